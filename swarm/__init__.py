@@ -1,0 +1,1 @@
+"""swarm: run language models that are too large for one machine, together."""

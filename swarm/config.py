@@ -1,0 +1,89 @@
+"""Every default of swarm, once. Times in seconds, sizes in bytes, lengths in positions unless the name says else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """How a peer joins the network."""
+
+    initial_peers: tuple[str, ...] = ()
+    host_maddrs: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1")
+    announce_maddrs: tuple[str, ...] = ()
+    identity_path: str | None = None
+    relay: bool = False
+    """Whether this peer relays for others (bootstrap peers do)."""
+    daemon_startup: float = 30.0
+    dial_timeout: float = 10.0
+    record_lifetime: float = 60.0
+    record_renewal: float = 20.0
+    record_max_bytes: int = 4096
+    record_max_lifetime: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """How a server serves."""
+
+    cache_bytes: int = 1024 * MIB
+    """Budget for KV cache and history together."""
+    history_share: float = 0.25
+    """History never takes more than this share of `cache_bytes`."""
+    max_sessions: int = 256
+    max_sequences: int = 256
+    """Sequences that one session may hold at once."""
+    batch_positions: int = 1024
+    """Positions in one forward pass."""
+    chunk_positions: int = 256
+    """Positions that one sequence may put into one forward pass beside others."""
+    grace: float = 30.0
+    """How long a session lives on without a control stream."""
+    idle_expiry: float = 600.0
+    """KV cache untouched for so long is dropped; the session stays and is replayed."""
+    evict_after: float = 5.0
+    """When the cache is full, sessions idle for so long lose theirs."""
+    inbox_bytes: int = 16 * MIB
+    """Received but not yet sent on, per session; beyond it the server stops reading."""
+    open_timeout: float = 10.0
+    """How long a peer may take to say what a new stream is for."""
+    drain_timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """How a client keeps its sessions alive."""
+
+    max_wait: float | None = None
+    """How long a session waits for blocks without a server; None: for ever."""
+    view_refresh: float = 5.0
+    open_timeout: float = 10.0
+    """For opening a hop, preparing it, and hearing back."""
+    late_after: float = 1.0
+    """A step without a sign of life for so long is looked into."""
+    probe_interval: float = 0.5
+    silence: float = 3.0
+    """A hop that answers no probe for so long is taken for dead."""
+    stall: float = 5.0
+    """A link that moves nothing for so long though both its ends live is taken for broken."""
+    engine_stall: float = 30.0
+    """An engine that has work and does not move for so long is taken for hung."""
+    slowest_rate: float = 50_000.0
+    """Bytes per second below which a link counts as stalled."""
+    avoid_peer: float = 10.0
+    """First time that a failed peer is avoided; doubles with each failure."""
+    avoid_link: float = 30.0
+    max_avoid: float = 300.0
+    retry_base: float = 0.1
+    retry_max: float = 5.0
+    max_step_failures: int = 5
+    """Failures of compute on one and the same step before it is given up."""
+    chunk_positions: int = 256
+    """Positions in one frame of a long prompt."""
+
+
+FRAME_LIMIT = 64 * MIB
+CONTROL_FRAME_LIMIT = MIB

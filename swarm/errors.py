@@ -1,0 +1,137 @@
+"""Every error that swarm raises, as one tree.
+
+SwarmError
+├── InvalidInput              you passed something that cannot work; fix the argument (also a ValueError)
+│   └── ContextTooLong        prompt + new tokens exceed the model's context; nothing was computed
+├── ModelError
+│   ├── ModelNotFound         no such model, revision or file, or no access to it
+│   ├── BadCheckpoint         the files are there but broken, incomplete or of a refused format
+│   └── UnsupportedModel      this architecture cannot be cut into spans; the message says what is in the way
+├── NetworkError
+│   ├── DaemonFailed          p2pd did not start, or died; the message holds its log and what to do
+│   ├── PeerUnreachable       nobody answers at the peer's addresses
+│   ├── StreamClosed          the other side closed or lost the stream
+│   └── RecordRefused         a directory record is unsigned, forged, too big or too long-lived
+├── ProtocolError             the other side broke the protocol
+│   ├── MalformedFrame        bytes that are no valid message
+│   ├── FrameTooLarge         a frame above the limit of its protocol; it was not read
+│   └── Unauthorized          a peer acted on a session or a link that is not its own
+├── RemoteError               a server said no
+│   ├── ServerBusy            no room now; `retry_after` says when to ask again
+│   ├── SessionNotFound       the server does not know the session (restart, expiry); it is replayed
+│   ├── ContractMismatch      model, fingerprints, dtype or span differ from what the session needs
+│   └── ComputeFailed         the server's engine failed on this step
+├── MissingBlocks             `max_wait` passed and some blocks still have no server
+├── GenerationFailed          the same step failed on every server tried
+└── SessionClosed             the session was closed or cancelled while in use
+
+A failure of a server or of a link is not in this list of things that reach you: the session reroutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SwarmError(Exception):
+    """The root of all errors of swarm."""
+
+
+class InvalidInput(SwarmError, ValueError):
+    """An argument cannot work; the message says which and what to pass instead."""
+
+
+class ContextTooLong(InvalidInput):
+    """The sequence would exceed the model's context length; raised before any work begins."""
+
+
+class ModelError(SwarmError):
+    """Something is wrong with the model, not with the network."""
+
+
+class ModelNotFound(ModelError):
+    """No such model, revision or file, or no permission to read it."""
+
+
+class BadCheckpoint(ModelError):
+    """The checkpoint is incomplete, damaged, or in a format that is not read (pickle)."""
+
+
+class UnsupportedModel(ModelError):
+    """This architecture cannot be cut into spans; the message says what is in the way."""
+
+
+class NetworkError(SwarmError):
+    """Something is wrong between peers."""
+
+
+class DaemonFailed(NetworkError):
+    """p2pd did not start or died; the message says what was tried, what its log said and what to do."""
+
+
+class PeerUnreachable(NetworkError):
+    """No connection to the peer could be made at any of its addresses."""
+
+
+class StreamClosed(NetworkError):
+    """The stream ended: the other side closed it, or the connection was lost."""
+
+
+class RecordRefused(NetworkError):
+    """A directory record is unsigned, forged, expired, too large or claims too long a life."""
+
+
+class ProtocolError(SwarmError):
+    """The other side broke the protocol."""
+
+
+class MalformedFrame(ProtocolError):
+    """The bytes are no valid message of this protocol."""
+
+
+class FrameTooLarge(ProtocolError):
+    """The frame is above its protocol's limit; it was not read."""
+
+
+class Unauthorized(ProtocolError):
+    """A peer acted on a session, or as an upstream, that is not its own."""
+
+
+class RemoteError(SwarmError):
+    """A server said no."""
+
+
+class ServerBusy(RemoteError):
+    """The server has no room now. `retry_after`: seconds after which to ask again."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class SessionNotFound(RemoteError):
+    """The server does not know this session: it restarted, or the session expired."""
+
+
+class ContractMismatch(RemoteError):
+    """The server serves another model, other weights, another dtype or other blocks."""
+
+
+class ComputeFailed(RemoteError):
+    """The server's engine failed on this step."""
+
+
+class MissingBlocks(SwarmError):
+    """No server hosts some blocks, and `max_wait` has passed. `blocks`: half-open ranges without a server."""
+
+    def __init__(self, message: str, blocks: Sequence[tuple[int, int]] = ()) -> None:
+        super().__init__(message)
+        self.blocks = tuple(blocks)
+
+
+class GenerationFailed(SwarmError):
+    """The same step failed on every server that was tried; the last failure is the cause."""
+
+
+class SessionClosed(SwarmError):
+    """The session was closed or cancelled while it was in use."""

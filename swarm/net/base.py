@@ -1,0 +1,77 @@
+"""The network as everything above it sees it: a host that opens and serves streams, and a directory of records."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from swarm.types import ModelInfo, PeerId, ServerRecord
+
+
+class Stream(Protocol):
+    """An ordered, reliable, authenticated pair of message channels between two peers.
+
+    `peer_id` is the authenticated other side. `send` and `receive` may run concurrently with each other, but each
+    by one task at a time.
+    """
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    async def send(self, frame: bytes) -> None:
+        """Hand one frame to the transport; waits while its buffers are full.
+
+        Raises StreamClosed when the stream is gone.
+        """
+
+    async def receive(self, limit: int) -> bytes:
+        """The next frame, of at most `limit` bytes.
+
+        Raises StreamClosed at the end, FrameTooLarge (and resets the stream) above the limit, MalformedFrame on a
+        broken length.
+        """
+
+    def close(self) -> None:
+        """Close at once, both directions. Never raises; may be called twice."""
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+
+
+class Host(Protocol):
+    """A peer on the network."""
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Multiaddrs (each ending in /p2p/<peer id>) at which others can dial this host."""
+
+    async def open_stream(self, peer_id: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Stream:
+        """Dial `peer_id` (known, or at `addresses`) and open a stream. Raises PeerUnreachable."""
+
+    async def serve(self, protocol: str, handler: StreamHandler) -> None:
+        """Call `handler` for each stream that a peer opens under `protocol`; the stream is closed when it returns.
+
+        An exception in a handler closes that stream and is logged; nothing else is disturbed.
+        """
+
+    async def close(self) -> None:
+        """Close every stream, stop serving and leave the network."""
+
+
+class Directory(Protocol):
+    """The shared table of who hosts what. Records are signed by their owner; reads drop what does not verify."""
+
+    async def announce(self, record: ServerRecord, model: ModelInfo) -> ServerRecord:
+        """Publish (or renew) this peer's record until `record.expires`; returns it with `signed` filled in."""
+
+    async def withdraw(self, record: ServerRecord) -> None:
+        """Replace this peer's record by a tombstone that outlives it."""
+
+    async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
+        """All living records of a model with `blocks` blocks, in one read."""
+
+    async def models(self) -> list[ModelInfo]:
+        """The models that the swarm knows."""
