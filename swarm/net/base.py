@@ -75,3 +75,6 @@ class Directory(Protocol):
 
     async def models(self) -> list[ModelInfo]:
         """The models that the swarm knows."""
+
+    def verify(self, signed: bytes) -> ServerRecord:
+        """The record inside bytes that somebody showed (a record's `signed`). Raises RecordRefused."""

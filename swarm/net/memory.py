@@ -1,0 +1,396 @@
+"""A simulated network in memory: hosts, links that are slow, lossy or cut, peers that die or freeze, and its own clock.
+
+Everything runs on one event loop whose time is virtual: when nothing is ready the clock jumps to the next timer, so
+an hour of silence costs nothing and a run is the same each time for one seed. `run` refuses to wait for ever: a
+simulation in which nothing can happen any more raises `Deadlock`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import random
+import selectors
+from collections import deque
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from swarm.errors import FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed, SwarmError
+from swarm.net.base import StreamHandler
+from swarm.types import ModelInfo, PeerId, ServerRecord
+
+T = TypeVar("T")
+
+WINDOW = 1 << 20
+"""Bytes in flight or unread on one direction of a stream before `send` waits."""
+
+
+class Deadlock(RuntimeError):
+    """Nothing is ready and no timer is set: the simulation would wait for ever."""
+
+
+class _VirtualSelector(selectors.SelectSelector):
+    """A selector that never sleeps: it moves the loop's clock instead."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise Deadlock("every task waits and no timer is set")
+        self.now += max(timeout, 0.0)
+        return []
+
+
+class VirtualClockLoop(asyncio.SelectorEventLoop):
+    """An event loop whose `time()` starts at 0 and jumps from timer to timer. No sockets, no threads."""
+
+    def __init__(self) -> None:
+        self._virtual = _VirtualSelector()
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        return self._virtual.now
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` to its end in virtual time. Raises Deadlock when it can never end."""
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        return runner.run(main)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkConditions:
+    """One direction of a link. `delay`, `jitter` and `retransmit` in seconds, `rate` in bytes per second (None: no
+    limit), `loss`: share of frames that arrive `retransmit` later, as a lost packet does on a reliable stream."""
+
+    delay: float = 0.005
+    jitter: float = 0.0
+    rate: float | None = None
+    loss: float = 0.0
+    retransmit: float = 0.2
+
+
+class SimulatedNetwork:
+    """Hosts and the links between them. All randomness comes from `seed`."""
+
+    def __init__(self, seed: int = 0, conditions: LinkConditions | None = None) -> None:
+        self.random = random.Random(seed)
+        self.default = conditions or LinkConditions()
+        self.hosts: dict[PeerId, MemoryHost] = {}
+        self.records: dict[tuple[str, PeerId], ServerRecord] = {}
+        self.infos: dict[str, ModelInfo] = {}
+        self._conditions: dict[tuple[PeerId, PeerId], LinkConditions] = {}
+        self._cut: set[frozenset[PeerId]] = set()
+        self._frozen: set[PeerId] = set()
+        self.pipes: dict[_Pipe, None] = {}
+
+    def host(self, name: str) -> MemoryHost:
+        """A new host; `name` is its peer id. A name may be used again after its host was killed or closed."""
+        previous = self.hosts.get(name)
+        if previous is not None and previous.alive:
+            raise ValueError(f"a host named {name} is alive")
+        host = MemoryHost(self, name)
+        self.hosts[name] = host
+        return host
+
+    def directory(self, host: MemoryHost) -> MemoryDirectory:
+        """The directory as `host` reads and writes it."""
+        return MemoryDirectory(self, host)
+
+    def set_link(self, one: PeerId, other: PeerId, conditions: LinkConditions) -> None:
+        """Change both directions of a link; frames under way keep their arrival."""
+        self._conditions[one, other] = self._conditions[other, one] = conditions
+
+    def conditions(self, source: PeerId, target: PeerId) -> LinkConditions:
+        return self._conditions.get((source, target), self.default)
+
+    def kill(self, name: PeerId) -> None:
+        """The process dies: others see its streams end after one delay; nothing that it does arrives any more."""
+        self.hosts[name].die()
+
+    def freeze(self, name: PeerId) -> None:
+        """The process stops without closing anything: nothing reaches it, nothing leaves it, until `thaw`."""
+        self._frozen.add(name)
+
+    def thaw(self, name: PeerId) -> None:
+        self._frozen.discard(name)
+        self._release()
+
+    def cut(self, one: PeerId, other: PeerId, *, silent: bool = True) -> None:
+        """Cut a link: silently (frames wait for `mend`), or so that both ends notice and streams break."""
+        self._cut.add(frozenset((one, other)))
+        if not silent:
+            for host, peer in ((self.hosts[one], other), (self.hosts[other], one)):
+                host.drop_streams(peer)
+
+    def mend(self, one: PeerId, other: PeerId) -> None:
+        self._cut.discard(frozenset((one, other)))
+        self._release()
+
+    def is_frozen(self, name: PeerId) -> bool:
+        return name in self._frozen
+
+    def holds(self, source: PeerId, target: PeerId) -> bool:
+        """Whether frames from source to target have to wait now."""
+        return source in self._frozen or target in self._frozen or frozenset((source, target)) in self._cut
+
+    def _release(self) -> None:
+        for pipe in self.pipes:
+            pipe.arm()
+
+
+class _Pipe:
+    """One direction of a stream: frames under way, in order, each with its time of arrival."""
+
+    def __init__(self, network: SimulatedNetwork, source: PeerId, target: PeerId) -> None:
+        self.network = network
+        self.source = source
+        self.target = target
+        self.under_way: deque[tuple[float, bytes | None]] = deque()
+        self.arrived: deque[bytes] = deque()
+        self.pending = 0
+        self.sealed = False
+        self.closed = False
+        self._loop = asyncio.get_running_loop()
+        self._line_free = 0.0
+        self._last_arrival = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        network.pipes[self] = None
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+
+    def put(self, frame: bytes | None) -> None:
+        """Send a frame, or the end of the stream."""
+        self.pending += len(frame or b"")
+        self._last_arrival = max(self._last_arrival, self._arrival(frame))
+        self.under_way.append((self._last_arrival, frame))
+        self.arm()
+
+    def _arrival(self, frame: bytes | None) -> float:
+        link = self.network.conditions(self.source, self.target)
+        self._line_free = max(self._loop.time(), self._line_free)
+        if link.rate is not None:
+            self._line_free += len(frame or b"") / link.rate
+        late = link.retransmit if link.loss and self.network.random.random() < link.loss else 0.0
+        jitter = self.network.random.uniform(0.0, link.jitter) if link.jitter else 0.0
+        return self._line_free + link.delay + jitter + late
+
+    def arm(self) -> None:
+        """Set the timer for the next frame, unless the link holds frames back."""
+        if self._timer is None and self.under_way and not self.network.holds(self.source, self.target):
+            self._timer = self._loop.call_at(self.under_way[0][0], self._deliver)
+
+    def _deliver(self) -> None:
+        self._timer = None
+        if self.network.holds(self.source, self.target):
+            return
+        while self.under_way and self.under_way[0][0] <= self._loop.time():
+            self._arrive(self.under_way.popleft()[1])
+        self.arm()
+
+    def _arrive(self, frame: bytes | None) -> None:
+        if frame is None:
+            self.network.pipes.pop(self, None)
+            self.close()
+        elif not self.closed:
+            self.arrived.append(frame)
+            self._wake("_reader")
+
+    def close(self) -> None:
+        self.closed = True
+        self._wake("_reader")
+        self._wake("_writer")
+
+    async def get(self) -> bytes:
+        while not self.arrived:
+            if self.closed:
+                raise StreamClosed(f"the stream from {self.source} ended")
+            await self._sleep("_reader")
+        frame = self.arrived.popleft()
+        self.pending -= len(frame)
+        self._wake("_writer")
+        return frame
+
+    async def room(self) -> None:
+        while self.pending > WINDOW and not (self.closed or self.sealed):
+            await self._sleep("_writer")
+        if self.closed:
+            raise StreamClosed(f"the stream to {self.target} ended")
+
+    async def _sleep(self, side: str) -> None:
+        future = self._loop.create_future()
+        setattr(self, side, future)
+        try:
+            await future
+        finally:
+            setattr(self, side, None)
+
+    def _wake(self, side: str) -> None:
+        future = getattr(self, side)
+        if future is not None and not future.done():
+            future.set_result(None)
+
+
+class MemoryStream:
+    """One end of a simulated stream; satisfies `Stream`."""
+
+    def __init__(self, host: MemoryHost, peer_id: PeerId, outgoing: _Pipe, incoming: _Pipe) -> None:
+        self.host = host
+        self._peer_id = peer_id
+        self.outgoing = outgoing
+        self.incoming = incoming
+        host.streams[self] = None
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    async def send(self, frame: bytes) -> None:
+        if self.outgoing.sealed or self.outgoing.closed or not self.host.alive:
+            raise StreamClosed(f"the stream to {self._peer_id} is closed")
+        self.outgoing.put(bytes(frame))
+        await self.outgoing.room()
+
+    async def receive(self, limit: int) -> bytes:
+        frame = await self.incoming.get()
+        if len(frame) > limit:
+            self.close()
+            raise FrameTooLarge(f"a frame of {len(frame)} bytes from {self._peer_id}, above the limit of {limit}")
+        return frame
+
+    def close(self) -> None:
+        if self in self.host.streams:
+            self.outgoing.put(None)
+            self.drop()
+
+    def drop(self) -> None:
+        """End this side without a word to the other."""
+        self.host.streams.pop(self, None)
+        self.outgoing.sealed = True
+        self.outgoing._wake("_writer")
+        self.incoming.close()
+        self.incoming.arrived.clear()
+        self.host.network.pipes.pop(self.incoming, None)
+
+
+class MemoryHost:
+    """A peer of a simulated network; satisfies `Host`."""
+
+    def __init__(self, network: SimulatedNetwork, name: PeerId) -> None:
+        self.network = network
+        self._name = name
+        self.alive = True
+        self.streams: dict[MemoryStream, None] = {}
+        self._handlers: dict[str, StreamHandler] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failures: list[BaseException] = []
+        """What escaped from handlers; empty in a sound program."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._name
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return (f"/memory/{self._name}/p2p/{self._name}",)
+
+    async def open_stream(self, peer_id: PeerId, protocol: str, addresses: Sequence[str] = ()) -> MemoryStream:
+        delay = 2 * self.network.conditions(self._name, peer_id).delay
+        while self.network.holds(self._name, peer_id):
+            await self._wait_out(peer_id)
+        await asyncio.sleep(delay)
+        target = self.network.hosts.get(peer_id)
+        if not self.alive or target is None or not target.alive or protocol not in target._handlers:
+            raise PeerUnreachable(f"{peer_id} does not answer under {protocol}")
+        there = _Pipe(self.network, self._name, peer_id)
+        back = _Pipe(self.network, peer_id, self._name)
+        target._accept(protocol, MemoryStream(target, self._name, back, there))
+        return MemoryStream(self, peer_id, there, back)
+
+    async def _wait_out(self, peer_id: PeerId) -> None:
+        await asyncio.sleep(10.0)
+        if self.network.holds(self._name, peer_id):
+            raise PeerUnreachable(f"no answer from {peer_id} for 10 s")
+
+    async def serve(self, protocol: str, handler: StreamHandler) -> None:
+        self._handlers[protocol] = handler
+
+    def _accept(self, protocol: str, stream: MemoryStream) -> None:
+        task = asyncio.ensure_future(self._handle(self._handlers[protocol], stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, handler: StreamHandler, stream: MemoryStream) -> None:
+        try:
+            await handler(stream)
+        except SwarmError:
+            pass
+        except Exception as error:
+            self.failures.append(error)
+        finally:
+            stream.close()
+
+    def drop_streams(self, peer_id: PeerId) -> None:
+        for stream in [s for s in self.streams if s.peer_id == peer_id]:
+            stream.drop()
+
+    def die(self) -> None:
+        """End as a killed process does."""
+        self.alive = False
+        for stream in list(self.streams):
+            stream.close()
+        for task in self._tasks:
+            task.cancel()
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        self.die()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class MemoryDirectory:
+    """The directory of a simulated network; satisfies `Directory`. Only a record's owner may write it."""
+
+    def __init__(self, network: SimulatedNetwork, host: MemoryHost, delay: float = 0.01) -> None:
+        self.network = network
+        self.host = host
+        self.delay = delay
+
+    async def announce(self, record: ServerRecord, model: ModelInfo) -> ServerRecord:
+        await self._reach()
+        if record.peer_id != self.host.peer_id:
+            raise RecordRefused(f"{self.host.peer_id} cannot announce in the name of {record.peer_id}")
+        signed = hashlib.sha256(repr(dataclasses.replace(record, signed=b"")).encode()).digest()
+        record = dataclasses.replace(record, signed=signed)
+        self.network.records[record.model, record.peer_id] = record
+        self.network.infos[model.key] = model
+        return record
+
+    async def withdraw(self, record: ServerRecord) -> None:
+        await self._reach()
+        self.network.records.pop((record.model, self.host.peer_id), None)
+
+    async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
+        await self._reach()
+        return [r for r in self._living().values() if r.model == model and r.span.last <= blocks]
+
+    async def models(self) -> list[ModelInfo]:
+        await self._reach()
+        return list(self.network.infos.values())
+
+    def verify(self, signed: bytes) -> ServerRecord:
+        for record in self._living().values():
+            if record.signed == signed:
+                return record
+        raise RecordRefused("no living record was signed like this")
+
+    def _living(self) -> Mapping[tuple[str, PeerId], ServerRecord]:
+        now = asyncio.get_running_loop().time()
+        return {key: r for key, r in self.network.records.items() if r.expires > now}
+
+    async def _reach(self) -> None:
+        await asyncio.sleep(self.delay)
+        while self.network.is_frozen(self.host.peer_id):
+            await asyncio.sleep(0.1)
