@@ -1,0 +1,57 @@
+# `make demo` shows it, `make test` checks it; both install what they need into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+N ?= 100
+NAME ?=
+ARGS ?=
+
+.PHONY: help install test lint format demo chaos bench proto clean
+
+help:
+	@echo "make install        everything into .venv (a second run takes no time)"
+	@echo "make demo           a whole swarm on this machine: servers come and go, the text goes on"
+	@echo "make test           all tests; ARGS='-k name' selects"
+	@echo "make lint           ruff, mypy and the import contracts; make format rewrites"
+	@echo "make chaos N=100    N random failure scenarios on the simulated network"
+	@echo "make bench NAME=x   one benchmark against its baseline; without NAME lists them"
+	@echo "make proto          regenerate swarm/wire/swarm_pb2.py from swarm.proto"
+
+install: $(INSTALLED)
+
+# torch comes first and alone: it is the large download, and which build of it fits is the machine's own choice.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "swarm needs Python 3.11 or later: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: install
+	$(BIN)/python scripts/demo.py $(ARGS)
+
+chaos: install
+	$(BIN)/python scripts/chaos.py --scenarios $(N) $(ARGS)
+
+bench: install
+	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
+proto: install
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. swarm/wire/swarm.proto
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
