@@ -50,16 +50,18 @@ class Attach(_message.Message):
     def __init__(self, session: _Optional[bytes] = ...) -> None: ...
 
 class Prepare(_message.Message):
-    __slots__ = ("epoch", "sequences", "upstream", "downstream")
+    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     UPSTREAM_FIELD_NUMBER: _ClassVar[int]
     DOWNSTREAM_FIELD_NUMBER: _ClassVar[int]
+    RELAYED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     sequences: _containers.RepeatedCompositeFieldContainer[Sequence]
     upstream: str
     downstream: Downstream
-    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ...) -> None: ...
+    relayed: bool
+    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "length", "parent", "parent_length")

@@ -1,0 +1,314 @@
+"""The engine: one queue of work for the one device, computed batch by batch. It never waits for the network.
+
+Two engines share everything but where they run: `ThreadEngine` owns a thread (the server), `InlineEngine` runs on
+the event loop in simulated time (tests). Work of one session is computed in the order of submission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from swarm.errors import ComputeFailed
+from swarm.server.batching import Waiting, choose
+from swarm.types import Segment, SequenceKey, Span
+from swarm.wire import swarm_pb2 as pb
+from swarm.wire.rows import Buffer
+
+log = logging.getLogger(__name__)
+
+FORK, MOVE = pb.Operation.FORK, pb.Operation.MOVE
+
+
+class Runner(Protocol):
+    """What computes: the blocks of a span and the KV cache of every sequence. Called from one thread only."""
+
+    @property
+    def can_rollback(self) -> bool: ...
+
+    on_block: Callable[[], None] | None
+    """Called after each block of a forward pass: the heartbeat."""
+
+    def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
+        """Compute the rows of all segments through the blocks of `span`, appending to each sequence's KV cache."""
+
+    def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...
+    def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...
+    def truncate(self, sequence: SequenceKey, length: int) -> None: ...
+    def free(self, sequence: SequenceKey) -> None: ...
+    def bytes_held(self) -> int: ...
+    def bytes_per_token(self, span: Span) -> int: ...
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One step of one session: operations, then rows. `done` gets the outputs, or `failed` the error, on the loop."""
+
+    session: bytes
+    span: Span
+    segments: Sequence[Segment]
+    hidden: memoryview
+    done: Callable[[Buffer], None]
+    failed: Callable[[ComputeFailed], None]
+    operations: Sequence[pb.Operation] = ()
+    taken: int = 0
+    broken: bool = False
+    outputs: list[memoryview] = field(default_factory=list)
+
+    @property
+    def positions(self) -> int:
+        return sum(segment.count for segment in self.segments)
+
+
+@dataclass(slots=True)
+class _Share:
+    """The part of a work that takes part in one forward pass."""
+
+    work: Work
+    segments: list[Segment]
+    hidden: memoryview
+    last: bool
+
+
+def _cut(work: Work, positions: int) -> _Share:
+    """The next `positions` positions of a work."""
+    segments, skip, left = [], work.taken, positions
+    for segment in work.segments:
+        begin, skip = min(skip, segment.count), max(skip - segment.count, 0)
+        count = min(segment.count - begin, left)
+        if count:
+            segments.append(Segment(segment.sequence, segment.start + begin, count))
+            left -= count
+    row = len(work.hidden) // max(work.positions, 1)
+    hidden = work.hidden[work.taken * row : (work.taken + positions) * row]
+    return _Share(work, segments, hidden, work.taken + positions == work.positions)
+
+
+class Engine:
+    """The queue and the computing; subclasses decide where it runs."""
+
+    def __init__(self, runner: Runner, *, batch_positions: int = 1024, chunk_positions: int = 256) -> None:
+        self.runner = runner
+        self.batch_positions = batch_positions
+        self.chunk_positions = chunk_positions
+        self.beat = 0
+        self._queues: dict[bytes, deque[Work]] = {}
+        self._running = 0
+        runner.on_block = self._on_block
+
+    @property
+    def queue(self) -> int:
+        """Steps waiting or being computed."""
+        return sum(len(works) for works in self._queues.values()) + self._running
+
+    def submit(self, work: Work) -> None:
+        """Queue one step."""
+        raise NotImplementedError
+
+    def cancel(self, session: bytes) -> None:
+        """Forget the session's work that has not begun; its callbacks are not called."""
+        works = self._queues.pop(session, ())
+        begun = deque(work for work in works if work.taken or isinstance(work, _Action))
+        if begun:
+            self._queues[session] = begun
+
+    def act(self, session: bytes, action: Callable[[], None], done: Callable[[], None] = lambda: None) -> None:
+        """Run `action` where the runner lives, after the session's work that is queued by now."""
+        finish = lambda _: done()  # noqa: E731 - the outcome is the same for output and error
+        self.submit(_Action(session, Span(0, 1), (), memoryview(b""), finish, finish, action=action))
+
+    async def settle(self, session: bytes, action: Callable[[], None] = lambda: None) -> None:
+        """Forget the session's waiting work, let what has begun finish, then run `action` where the runner lives."""
+        self.cancel(session)
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def finish() -> None:
+            if not settled.done():
+                settled.set_result(None)
+
+        self.act(session, action, finish)
+        await settled
+
+    async def close(self) -> None:
+        """Stop computing; waiting work is forgotten."""
+
+    def _on_block(self) -> None:
+        self.beat += 1
+
+    def _enqueue(self, work: Work) -> None:
+        self._queues.setdefault(work.session, deque()).append(work)
+
+    def _take(self) -> list[_Share]:
+        """Choose the next batch from the oldest work of each session; sessions take turns."""
+        heads = [works[0] for works in self._queues.values()]
+        if not heads[0].segments:
+            return [self._share(heads[0], 0)]
+        heads = [work for work in heads if work.segments]
+        waiting = [Waiting(work.span, work.positions - work.taken) for work in heads]
+        grants = choose(waiting, self.batch_positions, self.chunk_positions)
+        return [self._share(heads[grant.index], grant.positions) for grant in grants]
+
+    def _share(self, work: Work, positions: int) -> _Share:
+        share = _cut(work, positions)
+        works = self._queues.pop(work.session)
+        if share.last:
+            works.popleft()
+        if works:
+            self._queues[work.session] = works
+        return share
+
+    def _compute(self, shares: list[_Share]) -> list[tuple[_Share, ComputeFailed | None]]:
+        """One forward pass for all; when it fails, each alone, so that one session's trouble stays its own."""
+        try:
+            self._forward(shares)
+            return [(share, None) for share in shares]
+        except Exception as error:
+            if len(shares) == 1:
+                return [(shares[0], self._broken(shares[0].work, error))]
+            log.warning("a pass over %d sessions failed (%r); each runs alone", len(shares), error)
+            return [self._compute_alone(share) for share in shares]
+
+    def _compute_alone(self, share: _Share) -> tuple[_Share, ComputeFailed | None]:
+        try:
+            # The failed pass may have appended to some blocks' caches: back to where the step began.
+            for segment in share.segments:
+                self.runner.truncate(segment.sequence, segment.start)
+            self._forward([share])
+            return share, None
+        except Exception as error:
+            return share, self._broken(share.work, error)
+
+    @staticmethod
+    def _broken(work: Work, error: Exception) -> ComputeFailed:
+        work.broken = True
+        log.error("a step of session %s failed", work.session.hex()[:8], exc_info=error)
+        return ComputeFailed(f"the engine failed: {type(error).__name__}: {error}")
+
+    def _forward(self, shares: list[_Share]) -> None:
+        for share in shares:
+            if share.work.broken:
+                raise RuntimeError("an earlier part of this step failed")
+            self._operate(share)
+        segments = [segment for share in shares for segment in share.segments]
+        if segments:
+            hidden = shares[0].hidden if len(shares) == 1 else memoryview(b"".join(s.hidden for s in shares))
+            output = self.runner.forward(shares[0].work.span, segments, hidden)
+            self._distribute(shares, output)
+        self.beat += 1
+
+    def _operate(self, share: _Share) -> None:
+        """Apply what comes before the rows of a step; once, also when the pass is repeated."""
+        operations, share.work.operations = share.work.operations, ()
+        session = share.work.session
+        for operation in operations:
+            source, target = (session, operation.source), (session, operation.target)
+            if operation.kind == FORK:
+                self.runner.fork(source, target, operation.length)
+            elif operation.kind == MOVE:
+                self.runner.move(source, target, operation.length)
+            else:
+                self.runner.free(source)
+        if isinstance(share.work, _Action):
+            share.work.action()
+
+    @staticmethod
+    def _distribute(shares: list[_Share], output: memoryview) -> None:
+        begin = 0
+        for share in shares:
+            end = begin + len(share.hidden)
+            share.work.outputs.append(output[begin:end])
+            share.work.taken += sum(segment.count for segment in share.segments)
+            begin = end
+
+    def _report(self, results: list[tuple[_Share, ComputeFailed | None]]) -> None:
+        """Tell the sessions, on the event loop."""
+        for share, error in results:
+            work = share.work
+            if error is not None:
+                work.failed(error)
+            elif share.last:
+                work.done(work.outputs[0] if len(work.outputs) == 1 else b"".join(work.outputs))
+
+
+@dataclass(slots=True, eq=False)
+class _Action(Work):
+    """Something else to do where the runner lives, in turn with the session's work."""
+
+    action: Callable[[], None] = lambda: None
+
+
+class InlineEngine(Engine):
+    """An engine on the event loop, for simulations: a pass takes `seconds(positions)` of the loop's own time."""
+
+    def __init__(self, runner: Runner, *, seconds: Callable[[int], float] = lambda positions: 0.0, **options: Any) -> None:
+        super().__init__(runner, **options)
+        self._seconds = seconds
+        self._task: asyncio.Task[None] | None = None
+
+    def submit(self, work: Work) -> None:
+        self._enqueue(work)
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        while self._queues:
+            shares = self._take()
+            self._running = len(shares)
+            await asyncio.sleep(self._seconds(sum(s.count for share in shares for s in share.segments)))
+            results = self._compute(shares)
+            self._running = 0
+            self._report(results)
+        self._task = None
+
+    async def close(self) -> None:
+        self._queues.clear()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+class ThreadEngine(Engine):
+    """An engine in a thread of its own, woken by a condition variable; results return to the loop that made it."""
+
+    def __init__(self, runner: Runner, **options: Any) -> None:
+        super().__init__(runner, **options)
+        self._loop = asyncio.get_running_loop()
+        self._ready = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="swarm-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Work) -> None:
+        with self._ready:
+            self._enqueue(work)
+            self._ready.notify()
+
+    def cancel(self, session: bytes) -> None:
+        with self._ready:
+            super().cancel(session)
+
+    def _run(self) -> None:
+        while True:
+            with self._ready:
+                while not self._queues and not self._closed:
+                    self._ready.wait()
+                if self._closed:
+                    return
+                shares = self._take()
+                self._running = len(shares)
+            results = self._compute(shares)
+            self._running = 0
+            if not self._closed:
+                self._loop.call_soon_threadsafe(self._report, results)
+
+    async def close(self) -> None:
+        with self._ready:
+            self._closed = True
+            self._queues.clear()
+            self._ready.notify()
+        await asyncio.to_thread(self._thread.join)

@@ -1,0 +1,340 @@
+"""The streams of a server: who may open a session, what is read from whom, and when a session ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from swarm.config import CONTROL_FRAME_LIMIT, ServerConfig
+from swarm.errors import (
+    ContextTooLong,
+    ContractMismatch,
+    MalformedFrame,
+    ServerBusy,
+    SessionNotFound,
+    StreamClosed,
+    SwarmError,
+    Unauthorized,
+)
+from swarm.net.base import Host, Stream
+from swarm.server.budget import CacheBudget
+from swarm.server.engine import Engine
+from swarm.server.sessions import Session, Surroundings
+from swarm.types import ServerRecord, Span
+from swarm.wire import messages
+from swarm.wire import swarm_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+HELLO_LIMIT = 4096
+MAX_REPLIES = 1024
+"""Replies that a client may leave unread before it is hung up on."""
+
+TOLD_TO_CLIENT = (ServerBusy, SessionNotFound, ContextTooLong)
+"""Trouble with a step that the client must hear of, whoever sent the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What this server serves. `fingerprints`: 32 bytes a block; `row_bytes`: of one position's hidden state;
+    `max_positions`: 0 for no limit; `verify` checks a signed record and raises RecordRefused."""
+
+    model: str
+    span: Span
+    fingerprints: tuple[bytes, ...]
+    dtype: str
+    hidden_size: int
+    row_bytes: int
+    verify: Callable[[bytes], ServerRecord]
+    max_positions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the server is. `free_tokens`: positions of KV cache for its whole span."""
+
+    free_tokens: int
+    queue: int
+    sessions: int
+    kv_bytes: int
+    history_bytes: int
+
+
+class Handler:
+    """Serves sessions of one offer over a host."""
+
+    def __init__(self, *, host: Host, engine: Engine, offer: Offer, config: ServerConfig) -> None:
+        self.host = host
+        self.engine = engine
+        self.offer = offer
+        self.config = config
+        self.budget = CacheBudget(config.cache_bytes, config.history_share, config.evict_after)
+        self.sessions: dict[bytes, Session] = {}
+        self.draining = False
+        self._around = Surroundings(
+            host, engine, self.budget, config, offer.row_bytes, offer.max_positions, offer.verify, offer.model
+        )
+        self._deadline = 0.0
+        self._controls: dict[bytes, _Control] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Register the protocols and begin to watch for what expires."""
+        await self.host.serve(messages.CONTROL_PROTOCOL, self._serve_control)
+        await self.host.serve(messages.DATA_PROTOCOL, self._serve_data)
+        self._spawn(self._housekeeping())
+
+    def load(self) -> Load:
+        """How much is held and how much is free."""
+        per_token = max(self.engine.runner.bytes_per_token(self.offer.span), 1)
+        return Load(
+            free_tokens=self.budget.free_bytes // per_token,
+            queue=self.engine.queue,
+            sessions=len(self.sessions),
+            kv_bytes=self.budget.kv_bytes,
+            history_bytes=self.budget.history_bytes,
+        )
+
+    async def drain(self, timeout: float) -> None:
+        """Take no new sessions, ask the clients to move on, and return when all are gone or `timeout` s passed."""
+        self.draining = True
+        now = asyncio.get_running_loop().time()
+        self._deadline = now + timeout
+        for session in self.sessions.values():
+            session.tell(pb.ControlReply(leaving=pb.Leaving(deadline=timeout)))
+        while self.sessions and asyncio.get_running_loop().time() < self._deadline:
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        """End every session and stop."""
+        for session in list(self.sessions.values()):
+            self._end(session)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- control ----------------------------------------------------------------------------------------------
+
+    async def _serve_control(self, stream: Stream) -> None:
+        try:
+            session = await self._enter(stream)
+        except (StreamClosed, TimeoutError):
+            return
+        except SwarmError as error:
+            await stream.send(pb.ControlReply(failure=messages.failure(error)).SerializeToString())
+            return
+        control = _Control(session, stream)
+        self._controls[session.id] = control
+        try:
+            await control.run(self._opened(session))
+        except SwarmError as error:
+            log.debug("%s: control stream over: %s", session, error)
+        finally:
+            if self._controls.get(session.id) is control:
+                del self._controls[session.id]
+                self._detach(session, closed=control.said_close)
+
+    async def _enter(self, stream: Stream) -> Session:
+        """Read the first message of a control stream: a new session, or one that is taken up again."""
+        frame = await asyncio.wait_for(stream.receive(CONTROL_FRAME_LIMIT), self.config.open_timeout)
+        request = messages.decode(pb.ControlRequest, frame)
+        match request.WhichOneof("kind"):
+            case "open":
+                return self._open(messages.check_open(request.open), stream)
+            case "attach":
+                return self._owned(request.attach.session, stream)
+            case kind:
+                raise MalformedFrame(f"a control stream begins with open or attach, not {kind}")
+
+    def _open(self, message: pb.Open, stream: Stream) -> Session:
+        self._check_contract(message)
+        self._check_admission(message)
+        session = Session(message.session, stream.peer_id, Span(message.first, message.last), self._around)
+        self.sessions[session.id] = session
+        self.budget.holders.append(session)
+        log.info("%s: opened by %s", session, stream.peer_id)
+        return session
+
+    def _check_contract(self, message: pb.Open) -> None:
+        offer, span = self.offer, Span(message.first, message.last)
+        if message.session in self.sessions:
+            raise Unauthorized("this session id is taken")
+        if message.model != offer.model or not offer.span.covers(span):
+            raise ContractMismatch(f"this server hosts blocks {offer.span} of model {offer.model[:12]}")
+        if message.dtype != offer.dtype or message.hidden_size != offer.hidden_size:
+            raise ContractMismatch(f"this server computes {offer.dtype} with hidden size {offer.hidden_size}")
+        own = offer.fingerprints[span.first - offer.span.first : span.last - offer.span.first]
+        if any(mine[: len(theirs)] != theirs for mine, theirs in zip(own, message.fingerprints, strict=True)):
+            raise ContractMismatch("the weights of these blocks are not those that the session asks for")
+
+    def _check_admission(self, message: pb.Open) -> None:
+        if self.draining:
+            raise ServerBusy("this server is leaving", retry_after=60.0)
+        if len(self.sessions) >= self.config.max_sessions:
+            raise ServerBusy(f"{len(self.sessions)} sessions are open")
+        wanted = message.positions * self.engine.runner.bytes_per_token(Span(message.first, message.last))
+        if not self.budget.make_room(wanted, None, asyncio.get_running_loop().time()):
+            raise ServerBusy("the KV cache has no room for this session", retry_after=self.config.evict_after)
+
+    def _owned(self, session_id: bytes, stream: Stream) -> Session:
+        session = self.sessions.get(session_id)
+        if session is None:
+            raise SessionNotFound("no such session here")
+        if session.client != stream.peer_id:
+            raise Unauthorized("this session belongs to another peer")
+        return session
+
+    def _opened(self, session: Session) -> pb.ControlReply:
+        begin = self.offer.span.first
+        prints = self.offer.fingerprints[session.span.first - begin : session.span.last - begin]
+        opened = pb.Opened(
+            session=session.id,
+            can_rollback=self.engine.runner.can_rollback,
+            max_positions=self.offer.max_positions,
+            fingerprints=prints,
+        )
+        return pb.ControlReply(opened=opened)
+
+    def _detach(self, session: Session, *, closed: bool) -> None:
+        """The control stream is over: at once if the client said so, else after a time of grace."""
+        if closed or session.closed:
+            self._end(session)
+        else:
+            self._spawn(self._grace(session))
+
+    async def _grace(self, session: Session) -> None:
+        await asyncio.sleep(self.config.grace)
+        if session.id not in self._controls:
+            log.info("%s: its client has been gone for %.0f s", session, self.config.grace)
+            self._end(session)
+
+    def _end(self, session: Session) -> None:
+        if self.sessions.pop(session.id, None) is not None:
+            self.budget.holders.remove(session)
+        session.close()
+        control = self._controls.pop(session.id, None)
+        if control is not None:
+            control.stream.close()
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    async def _serve_data(self, stream: Stream) -> None:
+        session: Session | None = None
+        try:
+            frame = await asyncio.wait_for(stream.receive(HELLO_LIMIT), self.config.open_timeout)
+            data = messages.decode(pb.Data, frame)
+            if data.WhichOneof("kind") != "hello":
+                raise MalformedFrame("a data stream begins with a hello")
+            session = self._named(data.hello)
+            if data.hello.role == pb.Hello.RESULTS:
+                await session.serve_results(stream, data.hello.epoch)
+            else:
+                await session.feed(stream, data.hello.epoch)
+        except (StreamClosed, TimeoutError):
+            return
+        except SwarmError as error:
+            await self._refuse(stream, session, error)
+
+    def _named(self, hello: pb.Hello) -> Session:
+        session = self.sessions.get(hello.session)
+        if session is None:
+            raise SessionNotFound("no such session here")
+        return session
+
+    async def _refuse(self, stream: Stream, session: Session | None, error: SwarmError) -> None:
+        log.debug("data from %s refused: %s", stream.peer_id, error)
+        if session is not None and isinstance(error, TOLD_TO_CLIENT):
+            session.tell(pb.ControlReply(failure=messages.failure(error, session.epoch)))
+        await stream.send(pb.Data(failure=messages.failure(error)).SerializeToString())
+
+    # ---- life -------------------------------------------------------------------------------------------------
+
+    async def _housekeeping(self) -> None:
+        """Drop caches that nobody has used for long."""
+        while True:
+            await asyncio.sleep(min(self.config.idle_expiry / 4, 5.0))
+            horizon = asyncio.get_running_loop().time() - self.config.idle_expiry
+            for session in self.sessions.values():
+                if session.last_used < horizon and (session.kv_bytes or session.history_bytes):
+                    session.evict()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Control:
+    """A control stream: one task reads, one writes, one changes epochs, so that none waits for another."""
+
+    def __init__(self, session: Session, stream: Stream) -> None:
+        self.session = session
+        self.stream = stream
+        self.said_close = False
+        self._replies: asyncio.Queue[pb.ControlReply] = asyncio.Queue()
+        self._changes: asyncio.Queue[pb.ControlRequest] = asyncio.Queue(maxsize=16)
+        session.tell = self._tell
+
+    async def run(self, first: pb.ControlReply) -> None:
+        """Serve until the stream ends. Raises StreamClosed, ProtocolError."""
+        self._replies.put_nowait(first)
+        tasks = [asyncio.ensure_future(work) for work in (self._read(), self._write(), self._change())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self.session.tell == self._tell:
+                self.session.tell = lambda reply: None
+
+    async def _read(self) -> None:
+        while True:
+            request = messages.decode(pb.ControlRequest, await self.stream.receive(CONTROL_FRAME_LIMIT))
+            match request.WhichOneof("kind"):
+                case "probe":
+                    self._reply(progress=self.session.progress(request.probe.nonce))
+                case "prepare":
+                    if self.session.fence(messages.check_prepare(request.prepare).epoch):
+                        await self._changes.put(request)
+                case "resume":
+                    messages.check_resume(request.resume)
+                    await self._changes.put(request)
+                case "close":
+                    self.said_close = True
+                    return
+                case kind:
+                    raise MalformedFrame(f"{kind} may only be the first message of a control stream")
+
+    async def _change(self) -> None:
+        while True:
+            request = await self._changes.get()
+            try:
+                if request.WhichOneof("kind") == "prepare":
+                    have = await self.session.prepare(request.prepare)
+                    if have is not None:
+                        self._reply(have=have)
+                else:
+                    await self.session.resume(request.resume)
+            except SwarmError as error:
+                self._reply(failure=messages.failure(error, self.session.epoch))
+
+    async def _write(self) -> None:
+        while True:
+            reply = await self._replies.get()
+            await self.stream.send(reply.SerializeToString())
+
+    def _reply(self, **kind: Any) -> None:
+        self._tell(pb.ControlReply(**kind))
+
+    def _tell(self, reply: pb.ControlReply) -> None:
+        if self._replies.qsize() >= MAX_REPLIES:
+            self.stream.close()
+        else:
+            self._replies.put_nowait(reply)

@@ -1,0 +1,72 @@
+"""What a hop has computed and not yet handed on, in one epoch, and the task that hands it on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from swarm.net.base import Stream
+from swarm.wire import swarm_pb2 as pb
+from swarm.wire.rows import Buffer
+
+
+class Outbox:
+    """A queue of steps on their way out. `wanted_only`: the receiver is the client, which asked for certain rows.
+
+    `unsent` counts bytes accepted from upstream and not yet handed on; `room` waits while they are too many.
+    """
+
+    def __init__(self, row_bytes: int, limit: int, *, wanted_only: bool, on_sent: Callable[[pb.Step], None]) -> None:
+        self.row_bytes = row_bytes
+        self.limit = limit
+        self.wanted_only = wanted_only
+        self.unsent = 0
+        self._on_sent = on_sent
+        self._steps: deque[tuple[pb.Step, int]] = deque()
+        self._changed = asyncio.Event()
+
+    async def room(self) -> None:
+        """Wait until less than `limit` bytes are on their way."""
+        while self.unsent > self.limit:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def put(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], hidden: Buffer, nbytes: int) -> None:
+        """Queue what one step made of its `nbytes` of input."""
+        if self.wanted_only:
+            step = self._wanted(rows, hidden)
+        else:
+            step = pb.Step(operations=operations, rows=rows, hidden=bytes(hidden))
+        self._steps.append((step, nbytes))
+        self._changed.set()
+
+    def _wanted(self, rows: Sequence[pb.Rows], hidden: Buffer) -> pb.Step:
+        step, pieces, end = pb.Step(), [], 0
+        for row in rows:
+            end += row.count * self.row_bytes
+            if row.want:
+                pieces.append(hidden[end - row.want * self.row_bytes : end])
+            start = row.start + row.count - row.want
+            step.rows.add(sequence=row.sequence, start=start, count=row.want, want=row.want)
+        step.hidden = b"".join(pieces)
+        return step
+
+    async def drain(self, stream: Stream) -> None:
+        """Send for ever. Raises StreamClosed when the stream is lost."""
+        while True:
+            while not self._steps:
+                self._changed.clear()
+                await self._changed.wait()
+            step, nbytes = self._steps.popleft()
+            if step.hidden or not self.wanted_only:
+                await stream.send(self._frame(step))
+            self.unsent -= nbytes
+            self._changed.set()
+            self._on_sent(step)
+
+    def _frame(self, step: pb.Step) -> bytes:
+        if not self.wanted_only:
+            return pb.Data(step=step).SerializeToString()
+        rows = [row for row in step.rows if row.count]
+        return pb.Data(step=pb.Step(rows=rows, hidden=step.hidden)).SerializeToString()

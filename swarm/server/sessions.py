@@ -1,0 +1,435 @@
+"""One session as a hop holds it: the sequences, their history, who feeds it and whom it feeds, epoch by epoch.
+
+docs/protocol.md describes the state machine. Everything here runs on the event loop; computing happens in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from swarm.config import FRAME_LIMIT, ServerConfig
+from swarm.errors import (
+    ComputeFailed,
+    ContextTooLong,
+    MalformedFrame,
+    NetworkError,
+    ServerBusy,
+    SessionNotFound,
+    SwarmError,
+    Unauthorized,
+)
+from swarm.net.base import Host, Stream
+from swarm.server.budget import CacheBudget
+from swarm.server.engine import Engine, Work
+from swarm.server.manifest import Changes, reconcile
+from swarm.server.outbox import Outbox
+from swarm.types import PeerId, Segment, ServerRecord, Span
+from swarm.wire import messages
+from swarm.wire import swarm_pb2 as pb
+from swarm.wire.rows import Buffer, RowLog
+
+log = logging.getLogger(__name__)
+
+REPLAY_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all sessions of a server share."""
+
+    host: Host
+    engine: Engine
+    budget: CacheBudget
+    config: ServerConfig
+    row_bytes: int
+    max_positions: int
+    verify: Callable[[bytes], ServerRecord]
+    model: str
+
+
+class Session:
+    """A client's session on `span`. `tell` puts a reply on the control stream, if there is one."""
+
+    def __init__(self, id: bytes, client: PeerId, span: Span, around: Surroundings) -> None:
+        self.id = id
+        self.client = client
+        self.span = span
+        self.around = around
+        self.epoch = 0
+        self.lengths: dict[int, int] = {}
+        self.received: dict[int, int] = {}
+        self.forwarded: dict[int, int] = {}
+        self.history: dict[int, RowLog] = {}
+        self.kv_bytes = 0
+        self.history_bytes = 0
+        self.closed = False
+        self.tell: Callable[[pb.ControlReply], None] = lambda reply: None
+        self._upstream: PeerId = client
+        self._downstream: pb.Downstream | None = None
+        self._relayed = False
+        self._resumed = asyncio.Event()
+        self._outbox: Outbox | None = None
+        self._inputs: Stream | None = None
+        self._results: Stream | None = None
+        self._results_over = asyncio.Event()
+        self._sender: asyncio.Task[None] | None = None
+        self._generation = 0
+        self._bytes_per_token = around.engine.runner.bytes_per_token(span)
+        self.last_used = asyncio.get_running_loop().time()
+
+    def __str__(self) -> str:
+        return f"session {self.id.hex()[:8]} ({self.span})"
+
+    # ---- epochs -----------------------------------------------------------------------------------------------
+
+    def fence(self, epoch: int) -> bool:
+        """Begin a new epoch: from now on nothing of an older one is taken or sent. False if `epoch` is not newer."""
+        if epoch <= self.epoch or self.closed:
+            return False
+        self.epoch = epoch
+        self._hang_up()
+        return True
+
+    async def prepare(self, message: pb.Prepare) -> pb.Have | None:
+        """Hold nothing but what the client says is alive, and say what that is. None: a newer epoch has begun."""
+        engine = self.around.engine
+        await engine.settle(self.id)
+        if message.epoch != self.epoch:
+            return None
+        changes = reconcile(self.lengths, message.sequences, can_rollback=engine.runner.can_rollback)
+        await self._change(changes)
+        self._upstream = message.upstream or self.client
+        self._downstream = message.downstream if message.HasField("downstream") else None
+        self._relayed = message.relayed
+        return pb.Have(epoch=message.epoch, held=[self._held(s) for s in self.lengths])
+
+    def _held(self, sequence: int) -> pb.Held:
+        length = self.lengths[sequence]
+        return pb.Held(sequence=sequence, length=length, history=min(self.history[sequence].first, length))
+
+    async def resume(self, message: pb.Resume) -> None:
+        """Forget what the client wants computed again, send again what it wants sent again, and go on."""
+        if message.epoch != self.epoch or self._resumed.is_set():
+            return
+        cuts = [(p.sequence, p.position) for p in message.cuts if p.position < self.lengths.get(p.sequence, 0)]
+        await self._change(self._cuts(cuts))
+        if message.epoch != self.epoch:
+            return
+        self.received = dict(self.lengths)
+        self.forwarded = {s: length for s, length in self.lengths.items()}
+        self._outbox = Outbox(
+            self.around.row_bytes,
+            self.around.config.inbox_bytes,
+            wanted_only=self._downstream is None and not self._relayed,
+            on_sent=self._note_sent,
+        )
+        wants = {p.sequence: p.position for p in message.wants}
+        for replay in message.replays:
+            self._replay(replay.sequence, replay.position, wants.get(replay.sequence, messages.MAX_POSITION))
+        self._resumed.set()
+        if self._downstream is not None or self._results is not None:
+            self._start_sender()
+
+    def _cuts(self, cuts: Sequence[tuple[int, int]]) -> Changes:
+        rollback = self.around.engine.runner.can_rollback
+        gone = [s for s, position in cuts if position == 0 or not rollback]
+        frees = tuple(pb.Operation(kind=pb.Operation.FREE, source=s) for s in gone)
+        return Changes(frees, tuple((s, p) for s, p in cuts if s not in gone))
+
+    async def _change(self, changes: Changes) -> None:
+        """Apply changes to the KV cache, in turn with its work, then to lengths and history."""
+        runner, key = self.around.engine.runner, self.id
+
+        def apply() -> None:
+            for operation in changes.operations:
+                if operation.kind == pb.Operation.FORK:
+                    runner.fork((key, operation.source), (key, operation.target), operation.length)
+                else:
+                    runner.free((key, operation.source))
+            for sequence, length in changes.truncations:
+                runner.truncate((key, sequence), length)
+
+        if changes.operations or changes.truncations:
+            await self.around.engine.settle(self.id, apply)
+        for operation in changes.operations:
+            _operate(self.lengths, operation)
+            self._operate_history(operation)
+        for sequence, length in changes.truncations:
+            self.lengths[sequence] = length
+            self.history[sequence].truncate(length)
+        self.received = dict(self.lengths)
+        self._weigh()
+
+    def _replay(self, sequence: int, start: int, want_from: int) -> None:
+        """Queue outputs again out of history."""
+        log_, outbox = self.history.get(sequence), self._outbox
+        if log_ is None or outbox is None or not log_.first <= start <= log_.last:
+            raise MalformedFrame(f"the history of sequence {sequence} does not reach back to {start}")
+        self.forwarded[sequence] = start
+        for begin in range(start, log_.last, REPLAY_ROWS):
+            end = min(begin + REPLAY_ROWS, log_.last)
+            want = min(max(end - want_from, 0), end - begin)
+            rows = pb.Rows(sequence=sequence, start=begin, count=end - begin, want=want)
+            outbox.put((), (rows,), log_.read(begin, end), 0)
+
+    # ---- data in ----------------------------------------------------------------------------------------------
+
+    async def feed(self, stream: Stream, epoch: int) -> None:
+        """Take steps from the upstream until the stream ends or the epoch does. Errors go to the sender."""
+        if stream.peer_id != self._upstream or epoch != self.epoch:
+            raise Unauthorized(f"{stream.peer_id} is not the upstream of this session in epoch {epoch}")
+        self._inputs = stream
+        await self._resumed.wait()
+        while epoch == self.epoch:
+            data = messages.decode(pb.Data, await stream.receive(FRAME_LIMIT))
+            if data.WhichOneof("kind") != "step":
+                raise MalformedFrame("only steps may follow the hello")
+            if epoch == self.epoch:
+                await self._accept(messages.check_step(data.step, self.around.row_bytes), epoch)
+
+    async def _accept(self, step: pb.Step, epoch: int) -> None:
+        self.last_used = asyncio.get_running_loop().time()
+        known = [operation for operation in step.operations if _operate(self.received, operation)]
+        rows, hidden = self._fresh(step)
+        self._check_room(rows)
+        outbox = self._outbox
+        if outbox is None or not (rows or step.operations):
+            return
+        for row in rows:
+            self.received[row.sequence] = row.start + row.count
+        outbox.unsent += len(hidden)
+        self._submit(known, rows, hidden, outbox)
+        await outbox.room()
+
+    def _fresh(self, step: pb.Step) -> tuple[list[pb.Rows], memoryview]:
+        """The rows that are not held yet: what is a duplicate is cut off. Raises SessionNotFound on a gap."""
+        fresh, pieces, end, row_bytes = [], [], 0, self.around.row_bytes
+        hidden = memoryview(step.hidden)
+        for row in step.rows:
+            have = self.received.get(row.sequence, 0)
+            if row.start > have:
+                raise SessionNotFound(f"sequence {row.sequence} is held up to {have}, the step begins at {row.start}")
+            end += row.count * row_bytes
+            count = row.start + row.count - have
+            if count > 0:
+                fresh.append(pb.Rows(sequence=row.sequence, start=have, count=count, want=min(row.want, count)))
+                pieces.append(hidden[end - count * row_bytes : end])
+        whole = len(pieces) == 1 or sum(map(len, pieces)) == len(hidden)
+        if whole:
+            return fresh, hidden if len(pieces) != 1 else pieces[0]
+        return fresh, memoryview(b"".join(pieces))
+
+    def _check_room(self, rows: Sequence[pb.Rows]) -> None:
+        """Raises ContextTooLong or ServerBusy."""
+        limit, config = self.around.max_positions, self.around.config
+        for row in rows:
+            if limit and row.start + row.count > limit:
+                raise ContextTooLong(f"position {row.start + row.count} is beyond this model's {limit} positions")
+        if len(self.received) > config.max_sequences:
+            raise ServerBusy(f"more than {config.max_sequences} sequences in one session")
+        wanted = sum(row.count for row in rows) * self._bytes_per_token
+        if not self.around.budget.make_room(wanted, self, self.last_used):
+            raise ServerBusy("the KV cache is full", retry_after=config.evict_after)
+        self.kv_bytes += wanted
+
+    def _submit(self, operations: Sequence[pb.Operation], rows: list[pb.Rows], hidden: memoryview, box: Outbox) -> None:
+        epoch, generation = self.epoch, self._generation
+
+        def done(output: Buffer) -> None:
+            if generation != self._generation:
+                return
+            self._computed(operations, rows, output)
+            if box is self._outbox:
+                box.put(operations, rows, output, len(hidden))
+
+        def failed(error: ComputeFailed) -> None:
+            if generation == self._generation and epoch == self.epoch:
+                self._abandon(error)
+
+        segments = [Segment((self.id, row.sequence), row.start, row.count) for row in rows]
+        self.around.engine.submit(Work(self.id, self.span, segments, hidden, done, failed, operations))
+
+    def _computed(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], output: Buffer) -> None:
+        for operation in operations:
+            _operate(self.lengths, operation)
+            self._operate_history(operation)
+        begin, view = 0, memoryview(output)
+        for row in rows:
+            end = begin + row.count * self.around.row_bytes
+            self.lengths[row.sequence] = row.start + row.count
+            self._remember(row, view[begin:end])
+            begin = end
+        if operations:
+            self._weigh()
+        self.around.budget.trim_history()
+
+    def _remember(self, row: pb.Rows, output: Buffer) -> None:
+        log_ = self.history.get(row.sequence)
+        if log_ is None:
+            log_ = self.history[row.sequence] = RowLog(self.around.row_bytes, row.start)
+        if log_.last != row.start:
+            log_.clear(row.start)
+        log_.append(output)
+        self.history_bytes += len(output)
+
+    def _operate_history(self, operation: pb.Operation) -> None:
+        source = self.history.get(operation.source)
+        if operation.kind != pb.Operation.FREE and source is not None:
+            self.history[operation.target] = source.fork(operation.length)
+        if operation.kind != pb.Operation.FORK:
+            self.history.pop(operation.source, None)
+
+    def _abandon(self, error: SwarmError) -> None:
+        """A step could not be computed: forget the sequences, tell the client, take nothing more in this epoch."""
+        self._hang_up()
+        self._forget_all()
+        self.tell(pb.ControlReply(failure=messages.failure(error, self.epoch)))
+
+    # ---- data out ---------------------------------------------------------------------------------------------
+
+    async def serve_results(self, stream: Stream, epoch: int) -> None:
+        """The client reads here what this hop computes, until the epoch ends. Raises Unauthorized."""
+        if stream.peer_id != self.client or epoch != self.epoch or self._downstream is not None:
+            raise Unauthorized(f"{stream.peer_id} may not read the results of this session in epoch {epoch}")
+        self._results, over = stream, self._results_over
+        if self._resumed.is_set() and self._sender is None:
+            self._start_sender()
+        await over.wait()
+
+    def _start_sender(self) -> None:
+        self._sender = asyncio.ensure_future(self._send(self.epoch))
+
+    async def _send(self, epoch: int) -> None:
+        """Hand on what is computed; a link that breaks is reported to the client, who decides."""
+        try:
+            stream = self._results or await self._dial(epoch)
+            outbox = self._outbox
+            if outbox is None:
+                return
+            await self._until_broken(stream, outbox)
+        except SwarmError as error:
+            if epoch == self.epoch:
+                log.info("%s: the link onward is down: %s", self, error)
+                self._results_over.set()
+                self.tell(pb.ControlReply(link_down=pb.LinkDown(epoch=epoch, reason=str(error)[:500])))
+
+    async def _dial(self, epoch: int) -> Stream:
+        """Open the link to the next hop, at the addresses of its own signed record and nowhere else."""
+        target = self._downstream
+        if target is None:
+            raise NetworkError("there is nobody to send to")
+        record = self.around.verify(target.record)
+        if record.model != self.around.model:
+            raise Unauthorized(f"{record.peer_id} serves another model")
+        stream = await self.around.host.open_stream(record.peer_id, messages.DATA_PROTOCOL, record.addresses)
+        hello = pb.Hello(session=target.session, epoch=epoch, role=pb.Hello.INPUTS)
+        await stream.send(pb.Data(hello=hello).SerializeToString())
+        return stream
+
+    async def _until_broken(self, stream: Stream, outbox: Outbox) -> None:
+        """Send, and listen for the other side's last word at the same time."""
+        sending = asyncio.ensure_future(outbox.drain(stream))
+        listening = asyncio.ensure_future(_last_word(stream))
+        try:
+            done, _ = await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
+            (listening if listening in done else sending).result()
+        finally:
+            sending.cancel()
+            listening.cancel()
+            await asyncio.gather(sending, listening, return_exceptions=True)
+            stream.close()
+
+    def _note_sent(self, step: pb.Step) -> None:
+        for operation in step.operations:
+            _operate(self.forwarded, operation)
+        for row in step.rows:
+            self.forwarded[row.sequence] = row.start + row.count
+
+    # ---- the rest ---------------------------------------------------------------------------------------------
+
+    def progress(self, nonce: int) -> pb.Progress:
+        """How far each sequence has come here."""
+        self.last_used = asyncio.get_running_loop().time()
+        engine = self.around.engine
+        moved = [
+            pb.Moved(
+                sequence=sequence,
+                received=received,
+                computed=self.lengths.get(sequence, 0),
+                forwarded=self.forwarded.get(sequence, 0),
+            )
+            for sequence, received in self.received.items()
+        ]
+        return pb.Progress(nonce=nonce, epoch=self.epoch, beat=engine.beat, moved=moved, queue=engine.queue)
+
+    def drop_history(self) -> None:
+        for sequence, log_ in self.history.items():
+            log_.clear(self.lengths.get(sequence, 0))
+        self.history_bytes = 0
+
+    def evict(self) -> None:
+        """Give up the KV cache. The next step is answered as a gap, and replayed."""
+        log.info("%s: cache evicted after idling", self)
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._generation += 1
+        runner, gone = self.around.engine.runner, [(self.id, s) for s in {*self.lengths, *self.received}]
+
+        def free() -> None:
+            for key in gone:
+                runner.free(key)
+
+        self.around.engine.cancel(self.id)
+        self.around.engine.act(self.id, free)
+        for table in (self.lengths, self.received, self.forwarded, self.history):
+            table.clear()
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """Recount what is held; computed and still queued positions alike."""
+        positions = sum(max(self.lengths.get(s, 0), self.received.get(s, 0)) for s in {*self.lengths, *self.received})
+        self.kv_bytes = positions * self._bytes_per_token
+        self.history_bytes = sum(log_.nbytes for log_ in self.history.values())
+
+    def _hang_up(self) -> None:
+        self._outbox = None
+        self._resumed.set()
+        self._resumed = asyncio.Event()
+        self._results_over.set()
+        self._results_over = asyncio.Event()
+        if self._sender is not None:
+            self._sender.cancel()
+        for stream in (self._inputs, self._results):
+            if stream is not None:
+                stream.close()
+        self._sender = self._inputs = self._results = None
+
+    def close(self) -> None:
+        """Free everything at once."""
+        if not self.closed:
+            self.closed = True
+            self._hang_up()
+            self._forget_all()
+
+
+def _operate(lengths: dict[int, int], operation: pb.Operation) -> bool:
+    """Apply an operation to a table of lengths. False: its source is not held, and nothing was done."""
+    if operation.source not in lengths:
+        return False
+    if operation.kind != pb.Operation.FREE:
+        lengths[operation.target] = min(lengths[operation.source], operation.length)
+    if operation.kind != pb.Operation.FORK:
+        del lengths[operation.source]
+    return True
+
+
+async def _last_word(stream: Stream) -> None:
+    """Wait for the receiver's Failure or the end of the stream; raise what it was."""
+    data = messages.decode(pb.Data, await stream.receive(FRAME_LIMIT))
+    if data.WhichOneof("kind") == "failure":
+        raise messages.error_of(data.failure, stream.peer_id)
+    raise MalformedFrame(f"{stream.peer_id} sent something back on a link that goes one way")

@@ -1,0 +1,128 @@
+"""Frames to messages and back. Every byte that a stranger sent is checked here before anything acts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from swarm.errors import (
+    ComputeFailed,
+    ContextTooLong,
+    ContractMismatch,
+    MalformedFrame,
+    ProtocolError,
+    RemoteError,
+    ServerBusy,
+    SessionNotFound,
+    SwarmError,
+    Unauthorized,
+)
+from swarm.wire import swarm_pb2 as pb
+
+CONTROL_PROTOCOL = "/swarm/control/1.0.0"
+DATA_PROTOCOL = "/swarm/data/1.0.0"
+
+SESSION_BYTES = 16
+FINGERPRINT_BYTES = 8
+MAX_POSITION = 1 << 24
+MAX_SEQUENCES = 4096
+MAX_OPERATIONS = 8192
+
+M = TypeVar("M", bound=Message)
+
+_ERRORS: dict[pb.Failure.Code, type[SwarmError]] = {
+    pb.Failure.BUSY: ServerBusy,
+    pb.Failure.SESSION_NOT_FOUND: SessionNotFound,
+    pb.Failure.CONTRACT_MISMATCH: ContractMismatch,
+    pb.Failure.COMPUTE_FAILED: ComputeFailed,
+    pb.Failure.MALFORMED: MalformedFrame,
+    pb.Failure.UNAUTHORIZED: Unauthorized,
+    pb.Failure.GAP: SessionNotFound,
+    pb.Failure.TOO_LONG: ContextTooLong,
+}
+
+
+def decode(kind: type[M], frame: bytes) -> M:
+    """Parse one frame. Raises MalformedFrame when it is no `kind`, or holds none of its alternatives."""
+    message = kind()
+    try:
+        message.ParseFromString(frame)
+    except DecodeError as error:
+        raise MalformedFrame(f"{len(frame)} bytes are no {kind.__name__}") from error
+    if "kind" in kind.DESCRIPTOR.oneofs_by_name and message.WhichOneof("kind") is None:
+        raise MalformedFrame(f"a {kind.__name__} of no known kind")
+    return message
+
+
+def require(condition: bool, what: str) -> None:
+    """Raises MalformedFrame(what) unless the condition holds."""
+    if not condition:
+        raise MalformedFrame(what)
+
+
+def check_open(message: pb.Open) -> pb.Open:
+    """Bounds of an Open. Raises MalformedFrame."""
+    require(len(message.session) == SESSION_BYTES, f"a session id has {SESSION_BYTES} bytes")
+    require(message.first < message.last <= MAX_POSITION, f"{message.first}:{message.last} is no span")
+    require(len(message.fingerprints) == message.last - message.first, "one fingerprint a block")
+    require(all(len(f) == FINGERPRINT_BYTES for f in message.fingerprints), "a fingerprint has 8 bytes")
+    require(len(message.model) <= 256 and len(message.dtype) <= 32, "the model key or dtype is too long")
+    return message
+
+
+def check_prepare(message: pb.Prepare) -> pb.Prepare:
+    """Bounds of a Prepare. Raises MalformedFrame."""
+    require(len(message.sequences) <= MAX_SEQUENCES, "too many sequences")
+    require(all(s.length <= MAX_POSITION for s in message.sequences), "a sequence is too long")
+    require(_distinct(s.id for s in message.sequences), "a sequence is named twice")
+    require(len(message.upstream) <= 128, "the upstream is no peer id")
+    if message.HasField("downstream"):
+        require(len(message.downstream.session) == SESSION_BYTES, f"a session id has {SESSION_BYTES} bytes")
+    return message
+
+
+def check_resume(message: pb.Resume) -> pb.Resume:
+    """Bounds of a Resume. Raises MalformedFrame."""
+    for positions in (message.cuts, message.replays, message.wants):
+        require(len(positions) <= MAX_SEQUENCES, "too many sequences")
+        require(_distinct(p.sequence for p in positions), "a sequence is named twice")
+    return message
+
+
+def check_step(step: pb.Step, row_bytes: int) -> pb.Step:
+    """Bounds of a Step, and that its rows are as many as it says. Raises MalformedFrame."""
+    require(len(step.operations) <= MAX_OPERATIONS and len(step.rows) <= MAX_SEQUENCES, "too much in one step")
+    total = 0
+    for rows in step.rows:
+        require(rows.count > 0 and rows.want <= rows.count, "a step with empty or impossible rows")
+        require(rows.start + rows.count <= MAX_POSITION, "a position beyond any context")
+        total += rows.count
+    require(len(step.rows) < 2 or _distinct(r.sequence for r in step.rows), "a sequence is named twice")
+    require(total * row_bytes == len(step.hidden), f"{len(step.hidden)} bytes for {total} rows of {row_bytes}")
+    for operation in step.operations:
+        require(operation.length <= MAX_POSITION, "a position beyond any context")
+    return step
+
+
+def _distinct(ids: Iterable[int]) -> bool:
+    listed = list(ids)
+    return len(set(listed)) == len(listed)
+
+
+def failure(error: SwarmError, epoch: int = 0) -> pb.Failure:
+    """What goes over the wire for an error of ours; the most specific code that fits."""
+    code = next((c for c, kind in _ERRORS.items() if type(error) is kind), None)
+    if code is None:
+        code = pb.Failure.MALFORMED if isinstance(error, ProtocolError) else pb.Failure.UNKNOWN
+    retry = error.retry_after if isinstance(error, ServerBusy) else 0.0
+    return pb.Failure(code=code, message=str(error)[:1000], retry_after=retry, epoch=epoch)
+
+
+def error_of(message: pb.Failure, peer: str) -> SwarmError:
+    """The error that a peer's Failure stands for, with the peer named."""
+    text = f"{peer}: {message.message[:1000] or 'no reason given'}"
+    if message.code == pb.Failure.BUSY:
+        return ServerBusy(text, retry_after=min(max(message.retry_after, 0.0), 60.0))
+    return _ERRORS.get(message.code, RemoteError)(text)
