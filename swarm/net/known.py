@@ -1,0 +1,46 @@
+"""Through whom a peer joins when it was not told."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from importlib import resources
+
+from swarm.errors import InvalidInput
+
+VARIABLE = "SWARM_INITIAL_PEERS"
+
+_MULTIADDR = re.compile(r"(/[^/\s]+)+/p2p/[1-9A-HJ-NP-Za-km-z]{16,}(/.*)?")
+
+HOW_TO_BEGIN = f"""no peers to join through: give --initial-peers (or set {VARIABLE}).
+To begin a swarm of your own, run on a machine that others can reach:
+
+    swarm-bootstrap --host-maddrs /ip4/0.0.0.0/tcp/31337
+
+It prints the addresses to pass as --initial-peers."""
+
+
+def known_peers() -> tuple[str, ...]:
+    """The bootstrap peers that came with the package; may be none."""
+    text = resources.files("swarm.net").joinpath("known_peers.txt").read_text(encoding="utf-8")
+    return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+
+
+def initial_peers(given: Iterable[str] = (), environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Whom to join: those given, else those in SWARM_INITIAL_PEERS, else those that came with the package.
+
+    Each given text may hold several multiaddrs, separated by spaces or commas. The answer may be empty.
+    Raises InvalidInput for what is no multiaddr of a peer.
+    """
+    peers = _split(given) or _split([environment.get(VARIABLE, "")]) or known_peers()
+    for peer in peers:
+        if not _MULTIADDR.fullmatch(peer):
+            raise InvalidInput(
+                f"{peer!r} is not the address of a peer; it should look like /ip4/1.2.3.4/tcp/31337/p2p/12D3..."
+            )
+    return peers
+
+
+def _split(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(peer for text in texts for peer in re.split(r"[\s,]+", text) if peer)

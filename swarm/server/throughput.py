@@ -1,0 +1,69 @@
+"""How fast a loaded span computes, measured briefly before it is announced."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from swarm.server.engine import Runner
+from swarm.types import Segment, SequenceKey, Span
+
+PREFILL_POSITIONS = 128
+DECODE_STEPS = 16
+BUDGET = 2.0
+"""Seconds after which no further step is begun; at least one prefill and one decode step are made."""
+
+SEQUENCE: SequenceKey = (b"\0" * 16, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """`decode_ms`: milliseconds per block for one decode step; `prefill_rate`: positions per second through a block."""
+
+    decode_ms: float
+    prefill_rate: float
+
+
+def measure(
+    runner: Runner, span: Span, hidden_size: int, row_bytes: int, clock: Callable[[], float] = time.perf_counter
+) -> Throughput:
+    """Time a prefill of 128 positions and some decode steps of one sequence, alone on the device.
+
+    Call it where the runner may be called, before an engine owns it. The first pass warms up and is not counted.
+    """
+    deadline = clock() + BUDGET
+    row = _random_row(hidden_size, row_bytes)
+
+    def step(start: int, count: int) -> float:
+        began = clock()
+        runner.forward(span, [Segment(SEQUENCE, start, count)], row * count)
+        return clock() - began
+
+    try:
+        step(0, 1)
+        prefill = step(1, PREFILL_POSITIONS)
+        decode = [step(1 + PREFILL_POSITIONS, 1)]
+        while len(decode) < DECODE_STEPS and clock() < deadline:
+            decode.append(step(1 + PREFILL_POSITIONS + len(decode), 1))
+    finally:
+        runner.free(SEQUENCE)
+    return Throughput(
+        decode_ms=statistics.median(decode) * 1000.0 / len(span),
+        prefill_rate=PREFILL_POSITIONS * len(span) / max(prefill, 1e-9),
+    )
+
+
+def _random_row(hidden_size: int, row_bytes: int) -> bytes:
+    """One position of harmless numbers, so that a mixture of experts routes as it does at work.
+
+    Random bits would hold NaN. With 0x3c or 0xbc as the high byte they are within ±[1, 1.25) as float16 and within
+    ±[0.007, 0.032) as bfloat16 or float32.
+    """
+    rng = random.Random(0)
+    size = row_bytes // hidden_size
+    row = bytearray(rng.randbytes(row_bytes))
+    row[size - 1 :: size] = bytes(rng.choice((0x3C, 0xBC)) for _ in range(hidden_size))
+    return bytes(row)

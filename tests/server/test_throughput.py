@@ -1,0 +1,62 @@
+"""Measuring a span with a clock that the runner moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from swarm.server.throughput import SEQUENCE, measure
+from swarm.types import Segment, SequenceKey, Span
+
+
+class SlowRunner:
+    """Takes 10 ms for a pass and 1 ms for each position, whatever the span."""
+
+    can_rollback = True
+    on_block = None
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.now = 0.0
+        self.fails_at = fails_at
+        self.passes: list[Segment] = []
+        self.freed: list[SequenceKey] = []
+
+    def forward(self, span: Span, segments: Sequence[Segment], hidden: bytes) -> memoryview:
+        (segment,) = segments
+        assert len(hidden) == segment.count * 8
+        assert segment.start == sum(earlier.count for earlier in self.passes)
+        if len(self.passes) == self.fails_at:
+            raise RuntimeError("out of memory")
+        self.passes.append(segment)
+        self.now += 0.010 + 0.001 * segment.count
+        return memoryview(hidden)
+
+    def free(self, sequence: SequenceKey) -> None:
+        self.freed.append(sequence)
+
+    def clock(self) -> float:
+        return self.now
+
+
+def test_milliseconds_are_per_block_and_positions_per_second_through_one_block() -> None:
+    runner = SlowRunner()
+    result = measure(runner, Span(4, 8), hidden_size=4, row_bytes=8, clock=runner.clock)
+    assert result.decode_ms == pytest.approx(11.0 / 4)
+    assert result.prefill_rate == pytest.approx(128 * 4 / 0.138)
+    assert runner.freed == [SEQUENCE]
+
+
+def test_a_slow_machine_is_measured_briefly() -> None:
+    runner = SlowRunner()
+    runner.now = 0.0
+    ticks = iter(range(0, 1000, 3))
+    measure(runner, Span(0, 1), hidden_size=4, row_bytes=8, clock=lambda: float(next(ticks)))
+    assert len(runner.passes) == 3
+
+
+def test_what_a_failed_measurement_held_is_freed() -> None:
+    runner = SlowRunner(fails_at=1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        measure(runner, Span(0, 1), hidden_size=4, row_bytes=8, clock=runner.clock)
+    assert runner.freed == [SEQUENCE]
