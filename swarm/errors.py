@@ -20,7 +20,8 @@ SwarmError
 │   ├── ServerBusy            no room now; `retry_after` says when to ask again
 │   ├── SessionNotFound       the server does not know the session (restart, expiry); it is replayed
 │   ├── ContractMismatch      model, fingerprints, dtype or span differ from what the session needs
-│   └── ComputeFailed         the server's engine failed on this step
+│   ├── ComputeFailed         the server's engine failed on this step
+│   └── FrameRejected         the server calls our frame malformed or unauthorised: a bug, here or there
 ├── MissingBlocks             `max_wait` passed and some blocks still have no server
 ├── GenerationFailed          the same step failed on every server tried
 └── SessionClosed             the session was closed or cancelled while in use
@@ -119,6 +120,10 @@ class ContractMismatch(RemoteError):
 
 class ComputeFailed(RemoteError):
     """The server's engine failed on this step."""
+
+
+class FrameRejected(RemoteError):
+    """The server says that we broke the protocol: a bug in this client, or in that server."""
 
 
 class MissingBlocks(SwarmError):

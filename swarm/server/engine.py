@@ -245,7 +245,9 @@ class _Action(Work):
 class InlineEngine(Engine):
     """An engine on the event loop, for simulations: a pass takes `seconds(positions)` of the loop's own time."""
 
-    def __init__(self, runner: Runner, *, seconds: Callable[[int], float] = lambda positions: 0.0, **options: Any) -> None:
+    def __init__(
+        self, runner: Runner, *, seconds: Callable[[int], float] = lambda positions: 0.0, **options: Any
+    ) -> None:
         super().__init__(runner, **options)
         self._seconds = seconds
         self._task: asyncio.Task[None] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Handler:
         self._around = Surroundings(
             host, engine, self.budget, config, offer.row_bytes, offer.max_positions, offer.verify, offer.model
         )
-        self._deadline = 0.0
+        self._empty = asyncio.Event()
         self._controls: dict[bytes, _Control] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -101,12 +102,12 @@ class Handler:
     async def drain(self, timeout: float) -> None:
         """Take no new sessions, ask the clients to move on, and return when all are gone or `timeout` s passed."""
         self.draining = True
-        now = asyncio.get_running_loop().time()
-        self._deadline = now + timeout
         for session in self.sessions.values():
             session.tell(pb.ControlReply(leaving=pb.Leaving(deadline=timeout)))
-        while self.sessions and asyncio.get_running_loop().time() < self._deadline:
-            await asyncio.sleep(0.05)
+        if self.sessions:
+            self._empty.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), timeout)
 
     async def close(self) -> None:
         """End every session and stop."""
@@ -219,6 +220,8 @@ class Handler:
         control = self._controls.pop(session.id, None)
         if control is not None:
             control.stream.close()
+        if not self.sessions:
+            self._empty.set()
 
     # ---- data -------------------------------------------------------------------------------------------------
 

@@ -119,7 +119,7 @@ class Session:
         if message.epoch != self.epoch:
             return
         self.received = dict(self.lengths)
-        self.forwarded = {s: length for s, length in self.lengths.items()}
+        self.forwarded = dict(self.lengths)
         self._outbox = Outbox(
             self.around.row_bytes,
             self.around.config.inbox_bytes,

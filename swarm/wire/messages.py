@@ -11,6 +11,7 @@ from swarm.errors import (
     ComputeFailed,
     ContextTooLong,
     ContractMismatch,
+    FrameRejected,
     MalformedFrame,
     ProtocolError,
     RemoteError,
@@ -125,4 +126,6 @@ def error_of(message: pb.Failure, peer: str) -> SwarmError:
     text = f"{peer}: {message.message[:1000] or 'no reason given'}"
     if message.code == pb.Failure.BUSY:
         return ServerBusy(text, retry_after=min(max(message.retry_after, 0.0), 60.0))
+    if message.code in (pb.Failure.MALFORMED, pb.Failure.UNAUTHORIZED):
+        return FrameRejected(text)
     return _ERRORS.get(message.code, RemoteError)(text)

@@ -1,0 +1,206 @@
+"""The client's end of one hop: the control stream with its questions and answers, and the data streams."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from swarm.client.diagnosis import Moved, Report
+from swarm.client.resume import Holding, HopState
+from swarm.config import CONTROL_FRAME_LIMIT, ClientConfig
+from swarm.errors import ContractMismatch, MalformedFrame, PeerUnreachable, StreamClosed, SwarmError
+from swarm.net.base import Host, Stream
+from swarm.types import Hop
+from swarm.wire import messages
+from swarm.wire import swarm_pb2 as pb
+
+Event = pb.LinkDown | pb.Leaving | pb.Failure | SwarmError
+
+
+class HopLink:
+    """One open session at one server. `on_event(link, what)` hears what the server says unasked, or how it was lost."""
+
+    def __init__(self, host: Host, hop: Hop, config: ClientConfig, on_event: Callable[[HopLink, Event], None]) -> None:
+        self.hop = hop
+        self.session = os.urandom(messages.SESSION_BYTES)
+        self.lost = False
+        self.can_rollback = True
+        self.max_positions = 0
+        self.rtt_ms: float | None = None
+        self._host = host
+        self._config = config
+        self._on_event = on_event
+        self._stream: Stream | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._answer: asyncio.Future[pb.ControlReply] | None = None
+        self._probes: dict[int, float] = {}
+        self._nonce = 0
+        self._epoch = 0
+        self._progress: tuple[object, ...] = ()
+        self._moved: dict[int, Moved] = {}
+        self._changed = 0.0
+        self._heard = False
+
+    def __str__(self) -> str:
+        return f"{self.hop.span} at {self.hop.peer_id}"
+
+    # ---- control ----------------------------------------------------------------------------------------------
+
+    async def open(self, request: pb.Open) -> None:
+        """Open the session at the server. Raises PeerUnreachable, StreamClosed, or what the server answers."""
+        request.session = self.session
+        self._stream = await self._dial(messages.CONTROL_PROTOCOL)
+        self._reader = asyncio.ensure_future(self._read(self._stream))
+        reply = await self._ask(pb.ControlRequest(open=request), "opened")
+        self.can_rollback = reply.opened.can_rollback
+        self.max_positions = reply.opened.max_positions
+        short = [whole[: messages.FINGERPRINT_BYTES] for whole in reply.opened.fingerprints]
+        if short != list(request.fingerprints):
+            raise ContractMismatch(f"{self}: the fingerprints it opened with are not those that it announced")
+
+    async def attach(self) -> None:
+        """Take the session up again over a new control stream. Raises SessionNotFound and what `open` raises."""
+        self._stop_reading()
+        self._stream = await self._dial(messages.CONTROL_PROTOCOL)
+        self._reader = asyncio.ensure_future(self._read(self._stream))
+        await self._ask(pb.ControlRequest(attach=pb.Attach(session=self.session)), "opened")
+        self.lost = False
+
+    async def prepare(self, request: pb.Prepare) -> HopState:
+        """Begin an epoch at this hop; returns what it has. Raises as `open` does."""
+        self._epoch = request.epoch
+        reply = await self._ask(pb.ControlRequest(prepare=request), "have")
+        held = {h.sequence: Holding(h.length, min(h.history, h.length)) for h in reply.have.held}
+        self._moved, self._probes = {}, {}
+        self._heard = False
+        self._changed = asyncio.get_running_loop().time()
+        return HopState(held, self.can_rollback)
+
+    async def resume(self, request: pb.Resume) -> None:
+        """Tell the hop what to forget and what to send again; there is no answer."""
+        await self._say(pb.ControlRequest(resume=request))
+
+    async def probe(self) -> None:
+        """Ask how far it is; the answer changes `report`."""
+        self._nonce += 1
+        self._probes[self._nonce] = asyncio.get_running_loop().time()
+        await self._say(pb.ControlRequest(probe=pb.Probe(nonce=self._nonce)))
+
+    def report(self) -> Report:
+        """What it last said."""
+        return Report(min(self._probes.values(), default=None), self._changed, self._moved, self._heard)
+
+    async def _dial(self, protocol: str) -> Stream:
+        record = self.hop.server
+        opening = self._host.open_stream(record.peer_id, protocol, record.addresses)
+        try:
+            return await asyncio.wait_for(opening, self._config.open_timeout)
+        except TimeoutError:
+            raise PeerUnreachable(f"{self}: no connection within {self._config.open_timeout:.0f} s") from None
+
+    async def _say(self, request: pb.ControlRequest) -> None:
+        if self._stream is None:
+            raise StreamClosed(f"{self}: the control stream is closed")
+        await self._stream.send(request.SerializeToString())
+
+    async def _ask(self, request: pb.ControlRequest, kind: str) -> pb.ControlReply:
+        """Send a request and wait for the reply of its kind to it. Raises what the server answers instead."""
+        self._answer = asyncio.get_running_loop().create_future()
+        asked = asyncio.get_running_loop().time()
+        try:
+            await self._say(request)
+            reply = await asyncio.wait_for(self._answer, self._config.open_timeout)
+        except TimeoutError:
+            raise PeerUnreachable(f"{self}: no answer within {self._config.open_timeout:.0f} s") from None
+        finally:
+            self._answer = None
+        if reply.WhichOneof("kind") != kind:
+            raise MalformedFrame(f"{self}: answered with {reply.WhichOneof('kind')} instead of {kind}")
+        if kind == "opened":
+            self.rtt_ms = (asyncio.get_running_loop().time() - asked) * 1000.0
+        return reply
+
+    async def _read(self, stream: Stream) -> None:
+        try:
+            while True:
+                self._take(messages.decode(pb.ControlReply, await stream.receive(CONTROL_FRAME_LIMIT)))
+        except SwarmError as error:
+            self.lost = True
+            if self._answer is not None and not self._answer.done():
+                self._answer.set_exception(error)
+            else:
+                self._on_event(self, error)
+
+    def _take(self, reply: pb.ControlReply) -> None:
+        kind = reply.WhichOneof("kind")
+        waiting = self._answer is not None and not self._answer.done()
+        if kind == "progress":
+            self._note(reply.progress)
+        elif kind == "link_down":
+            self._event(reply.link_down.epoch, reply.link_down)
+        elif kind == "leaving":
+            self._on_event(self, reply.leaving)
+        elif kind == "failure" and not waiting:
+            self._event(reply.failure.epoch, reply.failure)
+        elif kind == "failure" and self._answer is not None and reply.failure.epoch in (0, self._epoch):
+            self._answer.set_exception(messages.error_of(reply.failure, str(self)))
+        elif waiting and self._answer is not None and (kind != "have" or reply.have.epoch == self._epoch):
+            self._answer.set_result(reply)
+
+    def _event(self, epoch: int, what: Event) -> None:
+        if epoch in (0, self._epoch):
+            self._on_event(self, what)
+
+    def _note(self, progress: pb.Progress) -> None:
+        now = asyncio.get_running_loop().time()
+        sent = self._probes.get(progress.nonce)
+        if sent is not None:
+            self.rtt_ms = (now - sent) * 1000.0
+        self._probes = {nonce: at for nonce, at in self._probes.items() if nonce > progress.nonce}
+        if progress.epoch != self._epoch:
+            return
+        moved = {m.sequence: Moved(m.received, m.computed, m.forwarded) for m in progress.moved}
+        if (progress.beat, moved) != self._progress or not self._heard:
+            self._progress, self._changed = (progress.beat, moved), now
+        self._moved, self._heard = moved, True
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    async def open_inputs(self, epoch: int) -> Stream:
+        """A stream on which steps go to this hop."""
+        return await self._open_data(epoch, pb.Hello.INPUTS)
+
+    async def open_results(self, epoch: int) -> Stream:
+        """A stream on which what this hop computes comes back."""
+        return await self._open_data(epoch, pb.Hello.RESULTS)
+
+    async def _open_data(self, epoch: int, role: Any) -> Stream:
+        stream = await self._dial(messages.DATA_PROTOCOL)
+        hello = pb.Hello(session=self.session, epoch=epoch, role=role)
+        await stream.send(pb.Data(hello=hello).SerializeToString())
+        return stream
+
+    # ---- the end ----------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Free the session at the server at once, if it still listens."""
+        try:
+            await asyncio.wait_for(self._say(pb.ControlRequest(close=pb.Close())), 1.0)
+        except (SwarmError, TimeoutError):
+            pass
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """Let go without a word: the server keeps the session for its time of grace."""
+        self.lost = True
+        self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        if self._reader is not None and self._reader is not asyncio.current_task():
+            self._reader.cancel()
+        if self._stream is not None:
+            self._stream.close()
+        self._reader = self._stream = None

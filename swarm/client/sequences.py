@@ -1,0 +1,198 @@
+"""What a client knows of its session's sequences: its own inputs, and the outputs it still waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from swarm.errors import InvalidInput, MalformedFrame
+from swarm.wire import swarm_pb2 as pb
+from swarm.wire.rows import RowLog
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """New positions of one sequence: their hidden states, and how many of the last outputs are wanted back."""
+
+    sequence: int
+    hidden: bytes
+    want: int
+
+
+@dataclass(slots=True)
+class _Sequence:
+    log: RowLog
+    parent: int = 0
+    parent_length: int = 0
+    missing: int | None = None
+    """The first position whose output is wanted and not there yet."""
+    outputs: list[bytes] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All sequences at one moment: the manifest of an epoch. `wanted`: first output still missing, or the length."""
+
+    logs: Mapping[int, RowLog]
+    wanted: Mapping[int, int]
+    manifest: tuple[pb.Sequence, ...]
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        return {sequence: log.last for sequence, log in self.logs.items()}
+
+    def steps(self, starts: Mapping[int, int], limit: int) -> Iterator[pb.Step]:
+        """The inputs from `starts` on again, in steps of at most `limit` positions."""
+        pieces = [
+            Piece(sequence, start, log.last - start, max(log.last - max(self.wanted[sequence], start), 0))
+            for sequence, log in self.logs.items()
+            if (start := starts.get(sequence, 0)) < log.last
+        ]
+        return pack(pieces, self.logs, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Positions `start` .. `start + count` of a sequence, the outputs of the last `want` wanted."""
+
+    sequence: int
+    start: int
+    count: int
+    want: int
+
+    def split(self, count: int) -> tuple[Piece, Piece]:
+        rest = self.count - count
+        head = Piece(self.sequence, self.start, count, max(self.want - rest, 0))
+        return head, Piece(self.sequence, self.start + count, rest, min(self.want, rest))
+
+
+def pack(pieces: Iterable[Piece], logs: Mapping[int, RowLog], limit: int) -> Iterator[pb.Step]:
+    """Steps of at most `limit` positions that carry all pieces in order."""
+    waiting = list(pieces)[::-1]
+    while waiting:
+        step, room, hidden = pb.Step(), limit, []
+        while waiting and room:
+            head, rest = waiting.pop(), None
+            if head.count > room:
+                head, rest = head.split(room)
+            step.rows.add(sequence=head.sequence, start=head.start, count=head.count, want=head.want)
+            hidden.append(logs[head.sequence].read(head.start, head.start + head.count))
+            room -= head.count
+            if rest is not None:
+                waiting.append(rest)
+        step.hidden = b"".join(hidden)
+        yield step
+
+
+class Sequences:
+    """The living sequences of one session."""
+
+    def __init__(self, row_bytes: int) -> None:
+        self.row_bytes = row_bytes
+        self._table: dict[int, _Sequence] = {}
+
+    def length(self, sequence: int) -> int:
+        """Positions issued so far; 0 for a sequence that does not exist yet."""
+        entry = self._table.get(sequence)
+        return entry.log.last if entry else 0
+
+    @property
+    def positions(self) -> int:
+        return sum(entry.log.last for entry in self._table.values())
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        """Positions issued, by sequence."""
+        return {sequence: entry.log.last for sequence, entry in self._table.items()}
+
+    def preview(self, operations: Sequence[pb.Operation]) -> dict[int, int]:
+        """The lengths after these operations.
+
+        Raises InvalidInput for a source that does not exist or is too short, and for a target that exists.
+        """
+        lengths = self.lengths
+        for operation in operations:
+            if operation.source not in lengths:
+                raise InvalidInput(f"there is no sequence {operation.source}")
+            if operation.kind != pb.Operation.FREE:
+                if operation.target in lengths:
+                    raise InvalidInput(f"sequence {operation.target} exists already")
+                if operation.length > lengths[operation.source]:
+                    raise InvalidInput(f"sequence {operation.source} has no {operation.length} positions")
+                lengths[operation.target] = operation.length
+            if operation.kind != pb.Operation.FORK:
+                del lengths[operation.source]
+        return lengths
+
+    def operate(self, operations: Sequence[pb.Operation]) -> None:
+        """Fork, move and free; `preview` said that it can be done."""
+        for operation in operations:
+            source = self._table[operation.source]
+            if operation.kind != pb.Operation.FREE:
+                twin = source.log.fork(operation.length)
+                self._table[operation.target] = _Sequence(twin, operation.source, operation.length)
+            if operation.kind != pb.Operation.FORK:
+                del self._table[operation.source]
+
+    def append(self, rows: Rows) -> Piece:
+        """Take new inputs; returns what has to be sent. The last `want` outputs count as missing from now on."""
+        entry = self._table.setdefault(rows.sequence, _Sequence(RowLog(self.row_bytes)))
+        start = entry.log.last
+        entry.log.append(rows.hidden)
+        entry.missing = entry.log.last - rows.want if rows.want else None
+        entry.outputs = []
+        return Piece(rows.sequence, start, entry.log.last - start, rows.want)
+
+    def pack(self, pieces: Sequence[Piece], limit: int) -> list[pb.Step]:
+        """The steps that carry these pieces."""
+        return list(pack(pieces, {piece.sequence: self._table[piece.sequence].log for piece in pieces}, limit))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an output that is wanted is missing."""
+        return any(entry.missing is not None for entry in self._table.values())
+
+    def deliver(self, step: pb.Step) -> bool:
+        """Take outputs that came back; what is there already, or not wanted, is dropped. True if something was new.
+
+        Raises MalformedFrame on a gap: outputs come in order.
+        """
+        begin, hidden, news = 0, memoryview(step.hidden), False
+        for row in step.rows:
+            end = begin + row.count * self.row_bytes
+            news |= self._deliver(row, hidden[begin:end])
+            begin = end
+        return news
+
+    def _deliver(self, row: pb.Rows, hidden: memoryview) -> bool:
+        entry = self._table.get(row.sequence)
+        if entry is None or entry.missing is None or row.start + row.count <= entry.missing:
+            return False
+        if row.start > entry.missing or row.start + row.count > entry.log.last:
+            raise MalformedFrame(f"outputs from {row.start} on, but {entry.missing} is the next that is missing")
+        entry.outputs.append(bytes(hidden[(entry.missing - row.start) * self.row_bytes :]))
+        entry.missing = row.start + row.count
+        if entry.missing == entry.log.last:
+            entry.missing = None
+        return True
+
+    def take(self, sequence: int) -> bytes:
+        """The outputs that were wanted, all there."""
+        entry = self._table[sequence]
+        outputs, entry.outputs = entry.outputs, []
+        return b"".join(outputs)
+
+    def give_up(self) -> None:
+        """Nobody waits for outputs any more."""
+        for entry in self._table.values():
+            entry.missing, entry.outputs = None, []
+
+    def snapshot(self) -> Snapshot:
+        """Everything as it is now."""
+        logs = {sequence: entry.log.fork(entry.log.last) for sequence, entry in self._table.items()}
+        wanted = {s: e.log.last if e.missing is None else e.missing for s, e in self._table.items()}
+        manifest = tuple(
+            pb.Sequence(id=s, length=e.log.last, parent=e.parent, parent_length=e.parent_length)
+            for s, e in self._table.items()
+        )
+        return Snapshot(logs, wanted, manifest)

@@ -1,0 +1,515 @@
+"""A generation's state along a route, which goes on whatever happens to the servers on it.
+
+docs/protocol.md describes the state machine. One task per session changes the route; whatever goes wrong is noted,
+coalesced, and answered by one new epoch: repair the route, ask every hop what it has, decide where each resumes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from swarm.client.chain import Chain
+from swarm.client.diagnosis import Fault, Suspect, find_suspect
+from swarm.client.link import Event, HopLink
+from swarm.client.resume import HopPlan, plan_resume
+from swarm.client.sequences import Rows, Sequences, Snapshot
+from swarm.client.view import View
+from swarm.config import ClientConfig
+from swarm.errors import (
+    ComputeFailed,
+    ContextTooLong,
+    FrameRejected,
+    GenerationFailed,
+    InvalidInput,
+    MissingBlocks,
+    ProtocolError,
+    RemoteError,
+    ServerBusy,
+    SessionClosed,
+    SessionNotFound,
+    StreamClosed,
+    SwarmError,
+)
+from swarm.net.base import Host
+from swarm.types import Route, Span
+from swarm.wire import messages
+from swarm.wire import swarm_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+COALESCE = 0.02
+"""Seconds in which reports of one incident come together before it is answered."""
+NOTICE_EVERY = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user may want to see: `kind` is route, rerouted or waiting; `text` says it in words."""
+
+    kind: str
+    text: str
+    route: Route | None = None
+
+
+class Session:
+    """A session of one model over `span`. All methods belong to the event loop; steps run one at a time.
+
+    `row_bytes`: bytes of one position's hidden state; `on_notice` hears of routes, reroutes and waiting.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        view: View,
+        span: Span,
+        *,
+        row_bytes: int,
+        config: ClientConfig,
+        on_notice: Callable[[Notice], None] = lambda notice: None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.view = view
+        self.span = span
+        self.row_bytes = row_bytes
+        self.config = config
+        self.reroutes = 0
+        self._host = host
+        self._on_notice = on_notice
+        self._random = rng or random.Random()
+        self._sequences = Sequences(row_bytes)
+        self._turn = asyncio.Lock()
+        self._waiter: asyncio.Future[None] | None = None
+        self._backlog: list[pb.Step] = []
+        self._epoch = 0
+        self._links: tuple[HopLink, ...] = ()
+        self._route: Route | None = None
+        self._chain: Chain | None = None
+        self._leaving: set[HopLink] = set()
+        self._link_failures: Counter[tuple[str, str]] = Counter()
+        self._step_failures = 0
+        self._broken_epoch = -1
+        self._setbacks = 0
+        self._last_sign = 0.0
+        self._trouble = asyncio.Event()
+        self._maintainer: asyncio.Task[None] | None = None
+        self._probing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def route(self) -> Route | None:
+        """The route in use, once there is one."""
+        return self._route
+
+    def length(self, sequence: int) -> int:
+        """Positions that the sequence holds."""
+        return self._sequences.length(sequence)
+
+    # ---- steps ------------------------------------------------------------------------------------------------
+
+    async def step(self, rows: Sequence[Rows], operations: Sequence[pb.Operation] = ()) -> list[bytes]:
+        """Apply `operations`, compute `rows` along the route, and return the outputs wanted of each.
+
+        Survives every failure of servers and links. Raises ContextTooLong and InvalidInput before any work,
+        MissingBlocks after `max_wait`, GenerationFailed when the same step fails on every server, SessionClosed.
+        """
+        async with self._turn:
+            self._check(rows, self._sequences.preview(operations))
+            self._sequences.operate(operations)
+            pieces = [self._sequences.append(row) for row in rows]
+            self._issue(self._sequences.pack(pieces, self.config.chunk_positions), operations)
+            try:
+                await self._results()
+                return [self._sequences.take(row.sequence) for row in rows]
+            finally:
+                self._sequences.give_up()
+                self._waiter = None
+
+    def _check(self, rows: Sequence[Rows], lengths: Mapping[int, int]) -> None:
+        if self._closed:
+            raise SessionClosed("the session is closed")
+        limit = self.view.model.context_length
+        for row in rows:
+            count, rest = divmod(len(row.hidden), self.row_bytes)
+            if rest or not count or row.want > count:
+                raise InvalidInput(f"{len(row.hidden)} bytes of which {row.want} rows of {self.row_bytes} are wanted")
+            total = lengths.get(row.sequence, 0) + count
+            if limit is not None and total > limit:
+                raise ContextTooLong(f"{total} positions are more than the {limit} of {self.view.model.name}")
+
+    def _issue(self, steps: list[pb.Step], operations: Sequence[pb.Operation]) -> None:
+        if operations:
+            first = steps[0] if steps else pb.Step()
+            first.operations.extend(operations)
+            steps = steps or [first]
+        if self._chain is not None:
+            self._chain.put(steps)
+        else:
+            self._backlog.extend(steps)
+            self._trouble.set()
+        if self._maintainer is None:
+            self._maintainer = asyncio.ensure_future(self._maintain())
+
+    async def _results(self) -> None:
+        """Wait for the wanted outputs; look into it when they are late."""
+        if not self._sequences.waiting:
+            return
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        self._last_sign = loop.time()
+        self._trouble.set() if self._chain is None else None
+        patience = self.config.late_after
+        while not waiter.done():
+            await asyncio.wait({waiter}, timeout=patience)
+            if not waiter.done() and self._chain is not None:
+                late = loop.time() - self._last_sign >= self.config.late_after
+                patience = self.config.probe_interval if late else self.config.late_after
+                if late:
+                    self._look_into(self._chain)
+        waiter.result()
+
+    def _on_result(self, step: pb.Step) -> None:
+        messages.check_step(step, self.row_bytes)
+        if self._sequences.deliver(step):
+            self._last_sign = asyncio.get_running_loop().time()
+            if self._setbacks:
+                self._forgive()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and not self._sequences.waiting:
+            self._step_failures = 0
+            waiter.set_result(None)
+
+    def _forgive(self) -> None:
+        """Outputs came: what is on the route works."""
+        self._setbacks = 0
+        for link in self._links:
+            self.view.peers.forgive(link.hop.peer_id)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+
+    # ---- what goes wrong --------------------------------------------------------------------------------------
+
+    def _look_into(self, chain: Chain) -> None:
+        """Ask every hop how far it is, and judge by what they last said."""
+        now = asyncio.get_running_loop().time()
+        frame = self.config.chunk_positions * self.row_bytes
+        reports = [link.report() for link in chain.links]
+        suspect = find_suspect(reports, self._sequences.lengths, now, self.config, frame)
+        if suspect is not None:
+            self._blame(chain, suspect)
+            return
+        for link in chain.links:
+            task = asyncio.ensure_future(_quietly(link.probe()))
+            self._probing.add(task)
+            task.add_done_callback(self._probing.discard)
+
+    def _blame(self, chain: Chain, suspect: Suspect) -> None:
+        index = min(suspect.index, len(chain.links) - 1)
+        link, inner = chain.links[index], 0 < suspect.index < len(chain.links)
+        log.warning("suspecting %s: %s", link, suspect.reason)
+        now = asyncio.get_running_loop().time()
+        if suspect.fault is Fault.LINK and inner:
+            self.view.links.add((chain.links[index - 1].hop.peer_id, link.hop.peer_id), now)
+        else:
+            self._give_up_on(link)
+        self._break()
+
+    def _on_event(self, link: HopLink, event: Event) -> None:
+        """A hop says something unasked, or its control stream is lost."""
+        if link not in self._links:
+            return
+        log.info("%s: %s", link, event)
+        if isinstance(event, pb.Leaving):
+            self._on_leaving(link, event)
+        elif isinstance(event, pb.LinkDown):
+            self._on_link_down(link)
+        elif isinstance(event, pb.Failure):
+            self._on_failure(link, messages.error_of(event, str(link)))
+        self._break()
+
+    def _on_leaving(self, link: HopLink, event: pb.Leaving) -> None:
+        self._leaving.add(link)
+        now = asyncio.get_running_loop().time()
+        self.view.peers.add(link.hop.peer_id, now, min(max(event.deadline, 1.0), 600.0))
+
+    def _on_link_down(self, link: HopLink) -> None:
+        index = self._links.index(link)
+        if index + 1 < len(self._links):
+            pair = link.hop.peer_id, self._links[index + 1].hop.peer_id
+            self._link_failures[pair] += 1
+            # Once may be chance, or the next hop's death, which its control stream tells; twice is the link.
+            if self._link_failures[pair] > 1:
+                self.view.links.add(pair, asyncio.get_running_loop().time())
+
+    def _on_failure(self, link: HopLink, error: SwarmError) -> None:
+        if isinstance(error, ServerBusy):
+            self._give_up_on(link, error.retry_after)
+        elif isinstance(error, ComputeFailed):
+            self._give_up_on(link)
+            self._count_failure(error)
+        elif isinstance(error, FrameRejected):
+            self._count_failure(error)
+        elif isinstance(error, ContextTooLong):
+            self._fail(error)
+
+    def _count_failure(self, error: SwarmError) -> None:
+        """What fails again and again on the same step is no server's fault: it ends."""
+        self._step_failures += 1
+        if self._step_failures >= self.config.max_step_failures:
+            failed = GenerationFailed(f"the same step failed {self._step_failures} times; the last failure: {error}")
+            failed.__cause__ = error
+            self._fail(failed)
+
+    def _on_broken(self, index: int, error: SwarmError) -> None:
+        """A data stream between a hop and this client failed."""
+        log.info("the data stream with hop %d failed: %s", index, error)
+        if isinstance(error, RemoteError | ContextTooLong):
+            self._on_failure(self._links[index], error)
+        elif isinstance(error, ProtocolError):
+            self._give_up_on(self._links[index])
+        self._break()
+
+    def _give_up_on(self, link: HopLink, seconds: float | None = None) -> None:
+        """This peer is not used for a while; its session is let go."""
+        self.view.peers.add(link.hop.peer_id, asyncio.get_running_loop().time(), seconds)
+        link.drop() if seconds is None else self._let_go(link)
+
+    def _let_go(self, link: HopLink) -> None:
+        task = asyncio.ensure_future(link.close())
+        self._probing.add(task)
+        task.add_done_callback(self._probing.discard)
+        link.lost = True
+
+    def _break(self) -> None:
+        """End this epoch's streams; the maintainer builds the next. Idle sessions wait for their next step."""
+        self._broken_epoch = self._epoch
+        if self._chain is not None:
+            self._chain.close()
+            self._chain = None
+        if self._waiter is not None or self._leaving:
+            self._trouble.set()
+
+    # ---- routes -----------------------------------------------------------------------------------------------
+
+    async def _maintain(self) -> None:
+        """The one task that changes the route."""
+        while True:
+            await self._trouble.wait()
+            if self._setbacks or self._epoch:
+                await asyncio.sleep(COALESCE)
+            self._trouble.clear()
+            try:
+                await self._establish()
+            except SwarmError as error:
+                self._fail(error)
+            except Exception as error:
+                log.exception("changing the route failed")
+                self._fail(error)
+
+    async def _establish(self) -> None:
+        """Try until the session runs again. Raises what nobody can mend, and MissingBlocks after `max_wait`."""
+        loop = asyncio.get_running_loop()
+        began, noticed, refresh = loop.time(), float("-inf"), self.config.view_refresh if self._epoch == 0 else 1.0
+        while self._chain is None:
+            try:
+                await self._pause()
+                await self.view.refresh(refresh)
+                self._setbacks += 1
+                await self._connect()
+            except MissingBlocks as error:
+                waited = loop.time() - began
+                if self.config.max_wait is not None and waited >= self.config.max_wait:
+                    raise MissingBlocks(f"{error} since {waited:.0f} s (max_wait)", error.blocks) from None
+                if loop.time() - noticed >= NOTICE_EVERY:
+                    noticed = loop.time()
+                    text = f"{error} of {self.view.model.name} since {waited:.0f} s; waiting for somebody to join"
+                    self._notice("waiting", text)
+                    log.warning("%s", text)
+                await asyncio.sleep(self.config.retry_base * 5)
+            except InvalidInput:
+                raise
+            except SwarmError as error:
+                log.info("this route does not work: %s", error)
+            refresh = self.config.retry_base
+
+    async def _pause(self) -> None:
+        """Wait longer with every attempt that brought nothing, with jitter so that clients do not march in step."""
+        if self._setbacks > 1:
+            longest = min(self.config.retry_base * 2 ** min(self._setbacks - 2, 10), self.config.retry_max)
+            await asyncio.sleep(longest * (0.5 + self._random.random() / 2))
+
+    async def _connect(self) -> None:
+        """One attempt: choose, open, prepare, decide, resume. Raises SwarmError after noting who failed."""
+        await self._reattach()
+        route = self._choose()
+        links = await self._open(route)
+        old, self._links, self._route = self._links, links, route
+        self._leaving &= set(links)
+        for link in old:
+            if link not in links:
+                self._let_go(link)
+        self._epoch += 1
+        self._backlog.clear()
+        snapshot = self._sequences.snapshot()
+        requests = self._prepares(route, links, snapshot)
+        states = await self._all(links, [link.prepare(r) for link, r in zip(links, requests, strict=True)])
+        plan = plan_resume(states, snapshot.wanted)
+        chain = Chain(route, links, self._epoch, self._on_result, self._on_broken)
+        try:
+            for index, error in await chain.open():
+                self._give_up_on(links[index])
+                raise error
+            resumes = [self._resume(p, snapshot) for p in plan.hops]
+            await self._all(links, [link.resume(r) for link, r in zip(links, resumes, strict=True)])
+            if self._broken_epoch == self._epoch:
+                raise StreamClosed("a link broke while the route was made")
+        except SwarmError:
+            chain.close()
+            raise
+        self._begin(chain, snapshot, plan.client_from)
+
+    def _begin(self, chain: Chain, snapshot: Snapshot, starts: Mapping[int, int]) -> None:
+        self._chain = chain
+        chain.put(snapshot.steps(starts, self.config.chunk_positions))
+        chain.put(self._backlog)
+        self._backlog.clear()
+        self.view.pin(chain.route)
+        self._last_sign = asyncio.get_running_loop().time()
+        self.reroutes += self._epoch > 1
+        self._notice("rerouted" if self._epoch > 1 else "route", str(chain.route))
+
+    def _choose(self) -> Route:
+        """Keep what lives; fill the gaps; else begin anew. A hop that leaves is kept only if nobody can follow it."""
+        positions = self._sequences.positions
+        if self._route is None:
+            return self.view.route(self.span, positions)
+        lost = {i for i, link in enumerate(self._links) if link.lost}
+        leaving = {i for i, link in enumerate(self._links) if link in self._leaving}
+        for gone in (lost | leaving, lost) if leaving else (lost,):
+            try:
+                return self.view.repair(self._route, gone, positions)
+            except MissingBlocks:
+                continue
+        return self.view.route(self.span, positions)
+
+    async def _reattach(self) -> None:
+        """A control stream that was lost may have been just that: take the session up again where the peer answers."""
+        lost = [link for link in self._links if link.lost]
+        now = asyncio.get_running_loop().time()
+        avoided = self.view.peers.now(now)
+        tries = [link for link in lost if link.hop.peer_id not in avoided and link not in self._leaving]
+        await asyncio.gather(*(self._try_attach(link) for link in tries))
+
+    async def _try_attach(self, link: HopLink) -> None:
+        try:
+            await asyncio.wait_for(link.attach(), self.config.silence)
+        except SessionNotFound:
+            link.drop()
+        except (SwarmError, TimeoutError) as error:
+            log.info("%s is gone: %s", link, error)
+            self._give_up_on(link)
+
+    async def _open(self, route: Route) -> tuple[HopLink, ...]:
+        """A link for every hop, those that are open as they are. All or nothing: on failure the new ones are closed."""
+        kept = {(link.hop.peer_id, link.hop.span): link for link in self._links if not link.lost}
+        links = [
+            kept.get((hop.peer_id, hop.span)) or HopLink(self._host, hop, self.config, self._on_event)
+            for hop in route.hops
+        ]
+        new = [link for link in links if link not in self._links]
+        try:
+            await self._all(new, [link.open(self._open_request(link)) for link in new])
+        except SwarmError:
+            for link in new:
+                self._let_go(link)
+            raise
+        for link in new:
+            if link.rtt_ms is not None:
+                self.view.measured(link.hop.peer_id, link.rtt_ms)
+        return tuple(links)
+
+    def _open_request(self, link: HopLink) -> pb.Open:
+        record, span = link.hop.server, link.hop.span
+        begin = record.span.first
+        return pb.Open(
+            model=self.view.model.key,
+            first=span.first,
+            last=span.last,
+            fingerprints=record.fingerprints[span.first - begin : span.last - begin],
+            dtype=self.view.dtype,
+            hidden_size=self.view.model.hidden_size,
+            positions=self._sequences.positions,
+        )
+
+    async def _all(self, links: Sequence[HopLink], asks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        """Ask all at once. Whoever fails is noted; the first failure is raised when all have answered."""
+        answers = await asyncio.gather(*asks, return_exceptions=True)
+        failures = [(link, a) for link, a in zip(links, answers, strict=True) if isinstance(a, BaseException)]
+        for link, error in failures:
+            if not isinstance(error, SwarmError):
+                raise error
+            seconds = error.retry_after if isinstance(error, ServerBusy) else None
+            if isinstance(error, SessionNotFound):
+                link.drop()
+            else:
+                self._give_up_on(link, seconds)
+        if failures:
+            raise failures[0][1]
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    def _prepares(self, route: Route, links: Sequence[HopLink], snapshot: Snapshot) -> list[pb.Prepare]:
+        """Who feeds whom in this epoch."""
+        requests = []
+        for index, following in enumerate([*links[1:], None]):
+            relayed = index in route.relayed_links
+            request = pb.Prepare(epoch=self._epoch, sequences=snapshot.manifest, relayed=relayed)
+            if index > 0 and index - 1 not in route.relayed_links:
+                request.upstream = links[index - 1].hop.peer_id
+            if following is not None and not relayed:
+                request.downstream.session = following.session
+                request.downstream.record = self.view.newest(following.hop.server).signed
+            requests.append(request)
+        return requests
+
+    def _resume(self, plan: HopPlan, snapshot: Snapshot) -> pb.Resume:
+        return pb.Resume(
+            epoch=self._epoch,
+            cuts=[pb.Position(sequence=s, position=p) for s, p in plan.cuts.items()],
+            replays=[pb.Position(sequence=s, position=p) for s, p in plan.replays.items()],
+            wants=[pb.Position(sequence=s, position=p) for s, p in snapshot.wanted.items()],
+        )
+
+    def _notice(self, kind: str, text: str) -> None:
+        self._on_notice(Notice(kind, text, self._route))
+
+    # ---- the end ----------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Free what the servers hold, at once. A step under way ends with SessionClosed."""
+        if self._closed:
+            return
+        self._closed = True
+        self._fail(SessionClosed("the session was closed"))
+        if self._maintainer is not None:
+            self._maintainer.cancel()
+            await asyncio.gather(self._maintainer, return_exceptions=True)
+        if self._chain is not None:
+            self._chain.close()
+            self._chain = None
+        await asyncio.gather(*(link.close() for link in self._links))
+        await asyncio.gather(*self._probing, return_exceptions=True)
+
+
+async def _quietly(asking: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(SwarmError):
+        await asking

@@ -1,0 +1,102 @@
+"""The swarm as this client last saw it: records, round trips, and what to keep away from for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from swarm.client.routing import Conditions, find_route, repair
+from swarm.config import ClientConfig
+from swarm.net.base import Directory
+from swarm.types import ModelInfo, PeerId, Route, ServerRecord, Span
+
+log = logging.getLogger(__name__)
+
+
+class Avoidance:
+    """Things to keep away from, each for a time that doubles with every failure and is forgotten after success."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self.first = first
+        self.longest = longest
+        self._until: dict[object, float] = {}
+        self._failures: dict[object, int] = {}
+
+    def add(self, thing: object, now: float, seconds: float | None = None) -> None:
+        failures = self._failures[thing] = self._failures.get(thing, 0) + 1
+        wait = min(self.first * 2 ** min(failures - 1, 16), self.longest) if seconds is None else seconds
+        self._until[thing] = max(self._until.get(thing, 0.0), now + wait)
+
+    def forgive(self, thing: object) -> None:
+        """It worked: the next failure counts as a first one."""
+        self._failures.pop(thing, None)
+        self._until.pop(thing, None)
+
+    def now(self, now: float) -> frozenset[object]:
+        self._until = {thing: until for thing, until in self._until.items() if until > now}
+        return frozenset(self._until)
+
+
+class View:
+    """One model in the swarm, shared by all sessions of a client on it."""
+
+    def __init__(self, directory: Directory, model: ModelInfo, dtype: str, config: ClientConfig) -> None:
+        self.directory = directory
+        self.model = model
+        self.dtype = dtype
+        self.config = config
+        self.pins: dict[int, bytes] = {}
+        self.rtt_ms: dict[PeerId, float] = {}
+        self.peers = Avoidance(config.avoid_peer, config.max_avoid)
+        self.links = Avoidance(config.avoid_link, config.max_avoid)
+        self.records: list[ServerRecord] = []
+        self._read_at = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
+
+    async def refresh(self, max_age: float) -> None:
+        """Read the directory again unless the last reading is at most `max_age` seconds old; readers share one."""
+        if asyncio.get_running_loop().time() - self._read_at <= max_age:
+            return
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.ensure_future(self._read())
+        await asyncio.shield(self._reading)
+
+    async def _read(self) -> None:
+        found = await self.directory.lookup(self.model.key, self.model.blocks)
+        self.records = [record for record in found if record.dtype == self.dtype]
+        self._read_at = asyncio.get_running_loop().time()
+
+    def conditions(self, positions: int) -> Conditions:
+        now = asyncio.get_running_loop().time()
+        return Conditions(
+            rtt_ms=self.rtt_ms,
+            default_rtt_ms=min(self.rtt_ms.values(), default=50.0),
+            avoid_peers=frozenset(str(peer) for peer in self.peers.now(now)),
+            avoid_links=frozenset(link for link in self.links.now(now) if isinstance(link, tuple)),
+            pins=self.pins,
+            positions=positions,
+        )
+
+    def route(self, span: Span, positions: int) -> Route:
+        """The best route now. Raises MissingBlocks."""
+        return find_route(self.records, span, self.conditions(positions))
+
+    def repair(self, route: Route, lost: Iterable[int], positions: int) -> Route:
+        """`route` with the hops at `lost` replaced. Raises MissingBlocks."""
+        return repair(route, lost, self.records, self.conditions(positions))
+
+    def newest(self, record: ServerRecord) -> ServerRecord:
+        """The server's record as last read; the one given where the directory has none (any more)."""
+        return next((r for r in self.records if r.peer_id == record.peer_id), record)
+
+    def measured(self, peer_id: PeerId, rtt_ms: float) -> None:
+        """Fold one measured round trip into the running estimate."""
+        self.rtt_ms[peer_id] = 0.7 * self.rtt_ms.get(peer_id, rtt_ms) + 0.3 * rtt_ms
+
+    def pin(self, route: Route) -> None:
+        """From now on only servers with these very weights count."""
+        for hop in route.hops:
+            record = hop.server
+            for block in hop.span:
+                self.pins.setdefault(block, record.fingerprints[block - record.span.first])
