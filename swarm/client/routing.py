@@ -6,6 +6,7 @@ either s also computed b - 1, or the hidden states come from the best server tha
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ def repair(route: Route, lost: Iterable[int], records: Sequence[ServerRecord], c
 
 def with_relays(hops: tuple[Hop, ...], conditions: Conditions) -> Route:
     """A route of these hops; links that are to be avoided, or lead from a peer to itself, go through the client."""
-    pairs = zip(hops, hops[1:], strict=False)
+    pairs = itertools.pairwise(hops)
     relayed = [
         i
         for i, (one, next_) in enumerate(pairs)

@@ -119,7 +119,7 @@ class Session:
         """Apply `operations`, compute `rows` along the route, and return the outputs wanted of each.
 
         Survives every failure of servers and links. Raises ContextTooLong and InvalidInput before any work,
-        MissingBlocks after `max_wait`, GenerationFailed when the same step fails on every server, SessionClosed.
+        MissingBlocks (or ServerBusy, or NetworkError) when that lasts for `max_wait`, GenerationFailed when the same step fails on every server, SessionClosed.
         """
         async with self._turn:
             self._check(rows, self._sequences.preview(operations))
@@ -317,7 +317,7 @@ class Session:
                 self._fail(error)
 
     async def _establish(self) -> None:
-        """Try until the session runs again. Raises what nobody can mend, and MissingBlocks after `max_wait`."""
+        """Try until the session runs again. Raises what nobody can mend, and whatever has lasted for `max_wait`."""
         loop = asyncio.get_running_loop()
         began, noticed, refresh = loop.time(), float("-inf"), self.config.view_refresh if self._epoch == 0 else 1.0
         while self._chain is None:
@@ -326,21 +326,26 @@ class Session:
                 await self.view.refresh(refresh)
                 self._setbacks += 1
                 await self._connect()
-            except MissingBlocks as error:
-                waited = loop.time() - began
-                if self.config.max_wait is not None and waited >= self.config.max_wait:
-                    raise MissingBlocks(f"{error} since {waited:.0f} s (max_wait)", error.blocks) from None
-                if loop.time() - noticed >= NOTICE_EVERY:
-                    noticed = loop.time()
-                    text = f"{error} of {self.view.model.name} since {waited:.0f} s; waiting for somebody to join"
-                    self._notice("waiting", text)
-                    log.warning("%s", text)
-                await asyncio.sleep(self.config.retry_base * 5)
             except InvalidInput:
                 raise
             except SwarmError as error:
-                log.info("this route does not work: %s", error)
+                waited = loop.time() - began
+                self._check_patience(error, waited)
+                if isinstance(error, MissingBlocks | ServerBusy) and loop.time() - noticed >= NOTICE_EVERY:
+                    noticed = loop.time()
+                    self._notice("waiting", f"{self.view.model.name}: {error}, since {waited:.0f} s; waiting")
+                if isinstance(error, MissingBlocks):
+                    await asyncio.sleep(self.config.retry_base * 5)
             refresh = self.config.retry_base
+
+    def _check_patience(self, error: SwarmError, waited: float) -> None:
+        """Raises the error once it has lasted for `max_wait`."""
+        log.info("no route after %.1f s: %s", waited, error)
+        if self.config.max_wait is None or waited < self.config.max_wait:
+            return
+        if isinstance(error, MissingBlocks):
+            raise MissingBlocks(f"{error}, since {waited:.0f} s (max_wait)", error.blocks) from None
+        raise error
 
     async def _pause(self) -> None:
         """Wait longer with every attempt that brought nothing, with jitter so that clients do not march in step."""
@@ -490,6 +495,7 @@ class Session:
         )
 
     def _notice(self, kind: str, text: str) -> None:
+        log.log(logging.WARNING if kind == "waiting" else logging.INFO, "%s", text)
         self._on_notice(Notice(kind, text, self._route))
 
     # ---- the end ----------------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ class SimulatedNetwork:
         self._conditions: dict[tuple[PeerId, PeerId], LinkConditions] = {}
         self._cut: set[frozenset[PeerId]] = set()
         self._frozen: set[PeerId] = set()
+        self._thaws: dict[PeerId, asyncio.Event] = {}
         self.pipes: dict[_Pipe, None] = {}
 
     def host(self, name: str) -> MemoryHost:
@@ -116,6 +117,7 @@ class SimulatedNetwork:
 
     def thaw(self, name: PeerId) -> None:
         self._frozen.discard(name)
+        self._thaws.pop(name, asyncio.Event()).set()
         self._release()
 
     def cut(self, one: PeerId, other: PeerId, *, silent: bool = True) -> None:
@@ -129,8 +131,10 @@ class SimulatedNetwork:
         self._cut.discard(frozenset((one, other)))
         self._release()
 
-    def is_frozen(self, name: PeerId) -> bool:
-        return name in self._frozen
+    async def thawed(self, name: PeerId) -> None:
+        """Wait while `name` is frozen."""
+        if name in self._frozen:
+            await self._thaws.setdefault(name, asyncio.Event()).wait()
 
     def holds(self, source: PeerId, target: PeerId) -> bool:
         """Whether frames from source to target have to wait now."""
@@ -392,5 +396,4 @@ class MemoryDirectory:
 
     async def _reach(self) -> None:
         await asyncio.sleep(self.delay)
-        while self.network.is_frozen(self.host.peer_id):
-            await asyncio.sleep(0.1)
+        await self.network.thawed(self.host.peer_id)

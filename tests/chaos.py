@@ -1,0 +1,258 @@
+"""Random fault schedules on the simulated network: what happens is drawn from a seed, what must come out is exact.
+
+A scenario is a swarm of servers with overlapping spans, one to three clients that each play a script of prefills,
+decodes, forks, crops and frees, and a schedule of faults: kills, restarts, freezes, cut links and peers, slow links,
+evictions, drains, joins. At its end servers for every block join, unless the scenario is one in which they do not:
+then `MissingBlocks`, or that everybody is full or out of reach, is the right end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from swarm.client.sequences import Rows
+from swarm.client.session import Session
+from swarm.config import ClientConfig, ServerConfig
+from swarm.errors import MissingBlocks, NetworkError, ServerBusy
+from swarm.net.memory import LinkConditions, run
+from swarm.server.engine import Runner
+from swarm.types import Segment, Span
+from swarm.wire import swarm_pb2 as pb
+from tests.simulation import ROW, ExactRunner, ForgetlessRunner, World, embed, token_of
+
+BLOCKS = 6
+HANG = 3600.0
+"""Seconds of simulated time after which a scenario counts as hung."""
+
+
+@dataclass(frozen=True)
+class Act:
+    """One thing a client does: feed `count` tokens (or decode as many), after forking, moving or freeing."""
+
+    kind: str
+    sequence: int
+    source: int = 0
+    length: int = 0
+    count: int = 0
+
+
+def draw_script(rng: random.Random, *, rollback: bool) -> list[Act]:
+    """Prefill, decode, and what beams, crops and new turns do to the sequences."""
+    lengths, script, fresh = {0: 0}, [Act("prefill", 0, count=rng.randint(1, 30))], 1
+    lengths[0] = script[0].count
+    for _ in range(rng.randint(6, 20)):
+        sequence = rng.choice(list(lengths))
+        kind = rng.choices(["decode", "prefill", "fork", "move", "free"], [8, 2, 2, 2 if rollback else 0, 1])[0]
+        if kind in ("decode", "prefill"):
+            count = rng.randint(1, 8 if kind == "decode" else 20)
+            lengths[sequence] += count
+            script.append(Act(kind, sequence, count=count))
+        elif kind == "free" and len(lengths) > 1:
+            del lengths[sequence]
+            script.append(Act(kind, sequence))
+        elif kind in ("fork", "move"):
+            length = rng.randint(1, lengths[sequence]) if rollback else lengths[sequence]
+            script.append(Act(kind, fresh, source=sequence, length=length))
+            lengths[fresh] = length
+            if kind == "move":
+                del lengths[sequence]
+            fresh += 1
+    return script
+
+
+async def play(script: Sequence[Act], feed: Callable[[int, list[bytes], list[pb.Operation]], object]) -> list[int]:
+    """Carry out a script; `feed(sequence, rows, operations)` computes and returns the last output. All tokens."""
+    tokens: list[int] = []
+    tails: dict[int, tuple[int, int]] = {}
+    operations: list[pb.Operation] = []
+    for act in script:
+        if act.kind in ("fork", "move"):
+            kind = pb.Operation.FORK if act.kind == "fork" else pb.Operation.MOVE
+            operations.append(pb.Operation(kind=kind, source=act.source, target=act.sequence, length=act.length))
+            tails[act.sequence] = (act.length, act.source * 31 + act.length)
+        elif act.kind == "free":
+            operations.append(pb.Operation(kind=pb.Operation.FREE, source=act.sequence))
+        else:
+            position, token = tails.get(act.sequence, (0, 7))
+            step = act.count if act.kind == "prefill" else 1
+            for _ in range(act.count // step):
+                rows = [embed(token + i, position + i) for i in range(step)]
+                output = await feed(act.sequence, rows, operations)  # type: ignore[misc]
+                operations = []
+                position, token = position + step, token_of(output)
+                tokens.append(token)
+            tails[act.sequence] = (position, token)
+    return tokens
+
+
+async def expected(script: Sequence[Act]) -> list[int]:
+    """What one process without a network computes."""
+    runner, lengths = ExactRunner(), {}
+
+    async def feed(sequence: int, rows: list[bytes], operations: list[pb.Operation]) -> bytes:
+        for op in operations:
+            source, target = (b"", op.source), (b"", op.target)
+            if op.kind == pb.Operation.FREE:
+                runner.free(source)
+                continue
+            runner.fork(source, target, op.length)
+            lengths[op.target] = op.length
+            if op.kind == pb.Operation.MOVE:
+                runner.free(source)
+        start = lengths.get(sequence, 0)
+        lengths[sequence] = start + len(rows)
+        segment = Segment((b"", sequence), start, len(rows))
+        return bytes(runner.forward(Span(0, BLOCKS), [segment], b"".join(rows)))
+
+    return await play(script, feed)
+
+
+async def through(session: Session, script: Sequence[Act]) -> list[int]:
+    """What the swarm computes."""
+
+    async def feed(sequence: int, rows: list[bytes], operations: list[pb.Operation]) -> bytes:
+        (output,) = await session.step([Rows(sequence, b"".join(rows), 1)], operations)
+        return output
+
+    return await play(script, feed)
+
+
+class Scenario:
+    """One seed's swarm, scripts and faults."""
+
+    def __init__(self, seed: int, make_runner: Callable[[], Runner] | None = None) -> None:
+        self.rng = rng = random.Random(seed)
+        self.rollback = rng.random() < 0.85
+        runner = make_runner or (ExactRunner if self.rollback else ForgetlessRunner)
+        delay = rng.choice([0.0005, 0.005, 0.05])
+        conditions = LinkConditions(delay=delay, jitter=delay * rng.random(), loss=rng.choice([0.0, 0.0, 0.02]))
+        small = rng.random() < 0.25
+        config = ServerConfig(
+            cache_bytes=rng.choice([4_000, 8_000]) if small else 1 << 20,
+            history_share=rng.choice([0.0, 0.05, 0.25]),
+            grace=rng.choice([1.0, 30.0]),
+            idle_expiry=rng.choice([2.0, 600.0]),
+            evict_after=0.5,
+        )
+        self.world = World(seed, blocks=BLOCKS, conditions=conditions, make_runner=runner, server_config=config)
+        self.scarce = rng.random() < 0.1
+        self.restored = asyncio.Event()
+        self.names = 0
+
+    async def play(self) -> str:
+        """Returns how it ended: `exact` or `missing`. Raises AssertionError on a wrong token or a hang."""
+        for span in self.draw_spans():
+            await self.join(span)
+        clients = self.rng.choice([1, 1, 2, 3])
+        scripts = [draw_script(self.rng, rollback=self.rollback) for _ in range(clients)]
+        faults = asyncio.ensure_future(self.faults())
+        try:
+            ends = await asyncio.wait_for(asyncio.gather(*(self.client(script) for script in scripts)), HANG)
+        except TimeoutError:
+            raise AssertionError("hung") from None
+        finally:
+            faults.cancel()
+            await asyncio.gather(faults, return_exceptions=True)
+        await self.settle()
+        return "missing" if "missing" in ends else "exact"
+
+    async def client(self, script: Sequence[Act]) -> str:
+        session = self.world.session(ClientConfig(max_wait=120.0 if self.scarce else None, chunk_positions=8))
+        await asyncio.sleep(self.rng.random())
+        try:
+            tokens = await through(session, script)
+        except (MissingBlocks, ServerBusy, NetworkError):
+            assert self.scarce, "blocks were missing though their servers joined"
+            return "missing"
+        finally:
+            await session.close()
+        assert tokens == await expected(script), "wrong tokens"
+        return "exact"
+
+    async def settle(self) -> None:
+        """After the sessions ended every byte must be free again."""
+        for name in list(self.world.network.hosts):
+            self.world.network.thaw(name)
+        for one in list(self.world.network.hosts):
+            for other in list(self.world.network.hosts):
+                if one < other:
+                    self.world.network.mend(one, other)
+        await asyncio.sleep(120.0)
+        for server in self.world.servers.values():
+            held = server.handler.load()
+            assert (held.sessions, held.kv_bytes, held.history_bytes) == (0, 0, 0), f"{server.name} still holds {held}"
+            assert server.handler.engine.runner.bytes_held() == 0, f"{server.name} leaks KV cache"
+        await self.world.close()
+
+    # ---- the swarm and what happens to it ---------------------------------------------------------------------
+
+    def draw_spans(self) -> list[Span]:
+        """Spans that cover every block, most of them more than once."""
+        spans = []
+        for _ in range(self.rng.choice([1, 2, 2, 3])):
+            cuts = sorted(self.rng.sample(range(1, BLOCKS), self.rng.randint(0, 2)))
+            spans += [Span(a, b) for a, b in zip([0, *cuts], [*cuts, BLOCKS], strict=True)]
+        return spans
+
+    async def join(self, span: Span) -> None:
+        self.names += 1
+        await self.world.add(f"s{self.names}", span, decode_ms=self.rng.uniform(0.5, 4.0))
+
+    async def faults(self) -> None:
+        """Faults for a while, then everything that is needed joins (or, in a scarce world, does not)."""
+        for _ in range(self.rng.randint(1, 6)):
+            await asyncio.sleep(self.rng.expovariate(3.0))
+            for _ in range(self.rng.choice([1, 1, 1, 2])):
+                if self.world.servers:
+                    await self.fault(self.rng.choice(list(self.world.servers)))
+        if not self.scarce:
+            await asyncio.sleep(self.rng.choice([0.0, 5.0, 90.0]))
+            for span in (Span(0, 2), Span(2, 4), Span(4, BLOCKS)):
+                await self.join(span)
+
+    async def fault(self, name: str) -> None:
+        rng, network, world = self.rng, self.world.network, self.world
+        peers = [p for p, host in network.hosts.items() if p != name and host.alive]
+        kind = rng.choice(["kill", "kill", "restart", "freeze", "link", "peer", "slow", "evict", "drain", "join"])
+        if kind == "kill":
+            await world.kill(name)
+        elif kind == "restart":
+            server = world.servers[name]
+            await world.kill(name)
+            await world.add(name, server.span)
+        elif kind == "freeze":
+            network.freeze(name)
+            self.later(lambda: network.thaw(name))
+        elif kind in ("link", "peer"):
+            for peer in peers if kind == "peer" else rng.sample(peers, 1) if peers else []:
+                network.cut(name, peer, silent=rng.random() < 0.5)
+                self.later(lambda peer=peer: network.mend(name, peer))
+        elif kind == "slow" and peers:
+            network.set_link(name, rng.choice(peers), LinkConditions(delay=rng.choice([0.2, 1.5]), rate=20_000))
+        elif kind == "evict":
+            for session in list(world.servers[name].handler.sessions.values()):
+                session.evict()
+        elif kind == "drain":
+            server = world.servers.pop(name)
+            server.tasks.append(asyncio.ensure_future(server.drain(rng.choice([1.0, 30.0]))))
+        else:
+            await self.join(rng.choice([Span(0, 3), Span(3, BLOCKS), Span(1, 5), Span(0, BLOCKS)]))
+
+    def later(self, mend: Callable[[], None]) -> None:
+        """A fault that passes; some take longer than anybody's patience."""
+        asyncio.get_running_loop().call_later(self.rng.choice([0.3, 2.0, 8.0, 60.0]), mend)
+
+
+def play_seed(seed: int, make_runner: Callable[[], Runner] | None = None) -> str:
+    """Play one seed's scenario to its end on a loop of its own."""
+
+    async def main() -> str:
+        return await Scenario(seed, make_runner).play()
+
+    return run(main())
+
+
+assert ROW.size == 8

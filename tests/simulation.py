@@ -1,0 +1,260 @@
+"""A whole swarm on the simulated network, with an engine whose every mistake shows.
+
+Each block's output is an integer hash of all inputs it has seen for the sequence: a lost, doubled, reordered or
+stale position changes every later token, without ties and without floats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from swarm.client.sequences import Rows
+from swarm.client.session import Notice, Session
+from swarm.client.view import View
+from swarm.config import ClientConfig, ServerConfig
+from swarm.net.memory import LinkConditions, MemoryDirectory, MemoryHost, SimulatedNetwork
+from swarm.server.engine import InlineEngine, Runner
+from swarm.server.handler import Handler, Offer
+from swarm.types import ModelInfo, Segment, SequenceKey, ServerRecord, ServerState, Span
+from swarm.wire.rows import Buffer
+
+ROW = struct.Struct("<Q")
+MASK = (1 << 64) - 1
+VOCABULARY = 997
+
+
+class ExactRunner:
+    """Computes blocks as hashes. Raises when a sequence does not go on exactly where it ended."""
+
+    can_rollback: bool = True
+
+    def __init__(self) -> None:
+        self.on_block: Callable[[], None] | None = None
+        self.states: dict[SequenceKey, dict[int, list[int]]] = {}
+        self.computed = 0
+
+    def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
+        inputs = [value for (value,) in ROW.iter_unpack(hidden)]
+        outputs: list[int] = []
+        for segment in segments:
+            rows, inputs = inputs[: segment.count], inputs[segment.count :]
+            outputs += self._through(span, segment, rows)
+        self.computed += len(outputs)
+        return memoryview(b"".join(map(ROW.pack, outputs)))
+
+    def _through(self, span: Span, segment: Segment, rows: list[int]) -> list[int]:
+        blocks = self.states.setdefault(segment.sequence, {})
+        for block in span:
+            past = blocks.setdefault(block, [])
+            if len(past) != segment.start:
+                raise AssertionError(f"{segment} does not continue the {len(past)} positions of block {block}")
+            state = past[-1] if past else block
+            after = []
+            for row in rows:
+                state = hash((state, row, block)) & MASK
+                after.append(state)
+            past += after
+            rows = after
+        return rows
+
+    def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
+        self.states[target] = {block: past[:length] for block, past in self.states[source].items()}
+
+    def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
+        self.fork(source, target, length)
+        del self.states[source]
+
+    def truncate(self, sequence: SequenceKey, length: int) -> None:
+        for past in self.states.get(sequence, {}).values():
+            del past[length:]
+
+    def free(self, sequence: SequenceKey) -> None:
+        self.states.pop(sequence, None)
+
+    def bytes_held(self) -> int:
+        return sum(8 * len(past) for blocks in self.states.values() for past in blocks.values())
+
+    def bytes_per_token(self, span: Span) -> int:
+        return 8 * len(span)
+
+
+class ForgetlessRunner(ExactRunner):
+    """Blocks with a running state, as in linear attention: no position can be taken back."""
+
+    can_rollback = False
+
+    def truncate(self, sequence: SequenceKey, length: int) -> None:
+        held = max((len(past) for past in self.states.get(sequence, {}).values()), default=0)
+        if length < held:
+            raise AssertionError("this state cannot roll back")
+
+
+@dataclass
+class SimulatedServer:
+    """A server as a process would be: host, engine, handler, announcements."""
+
+    world: World
+    name: str
+    span: Span
+    host: MemoryHost
+    directory: MemoryDirectory
+    handler: Handler
+    record: ServerRecord
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def runner(self) -> ExactRunner:
+        assert isinstance(self.handler.engine.runner, ExactRunner)
+        return self.handler.engine.runner
+
+    async def announce(self) -> None:
+        while True:
+            now = asyncio.get_running_loop().time()
+            load = self.handler.load()
+            self.record = replace(self.record, expires=now + 60.0, free_tokens=load.free_tokens, queue=load.queue)
+            await self.directory.announce(self.record, self.world.model)
+            await asyncio.sleep(20.0)
+
+    async def drain(self, timeout: float = 60.0) -> None:
+        self.tasks.pop().cancel()
+        self.record = replace(self.record, state=ServerState.DRAINING)
+        await self.directory.announce(self.record, self.world.model)
+        await self.handler.drain(timeout)
+        await self.directory.withdraw(self.record)
+        await self.stop()
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await self.handler.engine.close()
+        await self.handler.close()
+        await self.host.close()
+
+
+class World:
+    """A swarm of `blocks` blocks on a simulated network; all randomness from `seed`."""
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        blocks: int = 9,
+        conditions: LinkConditions | None = None,
+        make_runner: Callable[[], Runner] = ExactRunner,
+        server_config: ServerConfig | None = None,
+        step_seconds: Callable[[int], float] = lambda positions: 0.002 + 0.0002 * positions,
+    ) -> None:
+        self.network = SimulatedNetwork(seed, conditions)
+        self.random = random.Random(seed)
+        self.model = ModelInfo("model", "exact", blocks, 1, 4096)
+        self.servers: dict[str, SimulatedServer] = {}
+        self.clients: list[MemoryHost] = []
+        self.notices: list[Notice] = []
+        self.make_runner = make_runner
+        self.server_config = server_config or ServerConfig()
+        self.step_seconds = step_seconds
+        self._sessions: list[Session] = []
+
+    @property
+    def span(self) -> Span:
+        return Span(0, self.model.blocks)
+
+    async def add(self, name: str, span: Span, *, fingerprint: bytes = b"", decode_ms: float = 1.0) -> SimulatedServer:
+        """Start a server and wait until it is announced."""
+        host = self.network.host(name)
+        directory = self.network.directory(host)
+        prints = tuple(fingerprint.ljust(32, b"\0") or bytes(32) for _ in span)
+        offer = Offer("model", span, prints, "exact", 1, ROW.size, directory.verify, self.model.context_length or 0)
+        engine = InlineEngine(self.make_runner(), seconds=self.step_seconds)
+        handler = Handler(host=host, engine=engine, offer=offer, config=self.server_config)
+        await handler.start()
+        record = ServerRecord(
+            name, "model", span, tuple(p[:8] for p in prints), addresses=tuple(host.addresses), dtype="exact",
+            free_tokens=10_000, decode_ms=decode_ms,
+        )  # fmt: skip
+        server = SimulatedServer(self, name, span, host, directory, handler, record)
+        self.servers[name] = server
+        server.tasks.append(asyncio.ensure_future(server.announce()))
+        await asyncio.sleep(0.02)
+        return server
+
+    async def kill(self, name: str) -> None:
+        """As SIGKILL does; the record stays in the directory until it expires."""
+        server = self.servers.pop(name)
+        self.network.kill(name)
+        await server.stop()
+
+    def session(self, config: ClientConfig | None = None, name: str = "") -> Session:
+        """A session of a client of its own."""
+        host = self.network.host(name or f"client{len(self.clients)}")
+        self.clients.append(host)
+        config = config or ClientConfig()
+        view = View(self.network.directory(host), self.model, "exact", config)
+        session = Session(
+            host, view, self.span, row_bytes=ROW.size, config=config, on_notice=self.notices.append,
+            rng=random.Random(self.random.random()),
+        )  # fmt: skip
+        self._sessions.append(session)
+        return session
+
+    async def close(self) -> None:
+        """Stop everything. Raises what escaped from any handler."""
+        for session in self._sessions:
+            await session.close()
+        for server in list(self.servers.values()):
+            await server.stop()
+        for host in [*self.network.hosts.values()]:
+            await host.close()
+            if host.failures:
+                raise host.failures[0]
+
+
+def embed(token: int, position: int) -> bytes:
+    """The hidden state of a token."""
+    return ROW.pack(hash((token, position)) & MASK)
+
+
+def token_of(output: bytes) -> int:
+    """The next token, from the last row."""
+    return int(ROW.unpack(output[-ROW.size :])[0] % VOCABULARY)
+
+
+def reference(prompt: Sequence[int], count: int, blocks: int = 9) -> list[int]:
+    """What one process generates."""
+    runner, tokens, start = ExactRunner(), list(prompt), 0
+    while len(tokens) < len(prompt) + count:
+        rows = b"".join(embed(token, start + i) for i, token in enumerate(tokens[start:]))
+        output = runner.forward(Span(0, blocks), [Segment((b"", 0), start, len(tokens) - start)], rows)
+        start = len(tokens)
+        tokens.append(token_of(bytes(output)))
+    return tokens[len(prompt) :]
+
+
+async def generate(
+    session: Session,
+    prompt: Sequence[int],
+    count: int,
+    *,
+    sequence: int = 0,
+    on_token: Callable[[int], object] | None = None,
+) -> list[int]:
+    """What the swarm generates after a prompt that goes on where the sequence ends.
+
+    `on_token(i)` is called before token i is asked for; it may return a coroutine.
+    """
+    base = session.length(sequence)
+    tokens, sent = list(prompt), 0
+    while len(tokens) < len(prompt) + count:
+        if on_token is not None:
+            happening = on_token(len(tokens) - len(prompt))
+            if asyncio.iscoroutine(happening):
+                await happening
+        rows = b"".join(embed(token, base + sent + i) for i, token in enumerate(tokens[sent:]))
+        sent = len(tokens)
+        (output,) = await session.step([Rows(sequence, rows, 1)])
+        tokens.append(token_of(output))
+    return tokens[len(prompt) :]
