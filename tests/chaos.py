@@ -63,6 +63,18 @@ def draw_script(rng: random.Random, *, rollback: bool) -> list[Act]:
     return script
 
 
+def peak(script: Sequence[Act]) -> int:
+    """The most positions that a script holds at once."""
+    lengths: dict[int, int] = {}
+    most = 0
+    for act in script:
+        lengths[act.sequence] = lengths.get(act.sequence, 0) + act.count + act.length
+        most = max(most, sum(lengths.values()))
+        for gone in {"free": [act.sequence], "move": [act.source]}.get(act.kind, []):
+            del lengths[gone]
+    return most
+
+
 async def play(script: Sequence[Act], feed: Callable[[int, list[bytes], list[pb.Operation]], object]) -> list[int]:
     """Carry out a script; `feed(sequence, rows, operations)` computes and returns the last output. All tokens."""
     tokens: list[int] = []
@@ -129,9 +141,10 @@ class Scenario:
         runner = make_runner or (ExactRunner if self.rollback else ForgetlessRunner)
         delay = rng.choice([0.0005, 0.005, 0.05])
         conditions = LinkConditions(delay=delay, jitter=delay * rng.random(), loss=rng.choice([0.0, 0.0, 0.02]))
-        small = rng.random() < 0.25
+        self.scripts = [draw_script(rng, rollback=self.rollback) for _ in range(rng.choice([1, 1, 2, 3]))]
         config = ServerConfig(
-            cache_bytes=rng.choice([4_000, 8_000]) if small else 1 << 20,
+            # Tight: the greediest client fits, but not everybody at once.
+            cache_bytes=max(map(peak, self.scripts)) * BLOCKS * ROW.size if rng.random() < 0.25 else 1 << 20,
             history_share=rng.choice([0.0, 0.05, 0.25]),
             grace=rng.choice([1.0, 30.0]),
             idle_expiry=rng.choice([2.0, 600.0]),
@@ -146,11 +159,9 @@ class Scenario:
         """Returns how it ended: `exact` or `missing`. Raises AssertionError on a wrong token or a hang."""
         for span in self.draw_spans():
             await self.join(span)
-        clients = self.rng.choice([1, 1, 2, 3])
-        scripts = [draw_script(self.rng, rollback=self.rollback) for _ in range(clients)]
         faults = asyncio.ensure_future(self.faults())
         try:
-            ends = await asyncio.wait_for(asyncio.gather(*(self.client(script) for script in scripts)), HANG)
+            ends = await asyncio.wait_for(asyncio.gather(*(self.client(script) for script in self.scripts)), HANG)
         except TimeoutError:
             raise AssertionError("hung") from None
         finally:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from swarm.client.sequences import Rows
 from swarm.client.session import Notice, Session
@@ -158,6 +159,7 @@ class World:
         self.server_config = server_config or ServerConfig()
         self.step_seconds = step_seconds
         self._sessions: list[Session] = []
+        self._happenings: list[asyncio.Task[None]] = []
 
     @property
     def span(self) -> Span:
@@ -188,6 +190,15 @@ class World:
         self.network.kill(name)
         await server.stop()
 
+    def later(self, seconds: float, happening: Coroutine[Any, Any, Any]) -> None:
+        """Let something happen in `seconds`."""
+
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            await happening
+
+        self._happenings.append(asyncio.ensure_future(wait()))
+
     def session(self, config: ClientConfig | None = None, name: str = "") -> Session:
         """A session of a client of its own."""
         host = self.network.host(name or f"client{len(self.clients)}")
@@ -203,6 +214,7 @@ class World:
 
     async def close(self) -> None:
         """Stop everything. Raises what escaped from any handler."""
+        await asyncio.gather(*self._happenings)
         for session in self._sessions:
             await session.close()
         for server in list(self.servers.values()):

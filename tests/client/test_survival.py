@@ -68,8 +68,7 @@ def test_a_hop_killed_while_a_token_is_under_way(index: int) -> None:
 
     def kill_after(delay: float) -> Happening:
         async def kill(world: World, session: Session) -> None:
-            loop, name = asyncio.get_running_loop(), hop(session, index)
-            loop.call_later(delay, lambda: asyncio.ensure_future(world.kill(name)))
+            world.later(delay, world.kill(hop(session, index)))
 
         return kill
 
@@ -108,10 +107,7 @@ def test_the_replacement_dies_during_replay() -> None:
         await world.add("b3", Span(3, 6), decode_ms=5.0)
         world.servers[replacement].handler.engine._seconds = lambda n: 0.5 * (n > 0)  # type: ignore[attr-defined]
 
-        def second() -> None:
-            asyncio.ensure_future(world.kill(replacement))
-
-        asyncio.get_running_loop().call_later(0.3, second)
+        world.later(0.3, world.kill(replacement))
 
     _, session = run(survive(TWICE, 30, kill))
     assert session.reroutes == 2
@@ -214,7 +210,7 @@ def test_a_session_waits_for_blocks_that_nobody_hosts() -> None:
         await world.add("a", Span(0, 3))
         await world.add("c", Span(6, 9))
         session = world.session()
-        asyncio.get_running_loop().call_later(42.0, lambda: asyncio.ensure_future(world.add("b", Span(3, 6))))
+        world.later(42.0, world.add("b", Span(3, 6)))
         assert await generate(session, PROMPT, 20) == reference(PROMPT, 20)
         waiting = [notice.text for notice in world.notices if notice.kind == "waiting"]
         assert "3:6" in waiting[0]
@@ -329,7 +325,7 @@ def test_a_lost_control_stream_is_taken_up_again() -> None:
         for stream in [s for s in world.servers["b"].host.streams if s.peer_id == "client0"]:
             stream.close()
 
-    world, session = run(survive(SPANS, 20, drop))
+    _, session = run(survive(SPANS, 20, drop))
     assert session.reroutes == 1
     assert [h.peer_id for h in session.route.hops] == ["a", "b", "c"]  # type: ignore[union-attr]
 
@@ -359,9 +355,7 @@ def test_a_route_never_mixes_a_model_with_its_fine_tune() -> None:
         await world.kill("b")
         for name in ("t1", "t2", "t3"):
             await world.add(name, Span(5, 9), fingerprint=b"tune")
-        asyncio.get_running_loop().call_later(
-            30.0, lambda: asyncio.ensure_future(world.add("b2", Span(5, 9), fingerprint=b"base"))
-        )
+        world.later(30.0, world.add("b2", Span(5, 9), fingerprint=b"base"))
         await generate(session, [3], 3)
         assert hop(session, 1) == "b2"
         await world.close()
