@@ -1,0 +1,172 @@
+"""What the commands share: options, logging, and errors as one clear line. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import click
+
+from swarm._version import __version__
+from swarm.config import NetworkConfig
+from swarm.errors import InvalidInput, SwarmError
+from swarm.net.known import VARIABLE, initial_peers
+from swarm.types import Span
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+MULTIADDR = "MULTIADDR"
+
+
+def network_options(command: Command) -> Command:
+    """Options about joining the network, the same for every command."""
+    options = (
+        click.option(
+            "--initial-peers",
+            "-p",
+            multiple=True,
+            metavar=MULTIADDR,
+            help=f"Whom to join through; repeat for several. Else {VARIABLE}, else the packaged list.",
+        ),
+        click.option(
+            "--host-maddrs",
+            multiple=True,
+            metavar=MULTIADDR,
+            help="Where to listen; by default TCP and QUIC, any port.",
+        ),
+        click.option(
+            "--announce-maddrs",
+            multiple=True,
+            metavar=MULTIADDR,
+            help="Where others should dial, if that is not where this peer listens (port forwarding).",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def identity_option(command: Command) -> Command:
+    """Where the private key of this peer is kept."""
+    return click.option(
+        "--identity-path",
+        type=click.Path(dir_okay=False),
+        help="File of the private key; made when missing. By default one per user and command.",
+    )(command)
+
+
+def verbosity_options(command: Command) -> Command:
+    """-v, -q and --version. Sets up logging, and turns SwarmError into a line and exit code 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, verbose: int, quiet: bool, **kwargs: Any) -> Any:
+        start_logging(verbose, quiet)
+        try:
+            return command(*args, **kwargs)
+        except SwarmError as error:
+            if verbose:
+                logging.getLogger("swarm").error("failed", exc_info=error)
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+
+    wrapped = click.version_option(__version__, prog_name="swarm")(wrapped)
+    wrapped = click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only; no progress bars.")(wrapped)
+    return click.option(  # type: ignore[return-value]
+        "-v", "--verbose", count=True, help="More of what happens, and tracebacks; -vv for debugging."
+    )(wrapped)
+
+
+def start_logging(verbose: int, quiet: bool) -> None:
+    """Log to stderr: warnings with -q, what matters by default, more with -v; other libraries one step quieter."""
+    level = logging.WARNING if quiet else (logging.INFO, logging.DEBUG)[min(verbose, 1)]
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.DEBUG if verbose > 1 else logging.WARNING, format="%(asctime)s %(message)s"
+    )
+    logging.getLogger("swarm").setLevel(level)
+
+
+def quiet() -> bool:
+    """Whether -q was given: no progress bars then."""
+    return logging.getLogger("swarm").level >= logging.WARNING
+
+
+def span_of(context: click.Context, parameter: click.Parameter, value: str | None) -> Span | None:
+    """Callback of an option that holds a span such as 10:20."""
+    try:
+        return None if value is None else Span.parse(value)
+    except InvalidInput as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+def size_of(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Callback of an option that holds a number of bytes such as 500MB or 12GiB."""
+    if value is None:
+        return None
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a size; write it as 500MB or 12GiB", context, parameter)
+    power = "kmgt".index(match[2].lower()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def network_config(
+    peers: Sequence[str], host_maddrs: Sequence[str], announce_maddrs: Sequence[str], identity_path: str | None = None
+) -> NetworkConfig:
+    """The defaults, with what was given put in their place. Raises InvalidInput for a broken address."""
+    config = NetworkConfig(initial_peers=initial_peers(peers), identity_path=identity_path)
+    given = {"host_maddrs": tuple(host_maddrs), "announce_maddrs": tuple(announce_maddrs)}
+    return replace(config, **{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
+
+
+def size(count: float) -> str:
+    """`count` bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def best_first(addresses: Sequence[str]) -> list[str]:
+    """Multiaddrs in the order in which a stranger should try them: public, local network, this machine, relayed.
+
+    Among equals TCP comes first: every implementation speaks it.
+    """
+    return sorted(addresses, key=lambda address: (_distance(address), "/tcp/" not in address, "/ws" in address))
+
+
+def _distance(address: str) -> int:
+    if "/p2p-circuit" in address:
+        return 3
+    match = re.match(r"/ip[46]/([^/]+)", address)
+    if match is None:
+        return 0
+    ip = ipaddress.ip_address(match[1])
+    return 2 if ip.is_loopback else 1 if ip.is_private or ip.is_link_local else 0
+
+
+def on_signals(leave: Callable[[], None]) -> None:
+    """The first SIGINT or SIGTERM calls `leave`; a second one ends the process at once, with exit code 128 + signal."""
+    loop, asked = asyncio.get_running_loop(), False
+
+    def handle(number: int) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(128 + number)
+        asked = True
+        leave()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, handle, number)

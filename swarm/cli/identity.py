@@ -1,0 +1,41 @@
+"""Which private key a command runs with. Two peers must not share one, so a key in use is locked."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from swarm.errors import InvalidInput
+
+
+def state_dir(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
+    """Where this user's state belongs by the platform's convention."""
+    if platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "swarm"
+    base = environment.get("XDG_STATE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "swarm"
+
+
+@contextmanager
+def identity(given: str | None, command: str) -> Iterator[str | None]:
+    """Hold the key file of this process: the one given, else the user's own for `command`.
+
+    Yields its path, or None for a temporary identity when the user's own is in use by another process.
+    Raises InvalidInput when the one given is in use: two peers with one key would be taken for one.
+    """
+    path = Path(given) if given else state_dir() / f"{command}.key"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Beside the key, not the key itself: the key is written by renaming a finished file over it.
+    with path.with_name(path.name + ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if given:
+                raise InvalidInput(f"the identity {given} is in use by another process; pass another path") from None
+            yield None
+        else:
+            yield str(path)

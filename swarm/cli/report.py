@@ -1,0 +1,101 @@
+"""What a swarm serves, as text and as JSON. Pure: records in, a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from swarm.types import ModelInfo, ServerRecord, ServerState, Span
+
+
+def served_by(records: Iterable[ServerRecord], blocks: int) -> list[int]:
+    """For each block how many servers take sessions on it now."""
+    counts = [0] * blocks
+    for record in records:
+        if record.state is ServerState.ONLINE:
+            for block in range(record.span.first, min(record.span.last, blocks)):
+                counts[block] += 1
+    return counts
+
+
+def missing(records: Iterable[ServerRecord], blocks: int) -> list[Span]:
+    """The runs of blocks that no server takes sessions on."""
+    return [span for span, count in _runs(served_by(records, blocks)) if not count]
+
+
+def _runs(counts: Sequence[int]) -> Iterator[tuple[Span, int]]:
+    first = 0
+    for count, run in groupby(counts):
+        last = first + len(list(run))
+        yield Span(first, last), count
+        first = last
+
+
+def as_text(model: ModelInfo, records: Sequence[ServerRecord]) -> str:
+    """Coverage of each run of blocks, then a line for each server."""
+    holes = missing(records, model.blocks)
+    whole = "every block is served" if not holes else f"nobody serves {', '.join(map(str, holes))}"
+    lines = [f"{model.name}  {model.blocks} blocks  key {model.key[:12]}  {whole}", ""]
+    for span, count in _runs(served_by(records, model.blocks)):
+        servers = f"{count} server{'s' * (count != 1)}" if count else "missing"
+        lines.append(f"  blocks {span!s:>9}  {servers}")
+    return "\n".join([*lines, "", *_table(records)] if records else lines)
+
+
+HEADER = ("server", "blocks", "state", "decode", "prefill", "free cache", "queue", "dtype", "name")
+
+
+def _table(records: Sequence[ServerRecord]) -> list[str]:
+    rows = [HEADER, *(_row(record) for record in sorted(records, key=lambda r: (r.span, r.peer_id)))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _row(record: ServerRecord) -> tuple[str, ...]:
+    speed = (f"{record.decode_ms:.1f} ms/block", f"{record.prefill_rate:,.0f} pos/s/block")
+    joining = record.state is ServerState.JOINING
+    return (
+        record.peer_id[-8:],
+        str(record.span),
+        record.state.value + (" (relayed)" if record.relayed else ""),
+        *(("-", "-", "-") if joining else (*speed, f"{record.free_tokens:,} tokens")),
+        str(record.queue),
+        record.dtype,
+        record.name,
+    )
+
+
+def as_json(model: ModelInfo, records: Sequence[ServerRecord]) -> dict[str, Any]:
+    """The same for programs. Units as in ServerRecord."""
+    return {
+        "model": asdict(model),
+        "whole": not missing(records, model.blocks),
+        "missing": [[span.first, span.last] for span in missing(records, model.blocks)],
+        "servers_per_block": served_by(records, model.blocks),
+        "servers": [_server(record) for record in sorted(records, key=lambda r: (r.span, r.peer_id))],
+    }
+
+
+def _server(record: ServerRecord) -> dict[str, Any]:
+    return {
+        "peer_id": record.peer_id,
+        "name": record.name,
+        "first": record.span.first,
+        "last": record.span.last,
+        "state": record.state.value,
+        "addresses": list(record.addresses),
+        "dtype": record.dtype,
+        "quantization": record.quantization,
+        "fingerprints": [fingerprint.hex() for fingerprint in record.fingerprints],
+        "free_tokens": record.free_tokens,
+        "decode_ms": record.decode_ms,
+        "prefill_rate": record.prefill_rate,
+        "queue": record.queue,
+        "relayed": record.relayed,
+        "version": record.version,
+        "expires": record.expires,
+    }

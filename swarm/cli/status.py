@@ -1,0 +1,147 @@
+"""swarm-status: what a swarm serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+
+import click
+
+from swarm.cli.common import network_config, network_options, quiet, verbosity_options
+from swarm.cli.report import as_json, as_text, missing, served_by
+from swarm.config import NetworkConfig
+from swarm.errors import InvalidInput, ModelNotFound
+from swarm.net.base import Directory
+from swarm.net.known import HOW_TO_BEGIN
+from swarm.types import ModelInfo, ServerRecord
+
+POLL = 1.0
+"""Seconds between two looks at the directory."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", required=False)
+@network_options
+@click.option("--wait", is_flag=True, help="Wait until every block of MODEL is served.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="With --wait: give up after so long, with exit code 3.")
+@click.option("--json", "json_", is_flag=True, help="One JSON document instead of text.")
+@verbosity_options
+def main(
+    model: str | None,
+    initial_peers: tuple[str, ...],
+    host_maddrs: tuple[str, ...],
+    announce_maddrs: tuple[str, ...],
+    wait: bool,
+    timeout: float | None,
+    json_: bool,
+) -> None:
+    """Show who serves which blocks of MODEL: a name or a key that the swarm knows, or a folder or name to look up.
+
+    Without MODEL, list the models that the swarm knows.
+
+    Exit codes: 0 shown (with --wait: every block is served), 1 an error that is printed, 2 wrong usage,
+    3 --timeout passed and blocks are missing.
+    """
+    if wait and model is None:
+        raise click.UsageError("--wait needs a MODEL")
+    config = network_config(initial_peers, host_maddrs, announce_maddrs)
+    if not config.initial_peers:
+        raise InvalidInput(HOW_TO_BEGIN)
+    text, whole = asyncio.run(run(config, model, wait=wait, timeout=timeout, json_=json_))
+    click.echo(text)
+    sys.exit(3 if wait and not whole else 0)
+
+
+async def run(
+    config: NetworkConfig, model: str | None, *, wait: bool, timeout: float | None, json_: bool
+) -> tuple[str, bool]:
+    """Join, look, leave. Returns the report, and whether the model is whole."""
+    from swarm.net.hivemind import create_host, open_directory
+
+    host = await create_host(config)
+    try:
+        directory = await open_directory(host, config)
+        if model is None:
+            return listing(await directory.models(), json_), True
+        info, records = await (until_whole(directory, model, timeout) if wait else look(directory, model))
+    finally:
+        await host.close()
+    report = json.dumps(as_json(info, records), indent=2) if json_ else as_text(info, records)
+    return report, not missing(records, info.blocks)
+
+
+def listing(models: Sequence[ModelInfo], json_: bool) -> str:
+    """The models of a swarm, one a line."""
+    if json_:
+        return json.dumps([{"key": m.key, "name": m.name, "blocks": m.blocks} for m in models], indent=2)
+    if not models:
+        return "this swarm serves no model yet: swarm-serve MODEL begins"
+    return "\n".join(f"{m.name}  {m.blocks} blocks  key {m.key}" for m in sorted(models, key=lambda m: m.name))
+
+
+async def look(directory: Directory, model: str) -> tuple[ModelInfo, list[ServerRecord]]:
+    """One look at one model. Raises InvalidInput or ModelNotFound when it is not known here either."""
+    info = choose(await directory.models(), model)
+    if info is None:
+        info = await asyncio.to_thread(resolve, model)
+    return info, await directory.lookup(info.key, info.blocks)
+
+
+async def until_whole(directory: Directory, model: str, timeout: float | None) -> tuple[ModelInfo, list[ServerRecord]]:
+    """Look again until every block is served or `timeout` s passed; what was seen last is returned."""
+    from tqdm import tqdm
+
+    records: list[ServerRecord] = []
+    info: ModelInfo | None = None
+    with contextlib.suppress(TimeoutError), tqdm(desc="served", unit="block", disable=quiet()) as bar:
+        async with asyncio.timeout(timeout):
+            info = await _until_known(directory, model)
+            bar.reset(info.blocks)
+            while missing(records := await directory.lookup(info.key, info.blocks), info.blocks):
+                bar.n = sum(count > 0 for count in served_by(records, info.blocks))
+                bar.refresh()
+                await asyncio.sleep(POLL)
+            bar.update(info.blocks - bar.n)
+    return (info, records) if info is not None else await look(directory, model)
+
+
+async def _until_known(directory: Directory, model: str) -> ModelInfo:
+    """Wait for the swarm to know the model, unless it can be looked up here."""
+    while True:
+        known = choose(await directory.models(), model) or await asyncio.to_thread(_resolve_or_none, model)
+        if known is not None:
+            return known
+        await asyncio.sleep(POLL)
+
+
+def choose(models: Sequence[ModelInfo], wanted: str) -> ModelInfo | None:
+    """The model that `wanted` means: a name, a key, or the beginning of a key (8 digits or more).
+
+    Raises InvalidInput when it means several.
+    """
+    named = [model for model in models if model.name == wanted]
+    keyed = [model for model in models if model.key == wanted or (len(wanted) >= 8 and model.key.startswith(wanted))]
+    found = {model.key: model for model in named + keyed}
+    if len(found) > 1:
+        raise InvalidInput(f"{wanted!r} could be any of these: {', '.join(sorted(found))}; pass the key")
+    return next(iter(found.values()), None)
+
+
+def resolve(model: str) -> ModelInfo:
+    """The model's identity from its own files. Raises ModelNotFound, BadCheckpoint, UnsupportedModel."""
+    from swarm.models import describe
+
+    return describe(model).info
+
+
+def _resolve_or_none(model: str) -> ModelInfo | None:
+    with contextlib.suppress(ModelNotFound):
+        return resolve(model)
+    return None
+
+
+if __name__ == "__main__":
+    main()
