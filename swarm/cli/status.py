@@ -86,7 +86,7 @@ async def look(directory: Directory, model: str) -> tuple[ModelInfo, list[Server
     """One look at one model. Raises InvalidInput or ModelNotFound when it is not known here either."""
     info = choose(await directory.models(), model)
     if info is None:
-        info = await asyncio.to_thread(resolve, model)
+        info = await resolve(model)
     return info, await directory.lookup(info.key, info.blocks)
 
 
@@ -111,9 +111,11 @@ async def until_whole(directory: Directory, model: str, timeout: float | None) -
 async def _until_known(directory: Directory, model: str) -> ModelInfo:
     """Wait for the swarm to know the model, unless it can be looked up here."""
     while True:
-        known = choose(await directory.models(), model) or await asyncio.to_thread(_resolve_or_none, model)
+        known = choose(await directory.models(), model)
         if known is not None:
             return known
+        with contextlib.suppress(ModelNotFound):
+            return await resolve(model)
         await asyncio.sleep(POLL)
 
 
@@ -130,17 +132,12 @@ def choose(models: Sequence[ModelInfo], wanted: str) -> ModelInfo | None:
     return next(iter(found.values()), None)
 
 
-def resolve(model: str) -> ModelInfo:
+async def resolve(model: str) -> ModelInfo:
     """The model's identity from its own files. Raises ModelNotFound, BadCheckpoint, UnsupportedModel."""
     from swarm.models import describe
 
-    return describe(model).info
-
-
-def _resolve_or_none(model: str) -> ModelInfo | None:
-    with contextlib.suppress(ModelNotFound):
-        return resolve(model)
-    return None
+    description = await asyncio.to_thread(describe, model)
+    return description.info
 
 
 if __name__ == "__main__":
