@@ -27,7 +27,9 @@ class Span:
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last:
-            raise InvalidInput(f"span {self.first}:{self.last} is empty or negative; write it as first:last, e.g. 10:20")
+            raise InvalidInput(
+                f"span {self.first}:{self.last} is empty or negative; write it as first:last, e.g. 10:20"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Span:
@@ -61,6 +63,15 @@ class Segment:
     sequence: SequenceKey
     start: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """New positions of one sequence: their hidden states as bytes, and how many of the last outputs are wanted."""
+
+    sequence: int
+    hidden: bytes
+    want: int
 
 
 class ServerState(enum.Enum):

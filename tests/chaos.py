@@ -13,13 +13,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from swarm.client.sequences import Rows
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import MissingBlocks, NetworkError, ServerBusy
 from swarm.net.memory import LinkConditions, run
 from swarm.server.engine import Runner
-from swarm.types import Segment, Span
+from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
 from tests.simulation import ROW, ExactRunner, ForgetlessRunner, World, embed, token_of
 

@@ -13,14 +13,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from swarm.client.sequences import Rows
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
 from swarm.config import ClientConfig, ServerConfig
 from swarm.net.memory import LinkConditions, MemoryDirectory, MemoryHost, SimulatedNetwork
 from swarm.server.engine import InlineEngine, Runner
 from swarm.server.handler import Handler, Offer
-from swarm.types import ModelInfo, Segment, SequenceKey, ServerRecord, ServerState, Span
+from swarm.types import ModelInfo, Rows, Segment, SequenceKey, ServerRecord, ServerState, Span
 from swarm.wire.rows import Buffer
 
 ROW = struct.Struct("<Q")

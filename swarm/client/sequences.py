@@ -6,17 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swarm.errors import InvalidInput, MalformedFrame
+from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import RowLog
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """New positions of one sequence: their hidden states, and how many of the last outputs are wanted back."""
-
-    sequence: int
-    hidden: bytes
-    want: int
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from swarm.client.chain import Chain
 from swarm.client.diagnosis import Fault, Suspect, find_suspect
 from swarm.client.link import Event, HopLink
 from swarm.client.resume import HopPlan, plan_resume
-from swarm.client.sequences import Rows, Sequences, Snapshot
+from swarm.client.sequences import Sequences, Snapshot
 from swarm.client.view import View
 from swarm.config import ClientConfig
 from swarm.errors import (
@@ -38,7 +38,7 @@ from swarm.errors import (
     SwarmError,
 )
 from swarm.net.base import Host
-from swarm.types import Route, Span
+from swarm.types import Route, Rows, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 

@@ -7,12 +7,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from swarm.client.sequences import Rows
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import ContextTooLong, GenerationFailed, InvalidInput, MissingBlocks, SessionClosed
 from swarm.net.memory import LinkConditions, run
-from swarm.types import Segment, Span
+from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
 from tests.simulation import ExactRunner, ForgetlessRunner, World, embed, generate, reference, token_of

@@ -1,0 +1,195 @@
+"""A transformers model whose blocks run in a swarm: `from_pretrained`, then `generate` as on any model.
+
+Only embeddings, final norm and head are loaded (and `local_blocks`, if asked for). The model is an instance of
+transformers' own class, its layers are one `RemoteSpan`, and the user-visible session is its `past_key_values`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from swarm.client.session import Notice, Session
+from swarm.client.swarm import Swarm, connect
+from swarm.client.view import View
+from swarm.config import ClientConfig
+from swarm.errors import ContextTooLong, InvalidInput, UnsupportedModel
+from swarm.models.blocks import find_blocks
+from swarm.models.remote import RemoteSpan, rearrange
+from swarm.models.shell import load_client_model
+from swarm.types import ModelInfo, Route, Rows, Span
+from swarm.wire import swarm_pb2 as pb
+
+
+class SessionBackend:
+    """A session of the network thread, for the thread that runs the model."""
+
+    def __init__(self, swarm: Swarm, session: Session) -> None:
+        self._swarm = swarm
+        self._session = session
+        self._closed = False
+
+    def step(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> list[bytes]:
+        try:
+            return self._swarm.loop.run(self._session.step(rows, operations))
+        except KeyboardInterrupt:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if not self._closed and not self._swarm.loop.loop.is_closed():
+            self._closed = True
+            self._swarm.loop.start(self._session.close())
+
+
+class RemoteBlocks:
+    """Where a model's remote blocks are: opens sessions on them and knows the last route."""
+
+    def __init__(self, swarm: Swarm, view: View, span: Span, row_bytes: int) -> None:
+        self.swarm = swarm
+        self.view = view
+        self.span = span
+        self.row_bytes = row_bytes
+        self.route: Route | None = None
+        self.on_notice: Callable[[Notice], None] | None = None
+
+    def open(self) -> SessionBackend:
+        """Begin a session; servers are asked with its first step."""
+        session = self.swarm.session(self.view, self.span, self.row_bytes, self._hear)
+        return SessionBackend(self.swarm, session)
+
+    def _hear(self, notice: Notice) -> None:
+        self.route = notice.route or self.route
+        if self.on_notice is not None:
+            self.on_notice(notice)
+
+
+class DistributedModelForCausalLM:
+    """Any decoder-only causal LM of transformers, its blocks in a swarm. Not instantiated: see `from_pretrained`."""
+
+    architecture: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        initial_peers: Sequence[str] = (),
+        swarm: Swarm | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        local_blocks: str | Span | None = None,
+        on_notice: Callable[[Notice], None] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Load what stays here of a model, and connect it to the swarm that hosts the rest.
+
+        `name_or_path`, `revision` and `token` as in transformers. `dtype`: of the hidden states, which must be that
+        of the servers; "auto" is the checkpoint's own. `local_blocks`: blocks at the beginning or the end to keep
+        here, e.g. "0:2". `on_notice` hears of routes, reroutes and waiting. Further options are fields of
+        ClientConfig, e.g. `max_wait`, the seconds to wait for blocks that nobody hosts (None: for ever).
+
+        Returns an instance of transformers' class for the architecture. Its `generate` raises ContextTooLong before
+        any work, MissingBlocks after `max_wait`; failures of servers do not reach the caller.
+        Raises ModelNotFound, BadCheckpoint, UnsupportedModel, InvalidInput, and what `connect` raises.
+        """
+        config = _client_config(options)
+        kept = Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
+        model, checkpoint = load_client_model(
+            name_or_path, revision=revision, token=token, dtype=dtype, local_blocks=kept
+        )
+        cls._check_architecture(model)
+        info = checkpoint.info()
+        swarm = swarm or connect(initial_peers)
+        return attach(model, swarm, info, config, kept, returns_tuple=False, on_notice=on_notice)
+
+    @classmethod
+    def _check_architecture(cls, model: PreTrainedModel) -> None:
+        if cls.architecture is not None and model.config.model_type != cls.architecture:
+            raise UnsupportedModel(
+                f"this is a {model.config.model_type} model, not {cls.architecture}: use DistributedModelForCausalLM"
+            )
+
+
+class DistributedLlama(DistributedModelForCausalLM):
+    """A Llama whose blocks run in a swarm. Raises UnsupportedModel for other architectures."""
+
+    architecture = "llama"
+
+
+def attach(
+    model: PreTrainedModel,
+    swarm: Swarm,
+    info: ModelInfo,
+    config: ClientConfig,
+    local_blocks: Span | None = None,
+    *,
+    returns_tuple: bool = False,
+    on_notice: Callable[[Notice], None] | None = None,
+) -> PreTrainedModel:
+    """Give a model that has only its `local_blocks` the rest of its blocks, remotely. Raises InvalidInput."""
+    remote = _remote_span(local_blocks, info.blocks)
+    view = swarm.view(info, str(model.dtype).removeprefix("torch."), config)
+    blocks = RemoteBlocks(swarm, view, remote, info.hidden_size * model.dtype.itemsize)
+    blocks.on_notice = on_notice
+    span = RemoteSpan(blocks.open, returns_tuple=returns_tuple)
+    local: list[Any] = list(find_blocks(model).layers)
+    before = remote.first
+    span.index, span.layers = before, len(local) + 1
+    originals = [*range(remote.first), remote.first, *range(remote.last, info.blocks)]
+    rearrange(model, [*local[:before], span, *local[before:]], originals)
+    model.__class__ = _distributed(type(model))
+    model.remote_blocks = blocks
+    return model
+
+
+def _remote_span(local: Span | None, blocks: int) -> Span:
+    """The blocks that are not local. Raises InvalidInput unless they are one run."""
+    if local is None:
+        return Span(0, blocks)
+    if local.last > blocks or (local.first > 0 and local.last < blocks) or len(local) == blocks:
+        raise InvalidInput(f"local_blocks {local} must be at the beginning or the end of the {blocks} blocks, not all")
+    return Span(local.last, blocks) if local.first == 0 else Span(0, local.first)
+
+
+def _client_config(options: dict[str, Any]) -> ClientConfig:
+    known = {field.name for field in dataclasses.fields(ClientConfig)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise InvalidInput(f"unknown options {unknown}; beyond transformers' own there are {sorted(known)}")
+    return ClientConfig(**options)
+
+
+class _Distributed:
+    """What a distributed model does beyond its class."""
+
+    remote_blocks: RemoteBlocks
+    config: Any
+
+    @property
+    def route(self) -> Route | None:
+        """The route last in use; None before the first step."""
+        return self.remote_blocks.route
+
+    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own `generate`. Raises ContextTooLong before any work, see `from_pretrained`."""
+        self._check_length(inputs if inputs is not None else kwargs.get("input_ids"), kwargs)
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _check_length(self, inputs: torch.Tensor | None, options: dict[str, Any]) -> None:
+        limit = self.remote_blocks.view.model.context_length
+        new = options.get("max_new_tokens") or getattr(options.get("generation_config"), "max_new_tokens", None) or 1
+        if limit is not None and inputs is not None and inputs.shape[-1] + new - 1 > limit:
+            raise ContextTooLong(
+                f"{inputs.shape[-1]} prompt positions and {new} new tokens do not fit in this model's {limit} positions"
+            )
+
+
+def _distributed(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The transformers class with what swarm adds; keeps its name, so that it prints and saves as what it is."""
+    return type(kind.__name__, (_Distributed, kind), {"__module__": kind.__module__})

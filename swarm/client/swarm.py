@@ -1,0 +1,91 @@
+"""A process's connection to a swarm: one host and one directory in the network thread, shared by all its models."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from swarm.client.session import Notice, Session
+from swarm.client.view import View
+from swarm.config import ClientConfig, NetworkConfig
+from swarm.errors import InvalidInput
+from swarm.net.base import Directory, Host
+from swarm.net.known import HOW_TO_BEGIN, initial_peers
+from swarm.net.loop import LoopThread, shared_loop
+from swarm.types import ModelInfo, ServerRecord, Span
+
+T = TypeVar("T")
+
+
+class Swarm:
+    """A connected client. Made by `connect`; methods may be called from any thread but the network's own."""
+
+    def __init__(self, host: Host, directory: Directory, loop: LoopThread) -> None:
+        self.host = host
+        self.directory = directory
+        self.loop = loop
+
+    def models(self) -> list[ModelInfo]:
+        """The models that the swarm knows."""
+        return self.loop.run(self.directory.models())
+
+    def servers(self, model: ModelInfo) -> list[ServerRecord]:
+        """The servers of a model, as the directory has them now."""
+        return self.loop.run(self.directory.lookup(model.key, model.blocks))
+
+    def view(self, model: ModelInfo, dtype: str, config: ClientConfig) -> View:
+        """What sessions on a model share: records, measurements, and whom to avoid."""
+        return View(self.directory, model, dtype, config)
+
+    def session(
+        self, view: View, span: Span, row_bytes: int, on_notice: Callable[[Notice], None] = lambda notice: None
+    ) -> Session:
+        """A session on `span`; an asynchronous object that belongs to the network thread's loop (`swarm.loop`)."""
+
+        async def make() -> Session:
+            return Session(self.host, view, span, row_bytes=row_bytes, config=view.config, on_notice=on_notice)
+
+        return self.loop.run(make())
+
+    def close(self) -> None:
+        """Leave the swarm. Sessions that are open end."""
+        with _lock:
+            for config in [c for c, swarm in _connected.items() if swarm is self]:
+                del _connected[config]
+        self.loop.run(self.host.close())
+
+    def __enter__(self) -> Swarm:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+_connected: dict[NetworkConfig, Swarm] = {}
+_lock = threading.Lock()
+
+
+def connect(peers: Sequence[str] = (), **network: Any) -> Swarm:
+    """Join a swarm through `peers`, else those in SWARM_INITIAL_PEERS, else those that came with the package.
+
+    Further arguments are fields of `NetworkConfig`. Connecting twice in the same way gives the same Swarm.
+    Raises InvalidInput when there is nobody to join through, PeerUnreachable when nobody answers, DaemonFailed.
+    """
+    joined = initial_peers(peers)
+    if not joined:
+        raise InvalidInput(HOW_TO_BEGIN)
+    network.setdefault("host_maddrs", ("/ip4/0.0.0.0/tcp/0",))
+    config = NetworkConfig(initial_peers=tuple(joined), **network)
+    with _lock:
+        swarm = _connected.get(config)
+        if swarm is None or swarm.loop.loop.is_closed():
+            swarm = _connected[config] = shared_loop().run(_join(config))
+        return swarm
+
+
+async def _join(config: NetworkConfig) -> Swarm:
+    from swarm.net.hivemind import create_host, open_directory  # its import takes a second and starts nothing
+
+    host = await create_host(config)
+    return Swarm(host, await open_directory(host, config), shared_loop())
