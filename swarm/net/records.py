@@ -1,0 +1,172 @@
+"""Directory records: what is announced, signed by who announces it, and checked by everybody who stores or reads it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from swarm.config import NetworkConfig
+from swarm.errors import InvalidInput, RecordRefused
+from swarm.net.identity import Identity, peer_id_of, verify
+from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState, Span
+from swarm.wire import swarm_pb2 as pb
+from swarm.wire.messages import FINGERPRINT_BYTES
+
+CONTEXT = b"swarm-record:"
+MODELS_KEY = "models"
+MAX_TEXT = 256
+MAX_ADDRESSES = 16
+
+
+def span_key(model: str, first: int) -> str:
+    """The directory key of servers whose span begins at block `first`."""
+    return f"spans/{model}/{first}"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A signed value whose signature is right. `value` is empty for a tombstone."""
+
+    peer_id: PeerId
+    key: str
+    value: bytes
+    expires: float
+
+
+def sign(identity: Identity, key: str, value: bytes, expires: float) -> bytes:
+    """`value` under `key` until `expires` (unix seconds), signed. An empty value withdraws what was there."""
+    signed = pb.SignedRecord(public_key=identity.public_bytes, record=value, expires=expires, key=key)
+    signed.signature = identity.sign(_signed_bytes(signed))
+    return signed.SerializeToString(deterministic=True)
+
+
+def sign_record(identity: Identity, record: ServerRecord) -> bytes:
+    """A server's record, signed by the server. Raises RecordRefused if it is another's."""
+    if record.peer_id != identity.peer_id:
+        raise RecordRefused(f"{identity.peer_id} cannot announce in the name of {record.peer_id}")
+    message = pb.Record(
+        model=record.model,
+        first=record.span.first,
+        last=record.span.last,
+        fingerprints=b"".join(record.fingerprints),
+        state=record.state.value,
+        addresses=record.addresses,
+        dtype=record.dtype,
+        free_tokens=record.free_tokens,
+        decode_ms=record.decode_ms,
+        prefill_rate=record.prefill_rate,
+        queue=record.queue,
+        relayed=record.relayed,
+        codecs=record.codecs,
+        quantization=record.quantization,
+        version=record.version,
+        name=record.name[:MAX_TEXT],
+    )
+    return sign(identity, span_key(record.model, record.span.first), message.SerializeToString(), record.expires)
+
+
+def open_signed(signed: bytes, *, now: float, config: NetworkConfig) -> Opened:
+    """Check size, life and signature. Raises RecordRefused."""
+    if len(signed) > config.record_max_bytes:
+        raise RecordRefused(f"a record of {len(signed)} bytes, above the limit of {config.record_max_bytes}")
+    message = pb.SignedRecord()
+    try:
+        message.ParseFromString(signed)
+        peer_id = peer_id_of(message.public_key)
+    except (DecodeError, InvalidInput) as error:
+        raise RecordRefused("these bytes are no signed record") from error
+    if not now < message.expires <= now + config.record_max_lifetime:
+        raise RecordRefused(f"the record of {peer_id} has expired, or claims to live too long")
+    if not verify(message.public_key, message.signature, _signed_bytes(message)):
+        raise RecordRefused(f"the record is not signed by {peer_id}")
+    return Opened(peer_id, message.key, message.record, message.expires)
+
+
+def verify_record(signed: bytes, *, now: float, config: NetworkConfig) -> ServerRecord:
+    """A server's record out of bytes that anybody showed. Raises RecordRefused."""
+    opened = open_signed(signed, now=now, config=config)
+    message = pb.Record()
+    try:
+        message.ParseFromString(opened.value)
+        record = _record(opened, message, signed)
+    except (DecodeError, ValueError) as error:
+        raise RecordRefused(f"the record of {opened.peer_id} makes no sense: {error}") from error
+    if opened.key != span_key(record.model, record.span.first):
+        raise RecordRefused(f"the record of {opened.peer_id} was signed for another key")
+    return record
+
+
+def sign_model(identity: Identity, model: ModelInfo, expires: float) -> bytes:
+    """The entry under `models` by which people learn that a model is served."""
+    message = pb.Model(
+        key=model.key,
+        name=model.name[:MAX_TEXT],
+        blocks=model.blocks,
+        hidden_size=model.hidden_size,
+        context_length=model.context_length or 0,
+    )
+    return sign(identity, MODELS_KEY, message.SerializeToString(), expires)
+
+
+def verify_model(signed: bytes, *, now: float, config: NetworkConfig) -> ModelInfo:
+    """A model's entry. Raises RecordRefused."""
+    opened = open_signed(signed, now=now, config=config)
+    message = pb.Model()
+    try:
+        message.ParseFromString(opened.value)
+    except DecodeError as error:
+        raise RecordRefused("these bytes are no model") from error
+    if opened.key != MODELS_KEY or not message.key or not 0 < message.blocks < 100_000:
+        raise RecordRefused(f"the model announced by {opened.peer_id} makes no sense")
+    return ModelInfo(
+        message.key[:MAX_TEXT],
+        message.name[:MAX_TEXT],
+        message.blocks,
+        message.hidden_size,
+        message.context_length or None,
+    )
+
+
+def _signed_bytes(message: pb.SignedRecord) -> bytes:
+    bare = pb.SignedRecord(
+        public_key=message.public_key, record=message.record, expires=message.expires, key=message.key
+    )
+    return CONTEXT + bare.SerializeToString(deterministic=True)
+
+
+def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
+    """Raises ValueError (InvalidInput is one) where a field makes no sense."""
+    span = Span(message.first, message.last)
+    width = FINGERPRINT_BYTES
+    prints = tuple(message.fingerprints[i : i + width] for i in range(0, len(message.fingerprints), width))
+    texts = (message.model, message.dtype, message.quantization, message.version, message.name, *message.codecs)
+    if len(prints) != len(span) or len(message.fingerprints) != width * len(span):
+        raise ValueError("one fingerprint a block")
+    if any(len(text) > MAX_TEXT for text in texts) or len(message.addresses) > MAX_ADDRESSES:
+        raise ValueError("texts or lists are too long")
+    if not all(address.startswith("/") and len(address) <= MAX_TEXT for address in message.addresses):
+        raise ValueError("an address is no multiaddr")
+    if not all(math.isfinite(x) and x >= 0.0 for x in (message.decode_ms, message.prefill_rate)):
+        raise ValueError("speeds must be finite and positive")
+    return ServerRecord(
+        peer_id=opened.peer_id,
+        model=message.model,
+        span=span,
+        fingerprints=prints,
+        state=ServerState(message.state),
+        addresses=tuple(message.addresses),
+        dtype=message.dtype,
+        free_tokens=message.free_tokens,
+        decode_ms=message.decode_ms,
+        prefill_rate=message.prefill_rate,
+        queue=message.queue,
+        relayed=message.relayed,
+        codecs=tuple(message.codecs),
+        quantization=message.quantization,
+        version=message.version,
+        name=message.name,
+        expires=opened.expires,
+        signed=signed,
+    )

@@ -1,0 +1,49 @@
+"""Frames on a byte stream: an unsigned varint length (as in libp2p and protobuf), then as many bytes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from swarm.errors import FrameTooLarge, MalformedFrame, StreamClosed
+
+MAX_LENGTH_BYTES = 5
+"""Enough for any frame below 32 GiB; a longer length is no length."""
+
+
+def encode_length(length: int) -> bytes:
+    """`length` as an unsigned varint."""
+    encoded = bytearray()
+    while length > 0x7F:
+        encoded.append(length & 0x7F | 0x80)
+        length >>= 7
+    encoded.append(length)
+    return bytes(encoded)
+
+
+async def read_frame(reader: asyncio.StreamReader, limit: int) -> bytes:
+    """The next frame. The limit is checked before the body is read.
+
+    Raises StreamClosed at the end of the stream, FrameTooLarge, MalformedFrame for a broken length.
+    """
+    try:
+        length = await _read_length(reader)
+        if length > limit:
+            raise FrameTooLarge(f"a frame of {length} bytes, above the limit of {limit}")
+        return await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        raise StreamClosed("the stream ended") from error
+
+
+async def _read_length(reader: asyncio.StreamReader) -> int:
+    length = 0
+    for index in range(MAX_LENGTH_BYTES):
+        byte = (await reader.readexactly(1))[0]
+        length |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return length
+    raise MalformedFrame("the length of a frame has no end")
+
+
+def write_frame(writer: asyncio.StreamWriter, frame: bytes) -> None:
+    """Put a frame into the writer's buffer; draining is the caller's."""
+    writer.writelines((encode_length(len(frame)), frame))
