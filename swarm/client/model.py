@@ -19,8 +19,10 @@ from swarm.client.view import View
 from swarm.config import ClientConfig
 from swarm.errors import ContextTooLong, InvalidInput, UnsupportedModel
 from swarm.models.blocks import find_blocks
+from swarm.models.checkpoint import open_checkpoint
+from swarm.models.cost import describe
 from swarm.models.remote import RemoteSpan, rearrange
-from swarm.models.shell import load_client_model
+from swarm.models.shell import load_client_model, returns_tuple
 from swarm.types import ModelInfo, Route, Rows, Span
 from swarm.wire import swarm_pb2 as pb
 
@@ -100,13 +102,12 @@ class DistributedModelForCausalLM:
         """
         config = _client_config(options)
         kept = Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
-        model, checkpoint = load_client_model(
-            name_or_path, revision=revision, token=token, dtype=dtype, local_blocks=kept
-        )
+        checkpoint = open_checkpoint(name_or_path, token, revision)
+        compute = None if dtype == "auto" else dtype
+        info = describe(checkpoint, dtype=compute).info
+        model, _ = load_client_model(checkpoint, dtype=compute, local_blocks=kept)
         cls._check_architecture(model)
-        info = checkpoint.info()
-        swarm = swarm or connect(initial_peers)
-        return attach(model, swarm, info, config, kept, returns_tuple=False, on_notice=on_notice)
+        return attach(model, swarm or connect(initial_peers), info, config, kept, on_notice=on_notice)
 
     @classmethod
     def _check_architecture(cls, model: PreTrainedModel) -> None:
@@ -129,7 +130,6 @@ def attach(
     config: ClientConfig,
     local_blocks: Span | None = None,
     *,
-    returns_tuple: bool = False,
     on_notice: Callable[[Notice], None] | None = None,
 ) -> PreTrainedModel:
     """Give a model that has only its `local_blocks` the rest of its blocks, remotely. Raises InvalidInput."""
@@ -137,12 +137,10 @@ def attach(
     view = swarm.view(info, str(model.dtype).removeprefix("torch."), config)
     blocks = RemoteBlocks(swarm, view, remote, info.hidden_size * model.dtype.itemsize)
     blocks.on_notice = on_notice
-    span = RemoteSpan(blocks.open, returns_tuple=returns_tuple)
-    local: list[Any] = list(find_blocks(model).layers)
-    before = remote.first
-    span.index, span.layers = before, len(local) + 1
+    span = RemoteSpan(blocks.open, returns_tuple=returns_tuple(model))
+    local = list(find_blocks(model).layers)
     originals = [*range(remote.first), remote.first, *range(remote.last, info.blocks)]
-    rearrange(model, [*local[:before], span, *local[before:]], originals)
+    rearrange(model, [*local[: remote.first], span, *local[remote.first :]], originals)
     model.__class__ = _distributed(type(model))
     model.remote_blocks = blocks
     return model

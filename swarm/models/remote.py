@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from swarm.errors import InvalidInput
 from swarm.models.blocks import find_blocks
@@ -37,11 +37,12 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How the model is being called: its 2-D attention mask `[batch, past + T]`, and of how many of the last
-    positions logits are asked for (0: all)."""
+    """How the model is being called: its 2-D attention mask `[batch, past + T]`, its cache, and of how many of the
+    last positions logits are asked for (0: all)."""
 
     mask: torch.Tensor | None = None
     logits_to_keep: int = 0
+    cache: Cache | None = None
 
 
 current_call: ContextVar[Call] = ContextVar("swarm_call")
@@ -213,9 +214,8 @@ class RemoteSpan(nn.Module):
         if torch.is_grad_enabled() and hidden_states.requires_grad:
             raise InvalidInput("remote blocks cannot be trained through yet; wrap the call in torch.no_grad()")
         call = current_call.get(Call())
-        cache = kwargs.get("past_key_values")
-        if cache is None:
-            cache = next((a for a in args if hasattr(a, "get_seq_length")), None)
+        # Architectures name the cache differently when they hand it to their blocks; some do not hand it on at all.
+        cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
         keep = call.logits_to_keep if self.index == self.layers - 1 else 0
         if cache is None:
             layer = RemoteLayer(self.open_backend())
@@ -249,13 +249,14 @@ def place(model: nn.Module, span: RemoteSpan, first: int, last: int) -> None:
     layers: list[nn.Module] = list(blocks.layers)
     layers[first:last] = [span]
     rearrange(model, layers, [*range(first), first, *range(last, blocks.total)])
-    span.index, span.layers = first, len(layers)
 
 
 def rearrange(model: nn.Module, layers: Sequence[nn.Module], originals: Sequence[int]) -> None:
     """Make `layers` the model's list of layers, where layer i behaves as the original block `originals[i]` did."""
     blocks = find_blocks(model)
     for index, layer in enumerate(layers):
+        if isinstance(layer, RemoteSpan):
+            layer.index, layer.layers = index, len(layers)
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
@@ -277,7 +278,7 @@ def _note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
         raise InvalidInput("attention_mask must be 2-D [batch, positions]: remote blocks build their own masks")
     keep = kwargs.get("logits_to_keep", 0)
-    current_call.set(Call(mask, keep if isinstance(keep, int) else 0))
+    current_call.set(Call(mask, keep if isinstance(keep, int) else 0, kwargs.get("past_key_values")))
 
 
 def _real(call: Call, hidden: torch.Tensor, past: int) -> torch.Tensor:
