@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from swarm.errors import UnsupportedModel
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """`owner.attribute` is the ModuleList of blocks; `prefix`: of their tensors in the state dict, e.g. `model.layers.`;
-    `total`: how many blocks the configuration says that the model has."""
+    """Where the blocks are: `owner.attribute` is their ModuleList.
+
+    `prefix`: of their tensors in the state dict, e.g. `model.layers.`; `total`: how many the configuration counts.
+    """
 
     owner: nn.Module
     attribute: str
@@ -31,20 +34,37 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True)
 
 
-def find_blocks(model: nn.Module) -> Blocks:
-    """The decoder blocks of a causal LM: the outermost ModuleList whose owner has a configuration that counts them.
+def context_length(config: Any) -> int | None:
+    """Positions that the configuration allows; None where it sets no limit."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    return next((int(value) for name in names if (value := getattr(config, name, None))), None)
 
-    Works on a whole model and on one that kept only some of its blocks. Raises UnsupportedModel when there is no
-    such list, or more than one.
+
+def find_blocks(model: nn.Module) -> Blocks:
+    """The decoder blocks of a causal LM: the ModuleList of the module that has the decoder's configuration.
+
+    Works on a whole model, and on one whose list holds only some blocks, or none. Raises UnsupportedModel when there
+    is no such list, or no single one.
     """
-    total = int(text_config(model.config).num_hidden_layers)  # type: ignore[arg-type]
-    found: list[Blocks] = []
-    for name, module in model.named_modules():
-        inside = any(name.startswith(blocks.prefix) for blocks in found)
-        for attribute, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and not inside and 0 < len(child) <= total and hasattr(module, "config"):
-                found.append(Blocks(module, attribute, f"{name}.{attribute}." if name else f"{attribute}.", total))
-    if len(found) != 1:
+    decoder: Any = text_config(model.config)
+    total = int(decoder.num_hidden_layers)
+    found = list(_lists(model, decoder.model_type, total))
+    whole = [blocks for blocks in found if len(blocks.layers) == total]
+    if len(whole or found) != 1:
         names = ", ".join(blocks.prefix for blocks in found) or "none"
         raise UnsupportedModel(f"{type(model).__name__} has no single list of {total} decoder blocks (found: {names})")
-    return found[0]
+    return (whole or found)[0]
+
+
+def _lists(model: nn.Module, model_type: str, total: int) -> Iterator[Blocks]:
+    """The outermost ModuleLists in modules that have the decoder's configuration."""
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in inside) or not hasattr(module, "config"):
+            continue
+        if getattr(module.config, "model_type", model_type) != model_type:
+            continue
+        for attribute, child in module.named_children():
+            if isinstance(child, nn.ModuleList):
+                inside.append(f"{name}.{attribute}." if name else f"{attribute}.")
+                yield Blocks(module, attribute, inside[-1], total)

@@ -22,7 +22,8 @@ from swarm.models.kv import SequenceCache
 
 NAME = "swarm_ragged"
 
-MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+MaskFunction = Callable[[Any, Any, Any, Any], Any]
+"""(batch, head, query position, key position) → whether to attend; given tensors, a tensor."""
 
 
 class Unbatchable(Exception):
@@ -90,7 +91,7 @@ def ragged_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention for each segment of the row by itself.
 
-    query `[1, query heads, T, head_dim]`, key and value `[1, kv heads, T, …]`; returns `[1, T, query heads, value_dim]`.
+    query `[1, query heads, T, head_dim]`, key and value `[1, kv heads, T, …]` → `[1, T, query heads, value_dim]`.
     Raises Unbatchable where a model asks for what is not there.
     """
     row = current_row.get()
@@ -138,7 +139,9 @@ def _attend(
     grouped = queries.reshape(1, keys.shape[0], groups * count, -1)
     if mask is not None and groups > 1:
         mask = mask.repeat(groups, 1)
-    attended = scaled_dot_product_attention(grouped, keys.unsqueeze(0), values.unsqueeze(0), attn_mask=mask, scale=scale)
+    attended = scaled_dot_product_attention(
+        grouped, keys.unsqueeze(0), values.unsqueeze(0), attn_mask=mask, scale=scale
+    )
     return attended.reshape(heads, count, -1).transpose(0, 1)
 
 

@@ -75,7 +75,7 @@ class SpanModel:
         self._trunk.narrow(span)
         rows = torch.frombuffer(bytearray(hidden), dtype=self.dtype).view(1, -1, self.hidden_size).to(self.device)
         output = self._forward_batched(segments, rows) if self.batched else self._forward_alone(segments, rows)
-        return memoryview(output.reshape(-1).cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+        return output.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data
 
     def _check_segments(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
@@ -92,9 +92,7 @@ class SpanModel:
         return int(alone.get_seq_length()) if alone is not None else 0
 
     def _forward_batched(self, segments: Sequence[Segment], rows: torch.Tensor) -> torch.Tensor:
-        lanes = [
-            ragged.Lane(s.start, s.count, self._caches.setdefault(s.sequence, SequenceCache())) for s in segments
-        ]
+        lanes = [ragged.Lane(s.start, s.count, self._caches.setdefault(s.sequence, SequenceCache())) for s in segments]
         output, _ = self._run_row(lanes, rows)
         return output
 
@@ -215,7 +213,7 @@ class SpanModel:
             raise ragged.Unbatchable("its blocks do not call the attention interface exactly once each")
         lanes = [ragged.Lane(count, 1, cache) for count, cache in zip(counts, caches, strict=True)]
         tail, _ = self._run_row(lanes, torch.cat([rows[:, -1:] for rows in strangers], dim=1))
-        for index, (part, right) in enumerate(zip(head.split(counts, dim=1), alone, strict=True)):
+        for index, (part, right) in enumerate(zip(torch.split(head, counts, dim=1), alone, strict=True)):
             if not self._close(torch.cat([part, tail[:, index : index + 1]], dim=1), right):
                 raise ragged.Unbatchable("strangers in one row do not get what each gets alone")
 

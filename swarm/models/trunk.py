@@ -47,13 +47,14 @@ class Trunk:
         self.span = span
         self._module: Any = found.owner
         self._name = found.attribute
-        self._layers = list(getattr(self._module, self._name))
-        self.config: Any = self._module.config
-        self.hidden_size = int(self.config.hidden_size)
+        self._layers = list(found.layers)[span.first : span.last]
+        config: Any = self._module.config
+        self.config = config
+        self.hidden_size = int(config.hidden_size)
         parameter = next(self._layers[0].parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
         self._lists = _per_block_lists(self.config, found.total, span)
-        self._attention = self.config._attn_implementation
+        self._attention: str = config._attn_implementation
         self._model = model
         self._accepts = _accepted(self._module)
         self._narrowed: Span | None = None
@@ -172,7 +173,9 @@ class Trunk:
         names = [
             name
             for name, value in vars(self._module).items()
-            if isinstance(value, float | int) and not isinstance(value, bool) and abs(value - factor) < 1e-6 * abs(factor)
+            if isinstance(value, float | int)
+            and not isinstance(value, bool)
+            and abs(value - factor) < 1e-6 * abs(factor)
         ]
         if len(names) != 1:
             return False
