@@ -12,6 +12,7 @@ import click
 
 from swarm.cli.common import best_first, identity_option, network_config, network_options, on_signals, verbosity_options
 from swarm.cli.identity import identity
+from swarm.cli.network import daemon_death, joined
 from swarm.config import NetworkConfig
 
 PORT = 31337
@@ -51,17 +52,19 @@ def main(
 
 async def run(config: NetworkConfig, address_file: Path | None) -> None:
     """Be a bootstrap peer until a signal comes. Raises DaemonFailed."""
-    from swarm.net.hivemind import create_host, open_directory
-
     leaving = asyncio.Event()
     on_signals(leaving.set)
-    host = await create_host(config)
-    try:
-        await open_directory(host, config)
+    async with joined(config) as (host, _):
         announce(best_first(host.addresses), address_file)
-        await leaving.wait()
-    finally:
-        await host.close()
+        ends = [asyncio.ensure_future(end) for end in (leaving.wait(), daemon_death(host))]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not leaving.is_set():
+                await ends[1]
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
 
 
 def announce(addresses: Sequence[str], address_file: Path | None) -> None:

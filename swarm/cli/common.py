@@ -130,15 +130,6 @@ def network_config(
     return replace(config, **{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
 
 
-def size(count: float) -> str:
-    """`count` bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
 def best_first(addresses: Sequence[str]) -> list[str]:
     """Multiaddrs in the order in which a stranger should try them: public, local network, this machine, relayed.
 

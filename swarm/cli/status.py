@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from swarm.cli.common import network_config, network_options, quiet, verbosity_options
+from swarm.cli.network import joined
 from swarm.cli.report import as_json, as_text, missing, served_by
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput, ModelNotFound
@@ -59,16 +60,10 @@ async def run(
     config: NetworkConfig, model: str | None, *, wait: bool, timeout: float | None, json_: bool
 ) -> tuple[str, bool]:
     """Join, look, leave. Returns the report, and whether the model is whole."""
-    from swarm.net.hivemind import create_host, open_directory
-
-    host = await create_host(config)
-    try:
-        directory = await open_directory(host, config)
+    async with joined(config) as (_, directory):
         if model is None:
             return listing(await directory.models(), json_), True
         info, records = await (until_whole(directory, model, timeout) if wait else look(directory, model))
-    finally:
-        await host.close()
     report = json.dumps(as_json(info, records), indent=2) if json_ else as_text(info, records)
     return report, not missing(records, info.blocks)
 
@@ -134,7 +129,7 @@ def choose(models: Sequence[ModelInfo], wanted: str) -> ModelInfo | None:
 
 async def resolve(model: str) -> ModelInfo:
     """The model's identity from its own files. Raises ModelNotFound, BadCheckpoint, UnsupportedModel."""
-    from swarm.models import describe
+    from swarm.models.cost import describe
 
     description = await asyncio.to_thread(describe, model)
     return description.info

@@ -7,9 +7,8 @@ import random
 from collections.abc import Iterable, Sequence
 
 from swarm.errors import InvalidInput
+from swarm.server.sizing import size
 from swarm.types import ServerRecord, ServerState, Span
-
-GIB = 1024**3
 
 
 def throughput(record: ServerRecord) -> float:
@@ -43,8 +42,8 @@ def candidates(block_bytes: Sequence[int], memory: int) -> list[Span]:
     if not spans:
         need = min(block_bytes)
         raise InvalidInput(
-            f"no block fits: the smallest needs {need / GIB:.2f} GiB with its KV cache, and there are "
-            f"{memory / GIB:.2f} GiB; raise --memory, lower --cache-tokens, or take a narrower --dtype"
+            f"no block fits: the smallest needs {size(need)} with its KV cache, and there are {size(memory)}; "
+            "raise --memory, lower --cache-tokens, or take a narrower --dtype"
         )
     return spans
 

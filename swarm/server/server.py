@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 SETTLE = 1.0
 """Seconds between saying which blocks one takes and looking whether somebody said the same at the same time."""
 SETTLE_ROUNDS = 3
+MAX_ADDRESSES = 16
+"""A record holds no more; the host names the most useful first."""
 RETRY = 5.0
 """Seconds until a record is announced again after the directory did not take it."""
 
@@ -34,7 +36,8 @@ RETRY = 5.0
 class Loaded:
     """A span that is ready to compute.
 
-    `fingerprints`: 32 bytes a block; `row_bytes`: of one position's hidden state; `max_positions`: 0 for no limit.
+    `fingerprints`: 32 bytes a block; `row_bytes`: of one position's hidden state; `max_positions`: 0 for no limit;
+    `cache_bytes`: for KV cache and history, when it depends on the span.
     """
 
     runner: Runner
@@ -43,6 +46,7 @@ class Loaded:
     row_bytes: int
     throughput: Throughput
     max_positions: int = 0
+    cache_bytes: int | None = None
 
 
 Choose = Callable[[Sequence[ServerRecord]], Span]
@@ -145,7 +149,9 @@ class Server:
             seen, others = {other.peer_id for other in others}, await self._others()
             if not any(self._gives_way(other, seen) for other in others):
                 return
+            before = self.span
             await self._take(self._choose(others))
+            log.info("a peer took some of blocks %s at the same time; taking %s instead", before, self.span)
 
     async def _others(self) -> list[ServerRecord]:
         records = await self.directory.lookup(self.model.key, self.model.blocks)
@@ -179,6 +185,8 @@ class Server:
             verify=self.directory.verify,
             max_positions=loaded.max_positions,
         )
+        if loaded.cache_bytes is not None:
+            self.config = replace(self.config, cache_bytes=loaded.cache_bytes)
         engine = self._make_engine(loaded.runner)
         self.handler = Handler(host=self.host, engine=engine, offer=offer, config=self.config)
         await self.handler.start()
@@ -218,7 +226,7 @@ class Server:
     def _describe(self) -> ServerRecord:
         """This server's record as of now."""
         assert self.span is not None
-        addresses = tuple(self.host.addresses)
+        addresses = tuple(self.host.addresses)[:MAX_ADDRESSES]
         record = ServerRecord(
             peer_id=self.host.peer_id,
             model=self.model.key,

@@ -17,6 +17,15 @@ CACHE_SHARE = 0.25
 """The default KV cache takes no more than this share of the memory."""
 
 
+def size(count: float) -> str:
+    """`count` bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """For each block of a model: bytes of weights, and bytes of KV cache for one position."""

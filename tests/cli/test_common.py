@@ -10,9 +10,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from swarm.cli.common import best_first, size, size_of, span_of
+from swarm.cli.common import best_first, size_of, span_of
 from swarm.cli.identity import identity, state_dir
 from swarm.errors import InvalidInput
+from swarm.server.sizing import size
 from swarm.types import Span
 
 COMMANDS = ["serve", "bootstrap", "status"]

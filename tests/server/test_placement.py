@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import InvalidInput
-from swarm.server.placement import GIB, candidates, choose_span, coverage
+from swarm.server.placement import candidates, choose_span, coverage
 from swarm.types import ServerRecord, ServerState, Span
+
+GIB = 1024**3
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def test_blocks_of_different_sizes_are_counted_as_they_are() -> None:
 
 
 def test_no_room_says_how_much_is_missing() -> None:
-    with pytest.raises(InvalidInput, match=r"1\.70 GiB.*1\.00 GiB.*--memory"):
+    with pytest.raises(InvalidInput, match=r"1\.7 GiB.*1\.0 GiB.*--memory"):
         choose_span([], LLAMA_70B, GIB)
 
 

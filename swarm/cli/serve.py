@@ -1,0 +1,179 @@
+"""swarm-serve: contribute a machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from swarm.cli.common import (
+    best_first,
+    identity_option,
+    network_config,
+    network_options,
+    on_signals,
+    quiet,
+    size_of,
+    span_of,
+    verbosity_options,
+)
+from swarm.cli.identity import identity
+from swarm.cli.network import daemon_death, joined
+from swarm.config import NetworkConfig, ServerConfig
+from swarm.errors import InvalidInput
+from swarm.net.known import HOW_TO_BEGIN
+from swarm.server.sizing import size
+from swarm.types import ServerState, Span
+
+if TYPE_CHECKING:
+    from swarm.server.hosting import Hosting
+    from swarm.server.server import Server
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model")
+@click.option("--blocks", callback=span_of, metavar="FIRST:LAST", help="The blocks to host, e.g. 10:20 for 10 to 19.")
+@network_options
+@identity_option
+@click.option("--device", help="cpu, cuda, cuda:1, mps ...; by default the best there is.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="By default the checkpoint's own.")
+@click.option(
+    "--memory",
+    callback=size_of,
+    metavar="SIZE",
+    help="For weights and KV cache, e.g. 12GiB; else most of what is free.",
+)
+@click.option(
+    "--cache-tokens", type=click.IntRange(min=1), metavar="N", help="Positions of KV cache, of all sessions together."
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads on a CPU.")
+@click.option("--public-name", default="", help="A name to show beside this server in swarm-status.")
+@click.option(
+    "--token",
+    envvar="HF_TOKEN",
+    help="Access token of the Hugging Face hub; else HF_TOKEN, else the one saved by its login.",
+)
+@click.option("--revision", help="Branch, tag or commit of the model; everybody in a swarm must use the same commit.")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long sessions have to move on when this server leaves.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be loaded and how much memory it takes, and exit.")
+@verbosity_options
+def main(
+    model: str,
+    blocks: Span | None,
+    initial_peers: tuple[str, ...],
+    host_maddrs: tuple[str, ...],
+    announce_maddrs: tuple[str, ...],
+    identity_path: str | None,
+    device: str | None,
+    dtype: str | None,
+    memory: int | None,
+    cache_tokens: int | None,
+    threads: int | None,
+    public_name: str,
+    token: str | None,
+    revision: str | None,
+    drain_timeout: float | None,
+    dry_run: bool,
+) -> None:
+    """Host blocks of MODEL, a name on the Hugging Face hub or a folder, for everybody in the swarm.
+
+    Without --blocks the server takes as many as fit into memory, where the swarm has least.
+
+    Ctrl-C (or SIGTERM) leaves politely: no new sessions, and those there are move to other servers first. Once more
+    leaves at once.
+
+    Exit codes: 0 left politely (or --dry-run is done), 1 an error that is printed, also when the network is lost for
+    good, 2 wrong usage, 128 + n by a second signal.
+    """
+    network = network_config(initial_peers, host_maddrs, announce_maddrs)
+    if not network.initial_peers and not dry_run:
+        raise InvalidInput(HOW_TO_BEGIN)
+    from swarm.server.hosting import Hosting, Wishes
+
+    wishes = Wishes(model, blocks, device, dtype, memory, cache_tokens, threads, token, revision)
+    config = ServerConfig() if drain_timeout is None else ServerConfig(drain_timeout=drain_timeout)
+    hosting = Hosting(wishes, config, progress=not quiet())
+    if dry_run:
+        click.echo("\n".join(summary(hosting, hosting.choose([]))))
+        return
+    with identity(identity_path, "serve") as path:
+        if path is None:
+            click.echo("another server of this user is running: this one has a temporary identity")
+        asyncio.run(serve(hosting, replace(network, identity_path=path), config, public_name))
+    if hosting.loading:
+        # It left before the span was loaded; the thread that loads it cannot be stopped, nor need it be waited for.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+async def serve(hosting: Hosting, network: NetworkConfig, config: ServerConfig, name: str) -> None:
+    """Join, serve and leave. Raises SwarmError."""
+    from swarm.server.server import Server
+
+    async with joined(network) as (host, directory):
+        server = Server(
+            host=host,
+            directory=directory,
+            model=hosting.info,
+            choose=hosting.choose,
+            load=hosting.load,
+            config=config,
+            network=network,
+            name=name,
+            dtype=hosting.dtype,
+            lost=lambda: daemon_death(host),
+            on_state=lambda state: say(state, server, hosting, network),
+        )
+        on_signals(server.leave)
+        await server.run()
+
+
+def say(state: ServerState, server: Server, hosting: Hosting, network: NetworkConfig) -> None:
+    """Tell the contributor what the directory has just been told."""
+    assert server.span is not None
+    match state:
+        case ServerState.JOINING:
+            addresses = best_first(server.host.addresses)
+            lines = [*summary(hosting, server.span), *where(hosting.wishes.model, addresses, network)]
+            click.echo("\n".join(lines))
+        case ServerState.ONLINE:
+            click.echo(f"online: serving blocks {server.span}; Ctrl-C leaves politely")
+        case ServerState.DRAINING:
+            click.echo("leaving: sessions are moving to other servers; Ctrl-C again leaves at once")
+
+
+def summary(hosting: Hosting, span: Span) -> list[str]:
+    """Model, span, device and memory."""
+    info, needs = hosting.info, hosting.footprint(span)
+    per_block = needs.weight_bytes / len(span)
+    return [
+        f"model    {info.name}  {info.blocks} blocks  key {info.key[:12]}",
+        f"span     {span}  {size(needs.weight_bytes)} of weights ({size(per_block)} a block) as {hosting.dtype}",
+        f"cache    {needs.cache_tokens:,} tokens in {size(needs.cache_bytes)} ({size(needs.token_bytes)} a token)",
+        f"device   {hosting.device}  {size(needs.total)} of {size(hosting.allowance.memory)}",
+    ]
+
+
+def where(model: str, addresses: Sequence[str], network: NetworkConfig) -> list[str]:
+    """Addresses, and how the next person joins: through those that we joined through, who are likely to stay."""
+    through = (network.initial_peers or addresses)[:1]
+    command = shlex.join(["swarm-serve", model, *(word for peer in through for word in ("--initial-peers", peer))])
+    return [*(f"address  {address}" for address in addresses), f"to add a machine:  {command}"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What this machine can host of a model: decided before it joins, and loaded once it knows which blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from swarm.config import ServerConfig
+from swarm.errors import InvalidInput
+from swarm.models.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.cost import describe
+from swarm.models.load import load_span
+from swarm.server.placement import choose_span
+from swarm.server.server import Loaded
+from swarm.server.sizing import Allowance, Footprint, Sizes, available_memory, footprint, size
+from swarm.server.throughput import measure
+from swarm.types import ModelInfo, ServerRecord, Span
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the contributor asked for; None leaves the choice to swarm. `memory` in bytes, `threads` on a CPU."""
+
+    model: str
+    blocks: Span | None = None
+    device: str | None = None
+    dtype: str | None = None
+    memory: int | None = None
+    cache_tokens: int | None = None
+    threads: int | None = None
+    token: str | None = None
+    revision: str | None = None
+
+
+class Hosting:
+    """One model on one device. Raises ModelNotFound, BadCheckpoint, UnsupportedModel; InvalidInput for the device."""
+
+    def __init__(self, wishes: Wishes, config: ServerConfig, *, progress: bool = True) -> None:
+        if wishes.threads is not None:
+            torch.set_num_threads(wishes.threads)
+        self.wishes = wishes
+        self.device = checked_device(wishes.device)
+        self.progress = progress
+        self.loading = False
+        self._checkpoint: Checkpoint = open_checkpoint(wishes.model, wishes.token, wishes.revision)
+        description = describe(self._checkpoint, dtype=wishes.dtype)
+        self.info: ModelInfo = _published(description.info, self._checkpoint)
+        self.sizes = Sizes(description.weight_bytes, description.cache_bytes)
+        self.dtype = str(description.dtype).removeprefix("torch.")
+        memory = wishes.memory if wishes.memory is not None else available_memory(self.device)
+        self.allowance = Allowance(memory, config.cache_bytes, wishes.cache_tokens)
+        self._rng = random.Random()
+
+    def choose(self, others: Sequence[ServerRecord]) -> Span:
+        """The blocks that were asked for, else as many as fit where the swarm has least. Raises InvalidInput."""
+        if self.wishes.blocks is not None:
+            return self._checked(self.wishes.blocks)
+        room = self.allowance.memory - self.allowance.fixed()
+        return choose_span(others, self.allowance.block_bytes(self.sizes), room, self._rng)
+
+    def _checked(self, span: Span) -> Span:
+        """Blocks that were asked for by hand are refused only by a limit that was set by hand."""
+        need = self.footprint(span).total
+        if self.wishes.memory is not None and need > self.wishes.memory:
+            raise InvalidInput(
+                f"blocks {span} and their KV cache need {size(need)}, more than --memory; host fewer blocks"
+            )
+        if need > self.allowance.memory:
+            log.warning("blocks %s and their KV cache need %s, which may be too much here", span, size(need))
+        return span
+
+    def footprint(self, span: Span) -> Footprint:
+        """What `span` takes. Raises InvalidInput when the model does not have it."""
+        return footprint(span, self.sizes, self.allowance)
+
+    async def load(self, span: Span) -> Loaded:
+        """Load, check and measure in a thread. Raises BadCheckpoint, ModelNotFound, UnsupportedModel."""
+        self.loading = True
+        loaded = await _in_daemon_thread(lambda: self._load(span))
+        self.loading = False
+        return loaded
+
+    def _load(self, span: Span) -> Loaded:
+        model = load_span(self._checkpoint, span, dtype=self.dtype, device=self.device, progress=self.progress)
+        speed = measure(model, span, model.hidden_size, model.row_bytes)
+        log.info(
+            "blocks %s: %.2f ms a block for a decode step, %.0f positions/s through a block for a prompt",
+            span,
+            speed.decode_ms,
+            speed.prefill_rate,
+        )
+        if not model.batched:
+            log.warning("sessions are computed one at a time: %s", model.why_unbatched)
+        return Loaded(
+            runner=model,
+            fingerprints=model.fingerprints,
+            dtype=self.dtype,
+            row_bytes=model.row_bytes,
+            throughput=speed,
+            max_positions=model.max_positions or 0,
+            cache_bytes=self.footprint(span).cache_bytes,
+        )
+
+
+def checked_device(wanted: str | None) -> str:
+    """The device to compute on: the one wanted if it is there, else the best. Raises InvalidInput."""
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidInput(f"device {wanted!r} cannot be used here: {reason}") from error
+    return wanted
+
+
+def _published(info: ModelInfo, checkpoint: Checkpoint) -> ModelInfo:
+    """Where a folder is on this machine is nobody else's business: the swarm sees its last name."""
+    return info if checkpoint.folder is None else replace(info, name=Path(checkpoint.folder).resolve().name)
+
+
+async def _in_daemon_thread(work: Callable[[], T]) -> T:
+    """Run `work` where it cannot hold up the end of the process: loading cannot be interrupted."""
+    loop, result = asyncio.get_running_loop(), asyncio.Future[T]()
+
+    def deliver(value: T | None, error: BaseException | None) -> None:
+        if result.done():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            outcome = work(), None
+        except BaseException as error:
+            outcome = None, error  # type: ignore[assignment]
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(deliver, *outcome)
+
+    threading.Thread(target=run, name="swarm-loading", daemon=True).start()
+    return await result
