@@ -1,148 +1,270 @@
-"""The libp2p daemon (`p2pd`, shipped inside hivemind's wheel) as a child process that never outlives its parent."""
+"""p2pd, the go-libp2p daemon that hivemind brings: starting it, watching it, and asking it for things."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import secrets
+import os
+import shutil
 import sys
 import tempfile
+from asyncio import StreamReader, StreamWriter
 from collections import deque
-from importlib import resources
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import swarm.net.protobuf  # noqa: F401  isort: skip  (before hivemind)
+
+import base58
+from hivemind.proto import p2pd_pb2
+from hivemind.utils.multiaddr import Multiaddr as HivemindMultiaddr
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
+
 from swarm.config import NetworkConfig
-from swarm.errors import DaemonFailed
+from swarm.errors import DaemonFailed, NetworkError, SwarmError
+from swarm.net.identity import Identity
+from swarm.net.protobuf import folder_of
+from swarm.types import PeerId
+from swarm.wire.framing import read_frame, write_frame
 
 log = logging.getLogger(__name__)
 
-READY = "Peer ID:"
-LOG_LINES = 20
+STREAM_BUFFER = 256 * 1024
+"""Bytes of a stream that are read ahead; about twice as many are held before the other side has to wait."""
 
-# The kernel kills the daemon when its parent dies, however it dies. The daemon is exec'ed by a short Python that asks
-# for this, because a hook between fork and exec is not safe in a process with threads.
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent is gone")
+_CONTROL_LIMIT = 1 << 20
+_LOG_LINES = 20
+_STOP_TIMEOUT = 3.0
+_SOCKET_PATH_LIMIT = 100
+
+# Run in a process of its own: p2pd shall not outlive this process, even when it is killed. The second look at the
+# parent covers a parent that died before the request reached the kernel.
+_LAUNCHER = """
+import os, sys
+if sys.platform == "linux":
+    import ctypes, signal
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the process that asked for p2pd is gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
-ADVICE = """What to do:
-  - if an address is in use, choose another with --host-maddrs (port 0 takes any free port)
-  - if the identity is in use by another process, give this one its own --identity-path
-  - the daemon needs to create sockets in {sockets}; see that the directory is writable and not full
-  - on a slow or busy machine, wait longer: NetworkConfig(daemon_startup=...) seconds"""
+
+class Refused(NetworkError):
+    """p2pd could not do what it was asked; its own words."""
 
 
 class Daemon:
-    """A running p2pd. `control` and `listener`: the unix sockets between it and this process."""
+    """A running p2pd. `died` is set when it ends without having been told to; `folder` holds its sockets."""
 
-    def __init__(self, process: asyncio.subprocess.Process, directory: tempfile.TemporaryDirectory[str]) -> None:
-        self.process = process
-        self._directory = directory
-        self.control = f"/unix{directory.name}/d"
-        self.listener = f"/unix{directory.name}/c"
-        self.last_lines: deque[str] = deque(maxlen=LOG_LINES)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.control = folder / "control.sock"
         self.died = asyncio.Event()
-        """Set when the process has ended, whatever the reason."""
-        self._reader: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._ready = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
 
     @classmethod
-    async def start(cls, config: NetworkConfig, identity_file: Path, binary: Path | None = None) -> Daemon:
-        """Start p2pd and wait until it listens. Raises DaemonFailed: what was tried, its log, and what to do."""
-        binary = binary or Path(str(resources.files("hivemind.hivemind_cli").joinpath("p2pd")))
-        directory = tempfile.TemporaryDirectory(prefix=f"swarm-{secrets.token_hex(3)}-")
-        arguments = _arguments(config, identity_file, directory.name)
+    async def start(cls, config: NetworkConfig, identity: Identity) -> Daemon:
+        """Start p2pd and wait until it listens. Raises DaemonFailed."""
+        daemon = cls(_private_folder())
         try:
-            process = await asyncio.create_subprocess_exec(
-                *_tied_to_parent(str(binary), arguments),
+            await daemon._start(config, identity)
+        except BaseException:
+            await daemon.stop()
+            raise
+        return daemon
+
+    async def _start(self, config: NetworkConfig, identity: Identity) -> None:
+        key = self.folder / "identity.key"
+        key.touch(mode=0o600)
+        key.write_bytes(identity.private_bytes)
+        command = [str(binary()), *_arguments(config, self.control, key)]
+        await self._launch(command)
+        try:
+            async with asyncio.timeout(config.daemon_startup):
+                await self._ready.wait()
+        except TimeoutError:
+            raise self._failure(f"p2pd was not ready within {config.daemon_startup:.0f} s") from None
+        if self.died.is_set():
+            raise self._failure("p2pd ended while it started")
+        key.unlink()
+
+    async def _launch(self, command: Sequence[str]) -> None:
+        environment = {"GOLOG_LOG_LEVEL": "error", **os.environ}
+        launcher = (sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()))
+        log.debug("starting %s", " ".join(command))
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *launcher,
+                *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                env=environment,
             )
         except OSError as error:
-            directory.cleanup()
-            raise DaemonFailed(_explain(str(error), binary, arguments, [], directory.name)) from error
-        daemon = cls(process, directory)
-        daemon._reader = asyncio.ensure_future(daemon._read())
-        await daemon._wait_until_ready(binary, arguments, config.daemon_startup)
-        return daemon
+            raise DaemonFailed(f"p2pd could not be started: {error}") from error
+        self._tasks = [asyncio.create_task(self._read_log(self._process), name="p2pd")]
 
-    async def _wait_until_ready(self, binary: Path, arguments: list[str], patience: float) -> None:
-        ready = asyncio.ensure_future(self._ready.wait())
-        died = asyncio.ensure_future(self.died.wait())
-        await asyncio.wait({ready, died}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        died.cancel()
-        if not self._ready.is_set():
-            code = self.process.returncode
-            reason = f"it exited with code {code}" if code is not None else f"it was not ready after {patience:.0f} s"
-            directory = self._directory.name
-            await self.close()
-            raise DaemonFailed(_explain(reason, binary, arguments, list(self.last_lines), directory))
+    async def _read_log(self, process: asyncio.subprocess.Process) -> None:
+        """Keep p2pd's last lines, and notice its end."""
+        assert process.stdout is not None
+        with contextlib.suppress(ValueError):
+            while line := await process.stdout.readline():
+                text = line.decode(errors="replace").rstrip()
+                self._lines.append(text)
+                log.debug("p2pd: %s", text)
+                if text.startswith("Peer ID:"):
+                    self._ready.set()
+        await process.wait()
+        if not self._stopping:
+            self.died.set()
+            if self._ready.is_set():
+                log.error("%s", self.failure())
+        self._ready.set()
 
-    async def _read(self) -> None:
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            text = line.decode(errors="replace").rstrip()
-            self.last_lines.append(text)
-            log.debug("p2pd: %s", text)
-            if text.startswith(READY):
-                self._ready.set()
-        await self.process.wait()
-        self.died.set()
+    def failure(self) -> DaemonFailed:
+        """The error to raise after p2pd died."""
+        return self._failure("p2pd died: this process is no longer on the network and has to be restarted")
 
-    async def close(self) -> None:
-        """End the daemon and remove its sockets."""
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.terminate()
-            try:
-                await asyncio.wait_for(self.process.wait(), 2.0)
-            except TimeoutError:
-                self.process.kill()
-                await self.process.wait()
-        if self._reader is not None:
-            await asyncio.gather(self._reader, return_exceptions=True)
-        self._directory.cleanup()
+    def _failure(self, what: str) -> DaemonFailed:
+        code = self._process.returncode if self._process is not None else None
+        said = "\n  ".join(self._lines) or "nothing"
+        ended = "" if code is None else f" (exit code {code})" if code >= 0 else f" (killed by signal {-code})"
+        return DaemonFailed(f"{what}{ended}.\nIts last lines:\n  {said}\n{_advice(said)}")
+
+    async def stop(self) -> None:
+        """End p2pd and remove its sockets. May be called twice."""
+        self._stopping = True
+        process, self._process = self._process, None
+        if process is not None:
+            await _end(process)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+    # ---- requests ---------------------------------------------------------------------------------------------
+
+    async def identify(self) -> tuple[PeerId, list[str]]:
+        """The peer id that p2pd has, and the addresses it believes to have. Raises Refused, DaemonFailed."""
+        answer = await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
+        addresses = [str(Multiaddr(address)) for address in answer.identify.addrs]
+        return base58.b58encode(answer.identify.id).decode(), addresses
+
+    async def connect(self, peer: bytes, addresses: Iterable[bytes]) -> None:
+        """Connect to a peer unless it is connected. Raises Refused, DaemonFailed."""
+        connect = p2pd_pb2.ConnectRequest(peer=peer, addrs=addresses)
+        await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=connect))
+
+    async def disconnect(self, peer: bytes) -> None:
+        """Drop the connections to a peer. Raises Refused, DaemonFailed."""
+        request = p2pd_pb2.DisconnectRequest(peer=peer)
+        await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.DISCONNECT, disconnect=request))
+
+    async def register(self, protocol: str, socket: Path) -> None:
+        """Have streams of a protocol delivered to a socket. Raises Refused, DaemonFailed."""
+        address = HivemindMultiaddr(f"/unix{socket}").to_bytes()  # multiaddr's own loses the first slash
+        handler = p2pd_pb2.StreamHandlerRequest(addr=address, proto=[protocol], balanced=False)
+        await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_HANDLER, streamHandler=handler))
+
+    async def open(self, peer: bytes, protocol: str) -> tuple[StreamReader, StreamWriter]:
+        """Open a stream; the caller closes the writer. Raises Refused, DaemonFailed."""
+        opening = p2pd_pb2.StreamOpenRequest(peer=peer, proto=[protocol])
+        request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
+        reader, writer = await self._dial()
+        try:
+            await self._exchange(reader, writer, request)
+        except BaseException:
+            writer.transport.abort()
+            raise
+        return reader, writer
+
+    async def _ask(self, request: p2pd_pb2.Request) -> p2pd_pb2.Response:
+        reader, writer = await self._dial()
+        try:
+            return await self._exchange(reader, writer, request)
+        finally:
+            writer.transport.abort()
+
+    async def _dial(self) -> tuple[StreamReader, StreamWriter]:
+        try:
+            return await asyncio.open_unix_connection(self.control, limit=STREAM_BUFFER)
+        except OSError as error:
+            if self.died.is_set():
+                raise self.failure() from error
+            raise DaemonFailed(f"p2pd does not answer: {error}") from error
+
+    async def _exchange(
+        self, reader: StreamReader, writer: StreamWriter, request: p2pd_pb2.Request
+    ) -> p2pd_pb2.Response:
+        try:
+            write_frame(writer, request.SerializeToString())
+            await writer.drain()
+            answer = p2pd_pb2.Response.FromString(await read_frame(reader, _CONTROL_LIMIT))
+        except (SwarmError, OSError) as error:
+            raise self.failure() if self.died.is_set() else Refused(f"p2pd hung up: {error}") from error
+        if answer.type == p2pd_pb2.Response.ERROR:
+            raise Refused(answer.error.msg)
+        return answer
 
 
-def _arguments(config: NetworkConfig, identity_file: Path, sockets: str) -> list[str]:
-    arguments = [
-        f"-listen=/unix{sockets}/d",
-        f"-id={identity_file}",
-        f"-hostAddrs={','.join(config.host_maddrs)}",
-        "-connManager=1",
-        "-autonat=1",
-        "-natPortMap=1",
-        "-relay=1",
-        f"-relayHopLimit={16 if config.relay else 0}",
-        "-tls=1",
-        "-dhtServer=1",
-        "-idleTimeout=30s",
-        "-persistentConnMaxMsgSize=4194304",
-        f"-b={int(bool(config.initial_peers))}",
-    ]
-    if config.initial_peers:
-        arguments.append(f"-bootstrapPeers={','.join(config.initial_peers)}")
-    if config.announce_maddrs:
-        arguments.append(f"-announceAddrs={','.join(config.announce_maddrs)}")
-    return arguments
+def binary() -> Path:
+    """Where hivemind keeps p2pd. Raises DaemonFailed when it is not there."""
+    path = folder_of("hivemind") / "hivemind_cli" / "p2pd"
+    if not os.access(path, os.X_OK):
+        raise DaemonFailed(
+            f"p2pd is not at {path}, or may not be run: install hivemind from a wheel made for this platform "
+            "(Linux and macOS have one; on Windows use WSL)"
+        )
+    return path
 
 
-def _tied_to_parent(binary: str, arguments: list[str]) -> list[str]:
-    if not sys.platform.startswith("linux"):
-        return [binary, *arguments]
-    import os
+def _arguments(config: NetworkConfig, control: Path, key: Path) -> list[str]:
+    flags: dict[str, object] = {
+        "listen": f"/unix{control}",
+        "id": key,
+        "hostAddrs": ",".join(config.host_maddrs),
+        "announceAddrs": ",".join(config.announce_maddrs),
+        "trustedRelays": ",".join(config.initial_peers),
+        "dhtServer": 1,
+        "autonat": 1,
+        "autoRelay": int(bool(config.initial_peers) and not config.relay),
+        "relay": 1,
+        "relayService": int(config.relay),
+        "natPortMap": 1,
+        "connManager": 1,
+        "tls": 1,
+    }
+    return [f"-{name}={value}" for name, value in flags.items() if value != ""]
 
-    return [sys.executable, "-S", "-E", "-c", _DIE_WITH_PARENT, str(os.getpid()), binary, *arguments]
+
+def _advice(said: str) -> str:
+    if "address already in use" in said:
+        return "Another program listens there: choose other ports with --host-maddrs, or end it."
+    if "announce" in said or "multiaddr" in said:
+        return "Check the addresses given by --host-maddrs, --announce-maddrs and --initial-peers."
+    return "Run with -vv to see what p2pd was started with and all that it said."
 
 
-def _explain(reason: str, binary: Path, arguments: list[str], lines: list[str], sockets: str) -> str:
-    said = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
-    tried = " ".join([str(binary), *arguments])
-    return f"p2pd did not start: {reason}\ntried: {tried}\nits log:\n{said}\n{ADVICE.format(sockets=sockets)}"
+def _private_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="swarm-"))
+    if len(str(folder)) > _SOCKET_PATH_LIMIT - len("/control.sock"):
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="swarm-", dir="/tmp"))
+    return folder
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(_STOP_TIMEOUT):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,103 +1,137 @@
-"""The real network: hivemind's libp2p daemon for streams and its Kademlia DHT for the directory, on our own loop."""
+"""The real network: a host over hivemind's p2pd, and a directory over hivemind's DHT."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import swarm.net.protobuf  # noqa: F401  isort: skip  (before hivemind)
 
-from hivemind.dht.node import DHTNode
-from hivemind.dht.routing import DHTID
-from hivemind.dht.validation import DHTRecord, RecordValidatorBase
-from hivemind.p2p import P2P, PeerID
-from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
-from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, DispatchFailure
-from hivemind.utils import MSGPackSerializer
-from hivemind.utils.multiaddr import Multiaddr
+import base58
+from hivemind.p2p import P2P
+from hivemind.proto import p2pd_pb2
+from hivemind.utils.multiaddr import Multiaddr as HivemindMultiaddr
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from swarm.config import NetworkConfig
 from swarm.errors import (
+    DaemonFailed,
     FrameTooLarge,
-    NetworkError,
+    InvalidInput,
+    MalformedFrame,
     PeerUnreachable,
-    ProtocolError,
-    RecordRefused,
     StreamClosed,
     SwarmError,
 )
-from swarm.net import records
 from swarm.net.base import StreamHandler
-from swarm.net.daemon import Daemon
+from swarm.net.daemon import STREAM_BUFFER, Daemon, Refused
+from swarm.net.directory import HivemindDirectory, join_directory
 from swarm.net.identity import Identity
-from swarm.types import ModelInfo, PeerId, ServerRecord
+from swarm.types import PeerId
 from swarm.wire.framing import read_frame, write_frame
 
 log = logging.getLogger(__name__)
 
-FOREIGN = (ControlFailure, DispatchFailure, P2PDaemonError, ConnectionError, OSError, asyncio.IncompleteReadError)
-MAX_RECORDS = 4096
-"""Records of one directory key that a reader looks at."""
+FOREIGN = (SwarmError,)
+"""What `refresh_addresses` may raise."""
+
+_STREAM_INFO_LIMIT = 64 * 1024
+_LINGER = 10.0
+"""How long what was sent before a stream was closed may take to leave."""
+_REFRESH = 20.0
+"""How often addresses are read anew and initial peers that were lost are dialled again."""
+_OTHERS = 0.5
+"""How long a joining peer waits for further initial peers once one has answered."""
 
 
 class HivemindStream:
-    """One libp2p stream through the daemon; satisfies `Stream`."""
+    """A stream through p2pd; satisfies `Stream`."""
 
-    def __init__(self, host: HivemindHost, peer_id: PeerId, reader: asyncio.StreamReader, writer: Any) -> None:
-        self._host = host
+    __slots__ = ("_closed", "_peer_id", "_reader", "_writer")
+
+    def __init__(self, peer_id: PeerId, reader: StreamReader, writer: StreamWriter) -> None:
         self._peer_id = peer_id
         self._reader = reader
         self._writer = writer
-        host.streams.add(self)
+        self._closed = False
 
     @property
     def peer_id(self) -> PeerId:
         return self._peer_id
 
     async def send(self, frame: bytes) -> None:
-        if self._writer.is_closing():
-            raise StreamClosed(f"the stream with {self._peer_id} is closed")
+        if self._closed or self._writer.is_closing():
+            raise StreamClosed(f"the stream to {self._peer_id} is closed")
         try:
             write_frame(self._writer, frame)
             await self._writer.drain()
-        except (ConnectionError, OSError) as error:
-            self.close()
-            raise StreamClosed(f"the stream with {self._peer_id} was lost") from error
+        except OSError as error:
+            raise StreamClosed(f"the stream to {self._peer_id} was lost: {error}") from error
 
     async def receive(self, limit: int) -> bytes:
+        if self._closed:
+            raise StreamClosed(f"the stream from {self._peer_id} is closed")
         try:
             return await read_frame(self._reader, limit)
-        except StreamClosed as error:
+        except (FrameTooLarge, MalformedFrame):
             self.close()
-            raise StreamClosed(f"the stream with {self._peer_id} ended") from error
-        except ProtocolError as error:
-            self.close()
-            raise type(error)(f"{self._peer_id}: {error}") from error
+            raise
 
     def close(self) -> None:
-        self._host.streams.discard(self)
-        self._writer.close()
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(RuntimeError):  # the loop may have ended
+            self._reader.feed_eof()
+            self._writer.close()
+            transport = self._writer.transport
+            if transport.get_write_buffer_size():
+                asyncio.get_running_loop().call_later(_LINGER, transport.abort)
 
 
 class HivemindHost:
-    """A peer on the real network; satisfies `Host`. `died` is set when its daemon has ended unasked."""
+    """A peer whose connections p2pd holds; satisfies `Host`.
 
-    def __init__(self, p2p: P2P, daemon: Daemon, identity: Identity, config: NetworkConfig) -> None:
-        self.p2p = p2p
-        self.identity = identity
+    `died` is set when p2pd ends unasked: the host is then of no use, `failure` says what happened.
+    """
+
+    def __init__(self, config: NetworkConfig, identity: Identity, daemon: Daemon) -> None:
         self.config = config
-        self.streams: set[HivemindStream] = set()
+        self.identity = identity
+        self.daemon = daemon
         self.died = daemon.died
-        self._daemon = daemon
+        self.joined: tuple[str, ...] = ()
+        """The initial peers that answered."""
+        self.closers: list[Callable[[], Awaitable[None]]] = []
+        """What has to end before the host does; called by `close`, last first."""
+        self._p2p: P2P | None = None
         self._addresses: tuple[str, ...] = ()
-        self._known: set[PeerId] = set()
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._handlers: dict[str, StreamHandler] = {}
+        self._server: asyncio.Server | None = None
+        self._socket = daemon.folder / "streams.sock"
+        self._streams: set[HivemindStream] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    async def begin(self) -> None:
+        """Connect to p2pd and join the swarm. Raises DaemonFailed, PeerUnreachable, InvalidInput."""
+        peer_id, _ = await self.daemon.identify()
+        if peer_id != self.peer_id:
+            raise AssertionError(f"p2pd took our identity {self.peer_id} for {peer_id}")
+        await self.refresh_addresses()
+        self._server = await asyncio.start_unix_server(self._accept, self._socket, limit=STREAM_BUFFER)
+        await self._join()
+        self._spawn(self._refresh(), "addresses")
+
+    async def p2p(self) -> P2P:
+        """hivemind's own view of the same daemon, for its DHT."""
+        if self._p2p is None:
+            self._p2p = await P2P.replicate(HivemindMultiaddr(f"/unix{self.daemon.control}"))
+        return self._p2p
 
     @property
     def peer_id(self) -> PeerId:
@@ -107,221 +141,212 @@ class HivemindHost:
     def addresses(self) -> Sequence[str]:
         return self._addresses
 
-    async def refresh_addresses(self) -> None:
-        """Ask the daemon again where others see it."""
-        visible = await self.p2p.get_visible_maddrs(latest=True)
-        chosen = [str(maddr) for maddr in visible]
-        self._addresses = tuple(sorted(chosen, key=lambda a: ("/127.0.0.1/" in a or "/ip6/::1/" in a, "udp" in a)))
+    # ---- streams ----------------------------------------------------------------------------------------------
 
     async def open_stream(self, peer_id: PeerId, protocol: str, addresses: Sequence[str] = ()) -> HivemindStream:
+        raw = _raw_peer_id(peer_id)
         try:
-            return await asyncio.wait_for(self._open(peer_id, protocol, addresses), self.config.dial_timeout)
-        except TimeoutError:
-            raise PeerUnreachable(f"{peer_id} did not answer within {self.config.dial_timeout:.0f} s") from None
-        except FOREIGN as error:
-            self._known.discard(peer_id)
-            raise PeerUnreachable(f"{peer_id} cannot be reached under {protocol}: {error}") from error
+            async with asyncio.timeout(self.config.dial_timeout):
+                if addresses:
+                    await self.daemon.connect(raw, _dialable(peer_id, addresses))
+                reader, writer = await self.daemon.open(raw, protocol)
+        except (Refused, TimeoutError) as error:
+            raise self._unreachable(peer_id, addresses, error) from error
+        return self._track(HivemindStream(peer_id, reader, writer))
 
-    async def _open(self, peer_id: PeerId, protocol: str, addresses: Sequence[str]) -> HivemindStream:
-        peer = PeerID.from_base58(peer_id)
-        if peer_id not in self._known:
-            await self._connect(peer, addresses)
-            self._known.add(peer_id)
-        try:
-            _, reader, writer = await self.p2p.call_binary_stream_handler(peer, protocol)
-        except ControlFailure:
-            # The connection may have ended since; the daemon forgets addresses that it was not told of lately.
-            await self._connect(peer, addresses)
-            _, reader, writer = await self.p2p.call_binary_stream_handler(peer, protocol)
-        return HivemindStream(self, peer_id, reader, writer)
-
-    async def _connect(self, peer: PeerID, addresses: Sequence[str]) -> None:
-        dialled = [
-            Multiaddr(address.split("/p2p/")[0] if "/p2p-circuit" not in address else address) for address in addresses
-        ]
-        await self.p2p._client.connect(peer, dialled)
+    def _unreachable(self, peer_id: PeerId, addresses: Sequence[str], error: Exception) -> SwarmError:
+        if self.died.is_set():
+            return self.daemon.failure()
+        reason = f"no answer for {self.config.dial_timeout:.0f} s" if isinstance(error, TimeoutError) else str(error)
+        where = f" at {', '.join(addresses)}" if addresses else ""
+        return PeerUnreachable(f"{peer_id} cannot be reached{where}: {reason}")
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
-        async def handle(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            stream = HivemindStream(self, info.peer_id.to_base58(), reader, writer)
-            try:
-                await handler(stream)
-            except SwarmError as error:
-                log.debug("stream of %s under %s: %s", stream.peer_id, protocol, error)
-            except Exception:
-                log.exception("the handler of %s failed on a stream of %s", protocol, stream.peer_id)
-            finally:
-                await _flush(writer)
-                stream.close()
+        known = protocol in self._handlers
+        self._handlers[protocol] = handler
+        if not known:
+            await self.daemon.register(protocol, self._socket)
 
-        await self.p2p.add_binary_stream_handler(protocol, handle)
+    async def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            info = p2pd_pb2.StreamInfo.FromString(await read_frame(reader, _STREAM_INFO_LIMIT))
+            handler = self._handlers[info.proto]
+            stream = self._track(HivemindStream(base58.b58encode(info.peer).decode(), reader, writer))
+        except Exception as error:
+            log.debug("a stream ended before it began: %s", error)
+            writer.transport.abort()
+            return
+        await self._handle(handler, stream, info.proto)
+
+    async def _handle(self, handler: StreamHandler, stream: HivemindStream, protocol: str) -> None:
+        try:
+            await handler(stream)
+        except asyncio.CancelledError:
+            if not self._closing:
+                raise
+        except SwarmError as error:
+            log.debug("a stream of %s under %s ended: %s", stream.peer_id, protocol, error)
+        except Exception:
+            log.exception("a stream of %s under %s was closed by an error", stream.peer_id, protocol)
+        finally:
+            self._untrack(stream)
+            stream.close()
+
+    def _track(self, stream: HivemindStream) -> HivemindStream:
+        self._streams.add(stream)
+        return stream
+
+    def _untrack(self, stream: HivemindStream) -> None:
+        self._streams.discard(stream)
+
+    # ---- joining ----------------------------------------------------------------------------------------------
+
+    async def _join(self) -> None:
+        """Connect to the initial peers; one that answers is enough. Raises PeerUnreachable, InvalidInput."""
+        dials = {asyncio.create_task(self._dial(p, a)): a for p, a in self._initial().items()}
+        try:
+            reached = await _some(dials)
+        finally:
+            for dial in dials:
+                dial.cancel()
+        if dials and not reached:
+            reasons = "\n  ".join(f"{addresses[0]}: {_reason(dial)}" for dial, addresses in dials.items())
+            raise PeerUnreachable(
+                "none of the initial peers answered; check that they run, that their addresses are right and that "
+                f"this machine may reach them:\n  {reasons}"
+            )
+        self.joined = tuple(address for dial in reached for address in dials[dial])
+
+    def _initial(self) -> dict[PeerId, list[str]]:
+        """The addresses of each initial peer but ourselves."""
+        peers: dict[PeerId, list[str]] = {}
+        for address in self.config.initial_peers:
+            peer_id = _peer_in(address)
+            if peer_id != self.peer_id:
+                peers.setdefault(peer_id, []).append(address)
+        return peers
+
+    async def _dial(self, peer_id: PeerId, addresses: Sequence[str]) -> None:
+        try:
+            async with asyncio.timeout(self.config.dial_timeout):
+                await self.daemon.connect(_raw_peer_id(peer_id), _dialable(peer_id, addresses))
+        except (Refused, TimeoutError) as error:
+            raise self._unreachable(peer_id, (), error) from error
+
+    async def _refresh(self) -> None:
+        """Addresses change (port mappings, relays), and bootstrap peers restart."""
+        while not self.died.is_set():
+            await asyncio.sleep(_REFRESH)
+            try:
+                await self.refresh_addresses()
+                await asyncio.gather(*(self._dial(p, a) for p, a in self._initial().items()), return_exceptions=True)
+            except SwarmError as error:
+                log.debug("cannot read the addresses anew: %s", error)
+
+    def failure(self) -> DaemonFailed:
+        """The error to raise once `died` is set."""
+        return self.daemon.failure()
+
+    async def refresh_addresses(self) -> None:
+        """Ask p2pd where others can see this host; done by itself now and then. Raises DaemonFailed."""
+        _, visible = await self.daemon.identify()
+        suffix = f"/p2p/{self.peer_id}"
+        chosen = self.config.announce_maddrs or visible
+        self._addresses = tuple(a if a.endswith(suffix) else a + suffix for a in chosen)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        self.died = asyncio.Event()
-        for stream in list(self.streams):
+        self._closing = True
+        while self.closers:
+            await self.closers.pop()()
+        if self._server is not None:
+            self._server.close()
+        for stream in list(self._streams):
             stream.close()
-        with contextlib.suppress(*FOREIGN):
-            await self.p2p.shutdown()
-        await self._daemon.close()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._p2p is not None:
+            await self._p2p.shutdown()
+        await self.daemon.stop()
 
 
-async def _flush(writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError, OSError):
-        await writer.drain()
+async def create_host(config: NetworkConfig) -> HivemindHost:
+    """Start p2pd and join the swarm.
 
-
-async def create_host(config: NetworkConfig, *, binary: Path | None = None) -> HivemindHost:
-    """Start a peer. Without `identity_path` it gets an identity for this run only. Raises DaemonFailed, InvalidInput."""
-    temporary = None
-    if config.identity_path is None:
-        temporary = tempfile.TemporaryDirectory(prefix="swarm-identity-")
-        file = Path(temporary.name) / "identity"
-    else:
-        file = Path(config.identity_path).expanduser()
-    identity = Identity.load_or_create(file)
-    daemon = await Daemon.start(config, file, binary)
-    p2p = await P2P.replicate(Multiaddr(daemon.control))
-    host = HivemindHost(p2p, daemon, identity, config)
-    host._temporary = temporary
-    await host.refresh_addresses()
+    Raises DaemonFailed when p2pd does not start, PeerUnreachable when no initial peer answers, InvalidInput when the
+    identity file or an address is broken.
+    """
+    identity = Identity.load_or_create(config.identity_path)
+    host = HivemindHost(config, identity, await Daemon.start(config, identity))
+    try:
+        await host.begin()
+    except BaseException:
+        await host.close()
+        raise
     return host
 
 
-class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
-    """Lets only values into the DHT that their subkey's owner signed, for that key."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        self.config = config
-
-    def validate(self, record: DHTRecord) -> bool:
-        try:
-            opened = _open_dht(record.value, record.subkey, self.config)
-        except RecordRefused as error:
-            log.info("a directory record was refused: %s", error)
-            return False
-        fits = DHTID.generate(opened.key).to_bytes() == record.key
-        return fits and abs(opened.expires - record.expiration_time) < 1e-3
-
-    def merge_with(self, other: RecordValidatorBase) -> bool:
-        return False
-
-
-def _open_dht(value: bytes, subkey: bytes, config: NetworkConfig) -> records.Opened:
-    """A DHT value whose subkey is its signer. Raises RecordRefused."""
-    try:
-        signed, owner = MSGPackSerializer.loads(value), MSGPackSerializer.loads(subkey)
-    except Exception as error:
-        raise RecordRefused("the value or the subkey is no msgpack") from error
-    if not isinstance(signed, bytes) or not isinstance(owner, str):
-        raise RecordRefused("the value or the subkey is of the wrong type")
-    opened = records.open_signed(signed, now=time.time(), config=config)
-    if opened.peer_id != owner.split("/")[0]:
-        raise RecordRefused(f"{opened.peer_id} signed what is stored under {owner}")
-    return opened
-
-
-class HivemindDirectory:
-    """The directory in the DHT; satisfies `Directory`."""
-
-    def __init__(self, host: HivemindHost, node: DHTNode, config: NetworkConfig) -> None:
-        self._host = host
-        self._node = node
-        self._config = config
-
-    async def announce(self, record: ServerRecord, model: ModelInfo) -> ServerRecord:
-        identity = self._host.identity
-        signed = records.sign_record(identity, record)
-        if len(signed) > self._config.record_max_bytes:
-            raise RecordRefused(f"this record takes {len(signed)} bytes, above {self._config.record_max_bytes}")
-        entry = records.sign_model(identity, model, record.expires)
-        stored = await self._store(
-            [records.span_key(record.model, record.span.first), records.MODELS_KEY],
-            [signed, entry],
-            [identity.peer_id, f"{identity.peer_id}/{model.key}"],
-            record.expires,
-        )
-        if not stored:
-            raise NetworkError("nobody in the directory took this record; is the clock of this machine right?")
-        return records.verify_record(signed, now=time.time(), config=self._config)
-
-    async def withdraw(self, record: ServerRecord) -> None:
-        expires = max(record.expires, time.time()) + 1.0
-        key = records.span_key(record.model, record.span.first)
-        tombstone = records.sign(self._host.identity, key, b"", expires)
-        await self._store([key], [tombstone], [self._host.peer_id], expires)
-
-    async def _store(self, keys: list[str], values: list[bytes], subkeys: list[str], expires: float) -> bool:
-        try:
-            stored = await self._node.store_many(keys, values, expires, subkeys=subkeys)
-        except FOREIGN as error:
-            raise NetworkError(f"the directory cannot be reached: {error}") from error
-        return all(stored.values())
-
-    async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
-        keys = [records.span_key(model, first) for first in range(blocks)]
-        found = [record for signed in await self._read(keys) for record in self._records(signed)]
-        return [record for record in found if record.model == model and record.span.last <= blocks]
-
-    def _records(self, signed: bytes) -> Iterator[ServerRecord]:
-        try:
-            if records.open_signed(signed, now=time.time(), config=self._config).value:
-                yield self.verify(signed)
-        except RecordRefused as error:
-            log.info("a record was passed over: %s", error)
-
-    async def models(self) -> list[ModelInfo]:
-        found: dict[str, ModelInfo] = {}
-        for signed in await self._read([records.MODELS_KEY]):
-            with contextlib.suppress(RecordRefused):
-                model = records.verify_model(signed, now=time.time(), config=self._config)
-                found.setdefault(model.key, model)
-        return list(found.values())
-
-    async def _read(self, keys: Sequence[str]) -> list[bytes]:
-        """Every signed value under these keys, the latest of each subkey."""
-        try:
-            found = await self._node.get_many(keys, sufficient_expiration_time=float("inf"))
-        except FOREIGN as error:
-            raise NetworkError(f"the directory cannot be read: {error}") from error
-        entries = [entry.value for entry in found.values() if entry is not None and isinstance(entry.value, dict)]
-        values = [item.value for entry in entries for item in list(entry.values())[:MAX_RECORDS]]
-        return [value for value in values if isinstance(value, bytes)]
-
-    def verify(self, signed: bytes) -> ServerRecord:
-        return records.verify_record(signed, now=time.time(), config=self._config)
-
-    async def close(self) -> None:
-        """Leave the DHT; the host stays."""
-        await self._node.shutdown()
-
-
 async def open_directory(host: HivemindHost, config: NetworkConfig) -> HivemindDirectory:
-    """Join the DHT. Raises PeerUnreachable, naming them, when none of the initial peers answers."""
-    for name in ("hivemind", "hivemind.dht"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        node = await DHTNode.create(
-            p2p=host.p2p,
-            initial_peers=[Multiaddr(peer) for peer in config.initial_peers],
-            record_validator=SignedRecords(config),
-            cache_locally=False,
-            cache_on_store=False,
-            cache_nearest=0,
-            num_replicas=5,
-            wait_timeout=5.0,
-            bootstrap_timeout=config.dial_timeout,
-            ensure_bootstrap_success=bool(config.initial_peers),
-            strict=True,
+    """Take part in the directory. Raises NetworkError, PeerUnreachable."""
+    p2p = await host.p2p()
+    directory = await join_directory(p2p, host.identity, host.joined, config)
+    host.closers.append(directory.close)
+    return directory
+
+
+async def _some(dials: dict[asyncio.Task[None], list[str]]) -> list[asyncio.Task[None]]:
+    """Those that succeeded, soon after the first one did."""
+    pending = set(dials)
+    reached: list[asyncio.Task[None]] = []
+    while pending:
+        done, pending = await asyncio.wait(
+            pending, timeout=_OTHERS if reached else None, return_when=asyncio.FIRST_COMPLETED
         )
-    except Exception as error:
-        peers = "\n".join(f"  {peer}" for peer in config.initial_peers)
-        raise PeerUnreachable(
-            f"no initial peer could be joined:\n{peers}\nreason: {error}\n"
-            "Check the addresses, that one of them runs, and that this machine's clock is right to 3 seconds."
-        ) from error
-    return HivemindDirectory(host, node, config)
+        if not done:
+            break
+        reached += [dial for dial in done if dial.exception() is None]
+    return reached
 
 
-__all__ = ["FrameTooLarge", "HivemindDirectory", "HivemindHost", "create_host", "open_directory"]
+def _reason(dial: asyncio.Task[None]) -> str:
+    error = dial.exception()
+    return str(error).partition(": ")[2] or str(error)
+
+
+def _raw_peer_id(peer_id: PeerId) -> bytes:
+    try:
+        return base58.b58decode(peer_id)
+    except ValueError as error:
+        raise InvalidInput(f"{peer_id!r} is not a peer id") from error
+
+
+def _peer_in(address: str) -> PeerId:
+    head, _, peer_id = address.rpartition("/p2p/")
+    if not head or not peer_id or "/" in peer_id:
+        raise InvalidInput(f"the address {address} of an initial peer does not end in /p2p/ and its peer id")
+    return peer_id
+
+
+def _dialable(peer_id: PeerId, addresses: Sequence[str]) -> list[bytes]:
+    """Addresses as p2pd takes them; those that are broken, or another peer's, are left out."""
+    raw = []
+    for address in addresses:
+        bare = address.removesuffix(f"/p2p/{peer_id}")
+        try:
+            raw.append(Multiaddr(bare).to_bytes())
+        except Exception as error:  # multiaddr raises many kinds
+            log.debug("%s is not an address: %s", address, error)
+    return raw
+
+
+__all__ = ["HivemindDirectory", "HivemindHost", "create_host", "open_directory"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -36,13 +37,16 @@ class Identity:
         return cls(os.urandom(32))
 
     @classmethod
-    def load_or_create(cls, path: str | os.PathLike[str]) -> Identity:
-        """Read the key, or make one; only its owner can read the file. Raises InvalidInput for a broken file."""
+    def load_or_create(cls, path: str | os.PathLike[str] | None) -> Identity:
+        """Read the key, or make one; only its owner can read the file. Without a path: a new one, kept nowhere.
+
+        Raises InvalidInput for a broken file.
+        """
+        if path is None:
+            return cls.generate()
         file = Path(path).expanduser()
         if not file.exists():
-            identity = cls.generate()
-            identity.save(file)
-            return identity
+            cls.generate().save(file)
         try:
             data = file.read_bytes()
         except OSError as error:
@@ -54,14 +58,26 @@ class Identity:
             raise InvalidInput(f"the two halves of the key in {file} do not belong together; delete it")
         return identity
 
+    @property
+    def private_bytes(self) -> bytes:
+        """The private key in libp2p's encoding, as it is in the file."""
+        return _PRIVATE + self._seed + self.public_bytes[4:]
+
     def save(self, file: Path) -> None:
-        """Write the key, whole or not at all. Raises InvalidInput when the place cannot be written."""
+        """Write the key into a new file, whole or not at all; a file that is there already is left alone.
+
+        Raises InvalidInput when the place cannot be written.
+        """
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-            with os.fdopen(handle, "wb") as out:
-                out.write(_PRIVATE + self._seed + self.public_bytes[4:])
-            Path(temporary).replace(file)
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+            try:
+                with os.fdopen(handle, "wb") as out:
+                    out.write(self.private_bytes)
+                with contextlib.suppress(FileExistsError):
+                    os.link(temporary, file)
+            finally:
+                Path(temporary).unlink()
         except OSError as error:
             raise InvalidInput(f"the identity cannot be kept in {file}: {error}") from error
 
@@ -78,7 +94,8 @@ def peer_id_of(public_bytes: bytes) -> PeerId:
 
 
 def verify(public_bytes: bytes, signature: bytes, data: bytes) -> bool:
-    """Whether the owner of the public key signed `data`."""
+    """Whether the owner of the public key signed `data`. Raises InvalidInput for anything but a key."""
+    peer_id_of(public_bytes)
     try:
         Ed25519PublicKey.from_public_bytes(public_bytes[4:]).verify(signature, data)
     except (InvalidSignature, ValueError):

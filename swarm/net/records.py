@@ -17,6 +17,8 @@ from swarm.wire.messages import FINGERPRINT_BYTES
 CONTEXT = b"swarm-record:"
 MODELS_KEY = "models"
 MAX_TEXT = 256
+CLOCK_TOLERANCE = 3.0
+"""Seconds by which the clocks of two peers may differ."""
 MAX_ADDRESSES = 16
 
 
@@ -68,7 +70,7 @@ def sign_record(identity: Identity, record: ServerRecord) -> bytes:
 
 
 def open_signed(signed: bytes, *, now: float, config: NetworkConfig) -> Opened:
-    """Check size, life and signature. Raises RecordRefused."""
+    """Check size, signature and that it does not claim to live too long; it may have expired. Raises RecordRefused."""
     if len(signed) > config.record_max_bytes:
         raise RecordRefused(f"a record of {len(signed)} bytes, above the limit of {config.record_max_bytes}")
     message = pb.SignedRecord()
@@ -77,8 +79,10 @@ def open_signed(signed: bytes, *, now: float, config: NetworkConfig) -> Opened:
         peer_id = peer_id_of(message.public_key)
     except (DecodeError, InvalidInput) as error:
         raise RecordRefused("these bytes are no signed record") from error
-    if not now < message.expires <= now + config.record_max_lifetime:
-        raise RecordRefused(f"the record of {peer_id} has expired, or claims to live too long")
+    if message.SerializeToString(deterministic=True) != signed:
+        raise RecordRefused(f"the record of {peer_id} is not in its canonical encoding")
+    if not message.expires <= now + config.record_max_lifetime + CLOCK_TOLERANCE:
+        raise RecordRefused(f"the record of {peer_id} claims to live longer than {config.record_max_lifetime:.0f} s")
     if not verify(message.public_key, message.signature, _signed_bytes(message)):
         raise RecordRefused(f"the record is not signed by {peer_id}")
     return Opened(peer_id, message.key, message.record, message.expires)
@@ -87,6 +91,15 @@ def open_signed(signed: bytes, *, now: float, config: NetworkConfig) -> Opened:
 def verify_record(signed: bytes, *, now: float, config: NetworkConfig) -> ServerRecord:
     """A server's record out of bytes that anybody showed. Raises RecordRefused."""
     opened = open_signed(signed, now=now, config=config)
+    if opened.expires <= now:
+        raise RecordRefused(f"the record of {opened.peer_id} expired {now - opened.expires:.0f} s ago")
+    return read_record(opened, signed)
+
+
+def read_record(opened: Opened, signed: bytes) -> ServerRecord:
+    """The server's record in a value whose signature was checked. Raises RecordRefused."""
+    if not opened.value:
+        raise RecordRefused(f"{opened.peer_id} withdrew its record")
     message = pb.Record()
     try:
         message.ParseFromString(opened.value)
@@ -112,7 +125,11 @@ def sign_model(identity: Identity, model: ModelInfo, expires: float) -> bytes:
 
 def verify_model(signed: bytes, *, now: float, config: NetworkConfig) -> ModelInfo:
     """A model's entry. Raises RecordRefused."""
-    opened = open_signed(signed, now=now, config=config)
+    return read_model(open_signed(signed, now=now, config=config))
+
+
+def read_model(opened: Opened) -> ModelInfo:
+    """The model in a value whose signature was checked. Raises RecordRefused."""
     message = pb.Model()
     try:
         message.ParseFromString(opened.value)
@@ -120,13 +137,23 @@ def verify_model(signed: bytes, *, now: float, config: NetworkConfig) -> ModelIn
         raise RecordRefused("these bytes are no model") from error
     if opened.key != MODELS_KEY or not message.key or not 0 < message.blocks < 100_000:
         raise RecordRefused(f"the model announced by {opened.peer_id} makes no sense")
+    if not (len(message.key) <= MAX_TEXT and len(message.name) <= MAX_TEXT and message.name.isprintable()):
+        raise RecordRefused(f"the model announced by {opened.peer_id} has no sound name")
     return ModelInfo(
-        message.key[:MAX_TEXT],
-        message.name[:MAX_TEXT],
+        message.key,
+        message.name,
         message.blocks,
         message.hidden_size,
         message.context_length or None,
     )
+
+
+def check_content(opened: Opened) -> None:
+    """Refuse what does not belong under the key that it was signed for. Raises RecordRefused."""
+    if opened.value and opened.key == MODELS_KEY:
+        read_model(opened)
+    elif opened.value:
+        read_record(opened, b"")
 
 
 def _signed_bytes(message: pb.SignedRecord) -> bytes:
@@ -144,11 +171,16 @@ def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
     texts = (message.model, message.dtype, message.quantization, message.version, message.name, *message.codecs)
     if len(prints) != len(span) or len(message.fingerprints) != width * len(span):
         raise ValueError("one fingerprint a block")
-    if any(len(text) > MAX_TEXT for text in texts) or len(message.addresses) > MAX_ADDRESSES:
+    if not message.model or "/" in message.model:
+        raise ValueError("this is no model's key")
+    if (
+        not all(len(text) <= MAX_TEXT and text.isprintable() for text in texts)
+        or len(message.addresses) > MAX_ADDRESSES
+    ):
         raise ValueError("texts or lists are too long")
-    if not all(address.startswith("/") and len(address) <= MAX_TEXT for address in message.addresses):
+    if not all(a.startswith("/") and len(a) <= MAX_TEXT and a.isprintable() for a in message.addresses):
         raise ValueError("an address is no multiaddr")
-    if not all(math.isfinite(x) and x >= 0.0 for x in (message.decode_ms, message.prefill_rate)):
+    if not all(math.isfinite(x) and x > 0.0 for x in (message.decode_ms, message.prefill_rate)):
         raise ValueError("speeds must be finite and positive")
     return ServerRecord(
         peer_id=opened.peer_id,

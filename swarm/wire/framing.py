@@ -9,6 +9,9 @@ from swarm.errors import FrameTooLarge, MalformedFrame, StreamClosed
 MAX_LENGTH_BYTES = 5
 """Enough for any frame below 32 GiB; a longer length is no length."""
 
+JOIN_BELOW = 16 * 1024
+"""Below this size copying a frame behind its length costs less than a second system call."""
+
 
 def encode_length(length: int) -> bytes:
     """`length` as an unsigned varint."""
@@ -30,7 +33,7 @@ async def read_frame(reader: asyncio.StreamReader, limit: int) -> bytes:
         if length > limit:
             raise FrameTooLarge(f"a frame of {length} bytes, above the limit of {limit}")
         return await reader.readexactly(length)
-    except (asyncio.IncompleteReadError, ConnectionError) as error:
+    except (asyncio.IncompleteReadError, OSError) as error:
         raise StreamClosed("the stream ended") from error
 
 
@@ -40,10 +43,17 @@ async def _read_length(reader: asyncio.StreamReader) -> int:
         byte = (await reader.readexactly(1))[0]
         length |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
+            if index and not byte:
+                raise MalformedFrame("the length of a frame is not written in its shortest form")
             return length
     raise MalformedFrame("the length of a frame has no end")
 
 
 def write_frame(writer: asyncio.StreamWriter, frame: bytes) -> None:
     """Put a frame into the writer's buffer; draining is the caller's."""
-    writer.writelines((encode_length(len(frame)), frame))
+    length = encode_length(len(frame))
+    if len(frame) < JOIN_BELOW:
+        writer.write(length + frame)
+    else:
+        writer.write(length)
+        writer.write(frame)

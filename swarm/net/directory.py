@@ -1,0 +1,227 @@
+"""The directory over hivemind's Kademlia DHT, where every record is signed by its owner."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import swarm.net.protobuf  # noqa: F401  isort: skip  (before hivemind)
+
+import msgpack
+from hivemind.dht.node import DHTNode
+from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.dht.validation import DHTRecord, RecordValidatorBase
+from hivemind.p2p import P2P, PeerID
+
+from swarm.config import NetworkConfig
+from swarm.errors import NetworkError, PeerUnreachable, RecordRefused
+from swarm.net import records
+from swarm.net.identity import Identity
+from swarm.types import ModelInfo, PeerId, ServerRecord
+
+log = logging.getLogger(__name__)
+
+MAX_SUBKEYS = 1024
+"""Peers that may have a record under one key at one node."""
+
+_OPERATION_TIMEOUT = 30.0
+_REPLY_TIMEOUT = 3.0
+_REPLICAS = 5
+_REJOIN = 15.0
+"""How often the initial peers are told that we are here; they may have restarted and forgotten everybody."""
+_LATER = 0.001
+"""By so many seconds an expiration must exceed the one that it replaces."""
+
+
+class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
+    """Lets only values into the DHT that their subkey's owner signed, for that key and until that time.
+
+    What has expired passes: the storage drops it, and it must not take living records beside it along.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self._config = config
+
+    def validate(self, record: DHTRecord) -> bool:
+        """Whether a record as it is in the DHT may be stored or read. Never raises."""
+        try:
+            self._check(record)
+        except (RecordRefused, ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+            log.info("a directory record was refused: %s", error)
+            return False
+        return True
+
+    def _check(self, record: DHTRecord) -> None:
+        if len(record.value) > self._config.record_max_bytes + 8:
+            raise RecordRefused(f"a value of {len(record.value)} bytes")
+        signed, subkey = msgpack.unpackb(record.value), msgpack.unpackb(record.subkey)
+        if not isinstance(signed, bytes):
+            raise RecordRefused("the value is not bytes")
+        opened = records.open_signed(signed, now=time.time(), config=self._config)
+        if subkey != opened.peer_id:
+            raise RecordRefused(f"{opened.peer_id} signed what is stored under {subkey!r}")
+        if DHTID.generate(opened.key).to_bytes() != record.key:
+            raise RecordRefused(f"what {opened.peer_id} signed for {opened.key} is stored under another key")
+        if opened.expires != record.expiration_time:
+            raise RecordRefused(f"the life of a record of {opened.peer_id} was changed")
+        records.check_content(opened)
+
+    def merge_with(self, other: RecordValidatorBase) -> bool:
+        return False
+
+
+class CappedStorage(DHTLocalStorage):  # type: ignore[misc]
+    """What this node stores for others, with a bound on the peers under one key."""
+
+    def store_subkey(self, key: DHTID, subkey: str, value: bytes, expiration_time: float) -> bool:
+        """As in hivemind; refuses a peer too many."""
+        found = self.get(key)
+        if found is not None and isinstance(found.value, DictionaryDHTValue):
+            there = found.value
+            if len(there) >= MAX_SUBKEYS and subkey not in there:
+                return False
+        return bool(super().store_subkey(key, subkey, value, expiration_time))
+
+
+class HivemindDirectory:
+    """The directory in the DHT; satisfies `Directory`."""
+
+    def __init__(self, node: DHTNode, identity: Identity, initial: Sequence[PeerID], config: NetworkConfig) -> None:
+        self._node = node
+        self._identity = identity
+        self._initial = initial
+        self._config = config
+        self._latest: dict[str, float] = {}
+        self._rejoin = asyncio.create_task(self._stay_known(), name="directory")
+
+    async def announce(self, record: ServerRecord, model: ModelInfo) -> ServerRecord:
+        """As in `Directory`; `expires` of the record returned may be a moment later, to replace what was withdrawn.
+
+        Raises RecordRefused for a record that others would refuse, NetworkError when nobody took it.
+        """
+        key = records.span_key(record.model, record.span.first)
+        record = replace(record, expires=self._later(record.expires, key, records.MODELS_KEY))
+        signed = records.sign_record(self._identity, record)
+        self.verify(signed)
+        entry = records.sign_model(self._identity, model, record.expires)
+        await self._store({key: signed, records.MODELS_KEY: entry}, record.expires)
+        return replace(record, signed=signed)
+
+    async def withdraw(self, record: ServerRecord) -> None:
+        """As in `Directory`. Raises NetworkError when nobody took the tombstones."""
+        keys = (records.span_key(record.model, record.span.first), records.MODELS_KEY)
+        expires = self._later(max(record.expires, time.time() + 1.0) + _LATER, *keys)
+        await self._store({key: records.sign(self._identity, key, b"", expires) for key in keys}, expires)
+
+    def _later(self, expires: float, *keys: str) -> float:
+        """`expires`, or a little later: the DHT takes only what outlives what it replaces."""
+        return max(expires, *(self._latest.get(key, 0.0) + _LATER for key in keys))
+
+    async def _store(self, values: dict[str, bytes], expires: float) -> None:
+        keys = list(values)
+        self._latest |= dict.fromkeys(keys, expires)
+        try:
+            async with asyncio.timeout(_OPERATION_TIMEOUT):
+                stored = await self._node.store_many(
+                    keys, list(values.values()), expires, subkeys=[self._identity.peer_id] * len(keys)
+                )
+        except Exception as error:
+            raise NetworkError(f"the directory cannot be written: {_words(error)}") from error
+        if not all(stored.values()):
+            raise NetworkError("nobody in the directory took this record; is this machine's clock right?")
+
+    async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
+        """As in `Directory`. Raises NetworkError when the directory cannot be read."""
+        opened = await self._read([records.span_key(model, first) for first in range(blocks)])
+        return [r for r in self._living(opened) if r.model == model and r.span.last <= blocks]
+
+    def _living(self, values: Sequence[bytes]) -> Iterator[ServerRecord]:
+        for signed in values:
+            with contextlib.suppress(RecordRefused):
+                yield self.verify(signed)
+
+    async def models(self) -> list[ModelInfo]:
+        """As in `Directory`; where peers differ on a model, what most of them say. Raises NetworkError."""
+        votes: Counter[ModelInfo] = Counter()
+        for signed in await self._read([records.MODELS_KEY]):
+            with contextlib.suppress(RecordRefused):
+                votes[records.verify_model(signed, now=time.time(), config=self._config)] += 1
+        first: dict[str, ModelInfo] = {}
+        for info, _ in votes.most_common():
+            first.setdefault(info.key, info)
+        return list(first.values())
+
+    async def _read(self, keys: Sequence[str]) -> list[bytes]:
+        """Every value under these keys, in one traversal that stops at nothing but the last node."""
+        try:
+            async with asyncio.timeout(_OPERATION_TIMEOUT):
+                found = await self._node.get_many(keys, sufficient_expiration_time=float("inf"))
+        except Exception as error:
+            raise NetworkError(f"the directory cannot be read: {_words(error)}") from error
+        entries = [entry.value for entry in found.values() if entry is not None and isinstance(entry.value, dict)]
+        return [item.value for entry in entries for item in entry.values() if isinstance(item.value, bytes)]
+
+    def verify(self, signed: bytes) -> ServerRecord:
+        return records.verify_record(signed, now=time.time(), config=self._config)
+
+    async def _stay_known(self) -> None:
+        while self._initial:
+            await asyncio.sleep(_REJOIN)
+            pings = (self._node.protocol.call_ping(peer) for peer in self._initial)
+            await asyncio.gather(*pings, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Take no more part in the directory. May be called twice."""
+        self._node.is_alive = False
+        self._rejoin.cancel()
+        await asyncio.gather(self._rejoin, return_exceptions=True)
+
+
+async def join_directory(
+    p2p: P2P, identity: Identity, initial_peers: Sequence[str], config: NetworkConfig
+) -> HivemindDirectory:
+    """Take part in the DHT through connected peers. Raises NetworkError, PeerUnreachable."""
+    initial = sorted({PeerID.from_base58(_last_peer(address)) for address in initial_peers})
+    try:
+        node = await DHTNode.create(
+            p2p=p2p,
+            initial_peers=initial_peers,
+            record_validator=SignedRecords(config),
+            num_replicas=_REPLICAS,
+            wait_timeout=_REPLY_TIMEOUT,
+            # A view must show what is there now; caches would show what was there some time ago.
+            cache_locally=False,
+            cache_nearest=0,
+            cache_on_store=False,
+            cache_refresh_before_expiry=0,
+        )
+    except Exception as error:
+        raise _not_joined(error, initial_peers) from error
+    node.protocol.storage = CappedStorage()
+    return HivemindDirectory(node, identity, initial, config)
+
+
+def _not_joined(error: Exception, initial_peers: Sequence[str]) -> NetworkError:
+    peers = "\n  ".join(initial_peers)
+    if "local time must be within" in str(error):
+        return NetworkError(
+            "this machine's clock differs from the swarm's by more than 3 seconds: set it right, for instance by "
+            f"turning network time on ({error})"
+        )
+    return PeerUnreachable(f"the directory cannot be joined through any of\n  {peers}\n{_words(error)}")
+
+
+def _last_peer(address: str) -> PeerId:
+    return address.rpartition("/p2p/")[2]
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer for {_OPERATION_TIMEOUT:.0f} s"
+    return str(error) or type(error).__name__
