@@ -91,15 +91,16 @@ async def until_whole(directory: Directory, model: str, timeout: float | None) -
 
     records: list[ServerRecord] = []
     info: ModelInfo | None = None
-    with contextlib.suppress(TimeoutError), tqdm(desc="served", unit="block", disable=quiet()) as bar:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
             info = await _until_known(directory, model)
-            bar.reset(info.blocks)
-            while missing(records := await directory.lookup(info.key, info.blocks), info.blocks):
-                bar.n = sum(count > 0 for count in served_by(records, info.blocks))
-                bar.refresh()
-                await asyncio.sleep(POLL)
-            bar.update(info.blocks - bar.n)
+            # None: no bar where nobody watches, in a file or a pipe.
+            with tqdm(total=info.blocks, desc="served", unit=" blocks", disable=quiet() or None) as bar:
+                while missing(records := await directory.lookup(info.key, info.blocks), info.blocks):
+                    bar.n = sum(count > 0 for count in served_by(records, info.blocks))
+                    bar.refresh()
+                    await asyncio.sleep(POLL)
+                bar.update(info.blocks - bar.n)
     return (info, records) if info is not None else await look(directory, model)
 
 

@@ -1,0 +1,119 @@
+"""A swarm of real processes on this machine: a bootstrap peer and servers, started, killed, frozen and cleaned up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+BIN = Path(sys.executable).parent
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+PATIENCE = 120.0
+"""Seconds for a process to come up, on a machine that may be busy."""
+
+
+class LocalSwarm:
+    """Processes on loopback, each with an identity of its own in a temporary folder. A context manager."""
+
+    def __init__(self, model: str | Path, *, threads: int = 1, dtype: str = "float32") -> None:
+        self.model = str(model)
+        self.threads = threads
+        self.dtype = dtype
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="local-swarm-")
+        self.folder = Path(self._folder.name)
+        self.peer = ""
+
+    def __enter__(self) -> LocalSwarm:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def start_bootstrap(self) -> str:
+        """Start the bootstrap peer; returns its address."""
+        file = self.folder / "addresses"
+        self._start("bootstrap", "swarm-bootstrap", "--address-file", str(file))
+        self._wait_for(file.exists, "bootstrap")
+        self.peer = file.read_text().splitlines()[0]
+        return self.peer
+
+    def start_server(self, name: str, blocks: str, *options: str) -> None:
+        """Start a server of `blocks`; does not wait until it is up."""
+        serve = ["swarm-serve", self.model, "--blocks", blocks, "--dtype", self.dtype, "--public-name", name]
+        self._start(name, *serve, "--initial-peers", self.peer, "--threads", str(self.threads), *options)
+
+    def _start(self, name: str, command: str, *arguments: str) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        with self.log(name).open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                [BIN / command, *arguments, "--host-maddrs", LOOPBACK, "--identity-path", str(self.folder / f"{name}.key")],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+
+    def log(self, name: str) -> Path:
+        """What the process printed."""
+        return self.folder / f"{name}.log"
+
+    def status(self) -> dict[str, object]:
+        """What swarm-status --json says of the model."""
+        out = subprocess.run(
+            [BIN / "swarm-status", self.model, "--initial-peers", self.peer, "--json"], capture_output=True, check=True
+        )
+        return dict(json.loads(out.stdout))
+
+    def wait_until_served(self) -> None:
+        """Until every block of the model has a server."""
+        subprocess.run(
+            [BIN / "swarm-status", self.model, "--initial-peers", self.peer, "--wait", "--timeout", str(PATIENCE)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def wait_until_online(self, *names: str) -> None:
+        """Until each of these servers has said that it serves."""
+        for name in names:
+            self._wait_for(lambda name=name: "serving" in self.log(name).read_text(), name)  # type: ignore[misc]
+
+    def _wait_for(self, ready: object, name: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not ready():  # type: ignore[operator]
+            if self.processes[name].poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{name} did not come up:\n{self.log(name).read_text()}")
+            time.sleep(0.05)
+
+    def name_of(self, peer_id: str) -> str:
+        """The process whose identity this is."""
+        from swarm.net.identity import Identity
+
+        return next(n for n in self.processes if Identity.load_or_create(self.folder / f"{n}.key").peer_id == peer_id)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a process."""
+        self.processes[name].send_signal(number)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, and wait until it is gone."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def close(self) -> None:
+        """End everything."""
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+        for process in self.processes.values():
+            process.wait()
+        self._folder.cleanup()
