@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MODEL = Path(__file__).parent.parent / "models" / "tiny-llama"
 SPANS = {"alice": "0:3", "bob": "3:6", "carol": "6:8", "dave": "2:5", "erin": "4:8", "frank": "0:2"}
-PROMPT = "The import statement"
+PROMPT = "A function definition"
 
 
 @click.command()
@@ -89,10 +89,8 @@ class Story:
 
         from swarm import DistributedLlama
 
-        model = DistributedLlama.from_pretrained(
-            MODEL, initial_peers=[self.peer], dtype="float32", on_notice=self.show
-        )
-        print(f"\n{model.tokens_here:,} of {model.tokens_all:,} parameters are here\n" if False else "")
+        model = DistributedLlama.from_pretrained(MODEL, initial_peers=[self.peer], dtype="float32", on_notice=self.show)
+        print()
         self.generate(model, quietly=True)
         swarm_ids = self.generate(model, kill=True)
         failed, self.times = self.times, []
@@ -121,7 +119,7 @@ class Story:
         teller = Teller(self, model, kill=kill, quietly=quietly)
         self.times = []
         torch.manual_seed(0)
-        options = {"max_new_tokens": self.tokens, "do_sample": False, "repetition_penalty": 1.3}
+        options = {"max_new_tokens": self.tokens, "do_sample": False}
         return model.generate(**self.inputs, **options, streamer=teller)  # type: ignore[attr-defined]
 
     def table(self, failed: list[float], calm: list[float], local: list[float]) -> None:

@@ -34,7 +34,9 @@ class LocalSwarm:
     def __enter__(self) -> LocalSwarm:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def start_bootstrap(self) -> str:
@@ -54,7 +56,14 @@ class LocalSwarm:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
         with self.log(name).open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [BIN / command, *arguments, "--host-maddrs", LOOPBACK, "--identity-path", str(self.folder / f"{name}.key")],
+                [
+                    BIN / command,
+                    *arguments,
+                    "--host-maddrs",
+                    LOOPBACK,
+                    "--identity-path",
+                    str(self.folder / f"{name}.key"),
+                ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

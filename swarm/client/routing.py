@@ -63,19 +63,38 @@ def find_route(records: Iterable[ServerRecord], span: Span, conditions: Conditio
 def repair(route: Route, lost: Iterable[int], records: Sequence[ServerRecord], conditions: Conditions) -> Route:
     """Keep the hops that live, with what they hold, and route anew only over what the `lost` ones covered.
 
-    Raises MissingBlocks when a gap cannot be filled like this.
+    Where a gap is best filled by a server that is already its neighbour, that server's hop is made anew over both: one
+    replay is cheaper than one more way through the client with every token. Raises MissingBlocks when a gap cannot be
+    filled.
     """
-    lost_indices = set(lost)
+    gone = set(lost)
+    while True:
+        kept = [hop for index, hop in enumerate(route.hops) if index not in gone]
+        hops = _fill(route, gone, records, conditions)
+        doubled = {
+            route.hops.index(hop)
+            for one, other in itertools.pairwise(hops)
+            if one.peer_id == other.peer_id
+            for hop in (one, other)
+            if hop in kept
+        }
+        if not doubled:
+            return with_relays(tuple(hops), conditions)
+        gone |= doubled
+
+
+def _fill(route: Route, gone: set[int], records: Sequence[ServerRecord], conditions: Conditions) -> list[Hop]:
+    """The hops that stay, and the best route over every run of those that are gone."""
     hops: list[Hop] = []
     for index, hop in enumerate(route.hops):
-        if index not in lost_indices:
+        if index not in gone:
             hops.append(hop)
-        elif index == 0 or index - 1 not in lost_indices:
+        elif index - 1 not in gone:
             last = index
-            while last + 1 in lost_indices:
+            while last + 1 in gone:
                 last += 1
             hops.extend(find_route(records, Span(hop.span.first, route.hops[last].span.last), conditions).hops)
-    return with_relays(tuple(hops), conditions)
+    return hops
 
 
 def with_relays(hops: tuple[Hop, ...], conditions: Conditions) -> Route:

@@ -25,6 +25,7 @@ from swarm.config import ClientConfig
 from swarm.errors import (
     ComputeFailed,
     ContextTooLong,
+    DaemonFailed,
     FrameRejected,
     GenerationFailed,
     InvalidInput,
@@ -119,7 +120,8 @@ class Session:
         """Apply `operations`, compute `rows` along the route, and return the outputs wanted of each.
 
         Survives every failure of servers and links. Raises ContextTooLong and InvalidInput before any work,
-        MissingBlocks (or ServerBusy, or NetworkError) when that lasts for `max_wait`, GenerationFailed when the same step fails on every server, SessionClosed.
+        MissingBlocks (or ServerBusy, or NetworkError) when that lasts for `max_wait`, GenerationFailed when the same
+        step fails on every server, DaemonFailed when this client's own p2pd is gone, SessionClosed.
         """
         async with self._turn:
             self._check(rows, self._sequences.preview(operations))
@@ -326,7 +328,7 @@ class Session:
                 await self.view.refresh(refresh)
                 self._setbacks += 1
                 await self._connect()
-            except InvalidInput:
+            except (InvalidInput, DaemonFailed):
                 raise
             except SwarmError as error:
                 waited = loop.time() - began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ class Swarm:
         self.host = host
         self.directory = directory
         self.loop = loop
+        self.closed = False
 
     def models(self) -> list[ModelInfo]:
         """The models that the swarm knows."""
@@ -49,7 +51,11 @@ class Swarm:
         return self.loop.run(make())
 
     def close(self) -> None:
-        """Leave the swarm. Sessions that are open end."""
+        """Leave the swarm. Sessions that are open end. May be called twice."""
+        if self.closed:
+            return
+        self.closed = True
+        atexit.unregister(self.close)
         with _lock:
             for config in [c for c, swarm in _connected.items() if swarm is self]:
                 del _connected[config]
@@ -79,8 +85,10 @@ def connect(peers: Sequence[str] = (), **network: Any) -> Swarm:
     config = NetworkConfig(initial_peers=tuple(joined), **network)
     with _lock:
         swarm = _connected.get(config)
-        if swarm is None or swarm.loop.loop.is_closed():
+        if swarm is None or swarm.closed or swarm.loop.loop.is_closed():
             swarm = _connected[config] = shared_loop().run(_join(config))
+            # Registered after the loop's own end, and so run before it: the daemon is ended while its loop still runs.
+            atexit.register(swarm.close)
         return swarm
 
 
