@@ -22,6 +22,7 @@ from hivemind.p2p import P2P, PeerID
 from swarm.config import NetworkConfig
 from swarm.errors import NetworkError, PeerUnreachable, RecordRefused
 from swarm.net import records
+from swarm.net.daemon import Daemon
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, PeerId, ServerRecord
 
@@ -92,8 +93,11 @@ class CappedStorage(DHTLocalStorage):  # type: ignore[misc]
 class HivemindDirectory:
     """The directory in the DHT; satisfies `Directory`."""
 
-    def __init__(self, node: DHTNode, identity: Identity, initial: Sequence[PeerID], config: NetworkConfig) -> None:
+    def __init__(
+        self, node: DHTNode, daemon: Daemon, identity: Identity, initial: Sequence[PeerID], config: NetworkConfig
+    ) -> None:
         self._node = node
+        self._daemon = daemon
         self._identity = identity
         self._initial = initial
         self._config = config
@@ -106,32 +110,38 @@ class HivemindDirectory:
         Raises RecordRefused for a record that others would refuse, NetworkError when nobody took it.
         """
         key = records.span_key(record.model, record.span.first)
-        record = replace(record, expires=self._later(record.expires, key, records.MODELS_KEY))
+        record = replace(record, expires=self._later(key, record.expires))
         signed = records.sign_record(self._identity, record)
         self.verify(signed)
-        entry = records.sign_model(self._identity, model, record.expires)
-        await self._store({key: signed, records.MODELS_KEY: entry}, record.expires)
+        until = self._later(records.MODELS_KEY, record.expires)
+        entry = records.sign_model(self._identity, model, until)
+        await self._store({key: (signed, record.expires), records.MODELS_KEY: (entry, until)})
         return replace(record, signed=signed)
 
     async def withdraw(self, record: ServerRecord) -> None:
         """As in `Directory`. Raises NetworkError when nobody took the tombstones."""
-        keys = (records.span_key(record.model, record.span.first), records.MODELS_KEY)
-        expires = self._later(max(record.expires, time.time() + 1.0) + _LATER, *keys)
-        await self._store({key: records.sign(self._identity, key, b"", expires) for key in keys}, expires)
+        tombstones = {}
+        for key in (records.span_key(record.model, record.span.first), records.MODELS_KEY):
+            expires = self._later(key, max(record.expires, time.time() + 1.0) + _LATER)
+            tombstones[key] = (records.sign(self._identity, key, b"", expires), expires)
+        await self._store(tombstones)
 
-    def _later(self, expires: float, *keys: str) -> float:
+    def _later(self, key: str, expires: float) -> float:
         """`expires`, or a little later: the DHT takes only what outlives what it replaces."""
-        return max(expires, *(self._latest.get(key, 0.0) + _LATER for key in keys))
+        return max(expires, self._latest.get(key, 0.0) + _LATER)
 
-    async def _store(self, values: dict[str, bytes], expires: float) -> None:
-        keys = list(values)
-        self._latest |= dict.fromkeys(keys, expires)
+    async def _store(self, values: dict[str, tuple[bytes, float]]) -> None:
+        """Store values, each with its expiration. Raises NetworkError."""
+        self._check_daemon()
+        signed, expires = zip(*values.values(), strict=True)
+        self._latest |= dict(zip(values, expires, strict=True))
         try:
             async with asyncio.timeout(_OPERATION_TIMEOUT):
                 stored = await self._node.store_many(
-                    keys, list(values.values()), expires, subkeys=[self._identity.peer_id] * len(keys)
+                    list(values), list(signed), list(expires), subkeys=[self._identity.peer_id] * len(values)
                 )
         except Exception as error:
+            self._check_daemon()
             raise NetworkError(f"the directory cannot be written: {_words(error)}") from error
         if not all(stored.values()):
             raise NetworkError("nobody in the directory took this record; is this machine's clock right?")
@@ -159,13 +169,20 @@ class HivemindDirectory:
 
     async def _read(self, keys: Sequence[str]) -> list[bytes]:
         """Every value under these keys, in one traversal that stops at nothing but the last node."""
+        self._check_daemon()
         try:
             async with asyncio.timeout(_OPERATION_TIMEOUT):
                 found = await self._node.get_many(keys, sufficient_expiration_time=float("inf"))
         except Exception as error:
+            self._check_daemon()
             raise NetworkError(f"the directory cannot be read: {_words(error)}") from error
         entries = [entry.value for entry in found.values() if entry is not None and isinstance(entry.value, dict)]
         return [item.value for entry in entries for item in entry.values() if isinstance(item.value, bytes)]
+
+    def _check_daemon(self) -> None:
+        """hivemind would wait for answers, or find nothing. Raises DaemonFailed when p2pd is dead."""
+        if self._daemon.died.is_set():
+            raise self._daemon.failure()
 
     def verify(self, signed: bytes) -> ServerRecord:
         return records.verify_record(signed, now=time.time(), config=self._config)
@@ -184,7 +201,7 @@ class HivemindDirectory:
 
 
 async def join_directory(
-    p2p: P2P, identity: Identity, initial_peers: Sequence[str], config: NetworkConfig
+    p2p: P2P, daemon: Daemon, identity: Identity, initial_peers: Sequence[str], config: NetworkConfig
 ) -> HivemindDirectory:
     """Take part in the DHT through connected peers. Raises NetworkError, PeerUnreachable."""
     initial = sorted({PeerID.from_base58(_last_peer(address)) for address in initial_peers})
@@ -204,7 +221,7 @@ async def join_directory(
     except Exception as error:
         raise _not_joined(error, initial_peers) from error
     node.protocol.storage = CappedStorage()
-    return HivemindDirectory(node, identity, initial, config)
+    return HivemindDirectory(node, daemon, identity, initial, config)
 
 
 def _not_joined(error: Exception, initial_peers: Sequence[str]) -> NetworkError:
@@ -214,7 +231,8 @@ def _not_joined(error: Exception, initial_peers: Sequence[str]) -> NetworkError:
             "this machine's clock differs from the swarm's by more than 3 seconds: set it right, for instance by "
             f"turning network time on ({error})"
         )
-    return PeerUnreachable(f"the directory cannot be joined through any of\n  {peers}\n{_words(error)}")
+    reason = "they do not answer there" if "bootstrap failed" in str(error) else _words(error)
+    return PeerUnreachable(f"the directory cannot be joined through any of these peers: {reason}\n  {peers}")
 
 
 def _last_peer(address: str) -> PeerId:

@@ -40,6 +40,7 @@ FOREIGN = (SwarmError,)
 """What `refresh_addresses` may raise."""
 
 _STREAM_INFO_LIMIT = 64 * 1024
+_SHORTEST_PEER_ID = 34
 _LINGER = 10.0
 """How long what was sent before a stream was closed may take to leave."""
 _REFRESH = 20.0
@@ -286,6 +287,8 @@ async def create_host(config: NetworkConfig) -> HivemindHost:
     Raises DaemonFailed when p2pd does not start, PeerUnreachable when no initial peer answers, InvalidInput when the
     identity file or an address is broken.
     """
+    for address in config.initial_peers:
+        _peer_in(address)
     identity = Identity.load_or_create(config.identity_path)
     host = HivemindHost(config, identity, await Daemon.start(config, identity))
     try:
@@ -299,7 +302,7 @@ async def create_host(config: NetworkConfig) -> HivemindHost:
 async def open_directory(host: HivemindHost, config: NetworkConfig) -> HivemindDirectory:
     """Take part in the directory. Raises NetworkError, PeerUnreachable."""
     p2p = await host.p2p()
-    directory = await join_directory(p2p, host.identity, host.joined, config)
+    directory = await join_directory(p2p, host.daemon, host.identity, host.joined, config)
     host.closers.append(directory.close)
     return directory
 
@@ -332,7 +335,7 @@ def _raw_peer_id(peer_id: PeerId) -> bytes:
 
 def _peer_in(address: str) -> PeerId:
     head, _, peer_id = address.rpartition("/p2p/")
-    if not head or not peer_id or "/" in peer_id:
+    if not head or len(_raw_peer_id(peer_id)) < _SHORTEST_PEER_ID:
         raise InvalidInput(f"the address {address} of an initial peer does not end in /p2p/ and its peer id")
     return peer_id
 

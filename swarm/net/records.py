@@ -79,6 +79,7 @@ def open_signed(signed: bytes, *, now: float, config: NetworkConfig) -> Opened:
         peer_id = peer_id_of(message.public_key)
     except (DecodeError, InvalidInput) as error:
         raise RecordRefused("these bytes are no signed record") from error
+    message.DiscardUnknownFields()
     if message.SerializeToString(deterministic=True) != signed:
         raise RecordRefused(f"the record of {peer_id} is not in its canonical encoding")
     if not message.expires <= now + config.record_max_lifetime + CLOCK_TOLERANCE:
@@ -135,7 +136,7 @@ def read_model(opened: Opened) -> ModelInfo:
         message.ParseFromString(opened.value)
     except DecodeError as error:
         raise RecordRefused("these bytes are no model") from error
-    if opened.key != MODELS_KEY or not message.key or not 0 < message.blocks < 100_000:
+    if opened.key != MODELS_KEY or not message.key or not 0 < message.blocks < 100_000 or not message.hidden_size:
         raise RecordRefused(f"the model announced by {opened.peer_id} makes no sense")
     if not (len(message.key) <= MAX_TEXT and len(message.name) <= MAX_TEXT and message.name.isprintable()):
         raise RecordRefused(f"the model announced by {opened.peer_id} has no sound name")

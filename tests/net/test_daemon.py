@@ -1,0 +1,275 @@
+"""p2pd and this process: it starts or says why not, its death is noticed, and it never outlives its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from swarm.config import NetworkConfig
+from swarm.errors import DaemonFailed, InvalidInput, NetworkError, PeerUnreachable, StreamClosed
+from swarm.net import daemon as module
+from swarm.net.base import Stream
+from swarm.net.hivemind import HivemindHost, create_host, open_directory
+from swarm.net.identity import Identity
+from swarm.types import ModelInfo, ServerRecord, Span
+
+CONFIG = NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",), dial_timeout=3.0)
+PROTOCOL = "/swarm/test/1"
+
+
+def running(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def pid_of(host: HivemindHost) -> int:
+    process = host.daemon._process
+    assert process is not None
+    return process.pid
+
+
+class Hosts:
+    """Makes hosts, and closes them whatever happens."""
+
+    def __init__(self) -> None:
+        self.made: list[HivemindHost] = []
+
+    async def __aenter__(self) -> Hosts:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        async with asyncio.timeout(10):
+            for host in reversed(self.made):
+                await host.close()
+
+    async def new(self, config: NetworkConfig = CONFIG) -> HivemindHost:
+        self.made.append(await create_host(config))
+        return self.made[-1]
+
+    async def pair(self) -> tuple[HivemindHost, HivemindHost]:
+        one = await self.new()
+        return one, await self.new(replace(CONFIG, initial_peers=tuple(one.addresses)))
+
+
+def scenario(main: Callable[[Hosts], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with Hosts() as hosts:
+            await main(hosts)
+
+    asyncio.run(run())
+
+
+async def echo(stream: Stream) -> None:
+    while True:
+        await stream.send(await stream.receive(1000))
+
+
+def test_it_starts_with_our_identity_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def main(hosts: Hosts) -> None:
+        path = str(tmp_path / "key")
+        host = await hosts.new(replace(CONFIG, identity_path=path))
+        assert host.peer_id == Identity.load_or_create(path).peer_id
+        assert all(address.endswith(f"/p2p/{host.peer_id}") for address in host.addresses)
+        assert len(host.addresses) == 1
+        pid, folder = pid_of(host), host.daemon.folder
+        assert not any(file.name.endswith(".key") for file in folder.iterdir())
+        await host.close()
+        assert not host.died.is_set()
+        assert not running(pid)
+        assert not folder.exists()
+
+    scenario(main)
+
+
+def test_addresses_to_announce_replace_those_that_are_seen() -> None:
+    async def main(hosts: Hosts) -> None:
+        host = await hosts.new(replace(CONFIG, announce_maddrs=("/ip4/192.0.2.7/tcp/4001",)))
+        assert list(host.addresses) == [f"/ip4/192.0.2.7/tcp/4001/p2p/{host.peer_id}"]
+        await host.close()
+
+    scenario(main)
+
+
+def test_a_port_in_use_is_said_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}"
+        with pytest.raises(DaemonFailed, match=r"(?s)address already in use.*--host-maddrs"):
+            asyncio.run(create_host(replace(CONFIG, host_maddrs=(address,))))
+
+
+def test_a_broken_address_is_said() -> None:
+    with pytest.raises(DaemonFailed, match=r"(?s)exit code.*nonsense.*--host-maddrs"):
+        asyncio.run(create_host(replace(CONFIG, host_maddrs=("/nonsense/1",))))
+
+
+def test_a_missing_binary_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "folder_of", lambda package: tmp_path)
+    with pytest.raises(DaemonFailed, match="install hivemind"):
+        asyncio.run(create_host(CONFIG))
+
+
+def test_one_that_never_gets_ready_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sleeper = tmp_path / "hivemind_cli" / "p2pd"
+    sleeper.parent.mkdir()
+    sleeper.write_text("#!/bin/sh\necho about to sleep\nexec sleep 1000\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr(module, "folder_of", lambda package: tmp_path)
+    with pytest.raises(DaemonFailed, match=r"(?s)not ready within 1 s.*about to sleep"):
+        asyncio.run(create_host(replace(CONFIG, daemon_startup=1.0)))
+
+
+def test_its_death_is_noticed_and_ends_everything() -> None:
+    async def main(hosts: Hosts) -> None:
+        one, two = await hosts.pair()
+        await one.serve(PROTOCOL, echo)
+        await open_directory(one, one.config)
+        directory = await open_directory(two, two.config)
+        stream = await two.open_stream(one.peer_id, PROTOCOL)
+        os.kill(pid_of(two), signal.SIGKILL)
+        async with asyncio.timeout(5):
+            await two.died.wait()
+            with pytest.raises(StreamClosed):
+                await stream.receive(1000)
+        with pytest.raises(DaemonFailed, match="signal 9"):
+            await two.open_stream(one.peer_id, PROTOCOL)
+        with pytest.raises(DaemonFailed):
+            await two.serve("/another", echo)
+        with pytest.raises(NetworkError):
+            await directory.announce(
+                ServerRecord(two.peer_id, "m", Span(0, 1), (bytes(8),), expires=time.time() + 60),
+                ModelInfo("m", "m", 1, 1),
+            )
+
+    scenario(main)
+
+
+def test_the_other_side_notices_a_death() -> None:
+    async def main(hosts: Hosts) -> None:
+        one, two = await hosts.pair()
+        ended = asyncio.Event()
+
+        async def handler(stream: Stream) -> None:
+            try:
+                await echo(stream)
+            finally:
+                ended.set()
+
+        await one.serve(PROTOCOL, handler)
+        stream = await two.open_stream(one.peer_id, PROTOCOL)
+        await stream.send(b"x")
+        await stream.receive(10)
+        os.kill(pid_of(two), signal.SIGKILL)
+        async with asyncio.timeout(5):
+            await ended.wait()
+        with pytest.raises(PeerUnreachable):
+            await one.open_stream(two.peer_id, PROTOCOL, two.addresses)
+
+    scenario(main)
+
+
+CHILD = """
+import asyncio, os, sys
+from swarm.config import NetworkConfig
+from swarm.net.hivemind import create_host
+async def main():
+    host = await create_host(NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",)))
+    print(host.daemon._process.pid, flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can end a child with its parent")
+def test_it_does_not_outlive_a_killed_python() -> None:
+    child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
+    with child:
+        assert child.stdout is not None
+        pid = int(child.stdout.readline())
+        assert running(pid)
+        child.kill()
+        deadline = time.monotonic() + 5
+        while running(pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not running(pid)
+
+
+def test_it_works_on_a_loop_in_a_thread() -> None:
+    def work() -> None:
+        async def main(hosts: Hosts) -> None:
+            one, two = await hosts.pair()
+            await one.serve(PROTOCOL, echo)
+            stream = await two.open_stream(one.peer_id, PROTOCOL, one.addresses)
+            await stream.send(b"x")
+            done.append(await stream.receive(10))
+
+        scenario(main)
+
+    done: list[bytes] = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(20)
+    assert done == [b"x"]
+
+
+# ---- joining --------------------------------------------------------------------------------------------------
+
+
+def dead_peer() -> str:
+    return f"/ip4/127.0.0.1/tcp/9/p2p/{Identity.generate().peer_id}"
+
+
+def test_initial_peers_that_do_not_answer_are_named() -> None:
+    peers = (dead_peer(), dead_peer())
+    with pytest.raises(PeerUnreachable, match=r"(?s)none of the initial peers answered.*refused") as caught:
+        asyncio.run(create_host(replace(CONFIG, initial_peers=peers)))
+    assert all(peer in str(caught.value) for peer in peers)
+
+
+def test_one_that_answers_is_enough() -> None:
+    async def main(hosts: Hosts) -> None:
+        one = await hosts.new()
+        await open_directory(one, one.config)
+        two = await hosts.new(replace(CONFIG, initial_peers=(dead_peer(), *one.addresses)))
+        directory = await open_directory(two, two.config)
+        assert await directory.models() == []
+
+    scenario(main)
+
+
+def test_a_peer_that_is_its_own_initial_peer_begins_a_swarm(tmp_path: Path) -> None:
+    async def main(hosts: Hosts) -> None:
+        path = str(tmp_path / "key")
+        me = f"/ip4/127.0.0.1/tcp/9/p2p/{Identity.load_or_create(path).peer_id}"
+        host = await hosts.new(replace(CONFIG, identity_path=path, initial_peers=(me,)))
+        await open_directory(host, host.config)
+        await host.close()
+
+    scenario(main)
+
+
+def test_an_initial_peer_without_an_identity_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="peer id"):
+        asyncio.run(create_host(replace(CONFIG, initial_peers=("/ip4/127.0.0.1/tcp/9",))))
+
+
+def test_an_initial_peer_that_listens_but_has_no_directory_is_named() -> None:
+    async def main(hosts: Hosts) -> None:
+        one = await hosts.new()
+        two = await hosts.new(replace(CONFIG, initial_peers=tuple(one.addresses)))
+        with pytest.raises(PeerUnreachable, match=one.peer_id):
+            await open_directory(two, two.config)
+
+    scenario(main)
