@@ -16,7 +16,8 @@ from swarm._version import __version__
 from swarm.errors import SwarmError
 
 if TYPE_CHECKING:
-    from swarm.client.model import DistributedLlama, DistributedModelForCausalLM, connect
+    from swarm.client.model import DistributedLlama, DistributedModelForCausalLM
+    from swarm.client.swarm import connect
     from swarm.models.remote import RemoteSpan
 
 __all__ = [
@@ -33,7 +34,7 @@ _HOMES = {
     "DistributedLlama": "swarm.client.model",
     "DistributedModelForCausalLM": "swarm.client.model",
     "RemoteSpan": "swarm.models.remote",
-    "connect": "swarm.client.model",
+    "connect": "swarm.client.swarm",
 }
 
 

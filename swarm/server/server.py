@@ -28,6 +28,8 @@ SETTLE = 1.0
 SETTLE_ROUNDS = 3
 MAX_ADDRESSES = 16
 """A record holds no more; the host names the most useful first."""
+WITHDRAW_PATIENCE = 5.0
+"""Seconds that saying goodbye may take."""
 RETRY = 5.0
 """Seconds until a record is announced again after the directory did not take it."""
 
@@ -270,8 +272,10 @@ class Server:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._record is not None:
-            with contextlib.suppress(SwarmError):
-                await self.directory.withdraw(self._record)
+            # Who cannot say goodbye is missed soon enough: the record expires.
+            with contextlib.suppress(SwarmError, TimeoutError):
+                async with asyncio.timeout(WITHDRAW_PATIENCE):
+                    await self.directory.withdraw(self._record)
 
     async def _close(self) -> None:
         if self.handler is not None:

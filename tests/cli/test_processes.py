@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.processes
 
+MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
 LOOPBACK = ("--host-maddrs", "/ip4/127.0.0.1/tcp/0")
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds until something that should happen is taken not to happen."""
 
 
@@ -131,3 +134,74 @@ def test_nobody_at_the_address_is_one_clear_line(commands: Commands) -> None:
     assert code == 1, text
     assert text.startswith("error: ")
     assert "Traceback" not in text
+
+
+def status(commands: Commands, address: str, *arguments: str) -> tuple[int, dict[str, Any]]:
+    code, text = commands.result("status", str(MODEL), *LOOPBACK, "-p", address, "--json", *arguments)
+    return code, json.loads(text)
+
+
+def test_servers_come_serve_and_go(commands: Commands) -> None:
+    _, address = commands.bootstrap()
+    chosen = ("--blocks", "0:4", "--cache-tokens", "5000", "--public-name", "one")
+    one = commands.start("serve", str(MODEL), "-p", address, *LOOPBACK, "--threads", "1", *chosen)
+    one.wait_for("online: serving blocks 0:4")
+    assert f"swarm-serve {MODEL} --initial-peers {address}" in one.text()
+
+    # The second server of the same user gets a key of its own, and, with room for four blocks, what is missing.
+    room = ("--memory", "8MB", "--cache-tokens", "300", "--dtype", "float32")
+    two = commands.start("serve", str(MODEL), "-p", address, *LOOPBACK, "--threads", "1", *room)
+    code, report = status(commands, address, "--wait", "--timeout", str(PATIENCE))
+    assert (code, report["whole"]) == (0, True)
+    first, second = report["servers"]
+    assert (first["first"], first["last"], first["free_tokens"], first["name"]) == (0, 4, 5000, "one")
+    assert (second["first"], second["last"], second["free_tokens"], second["state"]) == (4, 8, 300, "online")
+    assert "this one has a temporary identity" in two.text()
+
+    assert one.stop() == 0, one.text()
+    code, report = status(commands, address, "--wait", "--timeout", "2")
+    assert (code, report["missing"]) == (3, [[0, 4]])
+
+    (daemon,) = children(two.process.pid)
+    os.kill(daemon, signal.SIGKILL)
+    assert two.process.wait(PATIENCE) == 1, two.text()
+    assert "error: " in two.text()
+    assert "Traceback" not in two.text()
+
+
+def test_a_dry_run_needs_no_network(commands: Commands) -> None:
+    code, text = commands.result(
+        "serve", str(MODEL), "--dry-run", "--memory", "8MB", "--cache-tokens", "300", "--dtype", "float32"
+    )
+    assert code == 0
+    assert re.search(r"^span +(0:4|4:8)  6 MiB of weights \(2 MiB a block\) as float32$", text, re.MULTILINE), text
+    assert re.search(r"^cache +300 tokens in 600 KiB \(2 KiB a token\)$", text, re.MULTILINE), text
+
+
+def test_a_server_can_leave_while_it_joins(commands: Commands) -> None:
+    _, address = commands.bootstrap()
+    server = commands.start("serve", str(MODEL), "-p", address, *LOOPBACK, "--threads", "1", "--blocks", "0:8")
+    server.wait_for("to add a machine")
+    assert server.stop() == 0, server.text()
+    assert "Traceback" not in server.text()
+    code, text = commands.result("status", str(MODEL), *LOOPBACK, "-p", address)
+    assert (code, "nobody serves 0:8" in text) == (0, True), text
+
+
+def test_a_second_signal_ends_a_command_that_takes_its_time(commands: Commands) -> None:
+    code = """
+import asyncio
+from swarm.cli.common import on_signals
+async def main():
+    on_signals(lambda: print("leaving", flush=True))
+    print("ready", flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "leaving\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
