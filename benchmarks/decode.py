@@ -1,0 +1,114 @@
+"""Tokens per second of a swarm of two one-thread servers on this machine, against plain transformers with one thread."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+PROMPT = 16
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True, help="Interleaved rounds; medians are reported.")
+@click.option("--tokens", default=32, show_default=True, help="New tokens per generation.")
+@click.option("--sessions", default=8, show_default=True, help="Concurrent sessions.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
+def main(rounds: int, tokens: int, sessions: int, as_json: bool) -> None:
+    """Decode with a 250M-parameter random Llama in float32: alone in one process, through two servers, and many at once."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from benchmarks.models import llama_250m
+    from scripts.local_swarm import LocalSwarm
+    from swarm import DistributedLlama, connect
+
+    torch.set_num_threads(1)
+    path = llama_250m()
+    local = LlamaForCausalLM.from_pretrained(path)
+    with LocalSwarm(path) as processes:
+        processes.start_bootstrap()
+        processes.start_server("one", "0:8")
+        processes.start_server("two", "8:16")
+        processes.wait_until_online("one", "two")
+        with connect([processes.peer]) as swarm:
+            model = DistributedLlama.from_pretrained(path, swarm=swarm, dtype="float32")
+            equal = torch.equal(generate(local, tokens), generate(model, tokens))
+            rows = [measure(local, model, tokens, sessions) for _ in range(rounds)]
+    report(rows, sessions, equal, as_json)
+
+
+def generate(model: Any, tokens: int, streamer: Any = None) -> Any:
+    """Greedy, `tokens` new ones."""
+    import torch
+
+    inputs = torch.arange(5, 5 + PROMPT).unsqueeze(0)
+    mask = torch.ones_like(inputs)
+    options = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    return model.generate(inputs, attention_mask=mask, streamer=streamer, **options)
+
+
+class Clock:
+    """A streamer that notes when each token came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to note."""
+
+
+def decode_rate(model: Any, tokens: int) -> float:
+    """Tokens per second from the first new token to the last: prefill is not in it."""
+    clock = Clock()
+    generate(model, tokens, clock)
+    return (tokens - 1) / (clock.times[-1] - clock.times[1])
+
+
+def aggregate_rate(model: Any, tokens: int, sessions: int) -> float:
+    """Tokens per second of all sessions together, from when all decode until the first has ended."""
+    clocks = [Clock() for _ in range(sessions)]
+    together([lambda clock=clock: generate(model, tokens, clock) for clock in clocks])  # type: ignore[misc]
+    begin = max(clock.times[1] for clock in clocks)
+    end = min(clock.times[-1] for clock in clocks)
+    return sum(begin < at <= end for clock in clocks for at in clock.times) / (end - begin)
+
+
+def together(works: list[Callable[[], Any]]) -> None:
+    """Run each in a thread of its own."""
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def measure(local: Any, model: Any, tokens: int, sessions: int) -> dict[str, float]:
+    """One round of all three, one after the other."""
+    return {
+        "plain": decode_rate(local, tokens),
+        "swarm": decode_rate(model, tokens),
+        "many": aggregate_rate(model, tokens * 2, sessions),
+    }
+
+
+def report(rows: list[dict[str, float]], sessions: int, equal: bool, as_json: bool) -> None:
+    """Medians, and what they are relative to each other."""
+    plain, swarm, many = (statistics.median(row[name] for row in rows) for name in ("plain", "swarm", "many"))
+    ratios = statistics.median(r["swarm"] / r["plain"] for r in rows), statistics.median(r["many"] / r["swarm"] for r in rows)
+    if as_json:
+        values = {"plain": plain, "swarm": swarm, "many": many, "swarm_over_plain": ratios[0]}
+        print(json.dumps({**values, "many_over_swarm": ratios[1], "sessions": sessions, "equal": equal, "rounds": rows}))
+        return
+    print(f"{'plain transformers, one thread':<44}{plain:>8.2f} tokens/s")
+    print(f"{'swarm, two one-thread servers, one session':<44}{swarm:>8.2f} tokens/s   {ratios[0]:.2f} × plain")
+    print(f"{f'swarm, {sessions} sessions together':<44}{many:>8.2f} tokens/s   {ratios[1]:.2f} × one session")
+    print(f"tokens equal plain transformers': {'yes' if equal else 'NO'}; {len(rows)} rounds, medians")

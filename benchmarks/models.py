@@ -1,0 +1,29 @@
+"""Random models to measure with, made once and kept in `.benchmarks/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / ".benchmarks"
+
+
+def llama_250m() -> Path:
+    """A random Llama of 246 million parameters in float32, 16 blocks; about 1 GB on disk."""
+    path = FOLDER / "llama-250m"
+    if not (path / "config.json").exists():
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=32_000,
+            hidden_size=1024,
+            intermediate_size=2816,
+            num_hidden_layers=16,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            max_position_embeddings=2048,
+            eos_token_id=None,
+        )
+        LlamaForCausalLM(config).save_pretrained(path)
+    return path
