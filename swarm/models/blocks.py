@@ -35,9 +35,20 @@ def text_config(config: Any) -> Any:
 
 
 def context_length(config: Any) -> int | None:
-    """Positions that the configuration allows; None where it sets no limit."""
+    """Positions that a decoder's configuration allows; None where it sets no limit.
+
+    With rotary embeddings that change for all positions once one passes a threshold, the threshold: what is cached
+    then would have to be computed anew.
+    """
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    return next((int(value) for name in names if (value := getattr(config, name, None))), None)
+    length = next((int(value) for name in names if (value := getattr(config, name, None))), None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if parameters.get("rope_type") in ("longrope", "dynamic"):
+            first = parameters.get("original_max_position_embeddings")
+            first = first or getattr(config, "original_max_position_embeddings", None)
+            length = min(filter(None, (first, length)), default=None)
+    return length
 
 
 def find_blocks(model: nn.Module) -> Blocks:
@@ -65,6 +76,11 @@ def _lists(model: nn.Module, model_type: str, total: int) -> Iterator[Blocks]:
         if getattr(module.config, "model_type", model_type) != model_type:
             continue
         for attribute, child in module.named_children():
-            if isinstance(child, nn.ModuleList):
+            if isinstance(child, nn.ModuleList) and not _is_auxiliary(child):
                 inside.append(f"{name}.{attribute}." if name else f"{attribute}.")
                 yield Blocks(module, attribute, inside[-1], total)
+
+
+def _is_auxiliary(children: nn.ModuleList) -> bool:
+    """Whether a list holds rotary embeddings, one a kind of block: they have no parameters."""
+    return any("rotary" in type(child).__name__.lower() for child in children)

@@ -108,7 +108,7 @@ def ragged_attention(
     begin = 0
     for lane in row.lanes:
         end = begin + lane.count
-        keys, values = lane.cache.block(index).append(key[0, :, begin:end], value[0, :, begin:end])
+        keys, values = lane.cache.block(index).write(lane.start, key[0, :, begin:end], value[0, :, begin:end])
         queries = query[0, :, begin:end]
         mask = _needed_mask(attention_mask, lane, query.device)
         if softcap is not None or s_aux is not None:

@@ -9,54 +9,62 @@ cache).
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from swarm.errors import UnsupportedModel
+from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models import ragged
+from swarm.models.alone import AloneCache
+from swarm.models.blocks import context_length
 from swarm.models.kv import SequenceCache
+from swarm.models.refused import reason_to_refuse
 from swarm.models.trunk import Trunk
 from swarm.types import Segment, SequenceKey, Span
 
 log = logging.getLogger(__name__)
 
 Buffer = bytes | memoryview
+Cache = SequenceCache | AloneCache
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Largest difference, relative to the largest value, that two orders of the same computation may show."""
-
-LINEAR_STATE = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "ssm", "moe_mamba")
-REGIMES = ("longrope", "dynamic")
-"""Rotary embeddings that change for the whole row once any position passes a threshold."""
+SMALLEST_ROW = 4
+"""Rows below this, but of more than one position, are filled up on a CPU."""
+MOST = 0.6
+"""Below float32 a tie between experts may turn out otherwise in another order: so many positions must agree."""
+STRANGERS = (7, 6)
+"""Positions of the two sequences of the checks at load."""
+STEPS = 2
+"""Positions of each step after the first: a mask of the wrong size goes unseen where a step has one position only."""
 
 
 class SpanModel:
     """The blocks of a span, and the KV caches of all sequences on them. One thread only.
 
-    `model`: a causal LM whose layers are those of `span` and nothing else is used of; `dtype`: of compute and of
-    hidden states as bytes. Raises UnsupportedModel.
+    `model`: a causal LM with at least the blocks of `span`; it is taken apart. `dtype`: of compute and of hidden
+    states as bytes. `batched`: whether several sequences share a forward pass, else `why_unbatched`. Raises
+    UnsupportedModel.
     """
 
     def __init__(self, model: PreTrainedModel, span: Span, fingerprints: Sequence[bytes] = ()) -> None:
         self.span = span
         self.fingerprints = tuple(fingerprints)
         self.on_block: Callable[[], None] | None = None
+        reason = reason_to_refuse(model.config)
+        if reason is not None:
+            raise UnsupportedModel(f"{type(model).__name__}: {reason}")
         self._trunk = Trunk(model, span)
         self.hidden_size = self._trunk.hidden_size
         self.dtype = self._trunk.dtype
         self.row_bytes = self.hidden_size * self.dtype.itemsize
         self.device = self._trunk.device
-        config = self._trunk.config
-        self.can_rollback = not _has_linear_state(config)
-        self.max_positions = _max_positions(config)
-        self._caches: dict[SequenceKey, SequenceCache] = {}
-        self._alone: dict[SequenceKey, DynamicCache] = {}
+        self.max_positions = context_length(self._trunk.config)
+        self._caches: dict[SequenceKey, Cache] = {}
         self._kv_bytes: dict[int, int] = {}
+        self.can_rollback = True
         self.batched = False
         self.why_unbatched = ""
         self._check()
@@ -69,32 +77,46 @@ class SpanModel:
         """Compute T rows of hidden states through the blocks of `span`, a part of the hosted span.
 
         `hidden`: T = sum of the segments' counts rows of `hidden_size` numbers of `dtype`, as bytes; returns the
-        same shape. Each segment must begin where its sequence ends. Raises ValueError when it does not.
+        same shape. Raises InvalidInput when a segment does not begin where its sequence ends, leaves the model's
+        context, or does not have its bytes.
         """
-        self._check_segments(segments)
+        self._check_segments(span, segments, len(hidden))
         self._trunk.narrow(span)
         rows = torch.frombuffer(bytearray(hidden), dtype=self.dtype).view(1, -1, self.hidden_size).to(self.device)
         output = self._forward_batched(segments, rows) if self.batched else self._forward_alone(segments, rows)
         return output.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data
 
-    def _check_segments(self, segments: Sequence[Segment]) -> None:
+    def _check_segments(self, span: Span, segments: Sequence[Segment], size: int) -> None:
+        if not self.span.covers(span):
+            raise InvalidInput(f"blocks {span} are not all among {self.span}")
+        if size != sum(s.count for s in segments) * self.hidden_size * self.dtype.itemsize:
+            raise InvalidInput(f"{size} bytes are not the hidden states of {[s.count for s in segments]} positions")
         for segment in segments:
             held = self.length(segment.sequence)
             if held != segment.start:
-                raise ValueError(f"{segment} does not continue a sequence of {held} positions")
+                raise InvalidInput(f"{segment} does not continue a sequence of {held} positions")
+            if self.max_positions is not None and segment.start + segment.count > self.max_positions:
+                raise InvalidInput(f"{segment} leaves the model's context of {self.max_positions} positions")
 
     def length(self, sequence: SequenceKey) -> int:
         """Positions held of a sequence; 0 if it is unknown."""
-        if self.batched:
-            cache = self._caches.get(sequence)
-            return cache.length if cache is not None else 0
-        alone = self._alone.get(sequence)
-        return int(alone.get_seq_length()) if alone is not None else 0
+        cache = self._caches.get(sequence)
+        return cache.length if cache is not None else 0
 
     def _forward_batched(self, segments: Sequence[Segment], rows: torch.Tensor) -> torch.Tensor:
-        lanes = [ragged.Lane(s.start, s.count, self._caches.setdefault(s.sequence, SequenceCache())) for s in segments]
+        lanes = [ragged.Lane(s.start, s.count, self._ragged_cache(s.sequence)) for s in segments]
+        count = rows.shape[1]
+        if self.device.type == "cpu" and 1 < count < SMALLEST_ROW:
+            # Matrix products of two or three rows take longer than of four; the rest of the row belongs to nobody.
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, SMALLEST_ROW - count))
+            lanes.append(ragged.Lane(0, SMALLEST_ROW - count, SequenceCache()))
         output, _ = self._run_row(lanes, rows)
-        return output
+        return output[:, :count]
+
+    def _ragged_cache(self, sequence: SequenceKey) -> SequenceCache:
+        cache = self._caches.setdefault(sequence, SequenceCache())
+        assert isinstance(cache, SequenceCache)
+        return cache
 
     def _run_row(self, lanes: list[ragged.Lane], rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, int]]:
         """One forward pass over all lanes; also returns how often attention was called, by block."""
@@ -105,25 +127,25 @@ class SpanModel:
             output = self._trunk.run(rows, _positions(lanes, rows.device), attention_mask=mask, use_cache=False)
         finally:
             ragged.current_row.reset(token)
+        for lane in lanes:
+            lane.cache.length = lane.start + lane.count
         return output, row.calls
 
     def _forward_alone(self, segments: Sequence[Segment], rows: torch.Tensor) -> torch.Tensor:
         outputs, begin = [], 0
         for segment in segments:
-            cache = self._alone.get(segment.sequence)
-            if cache is None:
-                cache = self._alone[segment.sequence] = self._new_cache()
-            outputs.append(self._run_alone(cache, segment.start, rows[:, begin : begin + segment.count]))
+            cache = self._caches.setdefault(segment.sequence, AloneCache(self._trunk.config))
+            assert isinstance(cache, AloneCache)
+            outputs.append(self._run_alone(cache, rows[:, begin : begin + segment.count]))
             begin += segment.count
         return torch.cat(outputs, dim=1)
 
-    def _run_alone(self, cache: DynamicCache, start: int, rows: torch.Tensor) -> torch.Tensor:
-        positions = torch.arange(start, start + rows.shape[1], device=rows.device).unsqueeze(0)
-        return self._trunk.run(rows, positions, past_key_values=cache, use_cache=True)
-
-    def _new_cache(self) -> DynamicCache:
-        # Without a configuration every layer keeps all positions, also those beyond a window: it can roll back.
-        return DynamicCache() if self.can_rollback else DynamicCache(config=self._trunk.config)
+    def _run_alone(self, cache: AloneCache, rows: torch.Tensor) -> torch.Tensor:
+        count = rows.shape[1]
+        positions = torch.arange(cache.length, cache.length + count, device=rows.device).unsqueeze(0)
+        output = self._trunk.run(rows, positions, past_key_values=cache.cache, use_cache=True)
+        cache.advance(count)
+        return output
 
     def _beat(self) -> None:
         if self.on_block is not None:
@@ -133,93 +155,128 @@ class SpanModel:
 
     @torch.inference_mode()
     def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
-        """`target` begins as a copy of the first `length` positions of `source`."""
-        if self.batched:
-            self._caches[target] = self._caches[source].fork(length)
-        else:
-            self._alone[target] = copy.deepcopy(self._alone[source])
-            self.truncate(target, length)
+        """`target` begins as a copy of the first `length` positions of `source`.
+
+        Raises InvalidInput for an unknown source, UnsupportedModel where `truncate` would.
+        """
+        self._check_length(source, length)
+        self._caches[target] = self._caches[source].fork(length)
 
     def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
-        """`source` goes on as `target`, with its first `length` positions."""
-        caches: dict[SequenceKey, Any] = self._caches if self.batched else self._alone
-        caches[target] = caches.pop(source)
+        """`source` goes on as `target`, with its first `length` positions. Raises as `fork`."""
+        self._check_length(source, length)
+        self._caches[target] = self._caches.pop(source)
         self.truncate(target, length)
 
     @torch.inference_mode()
     def truncate(self, sequence: SequenceKey, length: int) -> None:
         """Forget positions from `length` on. Raises UnsupportedModel where the blocks cannot roll back."""
-        held = self.length(sequence)
+        if sequence not in self._caches:
+            return
+        self._check_length(sequence, length)
         if length <= 0:
             self.free(sequence)
-        elif self.batched and sequence in self._caches:
+        else:
             self._caches[sequence].truncate(length)
-        elif length < held:
-            if not self.can_rollback:
-                raise UnsupportedModel("blocks with a running state cannot forget single positions")
-            self._alone[sequence].crop(length - held)
+
+    def _check_length(self, sequence: SequenceKey, length: int) -> None:
+        cache = self._caches.get(sequence)
+        if cache is None:
+            raise InvalidInput(f"there is no sequence {sequence[1]}")
+        if 0 < length < cache.length and not self.can_rollback:
+            raise UnsupportedModel("blocks with a running state cannot forget single positions")
 
     def free(self, sequence: SequenceKey) -> None:
         """Forget a sequence; unknown ones are ignored."""
         self._caches.pop(sequence, None)
-        self._alone.pop(sequence, None)
 
     def bytes_held(self) -> int:
         """Bytes of all KV caches, with the room that they have grown into."""
-        return sum(c.nbytes for c in self._caches.values()) + sum(map(_cache_bytes, self._alone.values()))
+        return sum(cache.nbytes for cache in self._caches.values())
 
     def bytes_per_token(self, span: Span) -> int:
-        """Bytes of KV cache that one position takes in the blocks of `span`."""
+        """Bytes of KV cache that one position takes in the blocks of `span`, as measured at load."""
         return sum(self._kv_bytes[block] for block in span)
 
     # ---- checks at load ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _check(self) -> None:
-        """Identity without layers; then whether strangers can share a row. Raises UnsupportedModel."""
+        """Transparent around its blocks; causal; cut anywhere; then whether strangers can share a row."""
         self._trunk.check_identity()
         generator = torch.Generator().manual_seed(0)
         strangers = [
-            torch.randn(1, count, self.hidden_size, generator=generator).to(self.device, self.dtype) for count in (5, 4)
+            torch.randn(1, count, self.hidden_size, generator=generator).to(self.device, self.dtype)
+            for count in STRANGERS
         ]
-        alone = [self._alone_in_two_steps(rows) for rows in strangers]
+        try:
+            alone = [self._alone_in_two_steps(rows) for rows in strangers]
+            whole = self._run_alone(AloneCache(self._trunk.config), strangers[0])
+            halves = self._in_halves(strangers[0])
+        except Exception as error:
+            words = " ".join(str(error).split())[:200]
+            raise UnsupportedModel(f"its blocks do not run from hidden states and a cache alone: {words}") from error
+        if not self._close(alone[0], whole):
+            raise UnsupportedModel("its blocks see later positions, or remember earlier ones outside the cache")
+        if not self._close(halves, whole):
+            raise UnsupportedModel("its blocks hand each other more than hidden states")
         if not self.can_rollback:
-            self.why_unbatched = "its blocks carry a running state"
+            self.why_unbatched = "its blocks keep a running state"
             return
+        self._try_batched(strangers, alone)
+
+    def _alone_in_two_steps(self, rows: torch.Tensor) -> torch.Tensor:
+        """A prefill of all but the last positions, then those, with the library's own mask and cache."""
+        cache = AloneCache(self._trunk.config)
+        head = self._run_alone(cache, rows[:, :-STEPS])
+        tail = self._run_alone(cache, rows[:, -STEPS:])
+        self.can_rollback = cache.can_rollback
+        sizes = [size // rows.shape[1] if self.can_rollback else size for size in cache.block_bytes()]
+        self._kv_bytes = dict(zip(self.span, sizes, strict=False))
+        return torch.cat([head, tail], dim=1)
+
+    def _in_halves(self, rows: torch.Tensor) -> torch.Tensor:
+        """The span as two spans, one after the other, as if on two machines."""
+        middle = self.span.first + len(self.span) // 2
+        for first, last in ((self.span.first, middle), (middle, self.span.last)):
+            if first < last:
+                self._trunk.narrow(Span(first, last))
+                rows = self._run_alone(AloneCache(self._trunk.config), rows)
+        self._trunk.narrow(self.span)
+        return rows
+
+    def _try_batched(self, strangers: list[torch.Tensor], alone: list[torch.Tensor]) -> None:
         try:
             self._check_batched(strangers, alone)
             self.batched = True
         except Exception as error:
-            self.why_unbatched = str(error) or type(error).__name__
+            self.why_unbatched = " ".join((str(error) or type(error).__name__).split())[:200]
             self._trunk.use_own_attention()
             log.info("every sequence runs by itself: %s", self.why_unbatched)
-
-    def _alone_in_two_steps(self, rows: torch.Tensor) -> torch.Tensor:
-        """A prefill of all but one position, then one decode step, with the library's own mask and cache."""
-        cache = self._new_cache()
-        head = self._run_alone(cache, 0, rows[:, :-1])
-        tail = self._run_alone(cache, rows.shape[1] - 1, rows[:, -1:])
-        self._kv_bytes = _kv_bytes(cache, self.span, rows.shape[1])
-        return torch.cat([head, tail], dim=1)
 
     def _check_batched(self, strangers: list[torch.Tensor], alone: list[torch.Tensor]) -> None:
         """Raises Unbatchable (or whatever the model raises) unless a shared row gives what each gets alone."""
         self._trunk.use_ragged_attention()
         caches = [SequenceCache() for _ in strangers]
-        counts = [rows.shape[1] - 1 for rows in strangers]
+        counts = [rows.shape[1] - STEPS for rows in strangers]
         lanes = [ragged.Lane(0, count, cache) for count, cache in zip(counts, caches, strict=True)]
-        head, calls = self._run_row(lanes, torch.cat([rows[:, :-1] for rows in strangers], dim=1))
+        head, calls = self._run_row(lanes, torch.cat([rows[:, :-STEPS] for rows in strangers], dim=1))
         if calls != dict.fromkeys(range(len(self.span)), 1):
             raise ragged.Unbatchable("its blocks do not call the attention interface exactly once each")
-        lanes = [ragged.Lane(count, 1, cache) for count, cache in zip(counts, caches, strict=True)]
-        tail, _ = self._run_row(lanes, torch.cat([rows[:, -1:] for rows in strangers], dim=1))
-        for index, (part, right) in enumerate(zip(torch.split(head, counts, dim=1), alone, strict=True)):
-            if not self._close(torch.cat([part, tail[:, index : index + 1]], dim=1), right):
+        lanes = [ragged.Lane(count, STEPS, cache) for count, cache in zip(counts, caches, strict=True)]
+        tail, _ = self._run_row(lanes, torch.cat([rows[:, -STEPS:] for rows in strangers], dim=1))
+        for part, end, right in zip(torch.split(head, counts, 1), torch.split(tail, STEPS, 1), alone, strict=True):
+            if not self._close(torch.cat([part, end], dim=1), right):
                 raise ragged.Unbatchable("strangers in one row do not get what each gets alone")
+        self._kv_bytes = {self.span.first + i: caches[0].block(i).position_bytes for i in range(len(self.span))}
 
     def _close(self, one: torch.Tensor, other: torch.Tensor) -> bool:
-        difference = (one.float() - other.float()).abs().max()
-        return bool(difference <= TOLERANCE.get(self.dtype, 1e-4) * other.float().abs().max())
+        """Whether two results `[1, T, hidden_size]` of the same computation agree."""
+        if one.shape != other.shape:
+            return False
+        differences = (one.float() - other.float()).abs().amax(dim=(0, 2)) / other.float().abs().max()
+        agree = differences <= TOLERANCE[self.dtype]
+        return bool(agree.all()) if self.dtype == torch.float32 else float(agree.float().mean()) >= MOST
 
 
 def _positions(lanes: Sequence[ragged.Lane], device: torch.device) -> torch.Tensor:
@@ -228,43 +285,3 @@ def _positions(lanes: Sequence[ragged.Lane], device: torch.device) -> torch.Tens
         return torch.arange(lanes[0].start, lanes[0].start + lanes[0].count, device=device).unsqueeze(0)
     positions = [position for lane in lanes for position in range(lane.start, lane.start + lane.count)]
     return torch.tensor([positions], device=device)
-
-
-def _has_linear_state(config: Any) -> bool:
-    types = getattr(config, "layer_types", None) or ()
-    return any(kind in LINEAR_STATE for kind in types)
-
-
-def _max_positions(config: Any) -> int | None:
-    """The context length; with rotary embeddings that change their regime, where the first regime ends.
-
-    Beyond it the library computes the whole row anew with other frequencies, which chunks and caches cannot follow.
-    """
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    nested = [value for value in rope.values() if isinstance(value, dict)] or [rope]
-    length = getattr(config, "max_position_embeddings", None)
-    for parameters in nested:
-        if parameters.get("rope_type") in REGIMES:
-            first = parameters.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            length = min(filter(None, (first, length)), default=None)
-    return length
-
-
-def _kv_bytes(cache: DynamicCache, span: Span, positions: int) -> dict[int, int]:
-    """Bytes a position, by block, measured on a cache that holds `positions`."""
-    sizes = [_layer_bytes(layer) // positions for layer in cache.layers]
-    sizes += [0] * (len(span) - len(sizes))
-    return dict(zip(span, sizes, strict=False))
-
-
-def _cache_bytes(cache: DynamicCache) -> int:
-    return sum(map(_layer_bytes, cache.layers))
-
-
-def _layer_bytes(layer: Any) -> int:
-    tensors: list[Any] = []
-    for value in vars(layer).values():
-        tensors += list(value) if isinstance(value, list | tuple) else [value]
-    return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))

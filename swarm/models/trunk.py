@@ -14,13 +14,18 @@ from transformers import PreTrainedModel
 from swarm.errors import UnsupportedModel
 from swarm.models import ragged
 from swarm.models.blocks import find_blocks
+from swarm.models.weights import Absent
 from swarm.types import Span
 
 PROBE = 3
 """Positions of the probe that looks for what happens before and after the blocks."""
 
 
-class _PassThrough(nn.Module):
+INDEX_NAMES = {"layer_idx", "layer_id", "layer_index", "layer_number"}
+"""What architectures call a block's number, by which it finds its part of the cache."""
+
+
+class _PassThrough(Absent):
     """In place of a module that changes the hidden states outside the blocks: returns what it is given."""
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -77,8 +82,8 @@ class Trunk:
         # The library sizes its masks from cache layer 0, so the blocks of any slice count from 0.
         for index, layer in enumerate(layers):
             for module in layer.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = index  # type: ignore[assignment]
+                for name in INDEX_NAMES & vars(module).keys():
+                    setattr(module, name, index)
         values = {name: whole[begin:end] for name, whole in self._lists.items()}
         # Past the configuration's own validation, which would see the lists and their length disagree in between.
         vars(self.config).update(values, num_hidden_layers=end - begin)

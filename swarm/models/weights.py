@@ -33,7 +33,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Absent(nn.Module):
-    """Stands where a part of the model was that somebody else computes. It has no tensors and cannot be called."""
+    """Stands where a part of the model was that somebody else computes. It holds nothing and cannot be called.
+
+    `weight` is empty, for models that ask what dtype it has, or initialise it.
+    """
+
+    bias = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0), persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise UnsupportedModel("this part of the model is not on this machine")
