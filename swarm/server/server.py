@@ -61,8 +61,9 @@ Load = Callable[[Span], Awaitable[Loaded]]
 class Server:
     """Hosts one span of one model on a host that has joined the network.
 
-    `choose` and `load` say what to host and how; `lost` ends with an error when the host has lost its network for
-    good; `on_state` hears of each state when the directory has taken it.
+    `choose` and `load` say what to host and how; without `settle` the first choice stands, whoever else joins;
+    `lost` ends with an error when the host has lost its network for good; `on_state` hears of each state when the
+    directory has taken it.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Server:
         load: Load,
         config: ServerConfig | None = None,
         network: NetworkConfig | None = None,
+        settle: bool = True,
         name: str = "",
         dtype: str = "float32",
         engine: Callable[[Runner], Engine] | None = None,
@@ -94,6 +96,7 @@ class Server:
         self.span: Span | None = None
         self.handler: Handler | None = None
         self._choose, self._load, self._lost = choose, load, lost
+        self._rounds = SETTLE_ROUNDS if settle else 0
         self._make_engine = engine or self._thread_engine
         self._on_state = on_state
         self._now = now
@@ -146,7 +149,7 @@ class Server:
         """Take a span and say so; give way when a peer took the same blocks at the same time."""
         others = await self._others()
         await self._take(self._choose(others))
-        for _ in range(SETTLE_ROUNDS):
+        for _ in range(self._rounds):
             await asyncio.sleep(SETTLE * self._rng.uniform(0.5, 1.5))
             seen, others = {other.peer_id for other in others}, await self._others()
             if not any(self._gives_way(other, seen) for other in others):

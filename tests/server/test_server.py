@@ -274,3 +274,15 @@ def test_servers_that_join_at_the_same_time_share_the_blocks(seed: int) -> None:
             await living
 
     simulate(scenario)
+
+
+def test_blocks_that_were_asked_for_are_hosted_whoever_else_joins() -> None:
+    async def scenario(swarm: Swarm) -> None:
+        pairs = [swarm.server(f"s{i}", settle=False) for i in range(2)]
+        await asyncio.sleep(11.0)
+        assert [(str(r.span), r.state) for r in await swarm.records()] == [("4:8", ServerState.ONLINE)] * 2
+        for server, living in pairs:
+            server.leave()
+            await living
+
+    simulate(scenario)
