@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import MissingBlocks, NetworkError, ServerBusy
 from swarm.net.memory import LinkConditions, run
-from swarm.server.engine import Runner
 from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
-from tests.simulation import ROW, ExactRunner, ForgetlessRunner, World, embed, token_of
+from tests.simulation import Arithmetic, ExactRunner, ForgetlessRunner, World
 
 BLOCKS = 6
 HANG = 3600.0
@@ -74,7 +73,11 @@ def peak(script: Sequence[Act]) -> int:
     return most
 
 
-async def play(script: Sequence[Act], feed: Callable[[int, list[bytes], list[pb.Operation]], object]) -> list[int]:
+async def play(
+    script: Sequence[Act],
+    arithmetic: Arithmetic,
+    feed: Callable[[int, list[bytes], list[pb.Operation]], Awaitable[bytes]],
+) -> list[int]:
     """Carry out a script; `feed(sequence, rows, operations)` computes and returns the last output. All tokens."""
     tokens: list[int] = []
     tails: dict[int, tuple[int, int]] = {}
@@ -90,18 +93,18 @@ async def play(script: Sequence[Act], feed: Callable[[int, list[bytes], list[pb.
             position, token = tails.get(act.sequence, (0, 7))
             step = act.count if act.kind == "prefill" else 1
             for _ in range(act.count // step):
-                rows = [embed(token + i, position + i) for i in range(step)]
-                output = await feed(act.sequence, rows, operations)  # type: ignore[misc]
+                rows = [arithmetic.embed(token + i, position + i) for i in range(step)]
+                output = await feed(act.sequence, rows, operations)
                 operations = []
-                position, token = position + step, token_of(output)
+                position, token = position + step, arithmetic.token_of(output)
                 tokens.append(token)
             tails[act.sequence] = (position, token)
     return tokens
 
 
-async def expected(script: Sequence[Act]) -> list[int]:
+async def expected(script: Sequence[Act], arithmetic: Arithmetic) -> list[int]:
     """What one process without a network computes."""
-    runner, lengths = ExactRunner(), {}
+    runner, lengths = arithmetic.make_runner(Span(0, BLOCKS)), {}
 
     async def feed(sequence: int, rows: list[bytes], operations: list[pb.Operation]) -> bytes:
         for op in operations:
@@ -118,38 +121,42 @@ async def expected(script: Sequence[Act]) -> list[int]:
         segment = Segment((b"", sequence), start, len(rows))
         return bytes(runner.forward(Span(0, BLOCKS), [segment], b"".join(rows)))
 
-    return await play(script, feed)
+    return await play(script, arithmetic, feed)
 
 
-async def through(session: Session, script: Sequence[Act]) -> list[int]:
+async def through(session: Session, script: Sequence[Act], arithmetic: Arithmetic) -> list[int]:
     """What the swarm computes."""
 
     async def feed(sequence: int, rows: list[bytes], operations: list[pb.Operation]) -> bytes:
         (output,) = await session.step([Rows(sequence, b"".join(rows), 1)], operations)
         return output
 
-    return await play(script, feed)
+    return await play(script, arithmetic, feed)
 
 
 class Scenario:
     """One seed's swarm, scripts and faults."""
 
-    def __init__(self, seed: int, make_runner: Callable[[], Runner] | None = None) -> None:
+    def __init__(self, seed: int, arithmetic: Arithmetic | None = None) -> None:
         self.rng = rng = random.Random(seed)
-        self.rollback = rng.random() < 0.85
-        runner = make_runner or (ExactRunner if self.rollback else ForgetlessRunner)
+        self.rollback = rng.random() < 0.85 or arithmetic is not None
+        runner = ExactRunner if self.rollback else ForgetlessRunner
         delay = rng.choice([0.0005, 0.005, 0.05])
         conditions = LinkConditions(delay=delay, jitter=delay * rng.random(), loss=rng.choice([0.0, 0.0, 0.02]))
         self.scripts = [draw_script(rng, rollback=self.rollback) for _ in range(rng.choice([1, 1, 2, 3]))]
+        whole = Span(0, BLOCKS)
+        per_position = (arithmetic.make_runner(whole) if arithmetic else runner()).bytes_per_token(whole)
         config = ServerConfig(
             # Tight: the greediest client fits, but not everybody at once.
-            cache_bytes=max(map(peak, self.scripts)) * BLOCKS * ROW.size if rng.random() < 0.25 else 1 << 20,
+            cache_bytes=max(map(peak, self.scripts)) * per_position if rng.random() < 0.25 else 1 << 20,
             history_share=rng.choice([0.0, 0.05, 0.25]),
             grace=rng.choice([1.0, 30.0]),
             idle_expiry=rng.choice([2.0, 600.0]),
             evict_after=0.5,
         )
-        self.world = World(seed, blocks=BLOCKS, conditions=conditions, make_runner=runner, server_config=config)
+        self.world = World(
+            seed, blocks=BLOCKS, conditions=conditions, make_runner=runner, arithmetic=arithmetic, server_config=config
+        )
         self.scarce = rng.random() < 0.1
         self.restored = asyncio.Event()
         self.names = 0
@@ -173,13 +180,13 @@ class Scenario:
         session = self.world.session(ClientConfig(max_wait=120.0 if self.scarce else None, chunk_positions=8))
         await asyncio.sleep(self.rng.random())
         try:
-            tokens = await through(session, script)
+            tokens = await through(session, script, self.world.arithmetic)
         except (MissingBlocks, ServerBusy, NetworkError):
             assert self.scarce, "blocks were missing though their servers joined"
             return "missing"
         finally:
             await session.close()
-        assert tokens == await expected(script), "wrong tokens"
+        assert tokens == await expected(script, self.world.arithmetic), "wrong tokens"
         return "exact"
 
     async def settle(self) -> None:
@@ -256,13 +263,10 @@ class Scenario:
         asyncio.get_running_loop().call_later(self.rng.choice([0.3, 2.0, 8.0, 60.0]), mend)
 
 
-def play_seed(seed: int, make_runner: Callable[[], Runner] | None = None) -> str:
+def play_seed(seed: int, arithmetic: Arithmetic | None = None) -> str:
     """Play one seed's scenario to its end on a loop of its own."""
 
     async def main() -> str:
-        return await Scenario(seed, make_runner).play()
+        return await Scenario(seed, arithmetic).play()
 
     return run(main())
-
-
-assert ROW.size == 8

@@ -93,6 +93,16 @@ class ForgetlessRunner(ExactRunner):
             raise AssertionError("this state cannot roll back")
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What is computed in a simulation: rows of `row_bytes`, from tokens, through a runner, to tokens."""
+
+    row_bytes: int
+    embed: Callable[[int, int], bytes]
+    token_of: Callable[[bytes], int]
+    make_runner: Callable[[Span], Runner]
+
+
 @dataclass
 class SimulatedServer:
     """A server as a process would be: host, engine, handler, announcements."""
@@ -108,6 +118,7 @@ class SimulatedServer:
 
     @property
     def runner(self) -> ExactRunner:
+        """The runner of an exact simulation."""
         assert isinstance(self.handler.engine.runner, ExactRunner)
         return self.handler.engine.runner
 
@@ -145,6 +156,7 @@ class World:
         blocks: int = 9,
         conditions: LinkConditions | None = None,
         make_runner: Callable[[], Runner] = ExactRunner,
+        arithmetic: Arithmetic | None = None,
         server_config: ServerConfig | None = None,
         step_seconds: Callable[[int], float] = lambda positions: 0.002 + 0.0002 * positions,
     ) -> None:
@@ -154,7 +166,7 @@ class World:
         self.servers: dict[str, SimulatedServer] = {}
         self.clients: list[MemoryHost] = []
         self.notices: list[Notice] = []
-        self.make_runner = make_runner
+        self.arithmetic = arithmetic or Arithmetic(ROW.size, embed, token_of, lambda span: make_runner())
         self.server_config = server_config or ServerConfig()
         self.step_seconds = step_seconds
         self._sessions: list[Session] = []
@@ -169,8 +181,8 @@ class World:
         host = self.network.host(name)
         directory = self.network.directory(host)
         prints = tuple(fingerprint.ljust(32, b"\0") or bytes(32) for _ in span)
-        offer = Offer("model", span, prints, "exact", 1, ROW.size, directory.verify, self.model.context_length or 0)
-        engine = InlineEngine(self.make_runner(), seconds=self.step_seconds)
+        offer = Offer("model", span, prints, "exact", 1, self.arithmetic.row_bytes, directory.verify, 4096)
+        engine = InlineEngine(self.arithmetic.make_runner(span), seconds=self.step_seconds)
         handler = Handler(host=host, engine=engine, offer=offer, config=self.server_config)
         await handler.start()
         record = ServerRecord(
@@ -205,7 +217,7 @@ class World:
         config = config or ClientConfig()
         view = View(self.network.directory(host), self.model, "exact", config)
         session = Session(
-            host, view, self.span, row_bytes=ROW.size, config=config, on_notice=self.notices.append,
+            host, view, self.span, row_bytes=self.arithmetic.row_bytes, config=config, on_notice=self.notices.append,
             rng=random.Random(self.random.random()),
         )  # fmt: skip
         self._sessions.append(session)
