@@ -229,12 +229,16 @@ def _arguments(config: NetworkConfig, control: Path, key: Path) -> list[str]:
         "id": key,
         "hostAddrs": ",".join(config.host_maddrs),
         "announceAddrs": ",".join(config.announce_maddrs),
+        # Behind NAT, be reachable through the initial peers: at once, where a search for relays takes minutes.
         "trustedRelays": ",".join(config.initial_peers),
+        "relayDiscovery": 0,
         "dhtServer": 1,
         "autonat": 1,
         "autoRelay": int(bool(config.initial_peers) and not config.relay),
         "relay": 1,
         "relayService": int(config.relay),
+        # p2pd relays only while it believes that everybody reaches it, which takes peers who confirm it.
+        "forceReachabilityPublic": int(config.relay),
         "natPortMap": 1,
         "connManager": 1,
         "tls": 1,

@@ -86,12 +86,39 @@ class HivemindStream:
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(RuntimeError):  # the loop may have ended
-            self._reader.feed_eof()
-            self._writer.close()
-            transport = self._writer.transport
-            if transport.get_write_buffer_size():
-                asyncio.get_running_loop().call_later(_LINGER, transport.abort)
+        if not self._writer.transport.is_closing():
+            with contextlib.suppress(RuntimeError, OSError):  # the loop, or p2pd, may have ended
+                _Farewell.take_over(self._writer)
+
+
+class _Farewell(asyncio.Protocol):
+    """What a stream is after it was closed: what was sent still leaves, what comes is thrown away.
+
+    Closing the socket instead would make p2pd reset the stream when it holds something that nobody has read, and
+    lose the last words on their way out.
+    """
+
+    def __init__(self, writer: StreamWriter) -> None:
+        self._writer = writer  # whose finaliser would complain
+        self._patience = asyncio.get_running_loop().call_later(_LINGER, writer.transport.abort)
+
+    @classmethod
+    def take_over(cls, writer: StreamWriter) -> None:
+        """Become the protocol of `writer`, whose readers and writers hear that the connection was lost."""
+        transport = writer.transport
+        before = transport.get_protocol()
+        transport.set_protocol(cls(writer))
+        before.connection_lost(None)
+        transport.write_eof()
+        # Both: an end that the reader has seen already is only shown again to who begins to read.
+        transport.pause_reading()  # type: ignore[attr-defined]
+        transport.resume_reading()  # type: ignore[attr-defined]
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._patience.cancel()
 
 
 class HivemindHost:

@@ -81,7 +81,9 @@ class Real:
 Net = Memory | Real
 
 
-@pytest.fixture(scope="module", params=[Memory, Real], ids=["memory", "hivemind"])
+@pytest.fixture(
+    scope="module", params=[Memory, pytest.param(Real, marks=pytest.mark.processes)], ids=["memory", "hivemind"]
+)
 def net(request: pytest.FixtureRequest) -> Iterator[Net]:
     network = request.param()
     yield network
@@ -143,7 +145,7 @@ def test_what_was_sent_before_closing_arrives_even_if_the_closer_has_not_read_ev
 
         async def handler(stream: Stream) -> None:
             await stream.send(b"never read")
-            await stream.send(bytes(50_000))
+            await stream.send(bytes(600_000))
             frames = [await stream.receive(LIMIT) for _ in range(3)]
             await wait_for_end(stream)
             got.set_result(frames)

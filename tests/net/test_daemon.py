@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,8 @@ from swarm.net.base import Stream
 from swarm.net.hivemind import HivemindHost, create_host, open_directory
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, ServerRecord, Span
+
+pytestmark = pytest.mark.processes
 
 CONFIG = NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",), dial_timeout=3.0)
 PROTOCOL = "/swarm/test/1"
@@ -273,3 +276,37 @@ def test_an_initial_peer_that_listens_but_has_no_directory_is_named() -> None:
             await open_directory(two, two.config)
 
     scenario(main)
+
+
+def test_who_cannot_be_dialled_is_reached_through_a_bootstrap_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = module._arguments
+
+    def behind_nat(*given: Any) -> list[str]:
+        open_to_all = [flag for flag in arguments(*given) if "hostAddrs" not in flag]
+        return [*open_to_all, "-noListenAddrs=1", "-forceReachabilityPrivate=1"]
+
+    async def main(hosts: Hosts) -> None:
+        port = free_port()
+        there = {"host_maddrs": (f"/ip4/127.0.0.1/tcp/{port}",), "announce_maddrs": (f"/dns4/localhost/tcp/{port}",)}
+        bootstrap = await hosts.new(NetworkConfig(relay=True, **there))  # type: ignore[arg-type]
+        config = replace(CONFIG, initial_peers=tuple(bootstrap.addresses))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_arguments", behind_nat)
+            hidden = await hosts.new(config)
+        async with asyncio.timeout(15):
+            while not hidden.addresses:
+                await asyncio.sleep(0.1)
+                await hidden.refresh_addresses()
+        assert all("/p2p-circuit/" in address for address in hidden.addresses)
+        await hidden.serve(PROTOCOL, echo)
+        client = await hosts.new(config)
+        stream = await client.open_stream(hidden.peer_id, PROTOCOL, hidden.addresses)
+        await stream.send(b"x")
+        assert await stream.receive(10) == b"x"
+
+    scenario(main)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

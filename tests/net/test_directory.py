@@ -1,0 +1,132 @@
+"""The DHT below the directory: what strangers may put there, and what becomes of it when peers come back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import swarm.net.directory as directories
+import swarm.net.hivemind as hosts
+from swarm.config import NetworkConfig
+from swarm.net import records
+from swarm.net.directory import HivemindDirectory
+from swarm.net.hivemind import HivemindHost, create_host, open_directory
+from swarm.net.identity import Identity
+from swarm.types import ModelInfo, ServerRecord, Span
+
+pytestmark = pytest.mark.processes
+
+CONFIG = NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",), dial_timeout=3.0)
+MODEL = ModelInfo("0123abcd", "tiny", blocks=4, hidden_size=64)
+KEY = records.span_key(MODEL.key, 0)
+
+
+def record(peer_id: str, lifetime: float = 60.0) -> ServerRecord:
+    expires = time.time() + lifetime
+    return ServerRecord(peer_id, MODEL.key, Span(0, 4), tuple(bytes(8) for _ in range(4)), expires=expires)
+
+
+async def join(config: NetworkConfig) -> tuple[HivemindHost, HivemindDirectory]:
+    host = await create_host(config)
+    return host, await open_directory(host, config)
+
+
+async def until(sound: Callable[[], Awaitable[bool]], patience: float = 15.0) -> None:
+    async with asyncio.timeout(patience):
+        while not await sound():
+            await asyncio.sleep(0.1)
+
+
+def test_strangers_put_nothing_there_that_is_not_theirs() -> None:
+    async def main() -> None:
+        one, honest = await join(CONFIG)
+        two, forger = await join(replace(CONFIG, initial_peers=tuple(one.addresses)))
+        announced = await honest.announce(record(one.peer_id), MODEL)
+        until, later = announced.expires, announced.expires + 30
+        stranger = Identity.generate()
+        theirs = records.sign_record(stranger, record(stranger.peer_id))
+        forged = {
+            "not signed": (KEY, b"hello", one.peer_id, later),
+            "no bytes": (KEY, {"a": 1}, one.peer_id, later),
+            "prolonged": (KEY, announced.signed, one.peer_id, later),
+            "under another's name": (KEY, theirs, one.peer_id, later),
+            "under another key": (records.span_key(MODEL.key, 1), announced.signed, one.peer_id, until),
+            "a tombstone of another": (KEY, records.sign(two.identity, KEY, b"", later), one.peer_id, later),
+            "no subkey": (KEY, announced.signed, None, until),
+            "a subkey that is no peer": (KEY, announced.signed, 7, until),
+            "junk, well signed": (KEY, records.sign(two.identity, KEY, b"junk", until), two.peer_id, until),
+            "immortal": (KEY, records.sign(two.identity, KEY, b"", later + 1000), two.peer_id, later + 1000),
+            "too large": (KEY, bytes(100_000), two.peer_id, later),
+        }
+        for what, (key, value, subkey, expires) in forged.items():
+            assert not await forger._node.store(key, value, expires, subkey=subkey), what
+        for directory in (honest, forger):
+            assert await directory.lookup(MODEL.key, 4) == [announced]
+        await two.close()
+        await one.close()
+
+    asyncio.run(main())
+
+
+def test_what_expires_takes_nothing_living_along() -> None:
+    async def main() -> None:
+        one, first = await join(CONFIG)
+        two, second = await join(replace(CONFIG, initial_peers=tuple(one.addresses)))
+        living = await first.announce(record(one.peer_id), MODEL)
+        await second.announce(record(two.peer_id, 1.0), MODEL)
+        assert len(await first.lookup(MODEL.key, 4)) == 2
+        deadline = time.time() + 1.5
+        while time.time() < deadline:
+            for directory in (first, second):
+                assert living in await directory.lookup(MODEL.key, 4)
+        assert await second.lookup(MODEL.key, 4) == [living]
+        await two.close()
+        await one.close()
+
+    asyncio.run(main())
+
+
+def test_a_node_stores_only_so_many_peers_under_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "MAX_SUBKEYS", 3)
+    storage, now = directories.CappedStorage(), time.time()
+    key = directories.DHTID.generate("key")
+    assert [storage.store_subkey(key, f"peer{n}", b"x", now + 60) for n in range(5)] == [True] * 3 + [False] * 2
+    assert storage.store_subkey(key, "peer1", b"y", now + 61)
+
+
+def test_a_bootstrap_peer_that_comes_back_is_found_and_finds_everybody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(directories, "_REJOIN", 0.3)
+    monkeypatch.setattr(hosts, "_REFRESH", 0.3)
+
+    async def main() -> None:
+        config = replace(CONFIG, identity_path=str(tmp_path / "key"))
+        bootstrap, _ = await join(config)
+        port = bootstrap.addresses[0].split("/")[4]
+        one, first = await join(replace(CONFIG, initial_peers=tuple(bootstrap.addresses)))
+        two, _ = await join(replace(CONFIG, initial_peers=tuple(bootstrap.addresses)))
+        await bootstrap.close()
+        await first.announce(record(one.peer_id), MODEL)
+        bootstrap, again = await join(replace(config, host_maddrs=(f"/ip4/127.0.0.1/tcp/{port}",)))
+
+        async def knows_it() -> bool:
+            return [found.peer_id for found in await again.lookup(MODEL.key, 4)] == [one.peer_id]
+
+        await until(knows_it)
+        three, third = await join(replace(CONFIG, initial_peers=tuple(bootstrap.addresses)))
+        assert [found.peer_id for found in await third.lookup(MODEL.key, 4)] == [one.peer_id]
+        for host in (three, two, one, bootstrap):
+            await host.close()
+
+    asyncio.run(main())
+
+
+def test_the_clock_is_said_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = Exception("local time must be within 3 seconds  of others(local: 1.0, peer: 9.0)")
+    assert "clock" in str(directories._not_joined(error, ("/ip4/127.0.0.1/tcp/9",)))
