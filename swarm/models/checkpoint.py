@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
 from transformers import AutoConfig, PretrainedConfig
 
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
@@ -33,8 +34,6 @@ from swarm.types import ModelInfo
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-SAMPLE = 4096
-"""Bytes of each tensor that take part in a local folder's key; the fingerprints of blocks cover every byte."""
 UNIMPORTANT = ("_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype")
 """Entries of a configuration that do not change what the model computes in a given dtype."""
 
@@ -61,13 +60,14 @@ class Checkpoint:
         """Whether there is such a file."""
         try:
             return self.path(file).is_file()
-        except (BadCheckpoint, _NoSuchFile):
+        except (BadCheckpoint, _NoSuchFile, _Offline):
             return False
 
     @cached_property
     def config(self) -> PretrainedConfig:
         """The model's configuration. Raises UnsupportedModel, BadCheckpoint."""
         path = self.path("config.json")
+        _read_json(path)
         try:
             config = AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
         except json.JSONDecodeError as error:
@@ -112,18 +112,25 @@ class Checkpoint:
         return hashlib.sha256(json.dumps(important, sort_keys=True).encode()).hexdigest()
 
     def _content_hash(self) -> str:
-        """Over names, types, shapes and samples of all tensors; independent of how they are cut into files."""
+        """Over names, types, shapes and values of all tensors; independent of how they are cut into files."""
         digests = {}
+        bar = tqdm(total=len(self.files), desc=f"{self.name}: identity", unit="tensor", delay=2.0, leave=False)
         for name in sorted(set(self.files.values())):
             with open_safetensors(self.path(name)) as file:
                 for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                    digests[key] = _sampled(file, key)
+                    digests[key] = _digest(file, key)
+                    bar.update()
+        bar.close()
         text = "\n".join(f"{key} {digest}" for key, digest in sorted(digests.items()))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _NoSuchFile(ModelNotFound):
     """The repository is there, the file is not."""
+
+
+class _Offline(ModelNotFound):
+    """The file is not on this machine and the hub was not asked, as HF_HUB_OFFLINE wants it."""
 
 
 def open_checkpoint(source: str | Path, token: str | None = None, revision: str | None = None) -> Checkpoint:
@@ -156,9 +163,8 @@ def _download(name: str, file: str, revision: str | None, token: str | None) -> 
     try:
         return Path(hf_hub_download(name, file, revision=revision, token=token))
     except LocalEntryNotFoundError as error:
-        raise ModelNotFound(
-            f"{file} of {name} is not on this machine and the hub cannot be reached: {error}"
-        ) from error
+        kind = _Offline if constants.HF_HUB_OFFLINE else ModelNotFound
+        raise kind(f"{file} of {name} is not on this machine and the hub cannot be reached: {error}") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # gated repositories are among the former
         raise ModelNotFound(str(error)) from error
     except EntryNotFoundError as error:
@@ -189,15 +195,9 @@ def _read_index(path: Path) -> dict[str, str]:
     return files
 
 
-def _sampled(file: Any, key: str) -> str:
-    """A digest of a tensor's type, shape, and the beginning and end of its data."""
+def _digest(file: Any, key: str) -> str:
+    """A digest of a tensor's type, shape and every byte: a fine-tune may differ from its base in a few numbers."""
     part = file.get_slice(key)
-    shape = list(part.get_shape())
-    digest = hashlib.sha256(f"{part.get_dtype()} {shape}".encode())
-    first = tuple(slice(0, 1) for _ in shape[:-1])
-    last = tuple(slice(size - 1, size) for size in shape[:-1])
-    for row in (part[first], part[last]) if len(shape) > 1 else (file.get_tensor(key),):
-        data = row.contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(data[:SAMPLE].data)
-        digest.update(data[-SAMPLE:].data)
+    digest = hashlib.sha256(f"{part.get_dtype()} {list(part.get_shape())}".encode())
+    digest.update(file.get_tensor(key).contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
