@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import Counter
@@ -31,11 +32,16 @@ log = logging.getLogger(__name__)
 MAX_SUBKEYS = 1024
 """Peers that may have a record under one key at one node."""
 
+MAX_KEYS = 8192
+"""Keys that one node stores."""
+
 _OPERATION_TIMEOUT = 30.0
 _REPLY_TIMEOUT = 3.0
 _REPLICAS = 5
 _REJOIN = 15.0
 """How often the initial peers are told that we are here; they may have restarted and forgotten everybody."""
+_NEVER_ENOUGH = float("nan")
+"""An expiration that no answer reaches, not even one that claims to live for ever: a read asks every node it meets."""
 _LATER = 0.001
 """By so many seconds an expiration must exceed the one that it replaces."""
 
@@ -78,16 +84,45 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
 
 
 class CappedStorage(DHTLocalStorage):  # type: ignore[misc]
-    """What this node stores for others, with a bound on the peers under one key."""
+    """What this node stores for others, with a bound on the keys and on the peers under one key."""
 
     def store_subkey(self, key: DHTID, subkey: str, value: bytes, expiration_time: float) -> bool:
-        """As in hivemind; refuses a peer too many."""
+        """As in hivemind; refuses a key or a peer too many, and what is no newer than what is there.
+
+        hivemind notes the time of what it does not take, too: sent again and again, one record would fill the memory.
+        """
         found = self.get(key)
+        if found is None and len(self) >= MAX_KEYS:
+            return False
         if found is not None and isinstance(found.value, DictionaryDHTValue):
-            there = found.value
-            if len(there) >= MAX_SUBKEYS and subkey not in there:
+            before = found.value.get(subkey)
+            if len(found.value) >= MAX_SUBKEYS if before is None else before.expiration_time >= expiration_time:
                 return False
         return bool(super().store_subkey(key, subkey, value, expiration_time))
+
+
+class NoCache(DHTLocalStorage):  # type: ignore[misc]
+    """Takes nothing. Any peer may write another's cache, and what is in it hides what is stored under the same key."""
+
+    def store(self, *entry: object) -> bool:
+        return False
+
+    def store_subkey(self, *entry: object) -> bool:
+        return False
+
+
+def drop_invalid(validator: RecordValidatorBase, key: bytes, entries: DictionaryDHTValue) -> bool:
+    """Keep only the valid entries of an answer, and no more than `MAX_SUBKEYS`. Always true: what is left may be read.
+
+    hivemind throws an answer away for one bad entry. Then one record that only some peers refuse, because of their
+    clock or their version, would hide everybody's.
+    """
+    with entries.freeze():
+        for place, (subkey, (value, expires)) in enumerate(list(entries.items())):
+            record = DHTRecord(key, msgpack.packb(subkey), value, expires)
+            if place >= MAX_SUBKEYS or not validator.validate(record):
+                del entries[subkey]
+    return True
 
 
 class HivemindDirectory:
@@ -172,7 +207,7 @@ class HivemindDirectory:
         self._check_daemon()
         try:
             async with asyncio.timeout(_OPERATION_TIMEOUT):
-                found = await self._node.get_many(keys, sufficient_expiration_time=float("inf"))
+                found = await self._node.get_many(keys, sufficient_expiration_time=_NEVER_ENOUGH)
         except Exception as error:
             self._check_daemon()
             raise NetworkError(f"the directory cannot be read: {_words(error)}") from error
@@ -205,11 +240,12 @@ async def join_directory(
 ) -> HivemindDirectory:
     """Take part in the DHT through connected peers. Raises NetworkError, PeerUnreachable."""
     initial = sorted({PeerID.from_base58(_last_peer(address)) for address in initial_peers})
+    validator = SignedRecords(config)
     try:
         node = await DHTNode.create(
             p2p=p2p,
             initial_peers=initial_peers,
-            record_validator=SignedRecords(config),
+            record_validator=validator,
             num_replicas=_REPLICAS,
             wait_timeout=_REPLY_TIMEOUT,
             # A view must show what is there now; caches would show what was there some time ago.
@@ -217,10 +253,12 @@ async def join_directory(
             cache_nearest=0,
             cache_on_store=False,
             cache_refresh_before_expiry=0,
+            reuse_get_requests=False,
         )
     except Exception as error:
         raise _not_joined(error, initial_peers) from error
-    node.protocol.storage = CappedStorage()
+    node.protocol.storage, node.protocol.cache = CappedStorage(), NoCache()
+    node.protocol._validate_dictionary = functools.partial(drop_invalid, validator)
     return HivemindDirectory(node, daemon, identity, initial, config)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 
@@ -20,6 +21,10 @@ MAX_TEXT = 256
 CLOCK_TOLERANCE = 3.0
 """Seconds by which the clocks of two peers may differ."""
 MAX_ADDRESSES = 16
+MAX_BLOCKS = 1024
+"""Blocks of the deepest model; reading a model takes a question per block."""
+CHECKED = 2048
+"""Signatures that are remembered as right: every node that is asked answers with the same records."""
 
 
 def span_key(model: str, first: int) -> str:
@@ -73,6 +78,16 @@ def open_signed(signed: bytes, *, now: float, config: NetworkConfig) -> Opened:
     """Check size, signature and that it does not claim to live too long; it may have expired. Raises RecordRefused."""
     if len(signed) > config.record_max_bytes:
         raise RecordRefused(f"a record of {len(signed)} bytes, above the limit of {config.record_max_bytes}")
+    opened = _authentic(signed)
+    if not opened.expires <= now + config.record_max_lifetime + CLOCK_TOLERANCE:
+        lifetime = f"{config.record_max_lifetime:.0f} s"
+        raise RecordRefused(f"the record of {opened.peer_id} claims to live longer than {lifetime}")
+    return opened
+
+
+@lru_cache(CHECKED)
+def _authentic(signed: bytes) -> Opened:
+    """What was signed, by whom, for which key and until when. Raises RecordRefused."""
     message = pb.SignedRecord()
     try:
         message.ParseFromString(signed)
@@ -82,8 +97,6 @@ def open_signed(signed: bytes, *, now: float, config: NetworkConfig) -> Opened:
     message.DiscardUnknownFields()
     if message.SerializeToString(deterministic=True) != signed:
         raise RecordRefused(f"the record of {peer_id} is not in its canonical encoding")
-    if not message.expires <= now + config.record_max_lifetime + CLOCK_TOLERANCE:
-        raise RecordRefused(f"the record of {peer_id} claims to live longer than {config.record_max_lifetime:.0f} s")
     if not verify(message.public_key, message.signature, _signed_bytes(message)):
         raise RecordRefused(f"the record is not signed by {peer_id}")
     return Opened(peer_id, message.key, message.record, message.expires)
@@ -136,7 +149,7 @@ def read_model(opened: Opened) -> ModelInfo:
         message.ParseFromString(opened.value)
     except DecodeError as error:
         raise RecordRefused("these bytes are no model") from error
-    if opened.key != MODELS_KEY or not message.key or not 0 < message.blocks < 100_000 or not message.hidden_size:
+    if opened.key != MODELS_KEY or not message.key or not 0 < message.blocks <= MAX_BLOCKS or not message.hidden_size:
         raise RecordRefused(f"the model announced by {opened.peer_id} makes no sense")
     if not (len(message.key) <= MAX_TEXT and len(message.name) <= MAX_TEXT and message.name.isprintable()):
         raise RecordRefused(f"the model announced by {opened.peer_id} has no sound name")

@@ -1,0 +1,141 @@
+"""What a peer may try to hide others' records, or to fill others' memory, with records that are its own and valid."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+import pytest
+
+import swarm.net.directory as directories  # before hivemind
+
+from hivemind.p2p import PeerID  # isort: skip
+from hivemind.utils.timed_storage import ValueWithExpiration  # isort: skip
+from swarm.config import NetworkConfig
+from swarm.net import records
+from swarm.net.directory import HivemindDirectory
+from swarm.net.hivemind import HivemindHost, create_host, open_directory
+from swarm.net.identity import Identity
+from swarm.types import ModelInfo, ServerRecord, Span
+
+CONFIG = NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",), dial_timeout=3.0)
+MODEL = ModelInfo("0123abcd", "tiny", blocks=4, hidden_size=64)
+KEY = records.span_key(MODEL.key, 0)
+ID = directories.DHTID.generate(KEY)
+Peer = tuple[HivemindHost, HivemindDirectory]
+
+
+def record(peer_id: str, lifetime: float = 60.0) -> ServerRecord:
+    expires = time.time() + lifetime
+    return ServerRecord(peer_id, MODEL.key, Span(0, 4), tuple(bytes(8) for _ in range(4)), expires=expires)
+
+
+def theirs(lifetime: float = 250.0) -> tuple[str, bytes, float]:
+    """A stranger's own record, good in itself: peer id, value as it is stored, expiration."""
+    stranger = Identity.generate()
+    mine = record(stranger.peer_id, lifetime)
+    return stranger.peer_id, msgpack.packb(records.sign_record(stranger, mine)), mine.expires
+
+
+async def join(initial: tuple[str, ...] = ()) -> Peer:
+    host = await create_host(replace(CONFIG, initial_peers=initial))
+    return host, await open_directory(host, host.config)
+
+
+def three(scenario: Callable[[Peer, Peer, Peer], Awaitable[None]]) -> None:
+    async def main() -> None:
+        peers = [await join()]
+        peers += [await join(tuple(peers[0][0].addresses)) for _ in range(2)]
+        await scenario(*peers)
+        for host, _ in reversed(peers):
+            await host.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_written_into_a_cache_hides_nothing() -> None:
+    async def scenario(honest: Peer, reader: Peer, attacker: Peer) -> None:
+        await honest[1].announce(record(honest[0].peer_id), MODEL)
+        peer_id, value, expires = theirs()
+        for host, directory in (honest, reader):
+            stored = await attacker[1]._node.protocol.call_store(
+                PeerID.from_base58(host.peer_id), [ID], [value], expires, subkeys=[peer_id], in_cache=True
+            )
+            assert stored == [False]
+            assert ID not in directory._node.protocol.cache
+        found = await reader[1].lookup(MODEL.key, 4)
+        assert [server.peer_id for server in found] == [honest[0].peer_id]
+
+    three(scenario)
+
+
+def test_an_answer_that_claims_to_live_for_ever_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(honest: Peer, attacker: Peer, reader: Peer) -> None:
+        peer_id, value, expires = theirs()
+        announced = record(honest[0].peer_id)
+        signed = msgpack.packb(records.sign_record(honest[0].identity, announced))
+        honest[1]._node.protocol.storage.store_subkey(ID, announced.peer_id, signed, announced.expires)
+        protocol = reader[1]._node.protocol
+        ask, lied = protocol.call_find, asyncio.Event()
+
+        async def call_find(peer: PeerID, keys: Collection[Any]) -> Any:
+            if peer.to_base58() != attacker[0].peer_id:
+                await lied.wait()
+                return await ask(peer, keys)
+            entries = directories.DictionaryDHTValue()
+            entries.store(peer_id, value, expires)
+            asyncio.get_running_loop().call_later(0.1, lied.set)
+            return {key: (ValueWithExpiration(entries, float("inf")), {}) for key in keys}
+
+        monkeypatch.setattr(protocol, "call_find", call_find)
+        found = {server.peer_id for server in await reader[1].lookup(MODEL.key, 4)}
+        assert found == {honest[0].peer_id, peer_id}
+
+    three(scenario)
+
+
+def test_one_bad_entry_takes_no_good_one_along() -> None:
+    validator = directories.SignedRecords(CONFIG)
+    entries = directories.DictionaryDHTValue()
+    good = [theirs() for _ in range(3)]
+    for peer_id, value, expires in good:
+        entries.store(peer_id, value, expires)
+    for bad in ("unsigned", 7, good[0][0] + "x"):
+        entries.store(bad, b"junk", time.time() + 60)
+    entries.store(good[0][0] + "y", theirs(10_000.0)[1], time.time() + 60)
+    assert directories.drop_invalid(validator, ID.to_bytes(), entries)
+    assert {subkey for subkey, _ in entries.items()} == {peer_id for peer_id, _, _ in good}
+
+
+def test_an_answer_is_read_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "MAX_SUBKEYS", 3)
+    entries = directories.DictionaryDHTValue()
+    for peer_id, value, expires in (theirs() for _ in range(5)):
+        entries.store(peer_id, value, expires)
+    assert directories.drop_invalid(directories.SignedRecords(CONFIG), ID.to_bytes(), entries)
+    assert len(entries) == 3
+
+
+def test_a_node_stores_only_so_many_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "MAX_KEYS", 3)
+    storage, until = directories.CappedStorage(), time.time() + 60
+    keys = [directories.DHTID.generate(f"key{n}") for n in range(5)]
+    assert [storage.store_subkey(key, "peer", b"x", until) for key in keys] == [True] * 3 + [False] * 2
+    assert storage.store_subkey(keys[0], "peer", b"y", until + 1)
+
+
+def test_a_record_that_is_sent_again_and_again_takes_no_room() -> None:
+    storage, until = directories.CappedStorage(), time.time() + 60
+    assert [storage.store_subkey(ID, "peer", b"x", until) for _ in range(100)] == [True] + [False] * 99
+    assert len(storage.get(ID).value.expiration_heap) == 1
+
+
+def test_a_model_of_absurd_depth_is_refused() -> None:
+    deep = replace(MODEL, blocks=records.MAX_BLOCKS + 1)
+    signed = records.sign_model(Identity.generate(), deep, 60.0)
+    with pytest.raises(records.RecordRefused):
+        records.verify_model(signed, now=0.0, config=CONFIG)
