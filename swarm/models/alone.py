@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 
 class _Positions(DynamicLayer):
@@ -38,7 +38,12 @@ class AloneCache:
 
     @property
     def can_rollback(self) -> bool:
-        """Whether all that is kept is keys and values by position."""
+        """Whether all that is kept is kept by position."""
+        return all(type(layer) in (DynamicLayer, DynamicIndexedLayer) for layer in self.cache.layers)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that is kept is keys and values."""
         return all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
     def advance(self, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,33 @@ def describe(
 def cache_bytes(layer: nn.Module, config: Any, dtype: torch.dtype) -> int:
     """Bytes of KV cache that one position takes in a block: keys and values of all KV heads.
 
-    An estimate from the configuration, before anything is loaded; `SpanModel.bytes_per_token` is measured.
+    An estimate before anything is loaded; `SpanModel.bytes_per_token` is measured.
     """
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     if getattr(config, "kv_lora_rank", None):  # keys and values are expanded to all heads before they are kept
+        heads = config.num_attention_heads
         return int(heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim) * dtype.itemsize)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * heads * width * dtype.itemsize)
+    keys, values = (_projection(layer, names) for names in (("k_proj", "key"), ("v_proj", "value")))
+    if keys is not None:
+        return (keys + (keys if values is None else values)) * dtype.itemsize
+    return 2 * _kv_width(config) * dtype.itemsize
+
+
+def _projection(layer: nn.Module, names: Sequence[str]) -> int | None:
+    """Numbers that the projection of that name puts out; None where there is none."""
+    for name, module in layer.named_modules():
+        if name.rpartition(".")[2] in names and isinstance(module, nn.Linear):
+            return module.out_features
+    return None
+
+
+def _kv_width(config: Any) -> int:
+    """Numbers in the keys of one position, from the configuration; 0 where it knows no heads."""
+    try:
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return int((getattr(config, "num_key_value_heads", None) or heads) * width)
+    except AttributeError:
+        return 0
 
 
 def _bytes(module: nn.Module, dtype: torch.dtype) -> int:

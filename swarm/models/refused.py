@@ -4,10 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+from swarm.errors import UnsupportedModel
 from swarm.models.blocks import text_config
 
-REASONS: dict[str, str] = {}
-"""Model types whose blocks depend on something that spans do not send each other."""
+_UNTRIED = "no small model of this type could be made to compare it with"
+REASONS = {
+    "blt": "it works on patches of bytes, with an encoder and a decoder of its own",
+    "gemma4_assistant": "it drafts from the caches of another model",
+    "gemma4_unified_assistant": "it drafts from the caches of another model",
+    "git": "its decoder needs an image",
+    "musicgen": "it generates audio from several codebooks at once",
+    "musicgen_melody": "it generates audio from several codebooks at once",
+    "phi4_multimodal": _UNTRIED,
+    "qwen4_exp": _UNTRIED,
+    "qwen4_exp_text": _UNTRIED,
+    "roc_bert": _UNTRIED,
+    "xmod": _UNTRIED,
+    "zamba": "its blocks share weights with each other",
+}
+"""Model types of which it is known, or could not be ruled out, that spans do not send each other all they need."""
+
+
+def refuse(config: Any) -> None:
+    """Raises UnsupportedModel where it is known before loading that a model cannot be cut or read."""
+    reason = reason_to_refuse(config)
+    if reason is not None:
+        raise UnsupportedModel(f"{config.model_type} cannot be cut into spans: {reason}")
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        raise UnsupportedModel(f"the checkpoint is quantized ({method}); use one in bfloat16, float16 or float32")
 
 
 def reason_to_refuse(config: Any) -> str | None:
@@ -19,4 +45,6 @@ def reason_to_refuse(config: Any) -> str | None:
         return "some blocks use the keys and values of others"
     if getattr(text, "hidden_size_per_layer_input", 0):
         return "every block also takes an embedding of the tokens"
+    if getattr(text, "index_topk", None):
+        return "its blocks hand each other which positions to attend to"
     return REASONS.get(config.model_type) or REASONS.get(text.model_type)

@@ -265,8 +265,17 @@ def rearrange(model: nn.Module, layers: Sequence[nn.Module], originals: Sequence
     config: Any = copy.deepcopy(blocks.owner.config)
     lists = {n: v for n, v in vars(config).items() if isinstance(v, list) and len(v) == blocks.total}
     vars(config).update({n: [v[i] for i in originals] for n, v in lists.items()}, num_hidden_layers=len(layers))
+    kinds, attention = lists.get("layer_types"), _attention_kind(lists.get("layer_types", ()))
+    if kinds is not None and attention is not None:
+        remote = [isinstance(layer, RemoteSpan) for layer in layers]
+        config.layer_types = [attention if r else kinds[i] for r, i in zip(remote, originals, strict=True)]
     setattr(blocks.owner, "config", config)  # noqa: B010 - nn.Module's annotations know only tensors and modules
     model.register_forward_pre_hook(_note_call, with_kwargs=True)
+
+
+def _attention_kind(kinds: Sequence[str]) -> str | None:
+    """A kind of block with keys and values: the library asks the first of these how many positions there are."""
+    return next((kind for kind in kinds if "attention" in kind and "linear" not in kind), None)
 
 
 def _note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

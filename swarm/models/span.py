@@ -20,7 +20,7 @@ from swarm.models import ragged
 from swarm.models.alone import AloneCache
 from swarm.models.blocks import context_length
 from swarm.models.kv import SequenceCache
-from swarm.models.refused import reason_to_refuse
+from swarm.models.refused import refuse
 from swarm.models.trunk import Trunk
 from swarm.types import Segment, SequenceKey, Span
 
@@ -53,9 +53,7 @@ class SpanModel:
         self.span = span
         self.fingerprints = tuple(fingerprints)
         self.on_block: Callable[[], None] | None = None
-        reason = reason_to_refuse(model.config)
-        if reason is not None:
-            raise UnsupportedModel(f"{type(model).__name__}: {reason}")
+        refuse(model.config)
         self._trunk = Trunk(model, span)
         self.hidden_size = self._trunk.hidden_size
         self.dtype = self._trunk.dtype
@@ -220,10 +218,10 @@ class SpanModel:
             raise UnsupportedModel("its blocks see later positions, or remember earlier ones outside the cache")
         if not self._close(halves, whole):
             raise UnsupportedModel("its blocks hand each other more than hidden states")
-        if not self.can_rollback:
-            self.why_unbatched = "its blocks keep a running state"
-            return
-        self._try_batched(strangers, alone)
+        if not AloneCache(self._trunk.config).is_plain:
+            self.why_unbatched = "its blocks keep more than keys and values"
+        else:
+            self._try_batched(strangers, alone)
 
     def _alone_in_two_steps(self, rows: torch.Tensor) -> torch.Tensor:
         """A prefill of all but the last positions, then those, with the library's own mask and cache."""
@@ -250,7 +248,9 @@ class SpanModel:
             self._check_batched(strangers, alone)
             self.batched = True
         except Exception as error:
-            self.why_unbatched = " ".join((str(error) or type(error).__name__).split())[:200]
+            known = isinstance(error, ragged.Unbatchable)
+            self.why_unbatched = str(error) if known else "its attention does not go through the library's interface"
+            log.debug("why not batched: %r", error)
             self._trunk.use_own_attention()
             log.info("every sequence runs by itself: %s", self.why_unbatched)
 

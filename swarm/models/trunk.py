@@ -28,8 +28,8 @@ INDEX_NAMES = {"layer_idx", "layer_id", "layer_index", "layer_number"}
 class _PassThrough(Absent):
     """In place of a module that changes the hidden states outside the blocks: returns what it is given."""
 
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return hidden
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
 
 
 class _Nothing(nn.Module):
@@ -63,6 +63,8 @@ class Trunk:
         self._model = model
         self._accepts = _accepted(self._module)
         self._narrowed: Span | None = None
+        if "inputs_embeds" not in self._accepts:
+            raise UnsupportedModel(f"{type(self._module).__name__} takes no embeddings in place of tokens")
         self._module.eval()
         self._make_transparent()
 
@@ -127,7 +129,7 @@ class Trunk:
         hidden = torch.linspace(-1.0, 1.0, PROBE * self.hidden_size).view(1, PROBE, -1).to(self.device, self.dtype)
         output = self._probe(hidden)
         factor = _factor(hidden, output)
-        if factor not in (None, 1.0) and self._neutralise_factor(float(factor)):  # type: ignore[arg-type]
+        if factor not in (None, 1.0) and self._neutralise_factor(float(factor)):
             output = self._probe(hidden)
         if output.shape != hidden.shape or not torch.equal(output, hidden):
             what = f"multiplies them by {factor:g}" if factor is not None else "changes them"

@@ -27,6 +27,7 @@ from transformers.utils import logging as library_logging
 from swarm.errors import BadCheckpoint, UnsupportedModel
 from swarm.models.blocks import Blocks, find_blocks
 from swarm.models.checkpoint import Checkpoint, open_safetensors
+from swarm.models.refused import refuse
 from swarm.types import Span
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -87,17 +88,13 @@ def dtype_of(config: PretrainedConfig, asked: str | torch.dtype | None = None) -
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     """The whole model on the meta device: shapes and names without memory. Raises UnsupportedModel."""
-    refuse_quantized(config)
+    refuse(config)
+    return _outline(model_class(config), config)
+
+
+def _outline(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
-        return model_class(config)(decoder_config(config))
-
-
-def refuse_quantized(config: PretrainedConfig) -> None:
-    """Raises UnsupportedModel when the checkpoint's tensors are not plain numbers."""
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-        raise UnsupportedModel(f"the checkpoint is quantized ({method}); use one in bfloat16, float16 or float32")
+        return kind(decoder_config(config))
 
 
 def load(
@@ -115,10 +112,9 @@ def load(
     ModelNotFound, UnsupportedModel.
     """
     config = checkpoint.config
-    refuse_quantized(config)
+    refuse(config)
     partial = _partial_class(model_class(config), span, around)
-    with torch.device("meta"):
-        outline = partial(decoder_config(config))
+    outline = _outline(partial, config)
     blocks = find_blocks(outline)
     wanted = _wanted(checkpoint.files, outline)
     tensors, fingerprints = _read(checkpoint, wanted, blocks.prefix, progress)
@@ -139,6 +135,8 @@ def _partial_class(whole: type[PreTrainedModel], span: Span | None, around: bool
     def build(self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         whole.__init__(self, config, *args, **kwargs)
         blocks = find_blocks(self)
+        if len(blocks.layers) != blocks.total:
+            raise UnsupportedModel(f"{whole.__name__} counts {blocks.total} blocks and has {len(blocks.layers)}")
         if span is not None and span.last > blocks.total:
             raise UnsupportedModel(f"blocks {span} do not exist: the model has blocks 0:{blocks.total}")
         for index in range(blocks.total):
@@ -254,6 +252,8 @@ def _assemble(
         model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", _quietly(run))
     except (RuntimeError, ValueError, KeyError) as error:
         raise BadCheckpoint(f"the tensors of {name} do not fit its configuration: {error}") from error
+    except AttributeError as error:
+        raise UnsupportedModel(f"transformers reaches into blocks that are not here: {error}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise BadCheckpoint(f"{name} lacks {len(missing)} tensors, among them {', '.join(missing[:3])}")

@@ -1,49 +1,36 @@
 """Survey every causal LM of transformers.
 
-python -m swarm.models.survey [--write docs/architectures.md] [--check docs/architectures.md] [TYPE...]
+python -m swarm.models.survey                                    print it
+python -m swarm.models.survey --write docs/architectures.md      write it down
+python -m swarm.models.survey llama gpt2                         only these types
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from swarm.models.survey.configs import BLOCKS
-from swarm.models.survey.examine import Outcome, examine
-from swarm.types import Span
-
-CUTS = (Span(0, 2), Span(2, 3), Span(3, BLOCKS))
-
-
-def all_types() -> list[str]:
-    """The model types that transformers has a causal LM for."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-
-
-def survey(types: Sequence[str]) -> Iterator[Outcome]:
-    """The outcome for each type. The references are computed in another process."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", "-m", "swarm.models.survey.reference", folder, *types]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        yield from (examine(Path(folder) / model_type, CUTS) for model_type in types)
+from swarm.models.survey.run import all_types, survey
+from swarm.models.survey.table import as_page
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*")
+    parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    outcomes = []
     for outcome in survey(options.types or all_types()):
         sys.stdout.write(f"{outcome.model_type:28} {outcome.kind:10} {outcome.why}\n")
         sys.stdout.flush()
-    return 0
+        outcomes.append(outcome)
+    if options.write is not None:
+        options.write.write_text(as_page(outcomes), encoding="utf-8")
+    return int(any(outcome.kind in ("wrong", "impossible") for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,11 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
     **dict.fromkeys(("qk_nope_head_dim", "v_head_dim"), 16),
     "qk_rope_head_dim": 8,
+    "index_topk": 6,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 1,
     "qk_head_dim": 24,
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), 4.0),
     "query_pre_attn_scalar": 20,
@@ -96,6 +101,7 @@ _LATENT = ("axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deep
            "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu", "kimi_linear", "longcat_flash")  # fmt: skip
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"] * (BLOCKS // 2)}
 _CONVOLUTION = {"layer_types": ["conv", "full_attention", "conv"] * (BLOCKS // 3)}
+_ATTENTION = ("full_attention", "sliding_attention")
 _NO_SHARING = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -119,9 +125,16 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 128},
     "kimi_linear": _ALL_HEADS | _LINEAR | {"linear_head_dim": 16, "linear_num_heads": 2, "model_max_length": POSITIONS},
     "longcat_flash": _ALL_HEADS | {"head_dim": 8},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": KV_HEADS, "clip_qkv": 2.0, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": HIDDEN},
+    },
     "gemma4_text": _NO_SHARING,
     "gemma4_unified_text": _NO_SHARING,
-    "cohere_compass_text": {"layer_types": ["full_attention", "sliding_attention"] * (BLOCKS // 2)},
+    "cohere_compass_text": {
+        "layer_types": ["full_attention", "sliding_attention"] * (BLOCKS // 2),
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in _ATTENTION},
+    },
 }
 """What a type needs beyond that."""
 
@@ -132,7 +145,10 @@ def small_config(model_type: str, **changes: Any) -> PretrainedConfig:
     if "text_config" not in kind.sub_configs:
         return _shrunk(kind, changes)
     inner = type(kind().get_text_config(decoder=True))
-    towers = {name: _tiny(sub) for name, sub in kind.sub_configs.items() if name != "text_config"}
+    default = kind()
+    towers = {
+        n: _tiny(type(getattr(default, n))) for n in kind.sub_configs if n != "text_config" and getattr(default, n)
+    }
     config: PretrainedConfig = kind(text_config=_shrunk(inner, changes).to_dict(), **towers)
     return config
 
@@ -144,10 +160,10 @@ def _tiny(kind: Any) -> dict[str, Any]:
 
 
 def _shrunk(kind: Any, changes: dict[str, Any]) -> PretrainedConfig:
-    default = kind()
-    accepted = _parameters(kind)
-    names = {name for name in SIZES if hasattr(default, name) and name in accepted}
-    entries = {name: SIZES[name] for name in names if getattr(default, name) is not None or name in ALSO_WHERE_NONE}
+    default = vars(kind())
+    default |= {alias: default[name] for alias, name in kind.attribute_map.items() if name in default}
+    names = SIZES.keys() & default.keys() & _parameters(kind)
+    entries = {name: SIZES[name] for name in names if default[name] is not None or name in ALSO_WHERE_NONE}
     config: PretrainedConfig = kind(**(entries | SPECIAL.get(kind.model_type, {}) | changes))
     return config
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from swarm.errors import UnsupportedModel
+from swarm.models.cost import describe
 from swarm.models.load import load_span
+from swarm.models.refused import REASONS, reason_to_refuse
 from swarm.models.remote import RemoteSpan, rearrange
 from swarm.models.shell import load_client_model, returns_tuple
 from swarm.models.span import SpanModel
@@ -66,14 +68,20 @@ def through(spans: Sequence[SpanModel], segments: Sequence[Segment], hidden: byt
     return hidden
 
 
-def examine(folder: Path, cuts: Sequence[Span]) -> Outcome:
+def cuts(blocks: int) -> tuple[Span, Span, Span]:
+    """Three spans of different lengths."""
+    return Span(0, blocks // 3), Span(blocks // 3, blocks // 2), Span(blocks // 2, blocks)
+
+
+def examine(folder: Path) -> Outcome:
     """Cut the model in `folder` and compare it with its reference. Never raises: the outcome says what happened."""
     name = folder.name
     impossible = folder / "impossible.txt"
     if impossible.exists():
-        return Outcome(name, "impossible", impossible.read_text(encoding="utf-8"))
+        reason = REASONS.get(name) or reason_to_refuse(CONFIG_MAPPING[name]())
+        return Outcome(name, *(("refused", reason) if reason else ("impossible", impossible.read_text("utf-8"))))
     try:
-        spans = [load_span(folder, span, progress=False) for span in cuts]
+        spans = [load_span(folder, span, progress=False) for span in cuts(describe(folder).info.blocks)]
         compare(folder, spans)
     except UnsupportedModel as error:
         return Outcome(name, "refused", str(error))

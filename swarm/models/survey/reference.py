@@ -20,7 +20,7 @@ from swarm.models.survey.configs import VOCABULARY, small_config
 
 LENGTHS = (24, 21)
 """Tokens of the two prompts."""
-MOST_PARAMETERS = 3_000_000
+MOST_PARAMETERS = 6_500_000
 
 
 def build(config: Any) -> torch.nn.Module:
