@@ -28,10 +28,13 @@ def folder_of(package: str) -> Path:
 
 
 def _share_definitions() -> None:
+    """Where the program imported hivemind before us, hivemind keeps its own; libp2p can then not be imported."""
+    if _HIVEMIND in sys.modules:
+        return
     if _LIBP2P not in sys.modules:
         path = folder_of("libp2p") / "crypto" / "pb" / "crypto_pb2.py"
         _load(importlib.util.spec_from_file_location(_LIBP2P, path), execute=True)
-    sys.modules.setdefault(_HIVEMIND, sys.modules[_LIBP2P])
+    sys.modules[_HIVEMIND] = sys.modules[_LIBP2P]
 
 
 def _postpone_hivemind() -> None:
@@ -45,7 +48,7 @@ def _postpone_hivemind() -> None:
         # `import hivemind.p2p.x as x` asks for `p2p` before it is whole: that is no reason to import all the rest.
         if submodule := sys.modules.get(f"hivemind.{name}"):
             return submodule
-        if name.startswith("__"):
+        if name.startswith("__") and name not in ("__version__", "__all__"):
             raise AttributeError(f"module 'hivemind' has no attribute {name!r}")
         del module.__dict__["__getattr__"]
         assert spec is not None and spec.loader is not None
