@@ -145,7 +145,8 @@ class Daemon:
         if process is not None:
             await _end(process)
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+        # Not in a thread: none can be started any more when this runs at the end of the interpreter.
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     # ---- requests ---------------------------------------------------------------------------------------------
 
