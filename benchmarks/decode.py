@@ -20,7 +20,7 @@ PROMPT = 16
 @click.option("--sessions", default=8, show_default=True, help="Concurrent sessions.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
 def main(rounds: int, tokens: int, sessions: int, as_json: bool) -> None:
-    """Decode with a 250M-parameter random Llama in float32: alone in one process, through two servers, and many at once."""
+    """Decode with a 250M-parameter random Llama in float32: in one process, through two servers, and many at once."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -103,10 +103,15 @@ def measure(local: Any, model: Any, tokens: int, sessions: int) -> dict[str, flo
 def report(rows: list[dict[str, float]], sessions: int, equal: bool, as_json: bool) -> None:
     """Medians, and what they are relative to each other."""
     plain, swarm, many = (statistics.median(row[name] for row in rows) for name in ("plain", "swarm", "many"))
-    ratios = statistics.median(r["swarm"] / r["plain"] for r in rows), statistics.median(r["many"] / r["swarm"] for r in rows)
+    ratios = (
+        statistics.median(r["swarm"] / r["plain"] for r in rows),
+        statistics.median(r["many"] / r["swarm"] for r in rows),
+    )
     if as_json:
         values = {"plain": plain, "swarm": swarm, "many": many, "swarm_over_plain": ratios[0]}
-        print(json.dumps({**values, "many_over_swarm": ratios[1], "sessions": sessions, "equal": equal, "rounds": rows}))
+        print(
+            json.dumps({**values, "many_over_swarm": ratios[1], "sessions": sessions, "equal": equal, "rounds": rows})
+        )
         return
     print(f"{'plain transformers, one thread':<44}{plain:>8.2f} tokens/s")
     print(f"{'swarm, two one-thread servers, one session':<44}{swarm:>8.2f} tokens/s   {ratios[0]:.2f} × plain")

@@ -6,12 +6,20 @@ import os
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from scripts.local_swarm import LocalSwarm
+
+if TYPE_CHECKING:
+    from swarm.client.session import Notice
+    from swarm.types import Route
 
 MODEL = Path(__file__).parent.parent / "models" / "tiny-llama"
 SPANS = {"alice": "0:3", "bob": "3:6", "carol": "6:8", "dave": "2:5", "erin": "4:8", "frank": "0:2"}
@@ -24,8 +32,6 @@ PROMPT = "A function definition"
 @click.option("--keep", is_flag=True, help="Leave the swarm up afterwards, for swarm-chat; Ctrl-C ends it.")
 def main(prompt: str, tokens: int, keep: bool) -> None:
     """Start a bootstrap peer and six servers, generate, kill a server midway, compare with a local run."""
-    from scripts.local_swarm import LocalSwarm
-
     with LocalSwarm(MODEL) as swarm:
         peer = start(swarm)
         story = Story(swarm, peer, prompt, tokens)
@@ -35,12 +41,10 @@ def main(prompt: str, tokens: int, keep: bool) -> None:
     sys.exit(0 if story.equal else 1)
 
 
-def start(swarm: object) -> str:
+def start(swarm: LocalSwarm) -> str:
     """Bring up every process and wait until all serve."""
-    from scripts.local_swarm import LocalSwarm
     from tqdm import tqdm
 
-    assert isinstance(swarm, LocalSwarm)
     peer = swarm.start_bootstrap()
     print(f"bootstrap peer  {peer}")
     for name, blocks in SPANS.items():
@@ -65,13 +69,12 @@ def stay(peer: str) -> None:
 class Story:
     """The generation through the swarm, and the one to compare it with."""
 
-    def __init__(self, swarm: object, peer: str, prompt: str, tokens: int) -> None:
+    def __init__(self, swarm: LocalSwarm, peer: str, prompt: str, tokens: int) -> None:
         import torch
         from transformers import AutoTokenizer
+        from transformers.utils import logging
 
-        from scripts.local_swarm import LocalSwarm
-
-        assert isinstance(swarm, LocalSwarm)
+        logging.disable_progress_bar()
         torch.set_num_threads(1)
         self.swarm = swarm
         self.peer = peer
@@ -102,29 +105,24 @@ class Story:
         self.equal = torch.equal(swarm_ids, local_ids) and torch.equal(calm_ids, local_ids)
         self.table(failed, calm, self.times)
 
-    def show(self, notice: object) -> None:
-        """Routes and reroutes, as they happen."""
-        if self.killed_at is not None and getattr(notice, "kind", "") == "rerouted":
-            print(f"\n\033[33m[rerouted: {self.named(notice.route)}]\033[0m", flush=True)  # type: ignore[attr-defined]
+    def show(self, notice: Notice) -> None:
+        """Reroutes, as they happen."""
+        if self.killed_at is not None and notice.kind == "rerouted" and notice.route is not None:
+            print(f"\n\033[33m[rerouted: {self.named(notice.route)}]\033[0m", flush=True)
 
-    def named(self, route: object) -> str:
+    def named(self, route: Route) -> str:
         """A route with the names of the processes."""
-        hops = route.hops  # type: ignore[attr-defined]
-        return " → ".join(f"{self.swarm.name_of(hop.peer_id)} {hop.span}" for hop in hops)
+        return " → ".join(f"{self.swarm.name_of(hop.peer_id)} {hop.span}" for hop in route.hops)
 
-    def generate(self, model: object, *, kill: bool = False, quietly: bool = False) -> object:
+    def generate(self, model: Any, *, kill: bool = False, quietly: bool = False) -> Any:
         """Generate, streaming; with `kill`, a serving process gets SIGKILL in the middle."""
-        import torch
-
-        teller = Teller(self, model, kill=kill, quietly=quietly)
         self.times = []
-        torch.manual_seed(0)
-        options = {"max_new_tokens": self.tokens, "do_sample": False}
-        return model.generate(**self.inputs, **options, streamer=teller)  # type: ignore[attr-defined]
+        teller = Teller(self, model, kill=kill, quietly=quietly)
+        return model.generate(**self.inputs, max_new_tokens=self.tokens, do_sample=False, streamer=teller)
 
     def table(self, failed: list[float], calm: list[float], local: list[float]) -> None:
         """What it cost."""
-        lost = max(gap for gap in gaps(failed))
+        lost = max(after - before for before, after in pairwise(failed))
         rows = [
             ("one process, no swarm", rate(local), ""),
             ("swarm, undisturbed", rate(calm), ""),
@@ -141,7 +139,7 @@ class Story:
 class Teller:
     """A streamer: prints text as it comes, notes the times, and kills a server midway if it is told to."""
 
-    def __init__(self, story: Story, model: object, *, kill: bool, quietly: bool) -> None:
+    def __init__(self, story: Story, model: Any, *, kill: bool, quietly: bool) -> None:
         self.story = story
         self.model = model
         self.kill = kill
@@ -149,9 +147,9 @@ class Teller:
         self.ids: list[int] = []
         self.printed = 0
 
-    def put(self, value: object) -> None:
+    def put(self, value: Any) -> None:
         """Called by transformers with the prompt, then with each token."""
-        self.ids += value.flatten().tolist()  # type: ignore[attr-defined]
+        self.ids += value.flatten().tolist()
         self.story.times.append(time.perf_counter())
         if not self.quietly:
             text = self.story.tokenizer.decode(self.ids)
@@ -162,7 +160,7 @@ class Teller:
 
     def strike(self) -> None:
         """SIGKILL the middle server of the route in use."""
-        route = self.model.route  # type: ignore[attr-defined]
+        route = self.model.route
         hop = route.hops[len(route.hops) // 2]
         name = self.story.swarm.name_of(hop.peer_id)
         print(f"\n\033[31m[killing {name}, who serves blocks {hop.span} of the route {self.story.named(route)}]\033[0m")
@@ -171,11 +169,6 @@ class Teller:
 
     def end(self) -> None:
         """Called by transformers at the end."""
-
-
-def gaps(times: list[float]) -> list[float]:
-    """Seconds between tokens."""
-    return [b - a for a, b in zip(times, times[1:], strict=False)]
 
 
 def rate(times: list[float]) -> float:
