@@ -28,7 +28,7 @@ class Stream(Protocol):
         """The next frame, of at most `limit` bytes.
 
         Raises StreamClosed at the end, FrameTooLarge (and resets the stream) above the limit, MalformedFrame on a
-        broken length.
+        broken length. When it is cancelled part of a frame may be lost: then the stream can only be closed.
         """
 
     def close(self) -> None:
@@ -49,7 +49,10 @@ class Host(Protocol):
         """Multiaddrs (each ending in /p2p/<peer id>) at which others can dial this host."""
 
     async def open_stream(self, peer_id: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Stream:
-        """Dial `peer_id` (known, or at `addresses`) and open a stream. Raises PeerUnreachable."""
+        """Dial `peer_id` (known, or at `addresses`) and open a stream.
+
+        Raises PeerUnreachable, also for a peer that does not serve `protocol`; DaemonFailed when this host is dead.
+        """
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         """Call `handler` for each stream that a peer opens under `protocol`; the stream is closed when it returns.

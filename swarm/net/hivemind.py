@@ -43,6 +43,8 @@ _STREAM_INFO_LIMIT = 64 * 1024
 _SHORTEST_PEER_ID = 34
 _LINGER = 10.0
 """How long what was sent before a stream was closed may take to leave."""
+_BACKLOG = 4096
+"""Streams that peers may open while this loop is busy; one more is lost."""
 _REFRESH = 20.0
 """How often addresses are read anew and initial peers that were lost are dialled again."""
 _OTHERS = 0.5
@@ -50,15 +52,19 @@ _OTHERS = 0.5
 
 
 class HivemindStream:
-    """A stream through p2pd; satisfies `Stream`."""
+    """A stream through p2pd; satisfies `Stream`. In `siblings` from its making until it is closed."""
 
-    __slots__ = ("_closed", "_peer_id", "_reader", "_writer")
+    __slots__ = ("_closed", "_peer_id", "_reader", "_siblings", "_writer")
 
-    def __init__(self, peer_id: PeerId, reader: StreamReader, writer: StreamWriter) -> None:
+    def __init__(
+        self, peer_id: PeerId, reader: StreamReader, writer: StreamWriter, siblings: set[HivemindStream]
+    ) -> None:
         self._peer_id = peer_id
         self._reader = reader
         self._writer = writer
         self._closed = False
+        self._siblings = siblings
+        siblings.add(self)
 
     @property
     def peer_id(self) -> PeerId:
@@ -86,6 +92,7 @@ class HivemindStream:
         if self._closed:
             return
         self._closed = True
+        self._siblings.discard(self)
         if not self._writer.transport.is_closing():
             with contextlib.suppress(RuntimeError, OSError):  # the loop, or p2pd, may have ended
                 _Farewell.take_over(self._writer)
@@ -143,7 +150,6 @@ class HivemindHost:
         self._socket = daemon.folder / "streams.sock"
         self._streams: set[HivemindStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
 
     async def begin(self) -> None:
         """Connect to p2pd and join the swarm. Raises DaemonFailed, PeerUnreachable, InvalidInput."""
@@ -151,7 +157,9 @@ class HivemindHost:
         if peer_id != self.peer_id:
             raise AssertionError(f"p2pd took our identity {self.peer_id} for {peer_id}")
         await self.refresh_addresses()
-        self._server = await asyncio.start_unix_server(self._accept, self._socket, limit=STREAM_BUFFER)
+        self._server = await asyncio.start_unix_server(
+            self._accept, self._socket, limit=STREAM_BUFFER, backlog=_BACKLOG
+        )
         await self._join()
         self._spawn(self._refresh(), "addresses")
 
@@ -180,7 +188,7 @@ class HivemindHost:
                 reader, writer = await self.daemon.open(raw, protocol)
         except (Refused, TimeoutError) as error:
             raise self._unreachable(peer_id, addresses, error) from error
-        return self._track(HivemindStream(peer_id, reader, writer))
+        return HivemindStream(peer_id, reader, writer, self._streams)
 
     def _unreachable(self, peer_id: PeerId, addresses: Sequence[str], error: Exception) -> SwarmError:
         if self.died.is_set():
@@ -195,16 +203,15 @@ class HivemindHost:
         if not known:
             await self.daemon.register(protocol, self._socket)
 
-    async def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self._spawn(self._begin_stream(reader, writer), "stream")
+
+    async def _begin_stream(self, reader: StreamReader, writer: StreamWriter) -> None:
         try:
             info = p2pd_pb2.StreamInfo.FromString(await read_frame(reader, _STREAM_INFO_LIMIT))
             handler = self._handlers[info.proto]
-            stream = self._track(HivemindStream(base58.b58encode(info.peer).decode(), reader, writer))
-        except Exception as error:
+            stream = HivemindStream(base58.b58encode(info.peer).decode(), reader, writer, self._streams)
+        except (Exception, asyncio.CancelledError) as error:
             log.debug("a stream ended before it began: %s", error)
             writer.transport.abort()
             return
@@ -213,23 +220,12 @@ class HivemindHost:
     async def _handle(self, handler: StreamHandler, stream: HivemindStream, protocol: str) -> None:
         try:
             await handler(stream)
-        except asyncio.CancelledError:
-            if not self._closing:
-                raise
         except SwarmError as error:
             log.debug("a stream of %s under %s ended: %s", stream.peer_id, protocol, error)
         except Exception:
             log.exception("a stream of %s under %s was closed by an error", stream.peer_id, protocol)
         finally:
-            self._untrack(stream)
             stream.close()
-
-    def _track(self, stream: HivemindStream) -> HivemindStream:
-        self._streams.add(stream)
-        return stream
-
-    def _untrack(self, stream: HivemindStream) -> None:
-        self._streams.discard(stream)
 
     # ---- joining ----------------------------------------------------------------------------------------------
 
@@ -241,11 +237,13 @@ class HivemindHost:
         finally:
             for dial in dials:
                 dial.cancel()
-        if dials and not reached:
-            reasons = "\n  ".join(f"{addresses[0]}: {_reason(dial)}" for dial, addresses in dials.items())
+        missed = [f"{addresses[0]}: {_reason(dial)}" for dial, addresses in dials.items() if dial not in reached]
+        if missed and reached:
+            log.warning("initial peers that did not answer, and are asked again later:\n  %s", "\n  ".join(missed))
+        elif missed:
             raise PeerUnreachable(
                 "none of the initial peers answered; check that they run, that their addresses are right and that "
-                f"this machine may reach them:\n  {reasons}"
+                "this machine may reach them:\n  " + "\n  ".join(missed)
             )
         self.joined = tuple(address for dial in reached for address in dials[dial])
 
@@ -292,7 +290,6 @@ class HivemindHost:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        self._closing = True
         while self.closers:
             await self.closers.pop()()
         if self._server is not None:
@@ -349,6 +346,8 @@ async def _some(dials: dict[asyncio.Task[None], list[str]]) -> list[asyncio.Task
 
 
 def _reason(dial: asyncio.Task[None]) -> str:
+    if not dial.done():
+        return f"no answer within {_OTHERS} s of another's"
     error = dial.exception()
     return str(error).partition(": ")[2] or str(error)
 
