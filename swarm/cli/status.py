@@ -7,6 +7,8 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import click
 
@@ -130,10 +132,15 @@ def choose(models: Sequence[ModelInfo], wanted: str) -> ModelInfo | None:
 
 async def resolve(model: str) -> ModelInfo:
     """The model's identity from its own files. Raises ModelNotFound, BadCheckpoint, UnsupportedModel."""
+    return await asyncio.to_thread(_described, model)
+
+
+def _described(model: str) -> ModelInfo:
     from swarm.models.cost import describe
 
-    description = await asyncio.to_thread(describe, model)
-    return description.info
+    info = describe(model).info
+    # A folder goes by its last name, as its servers announce it.
+    return replace(info, name=Path(model).resolve().name) if Path(model).is_dir() else info
 
 
 if __name__ == "__main__":

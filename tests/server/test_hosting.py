@@ -1,0 +1,88 @@
+"""What a machine decides before it joins, on the tiny model that comes with the project."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from swarm.config import ServerConfig
+from swarm.errors import InvalidInput, ModelNotFound
+from swarm.server.hosting import Hosting, Wishes, _in_daemon_thread, checked_device
+from swarm.types import ServerRecord, Span
+
+MODEL = str(Path(__file__).parents[2] / "models" / "tiny-llama")
+MIB = 1024**2
+
+
+def hosting(**wishes: object) -> Hosting:
+    wishes = {"dtype": "float32", "device": "cpu", **wishes}
+    return Hosting(Wishes(MODEL, **wishes), ServerConfig(), progress=False)  # type: ignore[arg-type]
+
+
+def test_the_swarm_sees_the_folders_name_and_not_where_it_is() -> None:
+    assert hosting().info.name == "tiny-llama"
+
+
+def test_as_many_blocks_as_fit_where_nobody_is() -> None:
+    host = hosting(memory=8 * MIB, cache_tokens=100)
+    record = ServerRecord("peer", host.info.key, Span(0, 3), (bytes(8),) * 3)
+    assert len(host.choose([])) == 5
+    assert host.choose([record]) == Span(3, 8)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "complaint"),
+    [
+        ({"blocks": Span(6, 9)}, "the model has blocks 0:8"),
+        ({"blocks": Span(0, 8), "memory": 4 * MIB}, "more than --memory"),
+        ({"memory": 1 * MIB}, "no block fits"),
+    ],
+)
+def test_what_cannot_be_hosted_is_refused(wishes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        hosting(**wishes).choose([])
+
+
+def test_blocks_that_seem_too_large_are_loaded_when_no_limit_was_set(caplog: pytest.LogCaptureFixture) -> None:
+    assert hosting(blocks=Span(0, 8), cache_tokens=10**9).choose([]) == Span(0, 8)
+    assert "may be too much" in caplog.text
+
+
+def test_devices_and_models_that_are_not_there_are_named() -> None:
+    with pytest.raises(InvalidInput, match="'tpu9'"):
+        checked_device("tpu9")
+    with pytest.raises(ModelNotFound, match="/nowhere"):
+        Hosting(Wishes("/nowhere"), ServerConfig())
+
+
+def test_a_loaded_span_knows_its_speed_and_its_cache() -> None:
+    host = hosting(cache_tokens=100)
+    loaded = asyncio.run(host.load(Span(2, 4)))
+    assert not host.loading
+    assert len(loaded.fingerprints) == 2
+    assert {len(fingerprint) for fingerprint in loaded.fingerprints} == {32}
+    assert loaded.cache_bytes == 100 * loaded.runner.bytes_per_token(Span(2, 4))
+    assert loaded.throughput.decode_ms > 0
+
+
+def test_nobody_waits_for_a_load_that_was_given_up() -> None:
+    release = threading.Event()
+
+    async def give_up() -> None:
+        async with asyncio.timeout(0.01):
+            await _in_daemon_thread(release.wait)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(give_up())
+    release.set()
+
+
+def test_what_breaks_a_load_reaches_who_waits() -> None:
+    def broken() -> None:
+        raise InvalidInput("no")
+
+    with pytest.raises(InvalidInput, match="no"):
+        asyncio.run(_in_daemon_thread(broken))
