@@ -139,8 +139,53 @@ SPECIAL: dict[str, dict[str, Any]] = {
 """What a type needs beyond that."""
 
 
-def small_config(model_type: str, **changes: Any) -> PretrainedConfig:
-    """A configuration of `model_type` with 6 blocks and 64 hidden numbers. Raises what the type's own code raises."""
+_ROPE = {"rope_theta": 1e4, "factor": 4.0}
+_MIXED = ["full_attention", "sliding_attention"] * (BLOCKS // 2)
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama+tied": ("llama", {"tie_word_embeddings": True}),
+    "gemma2+untied": ("gemma2", {"tie_word_embeddings": False}),
+    "gpt2+untied": ("gpt2", {"tie_word_embeddings": False}),
+    "llama+linear": ("llama", {"rope_parameters": _ROPE | {"rope_type": "linear"}}),
+    "llama+dynamic": ("llama", {"rope_parameters": _ROPE | {"rope_type": "dynamic"}}),
+    "llama+yarn": ("llama", {"rope_parameters": _ROPE | {"rope_type": "yarn", "original_max_position_embeddings": 12}}),
+    "llama+llama3": (
+        "llama",
+        {
+            "rope_parameters": _ROPE
+            | {
+                "rope_type": "llama3",
+                "original_max_position_embeddings": 12,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }
+        },
+    ),
+    "phi3+longrope": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 32,
+                "short_factor": [1.5] * (HIDDEN // HEADS // 2),
+                "long_factor": [4.0] * (HIDDEN // HEADS // 2),
+            },
+        },
+    ),
+    "mistral+window": ("mistral", {"sliding_window": 3}),
+    "qwen2+mixed": ("qwen2", {"layer_types": _MIXED, "sliding_window": 4}),
+    "qwen3+mixed": ("qwen3", {"layer_types": _MIXED, "sliding_window": 4}),
+    "one_kv_head": ("llama", {"num_key_value_heads": 1}),
+    "falcon+alibi": ("falcon", {"alibi": True, "new_decoder_architecture": False}),
+}
+"""Types with changes that are not the type's default, by a name of their own."""
+
+
+def small_config(name: str) -> PretrainedConfig:
+    """A configuration of a model type or variant with few and small blocks. Raises what the type's own code raises."""
+    model_type, changes = VARIANTS.get(name, (name, {}))
     kind: Any = CONFIG_MAPPING[model_type]
     if "text_config" not in kind.sub_configs:
         return _shrunk(kind, changes)
