@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -13,6 +15,7 @@ from asyncio import StreamReader, StreamWriter
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import swarm.net.protobuf  # noqa: F401  isort: skip  (before hivemind)
 
@@ -37,6 +40,7 @@ _CONTROL_LIMIT = 1 << 20
 _LOG_LINES = 20
 _STOP_TIMEOUT = 3.0
 _SOCKET_PATH_LIMIT = 100
+_FOLDER_PREFIX = "swarm-p2pd-"
 
 # Run in a process of its own: p2pd shall not outlive this process, even when it is killed. The second look at the
 # parent covers a parent that died before the request reached the kernel.
@@ -62,6 +66,8 @@ class Daemon:
         self.folder = folder
         self.control = folder / "control.sock"
         self.died = asyncio.Event()
+        self._claim = _claim(folder)
+        self._command: Sequence[str] = ()
         self._process: asyncio.subprocess.Process | None = None
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._ready = asyncio.Event()
@@ -71,7 +77,10 @@ class Daemon:
     @classmethod
     async def start(cls, config: NetworkConfig, identity: Identity) -> Daemon:
         """Start p2pd and wait until it listens. Raises DaemonFailed."""
-        daemon = cls(_private_folder())
+        try:
+            daemon = cls(_private_folder())
+        except OSError as error:
+            raise DaemonFailed(f"there is no place for p2pd's sockets, set TMPDIR to one: {error}") from error
         try:
             await daemon._start(config, identity)
         except BaseException:
@@ -83,15 +92,15 @@ class Daemon:
         key = self.folder / "identity.key"
         key.touch(mode=0o600)
         key.write_bytes(identity.private_bytes)
-        command = [str(binary()), *_arguments(config, self.control, key)]
-        await self._launch(command)
+        self._command = [str(binary()), *_arguments(config, self.control, key)]
+        await self._launch(self._command)
         try:
             async with asyncio.timeout(config.daemon_startup):
                 await self._ready.wait()
         except TimeoutError:
-            raise self._failure(f"p2pd was not ready within {config.daemon_startup:.0f} s") from None
+            raise self._not_started(f"p2pd was not ready within {config.daemon_startup:.0f} s") from None
         if self.died.is_set():
-            raise self._failure("p2pd ended while it started")
+            raise self._not_started("p2pd ended while it started")
         key.unlink()
 
     async def _launch(self, command: Sequence[str]) -> None:
@@ -114,13 +123,12 @@ class Daemon:
     async def _read_log(self, process: asyncio.subprocess.Process) -> None:
         """Keep p2pd's last lines, and notice its end."""
         assert process.stdout is not None
-        with contextlib.suppress(ValueError):
-            while line := await process.stdout.readline():
-                text = line.decode(errors="replace").rstrip()
-                self._lines.append(text)
-                log.debug("p2pd: %s", text)
-                if text.startswith("Peer ID:"):
-                    self._ready.set()
+        while line := await _line(process.stdout):
+            text = line.decode(errors="replace").rstrip()
+            self._lines.append(text)
+            log.debug("p2pd: %s", text)
+            if text.startswith("Peer ID:"):
+                self._ready.set()
         await process.wait()
         if not self._stopping:
             self.died.set()
@@ -131,6 +139,9 @@ class Daemon:
     def failure(self) -> DaemonFailed:
         """The error to raise after p2pd died."""
         return self._failure("p2pd died: this process is no longer on the network and has to be restarted")
+
+    def _not_started(self, what: str) -> DaemonFailed:
+        return DaemonFailed(f"{self._failure(what)}\nIt was started as: {shlex.join(self._command)}")
 
     def _failure(self, what: str) -> DaemonFailed:
         code = self._process.returncode if self._process is not None else None
@@ -147,6 +158,7 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # Not in a thread: none can be started any more when this runs at the end of the interpreter.
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._claim.close()
 
     # ---- requests ---------------------------------------------------------------------------------------------
 
@@ -252,15 +264,52 @@ def _advice(said: str) -> str:
         return "Another program listens there: choose other ports with --host-maddrs, or end it."
     if "announce" in said or "multiaddr" in said:
         return "Check the addresses given by --host-maddrs, --announce-maddrs and --initial-peers."
-    return "Run with -vv to see what p2pd was started with and all that it said."
+    if "Exec format error" in said:
+        return "This p2pd is for another kind of machine: install hivemind from a wheel made for this one."
+    if "permission denied" in said.lower():
+        return (
+            "p2pd may not be run there: the folder may be mounted with noexec, or --host-maddrs need a port above 1023."
+        )
+    if said == "nothing":
+        return "This machine may be too slow or too busy: try again, or allow more time (NetworkConfig.daemon_startup)."
+    return "Run with -vv to see all that it said."
 
 
 def _private_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="swarm-"))
+    """A folder for sockets that only we can enter. Raises OSError."""
+    _remove_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
     if len(str(folder)) > _SOCKET_PATH_LIMIT - len("/control.sock"):
         folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="swarm-", dir="/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp"))
     return folder
+
+
+def _claim(folder: Path) -> BinaryIO:
+    """A lock in the folder that the system takes back when this process ends, however it ends. Raises OSError."""
+    unseen = folder / "lock.new"
+    file = unseen.open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    unseen.rename(folder / "lock")
+    return file
+
+
+def _remove_abandoned() -> None:
+    """Remove the folders of our processes that were killed, and could not do it themselves."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*/lock"):
+        with contextlib.suppress(OSError):
+            if lock.parent.lstat().st_uid != os.getuid():
+                continue
+            with lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+async def _line(output: StreamReader) -> bytes:
+    """The next line; one that is too long is passed over, lest p2pd wait for ever to be rid of the rest."""
+    while True:
+        with contextlib.suppress(ValueError):
+            return await output.readline()
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

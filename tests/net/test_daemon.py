@@ -134,6 +134,43 @@ def test_one_that_never_gets_ready_is_ended(monkeypatch: pytest.MonkeyPatch, tmp
         asyncio.run(create_host(replace(CONFIG, daemon_startup=1.0)))
 
 
+def fake_binary(monkeypatch: pytest.MonkeyPatch, folder: Path, content: bytes) -> None:
+    file = folder / "hivemind_cli" / "p2pd"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    file.chmod(0o755)
+    monkeypatch.setattr(module, "folder_of", lambda package: folder)
+
+
+def test_a_binary_for_another_machine_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_binary(monkeypatch, tmp_path, b"\x7fELF of something else")
+    with pytest.raises(DaemonFailed, match=r"(?s)another kind of machine.*started as: .*p2pd -listen"):
+        asyncio.run(create_host(CONFIG))
+
+
+def test_no_place_for_sockets_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(DaemonFailed, match="TMPDIR"):
+        asyncio.run(create_host(CONFIG))
+
+
+def test_a_flood_of_output_does_not_stop_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    flood = b"#!/bin/sh\nhead -c 300000 /dev/zero | tr '\\0' x\necho\necho the end\nexit 3\n"
+    fake_binary(monkeypatch, tmp_path, flood)
+    with pytest.raises(DaemonFailed, match=r"(?s)exit code 3.*the end"):
+        asyncio.run(create_host(CONFIG))
+
+
+def test_what_a_killed_process_left_behind_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    abandoned, living = module._private_folder(), module._private_folder()
+    module._claim(abandoned).close()  # as the system does at the end of a process
+    with module._claim(living):
+        (abandoned / "control.sock").touch()
+        fresh = module._private_folder()
+        assert set(tmp_path.iterdir()) == {living, fresh}
+
+
 def test_its_death_is_noticed_and_ends_everything() -> None:
     async def main(hosts: Hosts) -> None:
         one, two = await hosts.pair()
