@@ -52,6 +52,7 @@ class Host(Protocol):
         """Dial `peer_id` (known, or at `addresses`) and open a stream.
 
         Raises PeerUnreachable, also for a peer that does not serve `protocol`; DaemonFailed when this host is dead.
+        A peer that froze, or stopped serving a protocol that it served before, may be noticed at the first `receive`.
         """
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
