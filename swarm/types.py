@@ -15,7 +15,7 @@ PeerId = str
 SequenceKey = tuple[bytes, int]
 """(session id, sequence id): one row of one session's state. A sequence id is never used twice in a session."""
 
-_SPAN = re.compile(r"(\d+):(\d+)")
+_SPAN = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 
 
 @dataclass(frozen=True, slots=True, order=True)

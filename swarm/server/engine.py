@@ -57,6 +57,7 @@ class Work:
     failed: Callable[[ComputeFailed], None]
     operations: Sequence[pb.Operation] = ()
     taken: int = 0
+    begun: bool = False
     broken: bool = False
     outputs: list[memoryview] = field(default_factory=list)
 
@@ -104,7 +105,8 @@ class Engine:
     @property
     def queue(self) -> int:
         """Steps waiting or being computed."""
-        return sum(len(works) for works in self._queues.values()) + self._running
+        # A list first: the thread that computes may add and remove sessions meanwhile.
+        return sum(map(len, list(self._queues.values()))) + self._running
 
     def submit(self, work: Work) -> None:
         """Queue one step."""
@@ -113,7 +115,7 @@ class Engine:
     def cancel(self, session: bytes) -> None:
         """Forget the session's work that has not begun; its callbacks are not called."""
         works = self._queues.pop(session, ())
-        begun = deque(work for work in works if work.taken or isinstance(work, _Action))
+        begun = deque(work for work in works if work.begun or isinstance(work, _Action))
         if begun:
             self._queues[session] = begun
 
@@ -155,6 +157,7 @@ class Engine:
 
     def _share(self, work: Work, positions: int) -> _Share:
         share = _cut(work, positions)
+        work.begun = True
         works = self._queues.pop(work.session)
         if share.last:
             works.popleft()
@@ -205,14 +208,18 @@ class Engine:
         """Apply what comes before the rows of a step; once, also when the pass is repeated."""
         operations, share.work.operations = share.work.operations, ()
         session = share.work.session
-        for operation in operations:
-            source, target = (session, operation.source), (session, operation.target)
-            if operation.kind == FORK:
-                self.runner.fork(source, target, operation.length)
-            elif operation.kind == MOVE:
-                self.runner.move(source, target, operation.length)
-            else:
-                self.runner.free(source)
+        try:
+            for operation in operations:
+                source, target = (session, operation.source), (session, operation.target)
+                if operation.kind == FORK:
+                    self.runner.fork(source, target, operation.length)
+                elif operation.kind == MOVE:
+                    self.runner.move(source, target, operation.length)
+                else:
+                    self.runner.free(source)
+        except Exception:
+            share.work.broken = True
+            raise
         if isinstance(share.work, _Action):
             share.work.action()
 

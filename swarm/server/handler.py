@@ -126,18 +126,26 @@ class Handler:
         except (StreamClosed, TimeoutError):
             return
         except SwarmError as error:
-            await stream.send(pb.ControlReply(failure=messages.failure(error)).SerializeToString())
+            await self._last_word(stream, pb.ControlReply(failure=messages.failure(error)))
             return
         control = _Control(session, stream)
-        self._controls[session.id] = control
+        previous, self._controls[session.id] = self._controls.get(session.id), control
+        if previous is not None:
+            previous.stream.close()
         try:
             await control.run(self._opened(session))
         except SwarmError as error:
             log.debug("%s: control stream over: %s", session, error)
+            if not isinstance(error, StreamClosed):
+                await self._last_word(stream, pb.ControlReply(failure=messages.failure(error)))
         finally:
             if self._controls.get(session.id) is control:
-                del self._controls[session.id]
-                self._detach(session, closed=control.said_close)
+                self._detach(session, control)
+
+    async def _last_word(self, stream: Stream, message: pb.ControlReply | pb.Data) -> None:
+        """Say why a stream ends, to whoever still listens."""
+        with contextlib.suppress(StreamClosed, TimeoutError):
+            await asyncio.wait_for(stream.send(message.SerializeToString()), self.config.open_timeout)
 
     async def _enter(self, stream: Stream) -> Session:
         """Read the first message of a control stream: a new session, or one that is taken up again."""
@@ -200,22 +208,23 @@ class Handler:
         )
         return pb.ControlReply(opened=opened)
 
-    def _detach(self, session: Session, *, closed: bool) -> None:
+    def _detach(self, session: Session, control: _Control) -> None:
         """The control stream is over: at once if the client said so, else after a time of grace."""
-        if closed or session.closed:
+        if control.said_close:
             self._end(session)
         else:
-            self._spawn(self._grace(session))
+            self._spawn(self._grace(session, control))
 
-    async def _grace(self, session: Session) -> None:
+    async def _grace(self, session: Session, control: _Control) -> None:
         await asyncio.sleep(self.config.grace)
-        if session.id not in self._controls:
+        # Otherwise the session was taken up again, or has ended, and its id may be another session's.
+        if self._controls.get(session.id) is control:
             log.info("%s: its client has been gone for %.0f s", session, self.config.grace)
             self._end(session)
 
     def _end(self, session: Session) -> None:
-        if self.sessions.pop(session.id, None) is not None:
-            self.budget.holders.remove(session)
+        del self.sessions[session.id]
+        self.budget.holders.remove(session)
         session.close()
         control = self._controls.pop(session.id, None)
         if control is not None:
@@ -252,7 +261,7 @@ class Handler:
         log.debug("data from %s refused: %s", stream.peer_id, error)
         if session is not None and isinstance(error, TOLD_TO_CLIENT):
             session.tell(pb.ControlReply(failure=messages.failure(error, session.epoch)))
-        await stream.send(pb.Data(failure=messages.failure(error)).SerializeToString())
+        await self._last_word(stream, pb.Data(failure=messages.failure(error)))
 
     # ---- life -------------------------------------------------------------------------------------------------
 

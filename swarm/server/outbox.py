@@ -25,24 +25,31 @@ class Outbox:
         self._on_sent = on_sent
         self._steps: deque[tuple[pb.Step, int]] = deque()
         self._changed = asyncio.Event()
+        self._closed = False
 
     async def room(self) -> None:
-        """Wait until less than `limit` bytes are on their way."""
-        while self.unsent > self.limit:
+        """Wait until less than `limit` bytes are on their way, or nothing will be sent any more."""
+        while self.unsent > self.limit and not self._closed:
             self._changed.clear()
             await self._changed.wait()
 
     def put(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], hidden: Buffer, nbytes: int) -> None:
         """Queue what one step made of its `nbytes` of input."""
         if self.wanted_only:
-            step = self._wanted(rows, hidden)
+            step = self._wanted(operations, rows, hidden)
         else:
             step = pb.Step(operations=operations, rows=rows, hidden=bytes(hidden))
         self._steps.append((step, nbytes))
         self._changed.set()
 
-    def _wanted(self, rows: Sequence[pb.Rows], hidden: Buffer) -> pb.Step:
-        step, pieces, end = pb.Step(), [], 0
+    def close(self) -> None:
+        """The epoch is over: what was not sent is forgotten."""
+        self._closed = True
+        self._steps.clear()
+        self._changed.set()
+
+    def _wanted(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], hidden: Buffer) -> pb.Step:
+        step, pieces, end = pb.Step(operations=operations), [], 0
         for row in rows:
             end += row.count * self.row_bytes
             if row.want:

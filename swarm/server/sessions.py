@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from swarm.config import FRAME_LIMIT, ServerConfig
@@ -34,6 +34,8 @@ from swarm.wire.rows import Buffer, RowLog
 log = logging.getLogger(__name__)
 
 REPLAY_ROWS = 256
+ITEM_BYTES = 256
+"""What a step, and each operation and row in it, counts for beside its hidden states while it is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +102,25 @@ class Session:
         if message.epoch != self.epoch:
             return None
         changes = reconcile(self.lengths, message.sequences, can_rollback=engine.runner.can_rollback)
-        await self._change(changes)
+        await self._change(self._affordable(changes))
         self._upstream = message.upstream or self.client
         self._downstream = message.downstream if message.HasField("downstream") else None
         self._relayed = message.relayed
         return pb.Have(epoch=message.epoch, held=[self._held(s) for s in self.lengths])
+
+    def _affordable(self, changes: Changes) -> Changes:
+        """Without the forks for which there is no room: what they would hold is replayed later, or refused."""
+        kept: list[pb.Operation] = []
+        positions, now = 0, asyncio.get_running_loop().time()
+        for operation in changes.operations:
+            if operation.kind == pb.Operation.FORK:
+                wanted = (positions + operation.length) * self._bytes_per_token
+                full = len(self.lengths) + len(kept) >= self.around.config.max_sequences
+                if full or not self.around.budget.make_room(wanted, self, now):
+                    continue
+                positions += operation.length
+            kept.append(operation)
+        return Changes(tuple(kept), changes.truncations)
 
     def _held(self, sequence: int) -> pb.Held:
         length = self.lengths[sequence]
@@ -140,7 +156,10 @@ class Session:
         return Changes(frees, tuple((s, p) for s, p in cuts if s not in gone))
 
     async def _change(self, changes: Changes) -> None:
-        """Apply changes to the KV cache, in turn with its work, then to lengths and history."""
+        """Apply changes to lengths and history, and to the KV cache in turn with its work.
+
+        The tables come first: whoever evicts this session in the meantime finds in them all that the cache will hold.
+        """
         runner, key = self.around.engine.runner, self.id
 
         def apply() -> None:
@@ -152,8 +171,6 @@ class Session:
             for sequence, length in changes.truncations:
                 runner.truncate((key, sequence), length)
 
-        if changes.operations or changes.truncations:
-            await self.around.engine.settle(self.id, apply)
         for operation in changes.operations:
             _operate(self.lengths, operation)
             self._operate_history(operation)
@@ -162,12 +179,15 @@ class Session:
             self.history[sequence].truncate(length)
         self.received = dict(self.lengths)
         self._weigh()
+        if changes.operations or changes.truncations:
+            await self.around.engine.settle(self.id, apply)
 
     def _replay(self, sequence: int, start: int, want_from: int) -> None:
         """Queue outputs again out of history."""
         log_, outbox = self.history.get(sequence), self._outbox
         if log_ is None or outbox is None or not log_.first <= start <= log_.last:
-            raise MalformedFrame(f"the history of sequence {sequence} does not reach back to {start}")
+            # It may have been dropped since the client heard of it: a gap like any other.
+            raise SessionNotFound(f"the history of sequence {sequence} does not reach back to {start}")
         self.forwarded[sequence] = start
         for begin in range(start, log_.last, REPLAY_ROWS):
             end = min(begin + REPLAY_ROWS, log_.last)
@@ -179,37 +199,46 @@ class Session:
 
     async def feed(self, stream: Stream, epoch: int) -> None:
         """Take steps from the upstream until the stream ends or the epoch does. Errors go to the sender."""
-        if stream.peer_id != self._upstream or epoch != self.epoch:
-            raise Unauthorized(f"{stream.peer_id} is not the upstream of this session in epoch {epoch}")
+        self._check_upstream(stream, epoch)
+        if self._inputs is not None:
+            self._inputs.close()
         self._inputs = stream
         await self._resumed.wait()
+        # Whoever came while the epoch was being prepared was held against the upstream of the one before.
+        self._check_upstream(stream, epoch)
         while epoch == self.epoch:
             data = messages.decode(pb.Data, await stream.receive(FRAME_LIMIT))
             if data.WhichOneof("kind") != "step":
                 raise MalformedFrame("only steps may follow the hello")
             if epoch == self.epoch:
-                await self._accept(messages.check_step(data.step, self.around.row_bytes), epoch)
+                await self._accept(messages.check_step(data.step, self.around.row_bytes))
 
-    async def _accept(self, step: pb.Step, epoch: int) -> None:
+    def _check_upstream(self, stream: Stream, epoch: int) -> None:
+        if stream.peer_id != self._upstream or epoch != self.epoch:
+            raise Unauthorized(f"{stream.peer_id} is not the upstream of this session in epoch {epoch}")
+
+    async def _accept(self, step: pb.Step) -> None:
+        """Take what is new of a step, or raise and take nothing."""
         self.last_used = asyncio.get_running_loop().time()
-        known = [operation for operation in step.operations if _operate(self.received, operation)]
-        rows, hidden = self._fresh(step)
-        self._check_room(rows)
-        outbox = self._outbox
-        if outbox is None or not (rows or step.operations):
+        outbox, after = self._outbox, dict(self.received)
+        known = [operation for operation in step.operations if _operate(after, operation)]
+        rows, hidden = self._fresh(step, after)
+        if outbox is None or not (rows or known):
             return
-        for row in rows:
-            self.received[row.sequence] = row.start + row.count
-        outbox.unsent += len(hidden)
-        self._submit(known, rows, hidden, outbox)
+        after.update((row.sequence, row.start + row.count) for row in rows)
+        self._check_room(rows, after)
+        self.received = after
+        nbytes = len(hidden) + ITEM_BYTES * (1 + len(known) + len(rows))
+        outbox.unsent += nbytes
+        self._submit(known, rows, hidden, outbox, nbytes)
         await outbox.room()
 
-    def _fresh(self, step: pb.Step) -> tuple[list[pb.Rows], memoryview]:
+    def _fresh(self, step: pb.Step, held: Mapping[int, int]) -> tuple[list[pb.Rows], memoryview]:
         """The rows that are not held yet: what is a duplicate is cut off. Raises SessionNotFound on a gap."""
         fresh, pieces, end, row_bytes = [], [], 0, self.around.row_bytes
         hidden = memoryview(step.hidden)
         for row in step.rows:
-            have = self.received.get(row.sequence, 0)
+            have = held.get(row.sequence, 0)
             if row.start > have:
                 raise SessionNotFound(f"sequence {row.sequence} is held up to {have}, the step begins at {row.start}")
             end += row.count * row_bytes
@@ -222,20 +251,22 @@ class Session:
             return fresh, hidden if len(pieces) != 1 else pieces[0]
         return fresh, memoryview(b"".join(pieces))
 
-    def _check_room(self, rows: Sequence[pb.Rows]) -> None:
-        """Raises ContextTooLong or ServerBusy."""
+    def _check_room(self, rows: Sequence[pb.Rows], after: Mapping[int, int]) -> None:
+        """Make room for the lengths that the sequences will have. Raises ContextTooLong or ServerBusy."""
         limit, config = self.around.max_positions, self.around.config
         for row in rows:
             if limit and row.start + row.count > limit:
                 raise ContextTooLong(f"position {row.start + row.count} is beyond this model's {limit} positions")
-        if len(self.received) > config.max_sequences:
+        if len(after) > config.max_sequences:
             raise ServerBusy(f"more than {config.max_sequences} sequences in one session")
-        wanted = sum(row.count for row in rows) * self._bytes_per_token
+        wanted = max(sum(after.values()) - sum(self.received.values()), 0) * self._bytes_per_token
         if not self.around.budget.make_room(wanted, self, self.last_used):
             raise ServerBusy("the KV cache is full", retry_after=config.evict_after)
         self.kv_bytes += wanted
 
-    def _submit(self, operations: Sequence[pb.Operation], rows: list[pb.Rows], hidden: memoryview, box: Outbox) -> None:
+    def _submit(
+        self, operations: Sequence[pb.Operation], rows: list[pb.Rows], hidden: memoryview, box: Outbox, nbytes: int
+    ) -> None:
         epoch, generation = self.epoch, self._generation
 
         def done(output: Buffer) -> None:
@@ -243,7 +274,7 @@ class Session:
                 return
             self._computed(operations, rows, output)
             if box is self._outbox:
-                box.put(operations, rows, output, len(hidden))
+                box.put(operations, rows, output, nbytes)
 
         def failed(error: ComputeFailed) -> None:
             if generation == self._generation and epoch == self.epoch:
@@ -272,7 +303,8 @@ class Session:
             log_ = self.history[row.sequence] = RowLog(self.around.row_bytes, row.start)
         if log_.last != row.start:
             log_.clear(row.start)
-        log_.append(output)
+        # A copy: a view would keep the output of a whole pass alive, of everybody's rows.
+        log_.append(bytes(output))
         self.history_bytes += len(output)
 
     def _operate_history(self, operation: pb.Operation) -> None:
@@ -371,9 +403,12 @@ class Session:
         self.history_bytes = 0
 
     def evict(self) -> None:
-        """Give up the KV cache. The next step is answered as a gap, and replayed."""
-        log.info("%s: cache evicted after idling", self)
-        self._forget_all()
+        """Give up the KV cache. The next step is answered as a gap, and replayed; one under way is answered now."""
+        log.info("%s: cache evicted", self)
+        if self.received == self.lengths:
+            self._forget_all()
+        else:
+            self._abandon(SessionNotFound("the KV cache was needed for others"))
 
     def _forget_all(self) -> None:
         self._generation += 1
@@ -396,6 +431,8 @@ class Session:
         self.history_bytes = sum(log_.nbytes for log_ in self.history.values())
 
     def _hang_up(self) -> None:
+        if self._outbox is not None:
+            self._outbox.close()
         self._outbox = None
         self._resumed.set()
         self._resumed = asyncio.Event()

@@ -103,6 +103,7 @@ def check_step(step: pb.Step, row_bytes: int) -> pb.Step:
     require(len(step.rows) < 2 or _distinct(r.sequence for r in step.rows), "a sequence is named twice")
     require(total * row_bytes == len(step.hidden), f"{len(step.hidden)} bytes for {total} rows of {row_bytes}")
     for operation in step.operations:
+        require(operation.kind in pb.Operation.Kind.values(), "an operation of no known kind")
         require(operation.length <= MAX_POSITION, "a position beyond any context")
     return step
 
