@@ -76,6 +76,12 @@ def _is_window(layer: Any) -> bool:
     return type(layer) is DynamicSlidingWindowLayer
 
 
+def state_in(layer: Any) -> list[torch.Tensor]:
+    """What a layer of a cache remembers of the positions that it has seen."""
+    names = ("keys", "values", "conv_states", "recurrent_states", "indexer_keys")
+    return [tensor for name in names for tensor in _tensors(getattr(layer, name, None))]
+
+
 def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]

@@ -20,6 +20,7 @@ from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from swarm.errors import InvalidInput
+from swarm.models.alone import state_in
 from swarm.models.blocks import find_blocks
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
@@ -48,7 +49,7 @@ class Call:
 current_call: ContextVar[Call] = ContextVar("swarm_call")
 
 
-class RemoteLayer(CacheLayerMixin):
+class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """The part of a cache that lives on servers: which sequence each row of the batch is, and which columns are real.
 
     `width`: columns seen, padding included, as the library counts them; `real` `[batch, width]`: which are no padding.
@@ -60,7 +61,7 @@ class RemoteLayer(CacheLayerMixin):
     supports_early_init = False
 
     def __init__(self, backend: Backend) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.backend = backend
         self.sequences: list[int] = []
         self.real = torch.zeros(0, 0, dtype=torch.bool)
@@ -230,14 +231,19 @@ class RemoteSpan(nn.Module):
 
     def _layer(self, cache: Any) -> RemoteLayer:
         """This span's part of the cache; an empty cache is laid out for this model first."""
-        if self.index < len(cache.layers) and isinstance(cache.layers[self.index], RemoteLayer):
-            return cache.layers[self.index]
-        if any(layer.get_seq_length() for layer in cache.layers[self.index :]):
+        held = cache.layers[self.index] if self.index < len(cache.layers) else None
+        if isinstance(held, RemoteLayer):
+            return held
+        if any(state_in(layer) for layer in cache.layers[self.index :]):
             raise InvalidInput("past_key_values was not made by this model: begin without it, or pass what it returned")
         before = cache.layers[: self.index]
         remote = RemoteLayer(self.open_backend())
-        cache.layers[:] = [*before, remote, *(DynamicLayer() for _ in range(self.layers - self.index - 1))]
+        cache.layers[:] = [*before, remote, *(_fresh_layer() for _ in range(self.layers - self.index - 1))]
         return remote
+
+
+def _fresh_layer() -> DynamicLayer:
+    return DynamicLayer()  # type: ignore[no-untyped-call]
 
 
 def place(model: nn.Module, span: RemoteSpan, first: int, last: int) -> None:
