@@ -87,16 +87,19 @@ class CappedStorage(DHTLocalStorage):  # type: ignore[misc]
     """What this node stores for others, with a bound on the keys and on the peers under one key."""
 
     def store_subkey(self, key: DHTID, subkey: str, value: bytes, expiration_time: float) -> bool:
-        """As in hivemind; refuses a key or a peer too many, and what is no newer than what is there.
+        """As in hivemind; refuses a key or a peer too many. What is there already counts as stored.
 
-        hivemind notes the time of what it does not take, too: sent again and again, one record would fill the memory.
+        A peer that restarted has two ids in the DHT for a while, and is given everything twice. hivemind notes the
+        time of what it does not take, too: sent again and again, one record would fill the memory.
         """
         found = self.get(key)
         if found is None and len(self) >= MAX_KEYS:
             return False
         if found is not None and isinstance(found.value, DictionaryDHTValue):
             before = found.value.get(subkey)
-            if len(found.value) >= MAX_SUBKEYS if before is None else before.expiration_time >= expiration_time:
+            if before is not None and before.expiration_time >= expiration_time:
+                return bool(before == (value, expiration_time))
+            if before is None and len(found.value) >= MAX_SUBKEYS:
                 return False
         return bool(super().store_subkey(key, subkey, value, expiration_time))
 
@@ -178,7 +181,8 @@ class HivemindDirectory:
         except Exception as error:
             self._check_daemon()
             raise NetworkError(f"the directory cannot be written: {_words(error)}") from error
-        if not all(stored.values()):
+        if not all(stored.values()) and not set(signed) <= set(await self._read(list(values))):
+            # hivemind says what the last node said that answered; one that refuses must not speak for all.
             raise NetworkError("nobody in the directory took this record; is this machine's clock right?")
 
     async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:

@@ -98,6 +98,24 @@ def test_an_answer_that_claims_to_live_for_ever_does_not_end_the_search(monkeypa
     three(scenario)
 
 
+def test_one_that_refuses_everything_does_not_speak_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(honest: Peer, announcer: Peer, attacker: Peer) -> None:
+        protocol = announcer[1]._node.protocol
+        ask = protocol.call_store
+
+        async def call_store(peer: PeerID, keys: Collection[Any], *rest: Any, **more: Any) -> Any:
+            if peer.to_base58() != attacker[0].peer_id:
+                return await ask(peer, keys, *rest, **more)
+            await asyncio.sleep(0.2)
+            return [False for _ in keys]
+
+        monkeypatch.setattr(protocol, "call_store", call_store)
+        announced = await announcer[1].announce(record(announcer[0].peer_id), MODEL)
+        assert await honest[1].lookup(MODEL.key, 4) == [announced]
+
+    three(scenario)
+
+
 def test_one_bad_entry_takes_no_good_one_along() -> None:
     validator = directories.SignedRecords(CONFIG)
     entries = directories.DictionaryDHTValue()
@@ -130,8 +148,16 @@ def test_a_node_stores_only_so_many_keys(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_record_that_is_sent_again_and_again_takes_no_room() -> None:
     storage, until = directories.CappedStorage(), time.time() + 60
-    assert [storage.store_subkey(ID, "peer", b"x", until) for _ in range(100)] == [True] + [False] * 99
+    assert [storage.store_subkey(ID, "peer", b"x", until) for _ in range(100)] == [True] * 100
     assert len(storage.get(ID).value.expiration_heap) == 1
+
+
+def test_an_older_record_does_not_replace_a_newer_one() -> None:
+    storage, until = directories.CappedStorage(), time.time() + 60
+    assert storage.store_subkey(ID, "peer", b"new", until)
+    assert not storage.store_subkey(ID, "peer", b"old", until - 1)
+    assert not storage.store_subkey(ID, "peer", b"other", until)
+    assert storage.get(ID).value.get("peer").value == b"new"
 
 
 def test_a_model_of_absurd_depth_is_refused() -> None:
