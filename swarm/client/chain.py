@@ -18,7 +18,8 @@ from swarm.wire import swarm_pb2 as pb
 class Chain:
     """Sends steps to the first hop, takes results from the last, and carries what a relayed link cannot.
 
-    `on_result(step)` takes results; `on_broken(index, error)` hears which hop's stream failed, at most once.
+    `row_bytes`: bytes of one position; `on_result(step)` takes results; `on_broken(index, error)` hears which hop's
+    stream failed, at most once.
     """
 
     def __init__(
@@ -26,12 +27,14 @@ class Chain:
         route: Route,
         links: tuple[HopLink, ...],
         epoch: int,
+        row_bytes: int,
         on_result: Callable[[pb.Step], None],
         on_broken: Callable[[int, SwarmError], None],
     ) -> None:
         self.route = route
         self.links = links
         self.epoch = epoch
+        self.row_bytes = row_bytes
         self._on_result = on_result
         self._on_broken = on_broken
         self._outgoing: asyncio.Queue[pb.Step] = asyncio.Queue()
@@ -59,7 +62,7 @@ class Chain:
     def _start_all(self, fed: list[int], inputs: list[Stream], read: list[int], results: list[Stream]) -> None:
         self._start(0, self._send(inputs[0]))
         for index, stream in zip(fed, inputs, strict=True):
-            self._start(index, _last_word(stream))
+            self._start(index, _last_word(stream, self.row_bytes))
         for index, source, target in zip(read, results, inputs[1:], strict=False):
             self._start(index, self._carry(source, target))
         self._start(read[-1], self._receive(results[-1]))
@@ -76,12 +79,12 @@ class Chain:
 
     async def _receive(self, stream: Stream) -> None:
         while True:
-            self._on_result(await _next_step(stream))
+            self._on_result(await _next_step(stream, self.row_bytes))
 
     async def _carry(self, source: Stream, target: Stream) -> None:
         """Pass on what one hop computed to the next, who cannot be dialled by it."""
         while True:
-            step = await _next_step(source)
+            step = await _next_step(source, self.row_bytes)
             await target.send(pb.Data(step=step).SerializeToString())
 
     def _start(self, index: int, work: Coroutine[Any, Any, None]) -> None:
@@ -105,16 +108,16 @@ class Chain:
             stream.close()
 
 
-async def _next_step(stream: Stream) -> pb.Step:
+async def _next_step(stream: Stream, row_bytes: int) -> pb.Step:
     data = messages.decode(pb.Data, await stream.receive(FRAME_LIMIT))
     if data.WhichOneof("kind") == "failure":
         raise messages.error_of(data.failure, stream.peer_id)
     if data.WhichOneof("kind") != "step":
         raise MalformedFrame(f"{stream.peer_id} sent a {data.WhichOneof('kind')} instead of results")
-    return data.step
+    return messages.check_step(data.step, row_bytes)
 
 
-async def _last_word(stream: Stream) -> None:
+async def _last_word(stream: Stream, row_bytes: int) -> None:
     """On a stream of inputs the server says nothing but why it ends."""
-    await _next_step(stream)
+    await _next_step(stream, row_bytes)
     raise MalformedFrame(f"{stream.peer_id} sent steps back on a stream of inputs")

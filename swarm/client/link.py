@@ -72,6 +72,9 @@ class HopLink:
         """Begin an epoch at this hop; returns what it has. Raises as `open` does."""
         self._epoch = request.epoch
         reply = await self._ask(pb.ControlRequest(prepare=request), "have")
+        issued = {s.id: s.length for s in request.sequences}
+        if any(h.length > issued.get(h.sequence, 0) for h in reply.have.held):
+            raise MalformedFrame(f"{self}: says that it holds positions that were never issued")
         held = {h.sequence: Holding(h.length, min(h.history, h.length)) for h in reply.have.held}
         self._moved, self._probes = {}, {}
         self._heard = False
@@ -79,8 +82,12 @@ class HopLink:
         return HopState(held, self.can_rollback)
 
     async def resume(self, request: pb.Resume) -> None:
-        """Tell the hop what to forget and what to send again; there is no answer."""
-        await self._say(pb.ControlRequest(resume=request))
+        """Tell the hop what to forget and what to send again; there is no answer. Raises as `open` does."""
+        try:
+            async with asyncio.timeout(self._config.open_timeout):
+                await self._say(pb.ControlRequest(resume=request))
+        except TimeoutError:
+            raise PeerUnreachable(f"{self}: takes nothing for {self._config.open_timeout:.0f} s") from None
 
     async def probe(self) -> None:
         """Ask how far it is; the answer changes `report`."""
@@ -94,9 +101,9 @@ class HopLink:
 
     async def _dial(self, protocol: str) -> Stream:
         record = self.hop.server
-        opening = self._host.open_stream(record.peer_id, protocol, record.addresses)
         try:
-            return await asyncio.wait_for(opening, self._config.open_timeout)
+            async with asyncio.timeout(self._config.open_timeout):
+                return await self._host.open_stream(record.peer_id, protocol, record.addresses)
         except TimeoutError:
             raise PeerUnreachable(f"{self}: no connection within {self._config.open_timeout:.0f} s") from None
 
@@ -110,8 +117,9 @@ class HopLink:
         self._answer = asyncio.get_running_loop().create_future()
         asked = asyncio.get_running_loop().time()
         try:
-            await self._say(request)
-            reply = await asyncio.wait_for(self._answer, self._config.open_timeout)
+            async with asyncio.timeout(self._config.open_timeout):
+                await self._say(request)
+                reply = await self._answer
         except TimeoutError:
             raise PeerUnreachable(f"{self}: no answer within {self._config.open_timeout:.0f} s") from None
         finally:
@@ -154,13 +162,13 @@ class HopLink:
             self._on_event(self, what)
 
     def _note(self, progress: pb.Progress) -> None:
+        if progress.epoch != self._epoch:
+            return
         now = asyncio.get_running_loop().time()
         sent = self._probes.get(progress.nonce)
         if sent is not None:
             self.rtt_ms = (now - sent) * 1000.0
         self._probes = {nonce: at for nonce, at in self._probes.items() if nonce > progress.nonce}
-        if progress.epoch != self._epoch:
-            return
         moved = {m.sequence: Moved(m.received, m.computed, m.forwarded) for m in progress.moved}
         if (progress.beat, moved) != self._progress or not self._heard:
             self._progress, self._changed = (progress.beat, moved), now
@@ -187,7 +195,8 @@ class HopLink:
     async def close(self) -> None:
         """Free the session at the server at once, if it still listens."""
         try:
-            await asyncio.wait_for(self._say(pb.ControlRequest(close=pb.Close())), 1.0)
+            async with asyncio.timeout(1.0):
+                await self._say(pb.ControlRequest(close=pb.Close()))
         except (SwarmError, TimeoutError):
             pass
         finally:

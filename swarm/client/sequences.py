@@ -82,6 +82,7 @@ class Sequences:
     def __init__(self, row_bytes: int) -> None:
         self.row_bytes = row_bytes
         self._table: dict[int, _Sequence] = {}
+        self._ended: set[int] = set()
 
     def length(self, sequence: int) -> int:
         """Positions issued so far; 0 for a sequence that does not exist yet."""
@@ -100,21 +101,28 @@ class Sequences:
     def preview(self, operations: Sequence[pb.Operation]) -> dict[int, int]:
         """The lengths after these operations.
 
-        Raises InvalidInput for a source that does not exist or is too short, and for a target that exists.
+        Raises InvalidInput for a source that does not exist or is too short, and for a target that exists or existed:
+        a hop that missed its end would take the new sequence for the old one.
         """
-        lengths = self.lengths
+        lengths, ended = self.lengths, set(self._ended)
         for operation in operations:
             if operation.source not in lengths:
                 raise InvalidInput(f"there is no sequence {operation.source}")
             if operation.kind != pb.Operation.FREE:
-                if operation.target in lengths:
-                    raise InvalidInput(f"sequence {operation.target} exists already")
+                if operation.target in lengths or operation.target in ended:
+                    raise InvalidInput(f"sequence {operation.target} exists already, or did")
                 if operation.length > lengths[operation.source]:
                     raise InvalidInput(f"sequence {operation.source} has no {operation.length} positions")
                 lengths[operation.target] = operation.length
             if operation.kind != pb.Operation.FORK:
                 del lengths[operation.source]
+                ended.add(operation.source)
         return lengths
+
+    def check_new(self, sequence: int) -> None:
+        """Raises InvalidInput for an id that was used before, or is none."""
+        if sequence in self._ended or not 0 <= sequence < 1 << 32:
+            raise InvalidInput(f"{sequence} cannot be the id of a new sequence")
 
     def operate(self, operations: Sequence[pb.Operation]) -> None:
         """Fork, move and free; `preview` said that it can be done."""
@@ -125,6 +133,7 @@ class Sequences:
                 self._table[operation.target] = _Sequence(twin, operation.source, operation.length)
             if operation.kind != pb.Operation.FORK:
                 del self._table[operation.source]
+                self._ended.add(operation.source)
 
     def append(self, rows: Rows) -> Piece:
         """Take new inputs; returns what has to be sent. The last `want` outputs count as missing from now on."""

@@ -96,6 +96,7 @@ class Session:
         self._chain: Chain | None = None
         self._leaving: set[HopLink] = set()
         self._link_failures: Counter[tuple[str, str]] = Counter()
+        self._strikes: Counter[str] = Counter()
         self._step_failures = 0
         self._broken_epoch = -1
         self._setbacks = 0
@@ -126,6 +127,7 @@ class Session:
         async with self._turn:
             self._check(rows, self._sequences.preview(operations))
             self._sequences.operate(operations)
+            self._step_failures = 0
             pieces = [self._sequences.append(row) for row in rows]
             self._issue(self._sequences.pack(pieces, self.config.chunk_positions), operations)
             try:
@@ -138,11 +140,15 @@ class Session:
     def _check(self, rows: Sequence[Rows], lengths: Mapping[int, int]) -> None:
         if self._closed:
             raise SessionClosed("the session is closed")
+        if len({row.sequence for row in rows}) < len(rows):
+            raise InvalidInput("a sequence is named twice in one step")
         limit = self.view.model.context_length
         for row in rows:
             count, rest = divmod(len(row.hidden), self.row_bytes)
-            if rest or not count or row.want > count:
+            if rest or not count or not 0 <= row.want <= count:
                 raise InvalidInput(f"{len(row.hidden)} bytes of which {row.want} rows of {self.row_bytes} are wanted")
+            if row.sequence not in lengths:
+                self._sequences.check_new(row.sequence)
             total = lengths.get(row.sequence, 0) + count
             if limit is not None and total > limit:
                 raise ContextTooLong(f"{total} positions are more than the {limit} of {self.view.model.name}")
@@ -179,19 +185,18 @@ class Session:
         waiter.result()
 
     def _on_result(self, step: pb.Step) -> None:
-        messages.check_step(step, self.row_bytes)
         if self._sequences.deliver(step):
             self._last_sign = asyncio.get_running_loop().time()
             if self._setbacks:
                 self._forgive()
         waiter = self._waiter
         if waiter is not None and not waiter.done() and not self._sequences.waiting:
-            self._step_failures = 0
             waiter.set_result(None)
 
     def _forgive(self) -> None:
         """Outputs came: what is on the route works."""
         self._setbacks = 0
+        self._strikes.clear()
         for link in self._links:
             self.view.peers.forgive(link.hop.peer_id)
 
@@ -221,14 +226,19 @@ class Session:
         log.warning("suspecting %s: %s", link, suspect.reason)
         now = asyncio.get_running_loop().time()
         if suspect.fault is Fault.LINK and inner:
-            self.view.links.add((chain.links[index - 1].hop.peer_id, link.hop.peer_id), now)
+            pair = chain.links[index - 1].hop.peer_id, link.hop.peer_id
+            if index - 1 in chain.route.relayed_links:
+                # Neither the direct way nor the one through here: one of them does not do what it says.
+                self._give_up_on(chain.links[index - 1])
+                self._give_up_on(link)
+            self.view.links.add(pair, now)
         else:
             self._give_up_on(link)
         self._break()
 
     def _on_event(self, link: HopLink, event: Event) -> None:
         """A hop says something unasked, or its control stream is lost."""
-        if link not in self._links:
+        if link not in self._links or (isinstance(event, pb.Leaving) and link in self._leaving):
             return
         log.info("%s: %s", link, event)
         if isinstance(event, pb.Leaving):
@@ -237,6 +247,8 @@ class Session:
             self._on_link_down(link)
         elif isinstance(event, pb.Failure):
             self._on_failure(link, messages.error_of(event, str(link)))
+        else:
+            self._strike(self._links.index(link))
         self._break()
 
     def _on_leaving(self, link: HopLink, event: pb.Leaving) -> None:
@@ -245,8 +257,10 @@ class Session:
         self.view.peers.add(link.hop.peer_id, now, min(max(event.deadline, 1.0), 600.0))
 
     def _on_link_down(self, link: HopLink) -> None:
-        index = self._links.index(link)
-        if index + 1 < len(self._links):
+        index, relayed = self._links.index(link), self._route.relayed_links if self._route else ()
+        if index + 1 == len(self._links) or index in relayed:
+            self._strike(index)
+        else:
             pair = link.hop.peer_id, self._links[index + 1].hop.peer_id
             self._link_failures[pair] += 1
             # Once may be chance, or the next hop's death, which its control stream tells; twice is the link.
@@ -263,6 +277,23 @@ class Session:
             self._count_failure(error)
         elif isinstance(error, ContextTooLong):
             self._fail(error)
+        elif isinstance(error, SessionNotFound):
+            # A gap: this hop holds less than it said, or the one before left something out.
+            index = self._links.index(link)
+            if index > 0:
+                self._strike(index - 1, of=3)
+            self._strike(index)
+        else:
+            self._give_up_on(link)
+
+    def _strike(self, index: int, of: int = 2) -> None:
+        """What may be chance is noted, once an epoch; when it happens again before any output came, it is not."""
+        if self._broken_epoch == self._epoch:
+            return
+        link = self._links[index]
+        self._strikes[link.hop.peer_id] += 1
+        if self._strikes[link.hop.peer_id] >= of:
+            self._give_up_on(link)
 
     def _count_failure(self, error: SwarmError) -> None:
         """What fails again and again on the same step is no server's fault: it ends."""
@@ -279,10 +310,15 @@ class Session:
             self._on_failure(self._links[index], error)
         elif isinstance(error, ProtocolError):
             self._give_up_on(self._links[index])
+        else:
+            self._strike(index)
         self._break()
 
     def _give_up_on(self, link: HopLink, seconds: float | None = None) -> None:
         """This peer is not used for a while; its session is let go."""
+        if seconds is not None:
+            # Longer than the next attempts wait, so that they go elsewhere, however soon it promises room.
+            seconds = max(seconds, self.config.retry_base * 2 ** min(self._setbacks, 7))
         self.view.peers.add(link.hop.peer_id, asyncio.get_running_loop().time(), seconds)
         link.drop() if seconds is None else self._let_go(link)
 
@@ -371,7 +407,7 @@ class Session:
         requests = self._prepares(route, links, snapshot)
         states = await self._all(links, [link.prepare(r) for link, r in zip(links, requests, strict=True)])
         plan = plan_resume(states, snapshot.wanted)
-        chain = Chain(route, links, self._epoch, self._on_result, self._on_broken)
+        chain = Chain(route, links, self._epoch, self.row_bytes, self._on_result, self._on_broken)
         try:
             for index, error in await chain.open():
                 self._give_up_on(links[index])
@@ -419,7 +455,8 @@ class Session:
 
     async def _try_attach(self, link: HopLink) -> None:
         try:
-            await asyncio.wait_for(link.attach(), self.config.silence)
+            async with asyncio.timeout(self.config.silence):
+                await link.attach()
         except SessionNotFound:
             link.drop()
         except (SwarmError, TimeoutError) as error:
@@ -436,7 +473,7 @@ class Session:
         new = [link for link in links if link not in self._links]
         try:
             await self._all(new, [link.open(self._open_request(link)) for link in new])
-        except SwarmError:
+        except (SwarmError, asyncio.CancelledError):
             for link in new:
                 self._let_go(link)
             raise
