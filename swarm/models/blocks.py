@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,15 @@ class Blocks:
 def text_config(config: Any) -> Any:
     """The part of a configuration that describes the decoder."""
     return config.get_text_config(decoder=True)
+
+
+def recount(config: Any, blocks: int, lists: Mapping[str, list[Any]] | None = None) -> None:
+    """Let a configuration count so many blocks, with these per-block lists.
+
+    Past its own validation, which would see the lists and their length disagree in between.
+    """
+    name = type(config).attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    vars(config).update(lists or {}, **{name: blocks})
 
 
 def context_length(config: Any) -> int | None:

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from swarm.errors import InvalidInput
 from swarm.models.alone import state_in
-from swarm.models.blocks import find_blocks
+from swarm.models.blocks import find_blocks, recount
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
 
@@ -270,13 +270,14 @@ def rearrange(model: nn.Module, layers: Sequence[nn.Module], originals: Sequence
     # The owner of the blocks gets a configuration of its own; the model's, which users see, stays what it is.
     config: Any = copy.deepcopy(blocks.owner.config)
     lists = {n: v for n, v in vars(config).items() if isinstance(v, list) and len(v) == blocks.total}
-    vars(config).update({n: [v[i] for i in originals] for n, v in lists.items()}, num_hidden_layers=len(layers))
+    recount(config, len(layers), {n: [v[i] for i in originals] for n, v in lists.items()})
     kinds, attention = lists.get("layer_types"), _attention_kind(lists.get("layer_types", ()))
     if kinds is not None and attention is not None:
         remote = [isinstance(layer, RemoteSpan) for layer in layers]
         config.layer_types = [attention if r else kinds[i] for r, i in zip(remote, originals, strict=True)]
     setattr(blocks.owner, "config", config)  # noqa: B010 - nn.Module's annotations know only tensors and modules
     model.register_forward_pre_hook(_note_call, with_kwargs=True)
+    model.register_forward_hook(_forget_call, always_call=True)
 
 
 def _attention_kind(kinds: Sequence[str]) -> str | None:
@@ -294,6 +295,11 @@ def _note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         raise InvalidInput("attention_mask must be 2-D [batch, positions]: remote blocks build their own masks")
     keep = kwargs.get("logits_to_keep", 0)
     current_call.set(Call(mask, keep if isinstance(keep, int) else 0, kwargs.get("past_key_values")))
+
+
+def _forget_call(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """After each forward, also one that failed: what is remembered would keep the cache, and the servers', alive."""
+    current_call.set(Call())
 
 
 def _real(call: Call, hidden: torch.Tensor, past: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
-from swarm.models.blocks import find_blocks
+from swarm.models.blocks import find_blocks, recount
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.weights import Absent, dtype_of, load
 from swarm.types import Span
@@ -77,7 +77,7 @@ def returns_tuple(model: PreTrainedModel) -> bool:
     hidden = torch.zeros(1, 2, _width(model), dtype=model.dtype, device=model.device)
     try:
         owner.config = copy.deepcopy(config)
-        vars(owner.config).update(num_hidden_layers=1)
+        recount(owner.config, 1)
         for as_tuple in (False, True):
             setattr(owner, blocks.attribute, nn.ModuleList([_Echo(as_tuple)]))
             with contextlib.suppress(Exception):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from swarm.errors import UnsupportedModel
 from swarm.models import ragged
-from swarm.models.blocks import find_blocks
+from swarm.models.blocks import find_blocks, recount
 from swarm.models.weights import Absent
 from swarm.types import Span
 
@@ -87,8 +87,7 @@ class Trunk:
                 for name in INDEX_NAMES & vars(module).keys():
                     setattr(module, name, index)
         values = {name: whole[begin:end] for name, whole in self._lists.items()}
-        # Past the configuration's own validation, which would see the lists and their length disagree in between.
-        vars(self.config).update(values, num_hidden_layers=end - begin)
+        recount(self.config, end - begin, values)
         self._narrowed = None
 
     def run(self, hidden: torch.Tensor, positions: torch.Tensor, **kwargs: Any) -> torch.Tensor:
