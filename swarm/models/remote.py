@@ -9,9 +9,9 @@ next step. So `generate` and everything it can do is the library's own.
 from __future__ import annotations
 
 import copy
+import threading
 import weakref
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,7 +46,17 @@ class Call:
     cache: Cache | None = None
 
 
-current_call: ContextVar[Call] = ContextVar("swarm_call")
+class _Current(threading.local):
+    """The call that is under way in this thread.
+
+    Not a context variable: the tasks of a session begin in the context of its caller, and would keep the cache alive
+    whose end is to end them.
+    """
+
+    call = Call()
+
+
+_current = _Current()
 
 
 class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -214,7 +224,7 @@ class RemoteSpan(nn.Module):
         """`[batch, T, hidden_size]` → the same. Raises what the session raises, and InvalidInput for gradients."""
         if torch.is_grad_enabled() and hidden_states.requires_grad:
             raise InvalidInput("remote blocks cannot be trained through yet; wrap the call in torch.no_grad()")
-        call = current_call.get(Call())
+        call = _current.call
         # Architectures name the cache differently when they hand it to their blocks; some do not hand it on at all.
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
         keep = call.logits_to_keep if self.index == self.layers - 1 else 0
@@ -294,12 +304,12 @@ def _note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
         raise InvalidInput("attention_mask must be 2-D [batch, positions]: remote blocks build their own masks")
     keep = kwargs.get("logits_to_keep", 0)
-    current_call.set(Call(mask, keep if isinstance(keep, int) else 0, kwargs.get("past_key_values")))
+    _current.call = Call(mask, keep if isinstance(keep, int) else 0, kwargs.get("past_key_values"))
 
 
 def _forget_call(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """After each forward, also one that failed: what is remembered would keep the cache, and the servers', alive."""
-    current_call.set(Call())
+    _current.call = Call()
 
 
 def _real(call: Call, hidden: torch.Tensor, past: int) -> torch.Tensor:

@@ -1,0 +1,158 @@
+"""Small checkpoints with random weights, what plain transformers generates from them, and servers of them in here."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from swarm.client.model import DistributedModelForCausalLM
+from swarm.client.swarm import Swarm
+from swarm.config import ServerConfig
+from swarm.models.cost import describe
+from swarm.models.load import load_span
+from swarm.models.survey.configs import BLOCKS, VOCABULARY, small_config
+from swarm.models.survey.reference import build
+from swarm.net.loop import shared_loop
+from swarm.net.memory import LinkConditions, MemoryHost, SimulatedNetwork
+from swarm.server.engine import ThreadEngine
+from swarm.server.handler import Handler, Offer
+from swarm.types import ServerRecord, Span
+
+CUTS = {1: (0, 6), 2: (0, 2, 6), 4: (0, 1, 3, 4, 6)}
+"""Where the blocks are cut, by the number of spans."""
+DECIDED = 1e-3
+"""Where the best two differ by less than this share of the largest, a tie may decide."""
+assert all(cut[-1] == BLOCKS for cut in CUTS.values())
+
+# These models are so small that threads would only wait for each other.
+torch.set_num_threads(1)
+
+
+def save(folder: Path, name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """Write a checkpoint of a model type or variant (`swarm.models.survey.configs`) with random weights."""
+    config = small_config(name)
+    for entry, value in changes.items():
+        setattr(config, entry, value)
+    build(config).to(dtype).save_pretrained(folder)
+    return folder
+
+
+def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The whole model, as plain transformers loads it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def prompt(length: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
+    """Token ids `[batch, length]`, none of them special."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY - 1, (batch, length), generator=generator)
+
+
+@torch.no_grad()
+def assert_decided(whole: Any, ids: torch.Tensor, begin: int, mask: torch.Tensor | None = None) -> None:
+    """No tie may decide a token of `ids` `[batch, n]` from column `begin` on, nor an expert anywhere in it."""
+    options = {"output_router_logits": True} if hasattr(whole.config, "output_router_logits") else {}
+    output = whole(ids, attention_mask=mask, **options)
+    assert _smallest_gap(output.logits[:, begin - 1 : -1], 1) > DECIDED
+    for scores in getattr(output, "router_logits", None) or ():
+        assert _smallest_gap(scores, whole.config.num_experts_per_tok) > DECIDED
+
+
+def _smallest_gap(scores: torch.Tensor, chosen: int) -> float:
+    best = scores.float().topk(chosen + 1, dim=-1).values
+    return float(((best[..., chosen - 1] - best[..., chosen]) / scores.abs().amax()).min())
+
+
+class Served:
+    """Servers of a checkpoint in this process, on a network without delay, and a client."""
+
+    def __init__(self, folder: Path, spans: Sequence[Span], dtype: str = "float32") -> None:
+        self.folder = folder
+        self.dtype = dtype
+        self.network = SimulatedNetwork(conditions=LinkConditions(delay=0))
+        self.handlers: list[Handler] = []
+        self.hosts: list[MemoryHost] = []
+        self.info = describe(folder).info
+        shared_loop().run(self._start(spans))
+        self.swarm = self.client("client")
+
+    def client(self, name: str) -> Swarm:
+        """A client with a host of its own."""
+        host = self.network.host(name)
+        return Swarm(host, self.network.directory(host), shared_loop())
+
+    async def _start(self, spans: Sequence[Span]) -> None:
+        for index, span in enumerate(spans):
+            await self._serve(f"server{index}", span)
+
+    async def _serve(self, name: str, span: Span) -> None:
+        host = self.network.host(name)
+        directory = self.network.directory(host)
+        model = load_span(self.folder, span, dtype=self.dtype, progress=False)
+        offer = Offer(
+            self.info.key, span, model.fingerprints, self.dtype, model.hidden_size, model.row_bytes,
+            directory.verify, model.max_positions or 0,
+        )  # fmt: skip
+        handler = Handler(host=host, engine=ThreadEngine(model), offer=offer, config=ServerConfig())
+        await handler.start()
+        self.hosts.append(host)
+        self.handlers.append(handler)
+        record = ServerRecord(
+            name, self.info.key, span, tuple(print_[:8] for print_ in model.fingerprints), dtype=self.dtype,
+            addresses=tuple(host.addresses), free_tokens=10_000, expires=asyncio.get_running_loop().time() + 1e6,
+        )  # fmt: skip
+        await directory.announce(record, self.info)
+
+    def model(self, **options: Any) -> Any:
+        """The distributed model."""
+        options = {"swarm": self.swarm, "dtype": self.dtype, **options}
+        return DistributedModelForCausalLM.from_pretrained(str(self.folder), **options)
+
+    def held(self) -> list[tuple[int, int]]:
+        """Sessions, and bytes of KV cache, by server."""
+
+        async def look() -> list[tuple[int, int]]:
+            return [(h.load().sessions, h.engine.runner.bytes_held()) for h in self.handlers]
+
+        return shared_loop().run(look())
+
+    def assert_free(self, patience: float = 5.0) -> None:
+        """Soon, no server holds anything."""
+        gc.collect()
+        assert wait_until(lambda: not any(sum(held) for held in self.held()), patience), self.held()
+
+    def close(self) -> None:
+        """End the servers. Raises what escaped from any of them."""
+        shared_loop().run(self._close())
+
+    async def _close(self) -> None:
+        for handler in self.handlers:
+            await handler.close()
+            await handler.engine.close()
+        for host in self.hosts:
+            await host.close()
+            if host.failures:
+                raise host.failures[0]
+
+
+def spans_of(count: int) -> list[Span]:
+    """The blocks in so many spans."""
+    return [Span(first, last) for first, last in pairwise(CUTS[count])]
+
+
+def wait_until(true: Callable[[], bool], patience: float) -> bool:
+    """Look again and again for at most `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -1,0 +1,58 @@
+"""Checkpoints that many tests share, and servers of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ByName = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> ByName:
+    """`checkpoints("llama")`: the folder of a small checkpoint of that type, written once."""
+    from tests.checkpoints import save  # here, because most tests need no torch
+
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = save(tmp_path_factory.mktemp("checkpoint") / name, name)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def whole(checkpoints: ByName) -> Callable[[str], Any]:
+    """`whole("llama")`: the same weights in plain transformers."""
+    from tests.checkpoints import reference
+
+    made: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        if name not in made:
+            made[name] = reference(checkpoints(name))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def served(checkpoints: ByName) -> Iterator[Callable[[str, int], Any]]:
+    """`served("llama", 2)`: servers of that checkpoint in two spans."""
+    from tests.checkpoints import Served, spans_of
+
+    running: dict[tuple[str, int], Served] = {}
+
+    def get(name: str, spans: int = 2) -> Served:
+        if (name, spans) not in running:
+            running[name, spans] = Served(checkpoints(name), spans_of(spans))
+        return running[name, spans]
+
+    yield get
+    for servers in running.values():
+        servers.close()
