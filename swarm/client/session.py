@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 from collections import Counter
@@ -96,6 +97,7 @@ class Session:
         self._chain: Chain | None = None
         self._leaving: set[HopLink] = set()
         self._link_failures: Counter[tuple[str, str]] = Counter()
+        self._doubts: dict[HopLink, int] = {}
         self._strikes: Counter[str] = Counter()
         self._step_failures = 0
         self._broken_epoch = -1
@@ -248,7 +250,7 @@ class Session:
         elif isinstance(event, pb.Failure):
             self._on_failure(link, messages.error_of(event, str(link)))
         else:
-            self._strike(self._links.index(link))
+            self._doubt(link)
         self._break()
 
     def _on_leaving(self, link: HopLink, event: pb.Leaving) -> None:
@@ -259,7 +261,7 @@ class Session:
     def _on_link_down(self, link: HopLink) -> None:
         index, relayed = self._links.index(link), self._route.relayed_links if self._route else ()
         if index + 1 == len(self._links) or index in relayed:
-            self._strike(index)
+            self._doubt(link)
         else:
             pair = link.hop.peer_id, self._links[index + 1].hop.peer_id
             self._link_failures[pair] += 1
@@ -279,21 +281,26 @@ class Session:
             self._fail(error)
         elif isinstance(error, SessionNotFound):
             # A gap: this hop holds less than it said, or the one before left something out.
-            index = self._links.index(link)
-            if index > 0:
-                self._strike(index - 1, of=3)
-            self._strike(index)
+            self._doubt(link)
+            for before, after in itertools.pairwise(self._links):
+                if after is link:
+                    self._doubt(before, 3)
         else:
             self._give_up_on(link)
 
-    def _strike(self, index: int, of: int = 2) -> None:
-        """What may be chance is noted, once an epoch; when it happens again before any output came, it is not."""
-        if self._broken_epoch == self._epoch:
-            return
-        link = self._links[index]
-        self._strikes[link.hop.peer_id] += 1
-        if self._strikes[link.hop.peer_id] >= of:
-            self._give_up_on(link)
+    def _doubt(self, link: HopLink, patience: int = 2) -> None:
+        """Something went wrong at this hop that may be chance; `patience` times without any output, and it is not."""
+        self._doubts.setdefault(link, patience)
+
+    def _judge(self) -> None:
+        """When the reports of an incident are together: count the doubts that nothing else has explained."""
+        doubts, self._doubts = self._doubts, {}
+        avoided = self.view.peers.now(asyncio.get_running_loop().time())
+        for link, patience in doubts.items():
+            if link.hop.peer_id not in avoided:
+                self._strikes[link.hop.peer_id] += 1
+                if self._strikes[link.hop.peer_id] >= patience:
+                    self._give_up_on(link)
 
     def _count_failure(self, error: SwarmError) -> None:
         """What fails again and again on the same step is no server's fault: it ends."""
@@ -311,7 +318,7 @@ class Session:
         elif isinstance(error, ProtocolError):
             self._give_up_on(self._links[index])
         else:
-            self._strike(index)
+            self._doubt(self._links[index])
         self._break()
 
     def _give_up_on(self, link: HopLink, seconds: float | None = None) -> None:
@@ -361,6 +368,7 @@ class Session:
         while self._chain is None:
             try:
                 await self._pause()
+                self._judge()
                 await self.view.refresh(refresh)
                 self._setbacks += 1
                 await self._connect()
