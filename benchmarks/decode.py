@@ -1,4 +1,4 @@
-"""Tokens per second of a swarm of two one-thread servers on this machine, against plain transformers with one thread."""
+"""Tokens per second of a swarm of two one-thread servers on this machine, over plain transformers with one thread."""
 
 from __future__ import annotations
 
