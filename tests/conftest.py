@@ -1,4 +1,4 @@
-"""Checkpoints that many tests share, and servers of them."""
+"""Checkpoints that many tests share, servers of them, and how random tests are drawn."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("swarm", derandomize=True, deadline=None)
+settings.load_profile("swarm")
 
 ByName = Callable[[str], Path]
 

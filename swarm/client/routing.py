@@ -42,7 +42,6 @@ class _State:
     server: ServerRecord
     entered: int
     before: _State | None
-    relayed: bool
 
 
 def find_route(records: Iterable[ServerRecord], span: Span, conditions: Conditions) -> Route:
@@ -140,25 +139,26 @@ def _advance(
         state = _enter_first(server, block, conditions) if start else _enter(server, block, ranked, conditions)
         staying = before.get(server.peer_id)
         if staying is not None and staying.cost <= state.cost:
-            state = _State(staying.cost, server, staying.entered, staying.before, staying.relayed)
+            state = _State(staying.cost, server, staying.entered, staying.before)
         state.cost += server.decode_ms
         after[server.peer_id] = state
     return after
 
 
 def _enter_first(server: ServerRecord, block: int, conditions: Conditions) -> _State:
-    return _State(_rtt(server, conditions) / 2 + _arrival(server, conditions), server, block, None, False)
+    return _State(_rtt(server, conditions) / 2 + _arrival(server, conditions), server, block, None)
 
 
 def _enter(server: ServerRecord, block: int, ranked: list[_State], conditions: Conditions) -> _State:
-    for state in ranked:
-        direct = (state.server.peer_id, server.peer_id) not in conditions.avoid_links
-        if direct and state.server.peer_id != server.peer_id:
-            travel = (_rtt(state.server, conditions) + _rtt(server, conditions)) / 4
-            return _State(state.cost + travel + _arrival(server, conditions), server, block, state, False)
-    state = ranked[0]
-    travel = (_rtt(state.server, conditions) + _rtt(server, conditions)) / 2
-    return _State(state.cost + travel + _arrival(server, conditions), server, block, state, True)
+    return min((_come(state, server, block, conditions) for state in ranked), key=lambda state: state.cost)
+
+
+def _come(before: _State, server: ServerRecord, block: int, conditions: Conditions) -> _State:
+    """From one server to another: straight, or through the client, which is twice the way."""
+    pair = before.server.peer_id, server.peer_id
+    relayed = pair[0] == pair[1] or pair in conditions.avoid_links
+    travel = (_rtt(before.server, conditions) + _rtt(server, conditions)) / (2 if relayed else 4)
+    return _State(before.cost + travel + _arrival(server, conditions), server, block, before)
 
 
 def _arrival(server: ServerRecord, conditions: Conditions) -> float:

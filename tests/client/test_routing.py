@@ -1,0 +1,275 @@
+"""Routes: against every route there is, for swarms small enough to try them all."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm.client.routing import (
+    FULL_PENALTY_MS,
+    HOP_OVERHEAD_MS,
+    Conditions,
+    agreed_fingerprints,
+    find_route,
+    repair,
+    with_relays,
+)
+from swarm.errors import MissingBlocks
+from swarm.types import Hop, Route, ServerRecord, ServerState, Span
+
+
+def server(name: str, first: int, last: int, **more: object) -> ServerRecord:
+    prints = tuple(b"%08d" % block for block in range(first, last))
+    record = ServerRecord(name, "model", Span(first, last), prints, free_tokens=1000)
+    return replace(record, **more)  # type: ignore[arg-type]
+
+
+def described(route: Route) -> list[str]:
+    return [f"{hop.peer_id} {hop.span}" for hop in route.hops]
+
+
+# ---- against brute force --------------------------------------------------------------------------------------
+
+
+def cost_of(chosen: Sequence[ServerRecord], conditions: Conditions) -> float:
+    """Milliseconds for one token when block i is computed by `chosen[i]`, as the module's text says it."""
+
+    def rtt(record: ServerRecord) -> float:
+        return conditions.rtt_ms.get(record.peer_id, conditions.default_rtt_ms)
+
+    cost, before = rtt(chosen[-1]) / 2, None
+    for record in chosen:
+        if before is None:
+            cost += rtt(record) / 2
+        elif before is not record:
+            relayed = (before.peer_id, record.peer_id) in conditions.avoid_links
+            cost += (rtt(before) + rtt(record)) / (2 if relayed else 4)
+        if before is not record:
+            cost += HOP_OVERHEAD_MS + record.queue * record.decode_ms * len(record.span)
+            cost += FULL_PENALTY_MS if record.free_tokens < conditions.positions else 0.0
+        cost += record.decode_ms
+        before = record
+    return cost
+
+
+def cheapest(records: Sequence[ServerRecord], span: Span, conditions: Conditions) -> float:
+    hosts = [[record for record in records if block in record.span] for block in span]
+    return min(cost_of(chosen, conditions) for chosen in itertools.product(*hosts))
+
+
+@st.composite
+def swarms(draw: st.DrawFn, links: bool) -> tuple[list[ServerRecord], Conditions]:
+    count = draw(st.integers(1, 3))
+    names = [f"p{i}" for i in range(count)]
+    records = [server("all", 0, 4, decode_ms=draw(st.sampled_from([1.0, 20.0])))]
+    for name in names:
+        first = draw(st.integers(0, 3))
+        last = draw(st.integers(first + 1, 4))
+        numbers = {
+            "decode_ms": draw(st.sampled_from([0.5, 1.0, 2.5, 7.0])),
+            "queue": draw(st.integers(0, 3)),
+            "free_tokens": draw(st.sampled_from([0, 1000])),
+        }
+        records.append(server(name, first, last, **numbers))
+    pairs = list(itertools.permutations(["all", *names], 2))
+    return records, Conditions(
+        rtt_ms=draw(st.dictionaries(st.sampled_from(["all", *names]), st.sampled_from([1.0, 10.0, 80.0]))),
+        avoid_links=frozenset(draw(st.sets(st.sampled_from(pairs))) if links else ()),
+        positions=draw(st.sampled_from([0, 100])),
+    )
+
+
+def holds_together(route: Route, span: Span, conditions: Conditions) -> None:
+    assert route.span == span
+    assert all(hop.server.span.covers(hop.span) for hop in route.hops)
+    for i, (one, other) in enumerate(itertools.pairwise(route.hops)):
+        assert one.span.last == other.span.first
+        assert one.peer_id != other.peer_id
+        assert (i in route.relayed_links) == ((one.peer_id, other.peer_id) in conditions.avoid_links)
+
+
+@given(swarms(links=False))
+def test_no_route_is_faster(swarm: tuple[list[ServerRecord], Conditions]) -> None:
+    records, conditions = swarm
+    route = find_route(records, Span(0, 4), conditions)
+    holds_together(route, Span(0, 4), conditions)
+    chosen = [hop.server for hop in route.hops for _ in hop.span]
+    assert route.cost_ms == pytest.approx(cost_of(chosen, conditions))
+    assert route.cost_ms == pytest.approx(cheapest(records, Span(0, 4), conditions))
+
+
+@given(swarms(links=True))
+def test_links_to_be_avoided_cost_the_way_through_the_client(swarm: tuple[list[ServerRecord], Conditions]) -> None:
+    records, conditions = swarm
+    route = find_route(records, Span(0, 4), conditions)
+    holds_together(route, Span(0, 4), conditions)
+    chosen = [hop.server for hop in route.hops for _ in hop.span]
+    assert route.cost_ms == pytest.approx(cost_of(chosen, conditions))
+    assert route.cost_ms <= cheapest(records, Span(0, 4), replace(conditions, avoid_links=frozenset())) * 2 + 1
+
+
+@given(swarms(links=True), st.randoms(use_true_random=False))
+def test_the_order_of_the_records_does_not_matter(swarm: tuple[list[ServerRecord], Conditions], rng: object) -> None:
+    records, conditions = swarm
+    shuffled = list(records)
+    rng.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert find_route(records, Span(0, 4), conditions) == find_route(shuffled, Span(0, 4), conditions)
+
+
+# ---- who may take part ----------------------------------------------------------------------------------------
+
+
+def test_joining_and_draining_servers_take_no_part() -> None:
+    records = [
+        server("j", 0, 4, state=ServerState.JOINING, decode_ms=0.01),
+        server("d", 0, 4, state=ServerState.DRAINING, decode_ms=0.01),
+        server("o", 0, 4),
+    ]
+    assert described(find_route(records, Span(0, 4), Conditions())) == ["o 0:4"]
+
+
+def test_avoided_peers_take_no_part() -> None:
+    records = [server("a", 0, 4, decode_ms=0.01), server("b", 0, 4)]
+    assert described(find_route(records, Span(0, 4), Conditions(avoid_peers=frozenset({"a"})))) == ["b 0:4"]
+
+
+@pytest.mark.parametrize(
+    ("spans", "missing"),
+    [
+        ([], ((0, 8),)),
+        ([(0, 3)], ((3, 8),)),
+        ([(0, 3), (5, 8)], ((3, 5),)),
+        ([(2, 3), (4, 5)], ((0, 2), (3, 4), (5, 8))),
+        ([(1, 8)], ((0, 1),)),
+        ([(0, 7)], ((7, 8),)),
+    ],
+)
+def test_what_nobody_hosts_is_named(spans: list[tuple[int, int]], missing: tuple[tuple[int, int], ...]) -> None:
+    records = [server(f"p{i}", *span) for i, span in enumerate(spans)]
+    with pytest.raises(MissingBlocks) as caught:
+        find_route(records, Span(0, 8), Conditions())
+    assert caught.value.blocks == missing
+    assert all(f"{first}:{last}" in str(caught.value) for first, last in missing)
+
+
+def test_blocks_with_other_weights_are_no_hosts() -> None:
+    tuned = server("tuned", 0, 4, fingerprints=tuple(b"othertun" for _ in range(4)), decode_ms=0.01)
+    base = [server("a", 0, 4), server("b", 0, 4)]
+    assert described(find_route([tuned, *base], Span(0, 4), Conditions()))[0] in ("a 0:4", "b 0:4")
+    pinned = Conditions(pins=dict.fromkeys(range(4), b"othertun"))
+    assert described(find_route([tuned, *base], Span(0, 4), pinned)) == ["tuned 0:4"]
+    with pytest.raises(MissingBlocks):
+        find_route(base, Span(0, 4), pinned)
+
+
+def test_a_record_with_too_few_fingerprints_hosts_only_those_blocks() -> None:
+    short = server("short", 0, 4, fingerprints=(b"%08d" % 0,))
+    assert described(find_route([short, server("b", 1, 4)], Span(0, 4), Conditions())) == ["short 0:1", "b 1:4"]
+
+
+def test_most_servers_decide_which_weights_are_meant_unless_a_route_has() -> None:
+    one = server("a", 0, 1, fingerprints=(b"one",))
+    two = [server(name, 0, 1, fingerprints=(b"two",)) for name in "bc"]
+    assert agreed_fingerprints([one, *two], {}) == {0: b"two"}
+    assert agreed_fingerprints([one, *two], {0: b"one", 5: b"x"}) == {0: b"one", 5: b"x"}
+
+
+def test_a_full_server_is_the_last_resort() -> None:
+    full = server("full", 0, 4, free_tokens=5, decode_ms=0.01)
+    room = server("room", 0, 4, decode_ms=100.0)
+    assert described(find_route([full, room], Span(0, 4), Conditions(positions=6))) == ["room 0:4"]
+    assert described(find_route([full, room], Span(0, 4), Conditions(positions=5))) == ["full 0:4"]
+    assert described(find_route([full], Span(0, 4), Conditions(positions=6))) == ["full 0:4"]
+
+
+# ---- repair ---------------------------------------------------------------------------------------------------
+
+
+THREE = {"a": server("a", 0, 3), "b": server("b", 3, 6), "c": server("c", 6, 9)}
+ROUTE = Route(tuple(Hop(record, record.span) for record in THREE.values()))
+
+
+def repaired(lost: set[int], records: list[ServerRecord], **more: object) -> Route:
+    return repair(ROUTE, lost, records, Conditions(**more))  # type: ignore[arg-type]
+
+
+def test_a_repair_keeps_the_hops_that_live_even_where_others_are_faster() -> None:
+    fast = server("fast", 0, 9, decode_ms=0.001)
+    route = repaired({1}, [fast, *THREE.values()], avoid_peers=frozenset({"b"}))
+    assert described(route) == ["a 0:3", "fast 3:6", "c 6:9"]
+
+
+def test_a_run_of_lost_hops_is_routed_as_one() -> None:
+    wide = server("wide", 3, 9)
+    assert described(repaired({1, 2}, [wide])) == ["a 0:3", "wide 3:9"]
+
+
+def test_two_gaps_apart_are_filled_each() -> None:
+    records = [server("x", 0, 3), server("y", 6, 9)]
+    assert described(repaired({0, 2}, records)) == ["x 0:3", "b 3:6", "y 6:9"]
+
+
+def test_a_gap_may_be_filled_by_several() -> None:
+    records = [server("x", 3, 5), server("y", 4, 6)]
+    route = repaired({1}, records)
+    assert [hop.peer_id for hop in route.hops] == ["a", "x", "y", "c"]
+    assert route.span == Span(0, 9)
+
+
+def test_a_neighbour_that_fills_the_gap_becomes_one_hop() -> None:
+    wide = replace(THREE["a"], span=Span(0, 6), fingerprints=tuple(b"%08d" % block for block in range(6)))
+    route = repair(Route((Hop(wide, Span(0, 3)), *ROUTE.hops[1:])), {1}, [wide], Conditions())
+    assert described(route) == ["a 0:6", "c 6:9"]
+    assert not route.relayed_links
+
+
+def test_both_neighbours_become_one_hop() -> None:
+    whole = server("w", 0, 9)
+    route = Route((Hop(whole, Span(0, 3)), ROUTE.hops[1], Hop(whole, Span(6, 9))))
+    assert described(repair(route, {1}, [whole], Conditions())) == ["w 0:9"]
+
+
+def test_nothing_lost_means_the_same_hops() -> None:
+    assert repaired(set(), []).hops == ROUTE.hops
+
+
+def test_a_gap_without_servers_is_missing() -> None:
+    with pytest.raises(MissingBlocks) as caught:
+        repaired({1}, list(THREE.values()), avoid_peers=frozenset({"b"}))
+    assert caught.value.blocks == ((3, 6),)
+
+
+def test_a_repair_around_a_link_relays_it() -> None:
+    route = repaired(set(), [], avoid_links=frozenset({("b", "c"), ("b", "a")}))
+    assert route.relayed_links == {1}
+
+
+@given(st.sets(st.integers(0, 3)), st.lists(st.tuples(st.integers(0, 7), st.integers(1, 8)), max_size=6))
+def test_a_repaired_route_is_whole_and_keeps_who_has_no_better_self(
+    lost: set[int], spans: list[tuple[int, int]]
+) -> None:
+    hops = tuple(Hop(server(f"h{i}", 2 * i, 2 * i + 2), Span(2 * i, 2 * i + 2)) for i in range(4))
+    records = [server(f"r{i}", first, min(first + count, 8)) for i, (first, count) in enumerate(spans)]
+    conditions = Conditions()
+    try:
+        route = repair(Route(hops), lost, records, conditions)
+    except MissingBlocks:
+        return
+    holds_together(route, Span(0, 8), conditions)
+    assert [hop for i, hop in enumerate(hops) if i not in lost] == [hop for hop in route.hops if hop in hops]
+
+
+def test_a_server_cannot_dial_itself() -> None:
+    twice = (Hop(server("a", 0, 9), Span(0, 3)), Hop(server("a", 0, 9), Span(3, 9)))
+    assert with_relays(twice, Conditions()).relayed_links == {0}
+
+
+def test_measured_round_trips_decide_between_equals() -> None:
+    records = [server(name, 0, 4) for name in "abc"]
+    rtts: Mapping[str, float] = {"a": 90.0, "b": 20.0}
+    assert described(find_route(records, Span(0, 4), Conditions(rtt_ms=rtts))) == ["b 0:4"]
