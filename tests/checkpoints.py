@@ -37,8 +37,9 @@ torch.set_num_threads(1)
 
 
 def save(folder: Path, name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-    """Write a checkpoint of a model type or variant (`swarm.models.survey.configs`) with random weights."""
-    config = small_config(name)
+    """Write a checkpoint of a model type with random weights; `+untied`: with a head of its own, so that tokens vary."""
+    config = small_config(name.removesuffix("+untied"))
+    config.tie_word_embeddings = config.tie_word_embeddings and not name.endswith("+untied")
     for entry, value in changes.items():
         setattr(config, entry, value)
     build(config).to(dtype).save_pretrained(folder)
@@ -56,14 +57,42 @@ def prompt(length: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
     return torch.randint(3, VOCABULARY - 1, (batch, length), generator=generator)
 
 
+GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def left_padded(lengths: Sequence[int], seed: int = 0) -> dict[str, torch.Tensor]:
+    """A batch of prompts of these lengths as the model takes it; the columns before each are padding."""
+    ids, mask = prompt(max(lengths), seed, len(lengths)), torch.ones(len(lengths), max(lengths), dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, : max(lengths) - length] = mask[row, : max(lengths) - length] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def settled(
+    whole: Any, make: Callable[[int], dict[str, torch.Tensor]], new: int, **options: Any
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The first inputs `make(seed)` after which no tie decides any of `new` tokens, and what `whole` generates then."""
+    for seed in range(40):
+        inputs = make(seed)
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        text = whole.generate(**inputs, **GREEDY, max_new_tokens=new, **options)
+        mask = torch.nn.functional.pad(mask, (0, new), value=True)
+        if all(_decided(whole, row[real], new) for row, real in zip(text, mask, strict=True)):
+            return inputs, text
+    raise AssertionError("a tie decides after each of the prompts")
+
+
 @torch.no_grad()
-def assert_decided(whole: Any, ids: torch.Tensor, begin: int, mask: torch.Tensor | None = None) -> None:
-    """No tie may decide a token of `ids` `[batch, n]` from column `begin` on, nor an expert anywhere in it."""
+def _decided(whole: Any, ids: torch.Tensor, new: int) -> bool:
+    """Whether no tie decides any of the last `new` of `ids` `[n]`, nor an expert anywhere; and whether they vary."""
     options = {"output_router_logits": True} if hasattr(whole.config, "output_router_logits") else {}
-    output = whole(ids, attention_mask=mask, **options)
-    assert _smallest_gap(output.logits[:, begin - 1 : -1], 1) > DECIDED
-    for scores in getattr(output, "router_logits", None) or ():
-        assert _smallest_gap(scores, whole.config.num_experts_per_tok) > DECIDED
+    output = whole(ids.unsqueeze(0), **options)
+    routers = getattr(output, "router_logits", None) or ()
+    gaps = [_smallest_gap(scores, whole.config.num_experts_per_tok) for scores in routers]
+    return (
+        min([_smallest_gap(output.logits[:, -new - 1 : -1], 1), *gaps]) > DECIDED and len(set(ids[-new:].tolist())) >= 4
+    )
 
 
 def _smallest_gap(scores: torch.Tensor, chosen: int) -> float:
