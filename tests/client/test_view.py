@@ -1,0 +1,132 @@
+"""What a client remembers of the swarm, and what it keeps away from."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm.client.view import Avoidance, View
+from swarm.config import ClientConfig
+from swarm.net.memory import run
+from swarm.types import ModelInfo, ServerRecord, Span
+
+
+def test_each_failure_doubles_the_time_until_it_is_long_enough() -> None:
+    avoidance, now, waits = Avoidance(10.0, 60.0), 0.0, []
+    for _ in range(5):
+        avoidance.add("peer", now)
+        began = now
+        while "peer" in avoidance.now(now):
+            now += 1.0
+        waits.append(now - began)
+    assert waits == [10.0, 20.0, 40.0, 60.0, 60.0]
+
+
+def test_success_makes_the_next_failure_a_first_one() -> None:
+    avoidance = Avoidance(10.0, 60.0)
+    avoidance.add("peer", 0.0)
+    avoidance.add("peer", 0.0)
+    avoidance.forgive("peer")
+    assert avoidance.now(0.0) == frozenset()
+    avoidance.add("peer", 0.0)
+    assert avoidance.now(9.9) == {"peer"}
+    assert avoidance.now(10.0) == frozenset()
+
+
+def test_a_longer_time_is_not_shortened_by_a_shorter_one() -> None:
+    avoidance = Avoidance(10.0, 60.0)
+    avoidance.add("peer", 0.0, 50.0)
+    avoidance.add("peer", 0.0, 1.0)
+    assert avoidance.now(49.0) == {"peer"}
+
+
+def test_forgiving_a_stranger_does_nothing() -> None:
+    Avoidance(1.0, 2.0).forgive("nobody")
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.0, 100.0), st.one_of(st.none(), st.floats(0, 90)))))
+def test_nothing_is_avoided_for_ever(failures: list[tuple[str, float, float | None]]) -> None:
+    avoidance = Avoidance(10.0, 300.0)
+    for thing, now, seconds in failures:
+        avoidance.add(thing, now, seconds)
+    assert avoidance.now(100.0 + 300.1) == frozenset()
+
+
+class CountingDirectory:
+    """A directory that takes a second to read."""
+
+    def __init__(self, *records: ServerRecord) -> None:
+        self.records = list(records)
+        self.reads = 0
+
+    async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
+        self.reads += 1
+        await asyncio.sleep(1.0)
+        return self.records
+
+
+def record(name: str, dtype: str = "float32") -> ServerRecord:
+    return ServerRecord(name, "m", Span(0, 4), (b"12345678",) * 4, dtype=dtype, free_tokens=99)
+
+
+def view_of(directory: CountingDirectory) -> View:
+    return View(directory, ModelInfo("m", "m", 4, 8), "float32", ClientConfig())  # type: ignore[arg-type]
+
+
+def test_who_reads_at_the_same_time_shares_one_reading_and_a_fresh_one_is_kept() -> None:
+    async def main() -> None:
+        directory = CountingDirectory(record("a"))
+        view = view_of(directory)
+        await asyncio.gather(*(view.refresh(5.0) for _ in range(9)))
+        await asyncio.sleep(4.0)
+        await view.refresh(5.0)
+        assert directory.reads == 1
+        await view.refresh(3.0)
+        assert directory.reads == 2
+
+    run(main())
+
+
+def test_a_reader_that_is_cancelled_does_not_take_the_reading_with_it() -> None:
+    async def main() -> None:
+        directory = CountingDirectory(record("a"))
+        view = view_of(directory)
+        hasty, patient = (asyncio.ensure_future(view.refresh(5.0)) for _ in range(2))
+        await asyncio.sleep(0.5)
+        hasty.cancel()
+        await patient
+        assert directory.reads == 1
+        assert view.records
+
+    run(main())
+
+
+def test_servers_of_another_dtype_are_not_seen() -> None:
+    async def main() -> None:
+        view = view_of(CountingDirectory(record("a", "bfloat16"), record("b")))
+        await view.refresh(0.0)
+        assert [r.peer_id for r in view.records] == ["b"]
+
+    run(main())
+
+
+def test_a_route_pins_its_weights_once() -> None:
+    async def main() -> None:
+        view = view_of(CountingDirectory(record("a")))
+        await view.refresh(0.0)
+        route = view.route(Span(1, 3), 0)
+        view.pins[1] = b"earlier1"
+        view.pin(route)
+        assert view.pins == {1: b"earlier1", 2: b"12345678"}
+
+    run(main())
+
+
+def test_round_trips_are_smoothed() -> None:
+    view = view_of(CountingDirectory())
+    view.measured("a", 100.0)
+    assert view.rtt_ms["a"] == 100.0
+    view.measured("a", 200.0)
+    assert view.rtt_ms["a"] == 130.0
