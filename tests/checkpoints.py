@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from swarm.client.model import DistributedModelForCausalLM
 from swarm.client.swarm import Swarm
@@ -37,7 +38,7 @@ torch.set_num_threads(1)
 
 
 def save(folder: Path, name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-    """Write a checkpoint of a model type with random weights; `+untied`: with a head of its own, so that tokens vary."""
+    """Write a checkpoint of a model type with random weights; `+untied`: with a head of its own."""
     config = small_config(name.removesuffix("+untied"))
     config.tie_word_embeddings = config.tie_word_embeddings and not name.endswith("+untied")
     for entry, value in changes.items():
@@ -58,6 +59,15 @@ def prompt(length: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
 
 
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Every token is a character: "abcdef" are 3 to 8, the others are letters that no keyboard has."""
+    alphabet = {chr(0x4E00 + token): token for token in range(VOCABULARY) if not 3 <= token <= 8}
+    alphabet |= {letter: token for token, letter in enumerate("abcdef", 3)}
+    plain = Tokenizer(models.BPE(alphabet, [], unk_token=chr(0x4E00)))
+    plain.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token=chr(0x4E00), eos_token=chr(0x4E02))
 
 
 def left_padded(lengths: Sequence[int], seed: int = 0) -> dict[str, torch.Tensor]:

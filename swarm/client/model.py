@@ -7,7 +7,9 @@ transformers' own class, its layers are one `RemoteSpan`, and the user-visible s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,19 +35,18 @@ class SessionBackend:
     def __init__(self, swarm: Swarm, session: Session) -> None:
         self._swarm = swarm
         self._session = session
-        self._closed = False
 
     def step(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> list[bytes]:
-        try:
-            return self._swarm.loop.run(self._session.step(rows, operations))
-        except KeyboardInterrupt:
-            self.close()
-            raise
+        return self._swarm.loop.run(self._session.step(rows, operations))
 
     def close(self) -> None:
-        if not self._closed and not self._swarm.loop.loop.is_closed():
-            self._closed = True
-            self._swarm.loop.start(self._session.close())
+        self._swarm.end(self._session)
+
+
+class _Begun(threading.local):
+    """The sessions that this thread began in the call of `generate` that is under way; None outside of one."""
+
+    backends: list[SessionBackend] | None = None
 
 
 class RemoteBlocks:
@@ -58,11 +59,28 @@ class RemoteBlocks:
         self.row_bytes = row_bytes
         self.route: Route | None = None
         self.on_notice: Callable[[Notice], None] | None = None
+        self._begun = _Begun()
 
     def open(self) -> SessionBackend:
         """Begin a session; servers are asked with its first step."""
         session = self.swarm.session(self.view, self.span, self.row_bytes, self._hear)
-        return SessionBackend(self.swarm, session)
+        backend = SessionBackend(self.swarm, session)
+        if self._begun.backends is not None:
+            self._begun.backends.append(backend)
+        return backend
+
+    @contextmanager
+    def freeing(self) -> Iterator[None]:
+        """When this fails, the sessions that it began end at once, however long a traceback keeps their caches."""
+        outer, self._begun.backends = self._begun.backends, []
+        try:
+            yield
+        except BaseException:
+            for backend in self._begun.backends:
+                backend.close()
+            raise
+        finally:
+            self._begun.backends = outer
 
     def _hear(self, notice: Notice) -> None:
         self.route = notice.route or self.route
@@ -103,17 +121,18 @@ class DistributedModelForCausalLM:
         config = _client_config(options)
         kept = Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
         checkpoint = open_checkpoint(name_or_path, token, revision)
+        cls._check_architecture(checkpoint.config.model_type)
         compute = None if dtype == "auto" else dtype
         info = describe(checkpoint, dtype=compute).info
+        _remote_span(kept, info.blocks)
         model, _ = load_client_model(checkpoint, dtype=compute, local_blocks=kept)
-        cls._check_architecture(model)
         return attach(model, swarm or connect(initial_peers), info, config, kept, on_notice=on_notice)
 
     @classmethod
-    def _check_architecture(cls, model: PreTrainedModel) -> None:
-        if cls.architecture is not None and model.config.model_type != cls.architecture:
+    def _check_architecture(cls, model_type: str) -> None:
+        if cls.architecture is not None and model_type != cls.architecture:
             raise UnsupportedModel(
-                f"this is a {model.config.model_type} model, not {cls.architecture}: use DistributedModelForCausalLM"
+                f"this is a {model_type} model, not {cls.architecture}: use DistributedModelForCausalLM"
             )
 
 
@@ -142,7 +161,7 @@ def attach(
     originals = [*range(remote.first), remote.first, *range(remote.last, info.blocks)]
     rearrange(model, [*local[: remote.first], span, *local[remote.first :]], originals)
     model.__class__ = _distributed(type(model))
-    model.remote_blocks = blocks
+    setattr(model, "remote_blocks", blocks)  # noqa: B010 - nn.Module's annotations know only tensors and modules
     return model
 
 
@@ -168,6 +187,7 @@ class _Distributed:
 
     remote_blocks: RemoteBlocks
     config: Any
+    generation_config: Any
 
     @property
     def route(self) -> Route | None:
@@ -177,15 +197,28 @@ class _Distributed:
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """transformers' own `generate`. Raises ContextTooLong before any work, see `from_pretrained`."""
         self._check_length(inputs if inputs is not None else kwargs.get("input_ids"), kwargs)
-        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        with self.remote_blocks.freeing():
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _check_length(self, inputs: torch.Tensor | None, options: dict[str, Any]) -> None:
         limit = self.remote_blocks.view.model.context_length
-        new = options.get("max_new_tokens") or getattr(options.get("generation_config"), "max_new_tokens", None) or 1
-        if limit is not None and inputs is not None and inputs.shape[-1] + new - 1 > limit:
+        if limit is None or inputs is None:
+            return
+        mask = options.get("attention_mask")
+        real = inputs.shape[-1:] if mask is None or mask.ndim != 2 else mask.sum(dim=-1).tolist()
+        prompt, new = int(max(real)), self._new_tokens(inputs.shape[-1], options)
+        if prompt + new - 1 > limit:
             raise ContextTooLong(
-                f"{inputs.shape[-1]} prompt positions and {new} new tokens do not fit in this model's {limit} positions"
+                f"{prompt} prompt positions and {new} new tokens do not fit in this model's {limit} positions"
             )
+
+    def _new_tokens(self, width: int, options: dict[str, Any]) -> int:
+        """How many tokens are asked for after a prompt of `width` columns; at least 1."""
+        config = options.get("generation_config") or self.generation_config
+        new = options.get("max_new_tokens") or config.max_new_tokens
+        if new is None:
+            new = (options.get("max_length") or config.max_length or 0) - width
+        return max(int(new), 1)
 
 
 def _distributed(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:

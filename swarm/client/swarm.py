@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -18,6 +20,9 @@ from swarm.types import ModelInfo, ServerRecord, Span
 
 T = TypeVar("T")
 
+END_PATIENCE = 3.0
+"""Seconds that servers have to hear that their sessions end."""
+
 
 class Swarm:
     """A connected client. Made by `connect`; methods may be called from any thread but the network's own."""
@@ -27,6 +32,7 @@ class Swarm:
         self.directory = directory
         self.loop = loop
         self.closed = False
+        self._sessions: dict[Session, asyncio.Task[None] | None] = {}
 
     def models(self) -> list[ModelInfo]:
         """The models that the swarm knows."""
@@ -46,9 +52,30 @@ class Swarm:
         """A session on `span`; an asynchronous object that belongs to the network thread's loop (`swarm.loop`)."""
 
         async def make() -> Session:
-            return Session(self.host, view, span, row_bytes=row_bytes, config=view.config, on_notice=on_notice)
+            session = Session(self.host, view, span, row_bytes=row_bytes, config=view.config, on_notice=on_notice)
+            self._sessions[session] = None
+            return session
 
         return self.loop.run(make())
+
+    def end(self, session: Session) -> None:
+        """Begin to close a session. From any thread: garbage is also collected in the network's own."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and every session with it
+            self.loop.loop.call_soon_threadsafe(self._end, session)
+
+    def _end(self, session: Session) -> asyncio.Task[None]:
+        task = self._sessions.get(session)
+        if task is None:
+            task = self._sessions[session] = asyncio.ensure_future(session.close())
+            task.add_done_callback(lambda _: self._sessions.pop(session, None))
+        return task
+
+    async def _leave(self) -> None:
+        """Close the sessions, so that no server keeps what they held for its time of grace, then the host."""
+        ending = [self._end(session) for session in self._sessions]
+        if ending:
+            await asyncio.wait(ending, timeout=END_PATIENCE)
+        await self.host.close()
 
     def close(self) -> None:
         """Leave the swarm. Sessions that are open end. May be called twice."""
@@ -59,7 +86,7 @@ class Swarm:
         with _lock:
             for config in [c for c, swarm in _connected.items() if swarm is self]:
                 del _connected[config]
-        self.loop.run(self.host.close())
+        self.loop.run(self._leave())
 
     def __enter__(self) -> Swarm:
         return self

@@ -89,6 +89,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Compute `hidden` `[batch, T, hidden_size]` remotely; `real` `[batch, T]` says what is no padding.
 
         Returns the same shape, with zeros for padding and, if `keep` > 0, for all but the last `keep` columns.
+        Raises what the backend raises; the remote caches are freed then, since nobody knows what they hold.
         """
         self._begin(hidden.shape[0])
         wanted = real.clone()
@@ -98,7 +99,11 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         filled = [i for i in range(len(self.sequences)) if bool(real[i].any())]
         rows = [Rows(self.sequences[i], _bytes(plain[i, real[i]]), int(wanted[i].sum())) for i in filled]
         operations, self.operations = self.operations, []
-        outputs = self.backend.step(rows, operations)
+        try:
+            outputs = self.backend.step(rows, operations)
+        except BaseException:
+            self.close()
+            raise
         self.real = torch.cat([self.real, real], dim=1)
         result = torch.zeros_like(plain)
         for index, output in zip(filled, outputs, strict=True):
@@ -118,6 +123,9 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def _fresh(self) -> int:
         self._next_id += 1
         return self._next_id
+
+    def __deepcopy__(self, memo: Any) -> RemoteLayer:
+        raise InvalidInput("a cache that servers hold cannot be copied: compute the prefix again, or pass a batch")
 
     # ---- what the library does to a cache ---------------------------------------------------------------------
 

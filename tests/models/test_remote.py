@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,11 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from swarm.errors import InvalidInput
+from swarm.errors import InvalidInput, MissingBlocks
 from swarm.models.remote import RemoteLayer, RemoteSpan, place
 from swarm.models.shell import returns_tuple
 from swarm.types import Span
 from tests.checkpoints import GREEDY, Served, left_padded, prompt, reference, save, settled
-
 
 KINDS = ("llama", "gemma2+untied", "gpt2", "bloom+untied", "qwen3_moe")
 Serve = Callable[[str, int], Served]
@@ -195,6 +195,30 @@ def test_a_cache_of_another_batch_is_refused(served: Serve) -> None:
         cache = model(prompt(4, batch=2), use_cache=True).past_key_values
         with pytest.raises(InvalidInput, match="a batch of 2"):
             model(prompt(1, batch=3), past_key_values=cache)
+
+
+class Failing:
+    """A backend that fails, and notes when it is closed."""
+
+    closed = False
+
+    def step(self, rows: Any, operations: Any) -> list[bytes]:
+        raise MissingBlocks("nobody")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_cache_whose_step_failed_is_given_up(checkpoints: Any) -> None:
+    backend = Failing()
+    model = reference(checkpoints("llama"))
+    place(model, RemoteSpan(lambda: backend), 0, 6)
+    cache = DynamicCache()
+    with torch.no_grad(), pytest.raises(MissingBlocks):
+        model(prompt(4), past_key_values=cache)
+    assert backend.closed, "or the next step would follow positions of which nobody knows who has them"
+    with pytest.raises(InvalidInput, match="cannot be copied"):
+        copy.deepcopy(cache)
 
 
 @pytest.mark.parametrize(
