@@ -50,7 +50,7 @@ class CacheBudget:
         if wanted <= self.free_bytes:
             return True
         idle = [h for h in self.holders if h is not asking and h.kv_bytes and now - h.last_used >= self.evict_after]
-        if wanted > self.free_bytes + sum(holder.kv_bytes for holder in idle):
+        if wanted > self.total - self.kv_bytes + sum(holder.kv_bytes for holder in idle):
             return False
         for holder in sorted(idle, key=lambda h: h.last_used):
             holder.evict()

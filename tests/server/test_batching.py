@@ -1,0 +1,70 @@
+"""Which work shares a pass."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm.server.batching import Grant, Waiting, choose
+from swarm.types import Span
+
+A, B = Span(0, 4), Span(2, 4)
+WORK = st.lists(st.builds(Waiting, st.sampled_from([A, B]), st.integers(1, 700)), min_size=1, max_size=12)
+
+
+def granted(*positions: int, budget: int = 100, chunk: int = 25) -> list[int]:
+    grants = {grant.index: grant.positions for grant in choose([Waiting(A, n) for n in positions], budget, chunk)}
+    return [grants.get(i, 0) for i in range(len(positions))]
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        pytest.param([1], [1], id="one alone"),
+        pytest.param([500], [100], id="a long prompt alone has the whole pass"),
+        pytest.param([500, 1], [25, 1], id="but not beside somebody's next token"),
+        pytest.param([1, 500, 500], [1, 25, 25], id="prompts go on beside each other"),
+        pytest.param([500] * 5, [25, 25, 25, 25, 0], id="as long as there is room"),
+        pytest.param([500, 500, 500, 500, 1], [25, 25, 25, 24, 1], id="decode steps go before other prompts"),
+        pytest.param([1] * 120, [1] * 100 + [0] * 20, id="the budget is for all"),
+        pytest.param([], [], id="nothing"),
+    ],
+)
+def test_who_gets_how_much(positions: list[int], expected: list[int]) -> None:
+    assert granted(*positions) == expected
+
+
+def test_other_blocks_wait_for_a_pass_of_their_own() -> None:
+    waiting = [Waiting(A, 3), Waiting(B, 3), Waiting(A, 2)]
+    assert choose(waiting, 100, 25) == [Grant(0, 3), Grant(2, 2)]
+    assert choose(waiting[1:], 100, 25) == [Grant(0, 3)]
+
+
+@given(WORK, st.integers(1, 600), st.integers(1, 300))
+def test_a_pass_keeps_its_budget_and_feeds_the_oldest(waiting: list[Waiting], budget: int, chunk: int) -> None:
+    grants = choose(waiting, budget, chunk)
+    assert grants[0].index == 0
+    assert [grant.index for grant in grants] == sorted({grant.index for grant in grants})
+    assert sum(grant.positions for grant in grants) <= budget
+    assert all(0 < grant.positions <= waiting[grant.index].positions for grant in grants)
+    assert {waiting[grant.index].span for grant in grants} == {waiting[0].span}
+    if sum(work.span == waiting[0].span for work in waiting) > 1:
+        assert all(grant.positions <= chunk for grant in grants)
+
+
+@given(WORK, st.integers(1, 600), st.integers(1, 300))
+def test_everybody_is_done_after_as_many_passes_as_it_takes(waiting: list[Waiting], budget: int, chunk: int) -> None:
+    """Those who had something go behind those who had nothing, as the engine does it: nobody starves."""
+    queue = dict(enumerate(waiting))
+    passes_without = dict.fromkeys(queue, 0)
+    while queue:
+        order = list(queue)
+        grants = {order[grant.index]: grant.positions for grant in choose(list(queue.values()), budget, chunk)}
+        for name in order:
+            passes_without[name] = 0 if name in grants else passes_without[name] + 1
+            assert passes_without[name] < len(waiting)
+        for name, positions in grants.items():
+            work = queue.pop(name)
+            if work.positions > positions:
+                queue[name] = Waiting(work.span, work.positions - positions)
