@@ -44,3 +44,17 @@ def choose(waiting: Sequence[Waiting], budget: int, chunk: int) -> list[Grant]:
             grants[index] = positions
             left -= positions
     return [Grant(index, positions) for index, positions in sorted(grants.items())]
+
+
+HOLD_SHARE = 1.0
+"""Passes of decode steps for which one may wait for company: what it costs to compute the others separately."""
+
+
+def patience(waiting: int, active: int, pass_seconds: float) -> float:
+    """Seconds that a pass of `waiting` sessions may be held back for more of the `active` ones to arrive.
+
+    A pass over few sessions takes almost as long as one over many. Sessions that are on other hops come back one by
+    one; without a little patience they would be served one by one for ever. Half of them is company enough: the other
+    half keeps the other hops busy. A session that is alone never waits.
+    """
+    return 0.0 if waiting >= (active + 1) // 2 else HOLD_SHARE * pass_seconds

@@ -9,18 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from swarm.errors import ComputeFailed
-from swarm.server.batching import Waiting, choose
+from swarm.server.batching import Waiting, choose, patience
 from swarm.types import Segment, SequenceKey, Span
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
 
 log = logging.getLogger(__name__)
+
+ACTIVE = 0.5
+"""Seconds after its last step for which a session is expected to come back soon."""
+DECODE_POSITIONS = 8
+"""A work of at most so many positions counts as a decode step."""
 
 FORK, MOVE = pb.Operation.FORK, pb.Operation.MOVE
 
@@ -289,6 +295,8 @@ class ThreadEngine(Engine):
         self._loop = asyncio.get_running_loop()
         self._ready = threading.Condition()
         self._closed = False
+        self._seen: dict[bytes, float] = {}
+        self._pass_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="swarm-engine", daemon=True)
         self._thread.start()
 
@@ -306,14 +314,38 @@ class ThreadEngine(Engine):
             with self._ready:
                 while not self._queues and not self._closed:
                     self._ready.wait()
+                self._wait_for_company()
                 if self._closed:
                     return
+                if not self._queues:
+                    continue
                 shares = self._take()
                 self._running = len(shares)
+            began = time.monotonic()
             results = self._compute(shares)
+            self._note_pass(shares, began)
             self._running = 0
             if not self._closed:
                 self._loop.call_soon_threadsafe(self._report, results)
+
+    def _wait_for_company(self) -> None:
+        """Hold the pass back for a moment while more sessions are about to come."""
+        now = time.monotonic()
+        active = sum(seen > now - ACTIVE for seen in self._seen.values())
+        deadline = now + patience(len(self._queues), active, self._pass_seconds)
+        while not self._closed and self._queues and (left := deadline - time.monotonic()) > 0:
+            self._ready.wait(left)
+            if patience(len(self._queues), active, self._pass_seconds) == 0.0:
+                return
+
+    def _note_pass(self, shares: list[_Share], began: float) -> None:
+        """Remember who decodes here, and how long a pass of decode steps takes."""
+        now = time.monotonic()
+        decoding = [s.work.session for s in shares if s.segments and s.work.positions <= DECODE_POSITIONS]
+        self._seen = {session: seen for session, seen in self._seen.items() if seen > now - ACTIVE}
+        self._seen.update(dict.fromkeys(decoding, now))
+        if decoding and len(decoding) == len(shares):
+            self._pass_seconds += 0.3 * (now - began - self._pass_seconds)
 
     async def close(self) -> None:
         with self._ready:
