@@ -105,14 +105,16 @@ class DistributedModelForCausalLM:
         dtype: str | torch.dtype = "auto",
         local_blocks: str | Span | None = None,
         on_notice: Callable[[Notice], None] | None = None,
+        progress: bool = True,
         **options: Any,
     ) -> Any:
         """Load what stays here of a model, and connect it to the swarm that hosts the rest.
 
         `name_or_path`, `revision` and `token` as in transformers. `dtype`: of the hidden states, which must be that
         of the servers; "auto" is the checkpoint's own. `local_blocks`: blocks at the beginning or the end to keep
-        here, e.g. "0:2". `on_notice` hears of routes, reroutes and waiting. Further options are fields of
-        ClientConfig, e.g. `max_wait`, the seconds to wait for blocks that nobody hosts (None: for ever).
+        here, e.g. "0:2". `on_notice` hears of routes, reroutes and waiting, in the network's thread. `progress`: show
+        bars while loading. Further options are fields of ClientConfig, e.g. `max_wait`, the seconds to wait for
+        blocks that nobody hosts (None: for ever).
 
         Returns an instance of transformers' class for the architecture. Its `generate` raises ContextTooLong before
         any work, MissingBlocks after `max_wait`; failures of servers do not reach the caller.
@@ -125,7 +127,7 @@ class DistributedModelForCausalLM:
         compute = None if dtype == "auto" else dtype
         info = describe(checkpoint, dtype=compute).info
         _remote_span(kept, info.blocks)
-        model, _ = load_client_model(checkpoint, dtype=compute, local_blocks=kept)
+        model, _ = load_client_model(checkpoint, dtype=compute, local_blocks=kept, progress=progress)
         return attach(model, swarm or connect(initial_peers), info, config, kept, on_notice=on_notice)
 
     @classmethod
@@ -194,6 +196,11 @@ class _Distributed:
         """The route last in use; None before the first step."""
         return self.remote_blocks.route
 
+    @property
+    def context_length(self) -> int | None:
+        """Positions that a sequence may have; None where the architecture sets no limit."""
+        return self.remote_blocks.view.model.context_length
+
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """transformers' own `generate`. Raises ContextTooLong before any work, see `from_pretrained`."""
         self._check_length(inputs if inputs is not None else kwargs.get("input_ids"), kwargs)
@@ -201,7 +208,7 @@ class _Distributed:
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _check_length(self, inputs: torch.Tensor | None, options: dict[str, Any]) -> None:
-        limit = self.remote_blocks.view.model.context_length
+        limit = self.context_length
         if limit is None or inputs is None:
             return
         mask = options.get("attention_mask")
