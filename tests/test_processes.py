@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,6 +82,17 @@ def revive(swarm: LocalSwarm, name: str) -> None:
 
 def test_the_swarm_generates_what_one_process_does(swarm: LocalSwarm, model: Any, right: list[int]) -> None:
     assert generate(model) == right
+
+
+def test_the_quickstart_notebook_runs(swarm: LocalSwarm, monkeypatch: pytest.MonkeyPatch, right: list[int]) -> None:
+    monkeypatch.setenv("SWARM_INITIAL_PEERS", swarm.peer)
+    monkeypatch.setenv("SWARM_MODEL", str(MODEL))
+    notebook = json.loads((MODEL.parent.parent / "notebooks" / "quickstart.ipynb").read_text())
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["longer"][0].tolist() == right
 
 
 def test_a_server_is_killed(swarm: LocalSwarm, model: Any, right: list[int]) -> None:

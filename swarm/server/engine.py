@@ -6,6 +6,7 @@ the event loop in simulated time (tests). Work of one session is computed in the
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import logging
 import threading
@@ -96,7 +97,7 @@ def _cut(work: Work, positions: int) -> _Share:
     return _Share(work, segments, hidden, work.taken + positions == work.positions)
 
 
-class Engine:
+class Engine(abc.ABC):
     """The queue and the computing; subclasses decide where it runs."""
 
     def __init__(self, runner: Runner, *, batch_positions: int = 1024, chunk_positions: int = 256) -> None:
@@ -114,9 +115,9 @@ class Engine:
         # A list first: the thread that computes may add and remove sessions meanwhile.
         return sum(map(len, list(self._queues.values()))) + self._running
 
+    @abc.abstractmethod
     def submit(self, work: Work) -> None:
         """Queue one step."""
-        raise NotImplementedError
 
     def cancel(self, session: bytes) -> None:
         """Forget the session's work that has not begun; its callbacks are not called."""
