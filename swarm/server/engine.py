@@ -143,6 +143,7 @@ class Engine(abc.ABC):
         self.act(session, action, finish)
         await settled
 
+    @abc.abstractmethod
     async def close(self) -> None:
         """Stop computing; waiting work is forgotten."""
 
