@@ -104,6 +104,8 @@ def check_step(step: pb.Step, row_bytes: int) -> pb.Step:
     require(total * row_bytes == len(step.hidden), f"{len(step.hidden)} bytes for {total} rows of {row_bytes}")
     for operation in step.operations:
         require(operation.kind in pb.Operation.Kind.values(), "an operation of no known kind")
+        onto_itself = operation.kind != pb.Operation.FREE and operation.source == operation.target
+        require(not onto_itself, "a sequence cannot become itself")
         require(operation.length <= MAX_POSITION, "a position beyond any context")
     return step
 
