@@ -68,6 +68,7 @@ class LocalSwarm:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=environment,
+                start_new_session=True,
             )
 
     def log(self, name: str) -> Path:
@@ -110,6 +111,10 @@ class LocalSwarm:
     def signal(self, name: str, number: signal.Signals) -> None:
         """Send a signal to a process."""
         self.processes[name].send_signal(number)
+
+    def interrupt(self, name: str) -> None:
+        """What Ctrl-C in its terminal does: SIGINT to the process and whatever shares its group."""
+        os.killpg(self.processes[name].pid, signal.SIGINT)
 
     def kill(self, name: str) -> None:
         """SIGKILL, and wait until it is gone."""

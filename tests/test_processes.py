@@ -144,14 +144,15 @@ def test_no_daemon_outlives_its_server(swarm: LocalSwarm) -> None:
     revive(swarm, "a")
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_that_is_told_to_leave_hands_over_and_exits_with_0(
-    swarm: LocalSwarm, model: Any, right: list[int]
+    swarm: LocalSwarm, model: Any, right: list[int], how: signal.Signals
 ) -> None:
     left: list[str] = []
 
     def leave() -> None:
         left.append(serving(swarm, model, 0))
-        swarm.signal(left[0], signal.SIGTERM)
+        swarm.interrupt(left[0]) if how is signal.SIGINT else swarm.signal(left[0], how)
 
     assert generate(model, leave) == right
     assert swarm.processes.pop(left[0]).wait(timeout=60) == 0

@@ -115,6 +115,8 @@ class Daemon:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=environment,
+                # Ctrl-C in a terminal goes to its whole process group: the daemon has to outlast the goodbyes.
+                process_group=0,
             )
         except OSError as error:
             raise DaemonFailed(f"p2pd could not be started: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextvars
 import os
 import threading
 from collections.abc import Coroutine
@@ -57,7 +58,8 @@ class LoopThread:
         if self.loop.is_closed() or threading.current_thread() is self._thread:
             work.close()
             raise NetworkError("the network thread is closed, or this is it")
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        # In a context of its own: tasks that live long would keep the caller's context variables alive.
+        return contextvars.Context().run(asyncio.run_coroutine_threadsafe, work, self.loop)
 
     def close(self) -> None:
         """Cancel what still runs, and end the thread. May be called twice."""
