@@ -261,7 +261,9 @@ class Session:
     def _on_link_down(self, link: HopLink) -> None:
         index, relayed = self._links.index(link), self._route.relayed_links if self._route else ()
         if index + 1 == len(self._links) or index in relayed:
-            self._doubt(link)
+            # Unless the client has closed that link itself, because this epoch was broken already.
+            if self._broken_epoch != self._epoch:
+                self._doubt(link)
         else:
             pair = link.hop.peer_id, self._links[index + 1].hop.peer_id
             self._link_failures[pair] += 1

@@ -294,9 +294,10 @@ class _Control:
     async def run(self, first: pb.ControlReply) -> None:
         """Serve until the stream ends. Raises StreamClosed, ProtocolError."""
         self._replies.put_nowait(first)
-        tasks = [asyncio.ensure_future(work) for work in (self._read(), self._write(), self._change())]
+        tasks = [asyncio.ensure_future(work) for work in (self._read(), self._change(), self._write())]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            # Not until writing fails: what the client said last, which may be that it closes, is still to be read.
+            done, _ = await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
