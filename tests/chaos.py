@@ -158,6 +158,8 @@ class Scenario:
             seed, blocks=BLOCKS, conditions=conditions, make_runner=runner, arithmetic=arithmetic, server_config=config
         )
         self.scarce = rng.random() < 0.1
+        slow = rng.choice([0.0, 0.0, 0.05, 0.5])
+        self.world.step_seconds = lambda positions: 0.002 + 0.0002 * positions + slow * (positions > 0)
         self.restored = asyncio.Event()
         self.names = 0
 
@@ -198,6 +200,8 @@ class Scenario:
                 if one < other:
                     self.world.network.mend(one, other)
         await asyncio.sleep(120.0)
+        for runner in self.world.runners:
+            assert getattr(runner, "complaints", []) == [], "an engine was asked what cannot be done"
         for server in self.world.servers.values():
             held = server.handler.load()
             assert (held.sessions, held.kv_bytes, held.history_bytes) == (0, 0, 0), f"{server.name} still holds {held}"

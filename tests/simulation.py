@@ -40,6 +40,8 @@ class ExactRunner:
         self.on_block: Callable[[], None] | None = None
         self.states: dict[SequenceKey, dict[int, list[int]]] = {}
         self.computed = 0
+        self.complaints: list[str] = []
+        """What it was asked that cannot be done; a server in order never asks such a thing."""
 
     def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
         inputs = [value for (value,) in ROW.iter_unpack(hidden)]
@@ -55,7 +57,8 @@ class ExactRunner:
         for block in span:
             past = blocks.setdefault(block, [])
             if len(past) != segment.start:
-                raise AssertionError(f"{segment} does not continue the {len(past)} positions of block {block}")
+                self.complaints.append(f"{segment} does not continue the {len(past)} positions of block {block}")
+                raise AssertionError(self.complaints[-1])
             state = past[-1] if past else block
             after = []
             for row in rows:
@@ -94,7 +97,8 @@ class ForgetlessRunner(ExactRunner):
     def truncate(self, sequence: SequenceKey, length: int) -> None:
         held = max((len(past) for past in self.states.get(sequence, {}).values()), default=0)
         if length < held:
-            raise AssertionError("this state cannot roll back")
+            self.complaints.append("this state cannot roll back")
+            raise AssertionError(self.complaints[-1])
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,7 @@ class World:
         self.servers: dict[str, SimulatedServer] = {}
         self.clients: list[MemoryHost] = []
         self.notices: list[Notice] = []
+        self.runners: list[Runner] = []
         self.arithmetic = arithmetic or Arithmetic(ROW.size, embed, token_of, lambda span: make_runner())
         self.server_config = server_config or ServerConfig()
         self.step_seconds = step_seconds
@@ -186,7 +191,8 @@ class World:
         directory = self.network.directory(host)
         prints = tuple(fingerprint.ljust(32, b"\0") or bytes(32) for _ in span)
         offer = Offer("model", span, prints, "exact", 1, self.arithmetic.row_bytes, directory.verify, 4096)
-        engine = InlineEngine(self.arithmetic.make_runner(span), seconds=self.step_seconds)
+        self.runners.append(self.arithmetic.make_runner(span))
+        engine = InlineEngine(self.runners[-1], seconds=self.step_seconds)
         handler = Handler(host=host, engine=engine, offer=offer, config=self.server_config)
         await handler.start()
         record = ServerRecord(
