@@ -34,7 +34,9 @@ class Outbox:
             await self._changed.wait()
 
     def put(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], hidden: Buffer, nbytes: int) -> None:
-        """Queue what one step made of its `nbytes` of input."""
+        """Queue what one step made of its `nbytes` of input; once closed, forget it."""
+        if self._closed:
+            return
         if self.wanted_only:
             step = self._wanted(operations, rows, hidden)
         else:

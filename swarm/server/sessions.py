@@ -267,17 +267,17 @@ class Session:
     def _submit(
         self, operations: Sequence[pb.Operation], rows: list[pb.Rows], hidden: memoryview, box: Outbox, nbytes: int
     ) -> None:
-        epoch, generation = self.epoch, self._generation
+        generation = self._generation
 
         def done(output: Buffer) -> None:
             if generation != self._generation:
                 return
             self._computed(operations, rows, output)
-            if box is self._outbox:
-                box.put(operations, rows, output, nbytes)
+            box.put(operations, rows, output, nbytes)
 
         def failed(error: ComputeFailed) -> None:
-            if generation == self._generation and epoch == self.epoch:
+            # Also when a new epoch is being prepared: what the cache holds after a failure is not to be trusted.
+            if generation == self._generation:
                 self._abandon(error)
 
         segments = [Segment((self.id, row.sequence), row.start, row.count) for row in rows]
@@ -301,8 +301,6 @@ class Session:
         log_ = self.history.get(row.sequence)
         if log_ is None:
             log_ = self.history[row.sequence] = RowLog(self.around.row_bytes, row.start)
-        if log_.last != row.start:
-            log_.clear(row.start)
         # A copy: a view would keep the output of a whole pass alive, of everybody's rows.
         log_.append(bytes(output))
         self.history_bytes += len(output)
