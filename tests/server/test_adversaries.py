@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,13 @@ from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import SessionClosed, SwarmError
 from swarm.net.memory import MemoryStream, run
+from swarm.server.engine import InlineEngine
 from swarm.server.handler import MAX_REPLIES
-from swarm.types import Rows, ServerRecord, Span
+from swarm.types import Rows, Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
-from tests.simulation import Peer, Talk, World, embed, generate, reference
+from swarm.wire.rows import Buffer
+from tests.simulation import ExactRunner, ForgetlessRunner, Peer, Talk, World, embed, generate, reference
 
 CODE = pb.Failure
 PROMPT = list(range(7))
@@ -229,6 +231,147 @@ def test_data_of_an_old_epoch_meets_nobody() -> None:
         assert session.lengths == session.received == before
 
     run(beside(attack))
+
+
+async def busy_for(world: World, seconds: float) -> None:
+    """Let somebody's pass take the engine for so long."""
+    engine = world.servers["s"].handler.engine
+    assert isinstance(engine, InlineEngine)
+    usual, engine._seconds = engine._seconds, lambda positions: seconds
+    await asyncio.sleep(0.05)
+    engine._seconds = usual
+
+
+def test_an_epoch_that_is_overtaken_while_it_is_prepared_is_not_answered() -> None:
+    async def attack(world: World, peer: Peer) -> None:
+        control = await opened(world, peer)
+        await busy_for(world, 1.0)
+        for epoch in (2, 3, 4):
+            await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=epoch)))
+        await asyncio.sleep(3.0)
+        assert [reply.have.epoch for reply in control.heard] == [4]
+
+    run(beside(attack))
+
+
+def test_an_epoch_that_is_overtaken_while_it_is_resumed_resumes_nothing() -> None:
+    async def attack(world: World, peer: Peer) -> None:
+        control = await opened(world, peer)
+        data = await peer.data("s", MINE, 1)
+        await data.say(step_of(9))
+        await asyncio.sleep(0.5)
+        alive = [pb.Sequence(id=0, length=9)]
+        await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=2, sequences=alive)))
+        await asyncio.sleep(0.5)
+        await busy_for(world, 1.0)
+        for epoch, cut in ((2, 7), (3, 4)):
+            if epoch == 3:
+                await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=3, sequences=alive)))
+            resume = pb.Resume(epoch=epoch, cuts=[pb.Position(sequence=0, position=cut)])
+            await control.say(pb.ControlRequest(resume=resume))
+        await asyncio.sleep(3.0)
+        session = world.servers["s"].handler.sessions[MINE]
+        assert session.epoch == 3
+        assert session.received == session.lengths == {0: 4}
+
+    run(beside(attack))
+
+
+def test_an_epoch_that_begins_while_a_step_is_computed_says_what_there_is_after_it() -> None:
+    async def attack(world: World, peer: Peer) -> None:
+        control = await opened(world, peer)
+        data = await peer.data("s", MINE, 1)
+        await busy_for(world, 1.0)
+        await data.say(step_of(5))
+        await asyncio.sleep(1.2)
+        await data.say(step_of(5, 5))
+        await asyncio.sleep(0.0051)
+        prepare = pb.Prepare(epoch=2, sequences=[pb.Sequence(id=0, length=99)])
+        await control.say(pb.ControlRequest(prepare=prepare))
+        await control.say(pb.ControlRequest(resume=pb.Resume(epoch=2)))
+        await asyncio.sleep(1.0)
+        session = world.servers["s"].handler.sessions[MINE]
+        assert {h.sequence: h.length for h in control.heard[0].have.held} == session.lengths == session.received
+
+    run(beside(attack))
+
+
+class Fragile(ExactRunner):
+    """Fails on one row, when half of the work is done."""
+
+    def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
+        outputs = super().forward(span, segments, hidden)
+        if embed(666, 0) in bytes(hidden):
+            raise ValueError("no such row")
+        return outputs
+
+
+def test_a_failure_while_the_next_epoch_is_prepared_leaves_nothing_that_is_not_to_be_trusted() -> None:
+    async def main() -> None:
+        world = World(blocks=BLOCKS, make_runner=Fragile)
+        server = await world.add("s", Span(0, BLOCKS))
+        peer = Peer(world, "peer")
+        control = await opened(world, peer)
+        data = await peer.data("s", MINE, 1)
+        await data.say(step_of(5))
+        await asyncio.sleep(0.5)
+        await busy_for(world, 1.0)
+        row = pb.Rows(sequence=0, start=5, count=1)
+        await data.say(pb.Data(step=pb.Step(rows=[row], hidden=embed(666, 0))))
+        await asyncio.sleep(0.006)
+        alive = [pb.Sequence(id=0, length=6)]
+        await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=2, sequences=alive)))
+        await asyncio.sleep(1.5)
+        await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=3, sequences=alive)))
+        await asyncio.sleep(0.5)
+        assert CODE.COMPUTE_FAILED in control.failures
+        assert control.heard[-1].have == pb.Have(epoch=3)
+        assert server.runner.bytes_held() == 0
+        await world.close()
+
+    run(main())
+
+
+def test_what_is_to_be_sent_again_does_not_count_as_forwarded_until_it_is() -> None:
+    async def attack(world: World, peer: Peer) -> None:
+        control = await opened(world, peer)
+        data = await peer.data("s", MINE, 1)
+        await data.say(step_of(9))
+        await asyncio.sleep(0.5)
+        await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=2, sequences=[pb.Sequence(id=0, length=9)])))
+        place = [pb.Position(sequence=0, position=3)]
+        await control.say(pb.ControlRequest(resume=pb.Resume(epoch=2, replays=place, wants=place)))
+        await control.say(pb.ControlRequest(probe=pb.Probe(nonce=1)))
+        await asyncio.sleep(0.5)
+        results = await peer.data("s", MINE, 2, pb.Hello.RESULTS)
+        await asyncio.sleep(0.5)
+        await control.say(pb.ControlRequest(probe=pb.Probe(nonce=2)))
+        await asyncio.sleep(0.5)
+        moved = [reply.progress.moved[0] for reply in control.heard if reply.WhichOneof("kind") == "progress"]
+        assert [(m.received, m.computed, m.forwarded) for m in moved] == [(9, 9, 3), (9, 9, 9)]
+        assert [(row.start, row.count) for frame in results.heard for row in frame.step.rows] == [(3, 6)]
+
+    run(beside(attack))
+
+
+def test_blocks_that_cannot_roll_back_forget_all_when_they_are_told_to_forget_some() -> None:
+    async def main() -> None:
+        world = World(blocks=BLOCKS, make_runner=ForgetlessRunner)
+        server = await world.add("s", Span(0, BLOCKS))
+        peer = Peer(world, "peer")
+        control = await opened(world, peer)
+        data = await peer.data("s", MINE, 1)
+        await data.say(step_of(9))
+        await asyncio.sleep(0.5)
+        await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=2, sequences=[pb.Sequence(id=0, length=9)])))
+        resume = pb.Resume(epoch=2, cuts=[pb.Position(sequence=0, position=4)])
+        await control.say(pb.ControlRequest(resume=resume))
+        await asyncio.sleep(0.5)
+        assert server.handler.sessions[MINE].lengths == {}
+        assert server.runner.bytes_held() == 0
+        await world.close()
+
+    run(main())
 
 
 # ---- floods ---------------------------------------------------------------------------------------------------

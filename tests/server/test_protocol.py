@@ -280,26 +280,28 @@ class Protocol(RuleBasedStateMachine):
             )
             for s in data.draw(st.sets(IDS), label="alive")
         ]
-        epoch = max(model.epoch + ahead, 0)
-        message = pb.Prepare(epoch=epoch, sequences=alive, upstream=upstream, relayed=relayed)
+        message = pb.Prepare(epoch=max(model.epoch + ahead, 0), sequences=alive, upstream=upstream, relayed=relayed)
+        self.send_prepare(model, message, to_client)
+
+    def send_prepare(self, model: Model, message: pb.Prepare, to_client: bool) -> None:
         if not to_client:
             message.downstream.session = b"D" * 16
             message.downstream.record = self.record.signed
         self.ask(prepare=message)
         haves = self.replies("have")
-        if epoch <= model.epoch:
+        if message.epoch <= model.epoch:
             assert haves == [], "an epoch that is over is not prepared"
             return
-        self.begin(model, message)
+        model = self.begin(model, message)
         (have,) = haves
-        assert have.epoch == epoch
+        assert have.epoch == message.epoch
         assert {h.sequence: h.length for h in have.held} == {s: len(inputs) for s, inputs in model.held.items()}
         assert all(h.history <= h.length for h in have.held)
         assert {h.sequence: h.history for h in have.held} == {
             s: min(first, len(model.held[s])) for s, first in model.history.items()
         }
 
-    def begin(self, model: Model, message: pb.Prepare) -> None:
+    def begin(self, model: Model, message: pb.Prepare) -> Model:
         """A new epoch in the model."""
         self.forget_streams()
         self.delivered.clear()
@@ -310,7 +312,7 @@ class Protocol(RuleBasedStateMachine):
             elif 0 < s.parent_length <= min(s.length, len(model.held.get(s.parent, ()))):
                 shared = model.held[s.parent][: s.parent_length]
                 held[s.id] = (shared, min(model.history[s.parent], s.parent_length))
-        self.model = replace(
+        self.model = model = replace(
             model,
             epoch=message.epoch,
             held={s: inputs for s, (inputs, _) in held.items()},
@@ -322,6 +324,23 @@ class Protocol(RuleBasedStateMachine):
             pending=[],
             sent=[],
         )
+        return model
+
+    @precondition(lambda self: self.control is not None)
+    @rule(upstream=st.sampled_from(["client", "up"]), to_client=st.booleans(), relayed=st.booleans())
+    def go(self, upstream: str, to_client: bool, relayed: bool) -> None:
+        """An epoch as a good client makes it, in which everything stays and data can flow."""
+        model = self.model
+        assert model is not None
+        alive = [pb.Sequence(id=s, length=len(inputs)) for s, inputs in model.held.items()]
+        prepare = pb.Prepare(epoch=model.epoch + 1, sequences=alive, upstream=upstream, relayed=relayed)
+        self.send_prepare(model, prepare, to_client)
+        self.ask(resume=pb.Resume(epoch=model.epoch + 1))
+        assert self.model is not None
+        self.model.resumed = True
+        self.feed(upstream, 0, True)
+        if to_client:
+            self.read_results("client", 0)
 
     @precondition(lambda self: self.control is not None)
     @rule(data=st.data(), right=st.sampled_from([True, True, True, False]))
