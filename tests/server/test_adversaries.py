@@ -341,6 +341,7 @@ def test_what_is_to_be_sent_again_does_not_count_as_forwarded_until_it_is() -> N
         await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=2, sequences=[pb.Sequence(id=0, length=9)])))
         place = [pb.Position(sequence=0, position=3)]
         await control.say(pb.ControlRequest(resume=pb.Resume(epoch=2, replays=place, wants=place)))
+        await asyncio.sleep(0.5)
         await control.say(pb.ControlRequest(probe=pb.Probe(nonce=1)))
         await asyncio.sleep(0.5)
         results = await peer.data("s", MINE, 2, pb.Hello.RESULTS)
