@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.packed import packed
 from swarm.models.weights import Absent, dtype_of, load
 from swarm.types import Span
 
@@ -40,6 +41,7 @@ def load_client_model(
     local = [layer for layer in loaded.blocks.layers if not isinstance(layer, Absent)]
     setattr(loaded.blocks.owner, loaded.blocks.attribute, nn.ModuleList(local))
     _set_generation_config(loaded.model, checkpoint)
+    _pack_head(loaded.model)
     return loaded.model, checkpoint
 
 
@@ -48,6 +50,14 @@ def _set_generation_config(model: PreTrainedModel, checkpoint: Checkpoint) -> No
     with contextlib.suppress(BadCheckpoint, ModelNotFound):
         path = checkpoint.path("generation_config.json")
         model.generation_config = GenerationConfig.from_pretrained(path.parent, local_files_only=True)
+
+
+def _pack_head(model: PreTrainedModel) -> None:
+    """Lay out the head for this processor, unless it is tied to the embeddings and so one with them."""
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embeddings: Any = model.get_input_embeddings()
+    if getattr(head, "weight", None) is not getattr(embeddings, "weight", None) and (twin := packed(head)) is not None:
+        model.set_output_embeddings(twin)  # type: ignore[no-untyped-call]
 
 
 class _Echo(nn.Module):

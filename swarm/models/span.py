@@ -32,7 +32,7 @@ Cache = SequenceCache | AloneCache
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Largest difference, relative to the largest value, that two orders of the same computation may show."""
 SMALLEST_ROW = 4
-"""Rows below this, but of more than one position, are filled up on a CPU."""
+"""Rows of fewer positions are filled up on a CPU."""
 MOST = 0.6
 """Below float32 a tie between experts may turn out otherwise in another order: so many positions must agree."""
 STRANGERS = (7, 6)
@@ -104,8 +104,8 @@ class SpanModel:
     def _forward_batched(self, segments: Sequence[Segment], rows: torch.Tensor) -> torch.Tensor:
         lanes = [ragged.Lane(s.start, s.count, self._ragged_cache(s.sequence)) for s in segments]
         count = rows.shape[1]
-        if self.device.type == "cpu" and 1 < count < SMALLEST_ROW:
-            # Matrix products of two or three rows take longer than of four; the rest of the row belongs to nobody.
+        if self.device.type == "cpu" and count < SMALLEST_ROW:
+            # Matrix products of one to three rows take longer than of four; the rest of the row belongs to nobody.
             rows = torch.nn.functional.pad(rows, (0, 0, 0, SMALLEST_ROW - count))
             lanes.append(ragged.Lane(0, SMALLEST_ROW - count, SequenceCache()))
         output, _ = self._run_row(lanes, rows)
@@ -222,6 +222,7 @@ class SpanModel:
             self.why_unbatched = "its blocks keep more than keys and values"
         else:
             self._try_batched(strangers, alone)
+        self._try_packed(strangers[0], whole)
 
     def _alone_in_two_steps(self, rows: torch.Tensor) -> torch.Tensor:
         """A prefill of all but the last positions, then those, with the library's own mask and cache."""
@@ -269,6 +270,23 @@ class SpanModel:
             if not self._close(torch.cat([part, end], dim=1), right):
                 raise ragged.Unbatchable("strangers in one row do not get what each gets alone")
         self._kv_bytes = {self.span.first + i: caches[0].block(i).position_bytes for i in range(len(self.span))}
+
+    def _try_packed(self, rows: torch.Tensor, right: torch.Tensor) -> None:
+        """Lay the weights out for this processor, unless the blocks look into them."""
+        self._trunk.pack()
+        try:
+            same = self._close(self._one_row(rows), right)
+        except Exception as error:
+            log.debug("the weights stay as they are: %r", error)
+            same = False
+        if not same:
+            self._trunk.unpack()
+
+    def _one_row(self, rows: torch.Tensor) -> torch.Tensor:
+        """`[1, T, hidden_size]` through all blocks, in the way that sessions take."""
+        if not self.batched:
+            return self._run_alone(AloneCache(self._trunk.config), rows)
+        return self._run_row([ragged.Lane(0, rows.shape[1], SequenceCache())], rows)[0]
 
     def _close(self, one: torch.Tensor, other: torch.Tensor) -> bool:
         """Whether two results `[1, T, hidden_size]` of the same computation agree."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from swarm.errors import UnsupportedModel
 from swarm.models import ragged
 from swarm.models.blocks import find_blocks, recount
+from swarm.models.packed import pack, unpack
 from swarm.models.weights import Absent
 from swarm.types import Span
 
@@ -115,6 +116,16 @@ class Trunk:
     def _configs(self) -> list[Any]:
         modules = [self._module, *(m for layer in self._layers for m in layer.modules())]
         return [module.config for module in modules if hasattr(getattr(module, "config", None), "_attn_implementation")]
+
+    def pack(self) -> None:
+        """Lay out the blocks' weights for this processor."""
+        for layer in self._layers:
+            pack(layer)
+
+    def unpack(self) -> None:
+        """As they were."""
+        for layer in self._layers:
+            unpack(layer)
 
     def after_each_layer(self, beat: Callable[[], None]) -> None:
         """Call `beat` when a block has been computed."""

@@ -1,0 +1,124 @@
+"""Linear layers on a CPU with their weights laid out for the processor: oneDNN's blocked format, made once at load.
+
+torch's own product of a few rows with a plain weight takes two to three times as long (docs/measurements.md): the
+library lays the weight out anew, or falls back to a slow kernel, with every call. Batches of decode steps and windows
+of speculation are such products.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+ROWS = 64
+"""The layout is chosen for products of so many rows; measured from 4 to 256 rows there is no better one."""
+PROBE_ROWS = 4
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
+"""Largest difference from the plain product, relative to its largest value."""
+
+
+class PackedLinear(nn.Module):
+    """`[…, in_features]` → `[…, out_features]`, as nn.Linear, whose weights do not learn.
+
+    `weight`: in oneDNN's layout while it is where it was packed, with a shape and a dtype for architectures that ask;
+    a plain tensor once the module was moved to another device or dtype.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.weight = _operators()._reorder_linear_weight(linear.weight.detach(), ROWS)
+        self.bias = linear.bias
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.weight.is_mkldnn or (torch.is_grad_enabled() and input.requires_grad):
+            # The packed product has no gradient; that of its input is had from the plain one.
+            return nn.functional.linear(input, self._dense(), self.bias)
+        rows = input.reshape(-1, self.in_features)
+        product: torch.Tensor = _operators()._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+        return product.view(*input.shape[:-1], self.out_features)
+
+    def _dense(self) -> torch.Tensor:
+        weight: torch.Tensor = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
+        return weight
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self._dense()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
+        """What `to`, `cuda`, `half` and the like call."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        dense = self._dense()
+        moved = fn(dense)
+        if (moved.device, moved.dtype) != (dense.device, dense.dtype):
+            self.weight = moved
+        return self
+
+
+def _operators() -> Any:
+    """Two operators of torch, which inductor uses for the same purpose. Looked up when they are used: not every build
+    has them."""
+    return torch.ops.mkldnn
+
+
+def pack(module: nn.Module) -> int:
+    """Lay out the weights of every plain linear layer inside `module` that is on a CPU; returns how many.
+
+    A layer whose packed product is not that of the layer itself stays as it is, as do all where this build of torch,
+    or this processor, cannot.
+    """
+    return _replace(module, packed)
+
+
+def unpack(module: nn.Module) -> int:
+    """The opposite of `pack`, for modules that look into the weights of their layers."""
+    return _replace(module, _unpacked)
+
+
+def _replace(module: nn.Module, twin_of: Callable[[nn.Module], nn.Module | None]) -> int:
+    replaced = 0
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if (twin := twin_of(child)) is not None:
+                setattr(parent, name, twin)
+                replaced += 1
+    return replaced
+
+
+def _unpacked(layer: nn.Module) -> nn.Linear | None:
+    if not isinstance(layer, PackedLinear):
+        return None
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    linear.weight = nn.Parameter(layer._dense(), requires_grad=False)
+    linear.bias = layer.bias
+    return linear
+
+
+@torch.inference_mode()
+def packed(linear: nn.Module) -> PackedLinear | None:
+    """A plain linear layer in the processor's layout, if that can be had and computes the same."""
+    if type(linear) is not nn.Linear or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    weight = linear.weight
+    if weight.device.type != "cpu" or weight.dtype not in TOLERANCE or not weight.numel():
+        return None
+    probe = torch.randn(PROBE_ROWS, linear.in_features, generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    try:
+        twin = PackedLinear(linear)
+        ours, plain = twin(probe).float(), linear(probe).float()
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        log.debug("a linear layer stays as it is: %s", error)
+        return None
+    same = (ours - plain).abs().max() <= TOLERANCE[weight.dtype] * plain.abs().max()
+    return twin if bool(same) else None
