@@ -24,6 +24,7 @@ SwarmError
 │   └── FrameRejected         the server calls our frame malformed or unauthorised: a bug, here or there
 ├── MissingBlocks             `max_wait` passed and some blocks still have no server
 ├── GenerationFailed          the same step failed on every server tried
+├── StepVoid                  the sequence was rolled back while this step of it was on its way
 └── SessionClosed             the session was closed or cancelled while in use
 
 A failure of a server or of a link is not in this list of things that reach you: the session reroutes.
@@ -136,6 +137,10 @@ class MissingBlocks(SwarmError):
 
 class GenerationFailed(SwarmError):
     """The same step failed on every server that was tried; the last failure is the cause."""
+
+
+class StepVoid(SwarmError):
+    """The step's sequence was ended, by a rollback that came after it: its outputs are of no use and will not come."""
 
 
 class SessionClosed(SwarmError):

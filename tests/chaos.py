@@ -19,7 +19,7 @@ from swarm.errors import MissingBlocks, NetworkError, ServerBusy
 from swarm.net.memory import LinkConditions, run
 from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
-from tests.simulation import Arithmetic, ExactRunner, ForgetlessRunner, World
+from tests.simulation import Arithmetic, ExactRunner, ForgetlessRunner, World, speculate
 
 BLOCKS = 6
 HANG = 3600.0
@@ -181,15 +181,26 @@ class Scenario:
     async def client(self, script: Sequence[Act]) -> str:
         session = self.world.session(ClientConfig(max_wait=120.0 if self.scarce else None, chunk_positions=8))
         await asyncio.sleep(self.rng.random())
+        wanted = await expected(script, self.world.arithmetic)
         try:
-            tokens = await through(session, script, self.world.arithmetic)
+            if self.rollback and self.rng.random() < 0.3:
+                tokens, wanted = await self.guess(session)
+            else:
+                tokens = await through(session, script, self.world.arithmetic)
         except (MissingBlocks, ServerBusy, NetworkError):
             assert self.scarce, "blocks were missing though their servers joined"
             return "missing"
         finally:
             await session.close()
-        assert tokens == await expected(script, self.world.arithmetic), "wrong tokens"
+        assert tokens == wanted, "wrong tokens"
         return "exact"
+
+    async def guess(self, session: Session) -> tuple[list[int], list[int]]:
+        """A client that sends guesses ahead; what came of it, and what had to come."""
+        arithmetic, prompt = self.world.arithmetic, [7 + i for i in range(self.rng.randint(1, 20))]
+        script = [Act("prefill", 0, count=len(prompt)), Act("decode", 0, count=self.rng.randint(1, 60))]
+        truth = await expected(script, arithmetic)
+        return await speculate(session, arithmetic, prompt, truth, self.rng), truth
 
     async def settle(self) -> None:
         """After the sessions ended every byte must be free again."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import struct
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
 from swarm.config import ClientConfig, ServerConfig
-from swarm.errors import StreamClosed, SwarmError
+from swarm.errors import StepVoid, StreamClosed, SwarmError
 from swarm.net.memory import LinkConditions, MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork
 from swarm.server.engine import InlineEngine, Runner
 from swarm.server.handler import Handler, Offer
@@ -291,6 +292,59 @@ async def generate(
         (output,) = await session.step([Rows(sequence, rows, 1)])
         tokens.append(token_of(output))
     return tokens[len(prompt) :]
+
+
+async def speculate(
+    session: Session,
+    arithmetic: Arithmetic,
+    prompt: Sequence[int],
+    truth: Sequence[int],
+    rng: random.Random,
+    *,
+    on_token: Callable[[int], object] | None = None,
+) -> list[int]:
+    """As `generate`, with guesses sent ahead in several windows; some are wrong, and what follows them is void.
+
+    `truth`: what has to come, of which the guesses are made.
+    """
+    whole, text, sent, done, sequence = [*prompt, *truth], list(prompt), list[int](), 0, 0
+    windows: deque[tuple[int, asyncio.Future[list[bytes]]]] = deque()
+    void: list[asyncio.Future[list[bytes]]] = []
+    operations: list[pb.Operation] = []
+    while len(text) < len(whole):
+        if on_token is not None and asyncio.iscoroutine(happening := on_token(len(text) - len(prompt))):
+            await happening
+        while len(windows) < rng.randint(1, 4):
+            begin, ahead = len(sent), max(len(sent), len(text))
+            guesses = [token + (rng.random() < 0.2) for token in whole[ahead : ahead + rng.randint(0, 5)]]
+            window = text[begin:] + guesses
+            if not window:
+                break
+            rows = b"".join(arithmetic.embed(token, begin + i) for i, token in enumerate(window))
+            step = asyncio.ensure_future(session.step([Rows(sequence, rows, len(window))], operations))
+            await asyncio.sleep(0)
+            windows.append((len(window), step))
+            sent, operations = sent + window, []
+        count, step = windows.popleft()
+        (outputs,) = await step
+        for index in range(count):
+            done += 1
+            if done < len(text):
+                continue
+            text.append(arithmetic.token_of(outputs[index * arithmetic.row_bytes : (index + 1) * arithmetic.row_bytes]))
+            if done < len(sent) and sent[done] != text[-1]:
+                del sent[done:]
+                void += [step for _, step in windows]
+                windows.clear()
+                move = pb.Operation(kind=pb.Operation.MOVE, source=sequence, target=sequence + 1, length=done)
+                sequence, operations = sequence + 1, [move]
+                break
+    void += [step for _, step in windows]
+    for step in void:
+        step.cancel()
+    for end in await asyncio.gather(*void, return_exceptions=True):
+        assert isinstance(end, list | StepVoid | asyncio.CancelledError), end
+    return text[len(prompt) : len(whole)]
 
 
 class Peer:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
 
 from swarm.client.session import Notice, Session
 from swarm.client.swarm import Swarm, connect
@@ -23,8 +23,10 @@ from swarm.errors import ContextTooLong, InvalidInput, UnsupportedModel
 from swarm.models.blocks import find_blocks
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.cost import describe
+from swarm.models.drafts import Drafter, ModelDrafter, NgramDrafter
 from swarm.models.remote import RemoteSpan, rearrange
 from swarm.models.shell import load_client_model, returns_tuple
+from swarm.models.speculative import SpeculativeDecoding
 from swarm.types import ModelInfo, Route, Rows, Span
 from swarm.wire import swarm_pb2 as pb
 
@@ -36,8 +38,14 @@ class SessionBackend:
         self._swarm = swarm
         self._session = session
 
-    def step(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> list[bytes]:
-        return self._swarm.loop.run(self._session.step(rows, operations))
+    @property
+    def can_rollback(self) -> bool:
+        return self._session.can_rollback
+
+    def begin(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> Callable[[], list[bytes]]:
+        loop = self._swarm.loop
+        step = loop.start(self._session.step(rows, operations))
+        return lambda: loop.wait(step)
 
     def close(self) -> None:
         self._swarm.end(self._session)
@@ -201,9 +209,30 @@ class _Distributed:
         """Positions that a sequence may have; None where the architecture sets no limit."""
         return self.remote_blocks.view.model.context_length
 
-    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own `generate`. Raises ContextTooLong before any work, see `from_pretrained`."""
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *args: Any,
+        speculation: str | None = None,
+        draft_model: PreTrainedModel | str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' own `generate`, which can also send guesses at the next tokens ahead, to be verified.
+
+        `speculation="ngram"`: guesses are what followed the last few tokens when they stood in the text before.
+        `draft_model`: guesses are made by a smaller model of the same vocabulary on this machine (or its name). How
+        many are sent is adapted to how often they are right and to what they cost. The text is the same as without,
+        also when it is sampled with the same seed.
+
+        Raises ContextTooLong before any work, see `from_pretrained`; with speculation InvalidInput for more than one
+        text, and UnsupportedModel where blocks keep a running state.
+        """
         self._check_length(inputs if inputs is not None else kwargs.get("input_ids"), kwargs)
+        if speculation is not None or draft_model is not None:
+            vocabulary = self.config.get_text_config(decoder=True).vocab_size
+            drafter = _drafter(speculation, draft_model, vocabulary)
+            kwargs["custom_generate"] = SpeculativeDecoding(drafter, kwargs.get("streamer"))
+            _stop_at_strings(kwargs)
         with self.remote_blocks.freeing():
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
@@ -226,6 +255,28 @@ class _Distributed:
         if new is None:
             new = (options.get("max_length") or config.max_length or 0) - width
         return max(int(new), 1)
+
+
+def _drafter(speculation: str | None, draft_model: PreTrainedModel | str | None, vocabulary: int) -> Drafter:
+    """Where the guesses come from. Raises InvalidInput."""
+    if draft_model is None:
+        if speculation != "ngram":
+            raise InvalidInput(f'speculation={speculation!r}: there is "ngram", or a draft_model')
+        return NgramDrafter()
+    if speculation is not None:
+        raise InvalidInput("guesses come from the text (speculation) or from a model (draft_model), not from both")
+    if isinstance(draft_model, str):
+        draft_model = AutoModelForCausalLM.from_pretrained(draft_model)
+    return ModelDrafter(draft_model, vocabulary)
+
+
+def _stop_at_strings(options: dict[str, Any]) -> None:
+    """Make a stopping criterion of `stop_strings`, for which the library would miss the tokenizer (see above)."""
+    strings, tokenizer = options.get("stop_strings"), options.pop("tokenizer", None)
+    if strings is not None and tokenizer is not None:
+        del options["stop_strings"]
+        criteria = [*options.get("stopping_criteria", ()), StopStringCriteria(tokenizer, strings)]
+        options["stopping_criteria"] = StoppingCriteriaList(criteria)
 
 
 def _distributed(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:

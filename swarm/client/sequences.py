@@ -11,14 +11,40 @@ from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import RowLog
 
 
+@dataclass(slots=True, eq=False)
+class Expected:
+    """Outputs of positions up to `last` of a sequence that somebody waits for; `missing` is the first not there yet.
+
+    `void`: the sequence has ended, and they will not come.
+    """
+
+    missing: int
+    last: int
+    pieces: list[bytes] = field(default_factory=list)
+    void: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.missing == self.last
+
+    @property
+    def outputs(self) -> bytes:
+        """What came, in order."""
+        return b"".join(self.pieces)
+
+
 @dataclass(slots=True)
 class _Sequence:
     log: RowLog
     parent: int = 0
     parent_length: int = 0
-    missing: int | None = None
-    """The first position whose output is wanted and not there yet."""
-    outputs: list[bytes] = field(default_factory=list)
+    expected: list[Expected] = field(default_factory=list)
+    """What is waited for and not complete, in order of position."""
+
+    @property
+    def missing(self) -> int | None:
+        """The first position whose output is wanted and not there yet."""
+        return self.expected[0].missing if self.expected else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +160,18 @@ class Sequences:
             if operation.kind != pb.Operation.FORK:
                 del self._table[operation.source]
                 self._ended.add(operation.source)
+                for expected in source.expected:
+                    expected.void = True
 
-    def append(self, rows: Rows) -> Piece:
-        """Take new inputs; returns what has to be sent. The last `want` outputs count as missing from now on."""
+    def append(self, rows: Rows) -> tuple[Piece, Expected]:
+        """Take new inputs; returns what has to be sent, and what will come of it: the last `want` outputs."""
         entry = self._table.setdefault(rows.sequence, _Sequence(RowLog(self.row_bytes)))
         start = entry.log.last
         entry.log.append(rows.hidden)
-        entry.missing = entry.log.last - rows.want if rows.want else None
-        entry.outputs = []
-        return Piece(rows.sequence, start, entry.log.last - start, rows.want)
+        expected = Expected(entry.log.last - rows.want, entry.log.last)
+        if rows.want:
+            entry.expected.append(expected)
+        return Piece(rows.sequence, start, entry.log.last - start, rows.want), expected
 
     def pack(self, pieces: Sequence[Piece], limit: int) -> list[pb.Step]:
         """The steps that carry these pieces."""
@@ -151,7 +180,7 @@ class Sequences:
     @property
     def waiting(self) -> bool:
         """Whether an output that is wanted is missing."""
-        return any(entry.missing is not None for entry in self._table.values())
+        return any(entry.expected for entry in self._table.values())
 
     def deliver(self, step: pb.Step) -> bool:
         """Take outputs that came back; what is there already, or not wanted, is dropped. True if something was new.
@@ -166,27 +195,27 @@ class Sequences:
         return news
 
     def _deliver(self, row: pb.Rows, hidden: memoryview) -> bool:
-        entry = self._table.get(row.sequence)
-        if entry is None or entry.missing is None or row.start + row.count <= entry.missing:
+        entry, end, news = self._table.get(row.sequence), row.start + row.count, False
+        if entry is None or entry.missing is None or end <= entry.missing:
             return False
-        if row.start > entry.missing or row.start + row.count > entry.log.last:
-            raise MalformedFrame(f"outputs from {row.start} on, but {entry.missing} is the next that is missing")
-        entry.outputs.append(bytes(hidden[(entry.missing - row.start) * self.row_bytes :]))
-        entry.missing = row.start + row.count
-        if entry.missing == entry.log.last:
-            entry.missing = None
-        return True
+        if end > entry.log.last:
+            raise MalformedFrame(f"outputs up to {end} of a sequence of {entry.log.last} positions")
+        while entry.expected and (expected := entry.expected[0]).missing < end:
+            if row.start > expected.missing:
+                raise MalformedFrame(f"outputs from {row.start} on, but {expected.missing} is the next that is missing")
+            upto = min(end, expected.last)
+            first, last = expected.missing - row.start, upto - row.start
+            expected.pieces.append(bytes(hidden[first * self.row_bytes : last * self.row_bytes]))
+            expected.missing, news = upto, True
+            if expected.complete:
+                del entry.expected[0]
+        return news
 
-    def take(self, sequence: int) -> bytes:
-        """The outputs that were wanted, all there."""
-        entry = self._table[sequence]
-        outputs, entry.outputs = entry.outputs, []
-        return b"".join(outputs)
-
-    def give_up(self) -> None:
-        """Nobody waits for outputs any more."""
+    def give_up(self, abandoned: Iterable[Expected]) -> None:
+        """Nobody waits for these any more."""
+        gone = set(abandoned)
         for entry in self._table.values():
-            entry.missing, entry.outputs = None, []
+            entry.expected = [expected for expected in entry.expected if expected not in gone]
 
     def snapshot(self) -> Snapshot:
         """Everything as it is now."""

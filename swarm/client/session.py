@@ -20,7 +20,7 @@ from swarm.client.chain import Chain
 from swarm.client.diagnosis import Fault, Suspect, find_suspect
 from swarm.client.link import Event, HopLink
 from swarm.client.resume import HopPlan, plan_resume
-from swarm.client.sequences import Sequences, Snapshot
+from swarm.client.sequences import Expected, Piece, Sequences, Snapshot
 from swarm.client.view import View
 from swarm.config import ClientConfig
 from swarm.errors import (
@@ -36,6 +36,7 @@ from swarm.errors import (
     ServerBusy,
     SessionClosed,
     SessionNotFound,
+    StepVoid,
     StreamClosed,
     SwarmError,
 )
@@ -62,8 +63,16 @@ class Notice:
     route: Route | None = None
 
 
+@dataclass(slots=True, eq=False)
+class _Wait:
+    """A step whose outputs are on their way."""
+
+    expected: Sequence[Expected]
+    done: asyncio.Future[None]
+
+
 class Session:
-    """A session of one model over `span`. All methods belong to the event loop; steps run one at a time.
+    """A session of one model over `span`. All methods belong to the event loop.
 
     `row_bytes`: bytes of one position's hidden state; `on_notice` hears of routes, reroutes and waiting.
     """
@@ -88,8 +97,8 @@ class Session:
         self._on_notice = on_notice
         self._random = rng or random.Random()
         self._sequences = Sequences(row_bytes)
-        self._turn = asyncio.Lock()
-        self._waiter: asyncio.Future[None] | None = None
+        self._waits: list[_Wait] = []
+        self._watcher: asyncio.Task[None] | None = None
         self._backlog: list[pb.Step] = []
         self._epoch = 0
         self._links: tuple[HopLink, ...] = ()
@@ -113,6 +122,11 @@ class Session:
         """The route in use, once there is one."""
         return self._route
 
+    @property
+    def can_rollback(self) -> bool:
+        """Whether the blocks on the route can forget single positions; True as long as there is no route."""
+        return all(link.can_rollback for link in self._links)
+
     def length(self, sequence: int) -> int:
         """Positions that the sequence holds."""
         return self._sequences.length(sequence)
@@ -122,22 +136,24 @@ class Session:
     async def step(self, rows: Sequence[Rows], operations: Sequence[pb.Operation] = ()) -> list[bytes]:
         """Apply `operations`, compute `rows` along the route, and return the outputs wanted of each.
 
+        Steps may follow each other without waiting for the outputs of those before: they are issued in the order of
+        the calls. An operation that ends a sequence makes void what is still awaited of it: StepVoid.
+
         Survives every failure of servers and links. Raises ContextTooLong and InvalidInput before any work,
         MissingBlocks (or ServerBusy, or NetworkError) when that lasts for `max_wait`, GenerationFailed when the same
         step fails on every server, DaemonFailed when this client's own p2pd is gone, SessionClosed.
         """
-        async with self._turn:
-            self._check(rows, self._sequences.preview(operations))
-            self._sequences.operate(operations)
+        self._check(rows, self._sequences.preview(operations))
+        self._sequences.operate(operations)
+        self._settle()
+        if not self._waits:
             self._step_failures = 0
-            pieces = [self._sequences.append(row) for row in rows]
-            self._issue(self._sequences.pack(pieces, self.config.chunk_positions), operations)
-            try:
-                await self._results()
-                return [self._sequences.take(row.sequence) for row in rows]
-            finally:
-                self._sequences.give_up()
-                self._waiter = None
+        issued = [self._sequences.append(row) for row in rows]
+        self._issue([piece for piece, _ in issued], operations)
+        expected = [outputs for _, outputs in issued]
+        if not all(outputs.complete for outputs in expected):
+            await self._outputs(expected)
+        return [outputs.outputs for outputs in expected]
 
     def _check(self, rows: Sequence[Rows], lengths: Mapping[int, int]) -> None:
         if self._closed:
@@ -155,7 +171,8 @@ class Session:
             if limit is not None and total > limit:
                 raise ContextTooLong(f"{total} positions are more than the {limit} of {self.view.model.name}")
 
-    def _issue(self, steps: list[pb.Step], operations: Sequence[pb.Operation]) -> None:
+    def _issue(self, pieces: Sequence[Piece], operations: Sequence[pb.Operation]) -> None:
+        steps = self._sequences.pack(pieces, self.config.chunk_positions)
         if operations:
             first = steps[0] if steps else pb.Step()
             first.operations.extend(operations)
@@ -168,32 +185,51 @@ class Session:
         if self._maintainer is None:
             self._maintainer = asyncio.ensure_future(self._maintain())
 
-    async def _results(self) -> None:
-        """Wait for the wanted outputs; look into it when they are late."""
-        if not self._sequences.waiting:
-            return
+    async def _outputs(self, expected: Sequence[Expected]) -> None:
+        """Wait for outputs, or the error that ends the waiting."""
+        wait = _Wait(expected, asyncio.get_running_loop().create_future())
+        self._waits.append(wait)
+        if len(self._waits) == 1:
+            self._last_sign = asyncio.get_running_loop().time()
+        if self._chain is None:
+            self._trouble.set()
+        if self._watcher is None:
+            self._watcher = asyncio.ensure_future(self._watch())
+        try:
+            await wait.done
+        finally:
+            self._waits.remove(wait)
+            self._sequences.give_up(expected)
+
+    async def _watch(self) -> None:
+        """As long as outputs are waited for, look into it when they are late."""
         loop = asyncio.get_running_loop()
-        waiter = self._waiter = loop.create_future()
-        self._last_sign = loop.time()
-        self._trouble.set() if self._chain is None else None
-        patience = self.config.late_after
-        while not waiter.done():
-            await asyncio.wait({waiter}, timeout=patience)
-            if not waiter.done() and self._chain is not None:
+        try:
+            while self._waits:
                 late = loop.time() - self._last_sign >= self.config.late_after
-                patience = self.config.probe_interval if late else self.config.late_after
-                if late:
+                if late and self._chain is not None:
                     self._look_into(self._chain)
-        waiter.result()
+                patience = self.config.probe_interval if late else self.config.late_after
+                await asyncio.wait([wait.done for wait in self._waits[-1:]], timeout=patience)
+        finally:
+            self._watcher = None
 
     def _on_result(self, step: pb.Step) -> None:
         if self._sequences.deliver(step):
             self._last_sign = asyncio.get_running_loop().time()
             if self._setbacks:
                 self._forgive()
-        waiter = self._waiter
-        if waiter is not None and not waiter.done() and not self._sequences.waiting:
-            waiter.set_result(None)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wake who has all that was waited for, and whose sequence has ended."""
+        for wait in self._waits:
+            if wait.done.done():
+                continue
+            if any(outputs.void for outputs in wait.expected):
+                wait.done.set_exception(StepVoid("the sequence was ended before its outputs came"))
+            elif all(outputs.complete for outputs in wait.expected):
+                wait.done.set_result(None)
 
     def _forgive(self) -> None:
         """Outputs came: what is on the route works."""
@@ -203,8 +239,9 @@ class Session:
             self.view.peers.forgive(link.hop.peer_id)
 
     def _fail(self, error: BaseException) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error)
+        for wait in self._waits:
+            if not wait.done.done():
+                wait.done.set_exception(error)
 
     # ---- what goes wrong --------------------------------------------------------------------------------------
 
@@ -343,7 +380,7 @@ class Session:
         if self._chain is not None:
             self._chain.close()
             self._chain = None
-        if self._waiter is not None or self._leaving:
+        if self._waits or self._leaving:
             self._trouble.set()
 
     # ---- routes -----------------------------------------------------------------------------------------------
@@ -555,9 +592,10 @@ class Session:
             return
         self._closed = True
         self._fail(SessionClosed("the session was closed"))
-        if self._maintainer is not None:
-            self._maintainer.cancel()
-            await asyncio.gather(self._maintainer, return_exceptions=True)
+        tasks = [task for task in (self._maintainer, self._watcher) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._chain is not None:
             self._chain.close()
             self._chain = None

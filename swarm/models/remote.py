@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from swarm.errors import InvalidInput
+from swarm.errors import InvalidInput, StepVoid, UnsupportedModel
 from swarm.models.alone import state_in
 from swarm.models.blocks import find_blocks, recount
 from swarm.types import Rows
@@ -27,10 +28,18 @@ from swarm.wire import swarm_pb2 as pb
 
 
 class Backend(Protocol):
-    """A session somewhere: computes rows of sequences through the remote blocks. Blocks the calling thread."""
+    """A session somewhere: computes rows of sequences through the remote blocks."""
 
-    def step(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> list[bytes]:
-        """Apply the operations, then compute; returns the outputs wanted of each of `rows`."""
+    @property
+    def can_rollback(self) -> bool:
+        """Whether single positions can be forgotten."""
+
+    def begin(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> Callable[[], list[bytes]]:
+        """Issue a step: apply the operations, then compute. Steps are computed in the order in which they began.
+
+        Returns what waits for the outputs wanted of each of `rows`. It raises StepVoid when a later step's operations
+        ended a sequence of this one before its outputs came.
+        """
 
     def close(self) -> None:
         """Free everything; may be called twice, and from any thread."""
@@ -54,9 +63,23 @@ class _Current(threading.local):
     """
 
     call = Call()
+    on_begun: Callable[[], None] | None = None
 
 
 _current = _Current()
+
+
+@contextmanager
+def when_begun(told: Callable[[], None]) -> Iterator[None]:
+    """Call `told` when a forward of this thread has issued its remote step, and waits for the outputs.
+
+    From then on another thread may begin the next forward on the same cache.
+    """
+    _current.on_begun = told
+    try:
+        yield
+    finally:
+        _current.on_begun = None
 
 
 class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -98,19 +121,27 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         plain = hidden.detach().contiguous().cpu()
         filled = [i for i in range(len(self.sequences)) if bool(real[i].any())]
         rows = [Rows(self.sequences[i], _bytes(plain[i, real[i]]), int(wanted[i].sum())) for i in filled]
-        operations, self.operations = self.operations, []
-        try:
-            outputs = self.backend.step(rows, operations)
-        except BaseException:
-            self.close()
-            raise
-        self.real = torch.cat([self.real, real], dim=1)
+        outputs = self._compute(rows, real)
         result = torch.zeros_like(plain)
         for index, output in zip(filled, outputs, strict=True):
             if output:
                 values = torch.frombuffer(bytearray(output), dtype=plain.dtype).view(-1, plain.shape[2])
                 result[index, wanted[index]] = values
         return result.to(hidden.device)
+
+    def _compute(self, rows: Sequence[Rows], real: torch.Tensor) -> list[bytes]:
+        operations, self.operations = self.operations, []
+        self.real = torch.cat([self.real, real], dim=1)
+        try:
+            outputs = self.backend.begin(rows, operations)
+            if _current.on_begun is not None:
+                _current.on_begun()
+            return outputs()
+        except StepVoid:
+            raise
+        except BaseException:
+            self.close()
+            raise
 
     def _begin(self, batch: int) -> None:
         if not self.sequences:
@@ -147,6 +178,8 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if tokens_to_remove == 0 or not self.is_initialized:
             return
         keep = max(self.get_seq_length() - abs(tokens_to_remove), 0)
+        if keep and not self.backend.can_rollback:
+            raise UnsupportedModel("blocks with a running state cannot forget single positions: no speculation here")
         self._become(list(range(len(self.sequences))), self.real[:, :keep])
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:

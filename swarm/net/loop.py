@@ -41,7 +41,11 @@ class LoopThread:
         Ctrl-C cancels the work, lets it clean up, and goes on as KeyboardInterrupt. Raises what the work raises, and
         NetworkError in a process that was forked off, where the loop does not run.
         """
-        future = self.start(work)
+        return self.wait(self.start(work))
+
+    @staticmethod
+    def wait(future: concurrent.futures.Future[T]) -> T:
+        """Wait for what `start` began, as `run` does."""
         try:
             return future.result()
         except BaseException:
@@ -51,7 +55,7 @@ class LoopThread:
             raise
 
     def start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run `work` on the loop without waiting."""
+        """Run `work` on the loop without waiting; works begin in the order of the calls."""
         if os.getpid() != self._pid:
             work.close()
             raise NetworkError("this process was forked from one that uses swarm: connect anew after the fork")

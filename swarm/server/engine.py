@@ -54,7 +54,10 @@ class Runner(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One step of one session: operations, then rows. `done` gets the outputs, or `failed` the error, on the loop."""
+    """One step of one session: operations, then rows. `done` gets the outputs, or `failed` the error, on the loop.
+
+    `voided` is called instead where `Engine.void` took the work back.
+    """
 
     session: bytes
     span: Span
@@ -63,6 +66,7 @@ class Work:
     done: Callable[[Buffer], None]
     failed: Callable[[ComputeFailed], None]
     operations: Sequence[pb.Operation] = ()
+    voided: Callable[[], None] = lambda: None
     taken: int = 0
     begun: bool = False
     broken: bool = False
@@ -97,6 +101,12 @@ def _cut(work: Work, positions: int) -> _Share:
     return _Share(work, segments, hidden, work.taken + positions == work.positions)
 
 
+def _is_beyond(work: Work, sequence: SequenceKey, length: int, *, some: bool = False) -> bool:
+    """Whether all (or some) of a work is positions of `sequence` from `length` on."""
+    beyond = [segment.sequence == sequence and segment.start >= length for segment in work.segments]
+    return any(beyond) if some else bool(beyond) and all(beyond)
+
+
 class Engine(abc.ABC):
     """The queue and the computing; subclasses decide where it runs."""
 
@@ -125,6 +135,23 @@ class Engine(abc.ABC):
         begun = deque(work for work in works if work.begun or isinstance(work, _Action))
         if begun:
             self._queues[session] = begun
+
+    def void(self, sequence: SequenceKey, length: int) -> None:
+        """Take back waiting work that computes nothing but positions of `sequence` from `length` on.
+
+        A rollback that has just come in ends the sequence there. Where other work builds on it, by an operation or with
+        more positions beside those of other sequences, everything is computed.
+        """
+        works = self._queues.get(sequence[0], deque())
+        waiting = [work for work in works if not work.begun and _is_beyond(work, sequence, length, some=True)]
+        gone = [work for work in waiting if _is_beyond(work, sequence, length)]
+        if len(gone) < len(waiting) or any(work.operations for work in works):
+            return
+        for work in gone:
+            works.remove(work)
+            work.voided()
+        if not works:
+            self._queues.pop(sequence[0], None)
 
     def act(self, session: bytes, action: Callable[[], None], done: Callable[[], None] = lambda: None) -> None:
         """Run `action` where the runner lives, after the session's work that is queued by now."""
@@ -310,6 +337,10 @@ class ThreadEngine(Engine):
     def cancel(self, session: bytes) -> None:
         with self._ready:
             super().cancel(session)
+
+    def void(self, sequence: SequenceKey, length: int) -> None:
+        with self._ready:
+            super().void(sequence, length)
 
     def _run(self) -> None:
         while True:

@@ -44,6 +44,11 @@ class Outbox:
         self._steps.append((step, nbytes))
         self._changed.set()
 
+    def forget(self, nbytes: int) -> None:
+        """Of `nbytes` that were accepted nothing will come."""
+        self.unsent -= nbytes
+        self._changed.set()
+
     def close(self) -> None:
         """The epoch is over: what was not sent is forgotten."""
         self._closed = True

@@ -228,6 +228,9 @@ class Session:
         after.update((row.sequence, row.start + row.count) for row in rows)
         self._check_room(rows, after)
         self.received = after
+        for sequence, length in _ended(known).items():
+            # Windows of a speculation that turned out wrong need not be computed any more.
+            self.around.engine.void((self.id, sequence), length)
         nbytes = len(hidden) + ITEM_BYTES * (1 + len(known) + len(rows))
         outbox.unsent += nbytes
         self._submit(known, rows, hidden, outbox, nbytes)
@@ -281,7 +284,8 @@ class Session:
                 self._abandon(error)
 
         segments = [Segment((self.id, row.sequence), row.start, row.count) for row in rows]
-        self.around.engine.submit(Work(self.id, self.span, segments, hidden, done, failed, operations))
+        work = Work(self.id, self.span, segments, hidden, done, failed, operations, lambda: box.forget(nbytes))
+        self.around.engine.submit(work)
 
     def _computed(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], output: Buffer) -> None:
         for operation in operations:
@@ -460,6 +464,15 @@ def _operate(lengths: dict[int, int], operation: pb.Operation) -> bool:
     if operation.kind != pb.Operation.FORK:
         del lengths[operation.source]
     return True
+
+
+def _ended(operations: Sequence[pb.Operation]) -> dict[int, int]:
+    """Sequences that these operations end, and up to which position others go on with them."""
+    kept: dict[int, int] = {}
+    for operation in operations:
+        length = 0 if operation.kind == pb.Operation.FREE else operation.length
+        kept[operation.source] = max(kept.get(operation.source, 0), length)
+    return {o.source: kept[o.source] for o in operations if o.kind != pb.Operation.FORK}
 
 
 async def _last_word(stream: Stream) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swarm.client.sequences import Piece, Sequences
+from swarm.client.sequences import Expected, Piece, Sequences
 from swarm.errors import InvalidInput, MalformedFrame
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
@@ -27,6 +28,16 @@ def outputs(sequence: int, start: int, numbers: list[int]) -> pb.Step:
     return pb.Step(rows=rows, hidden=rows_of(numbers))
 
 
+@dataclass
+class Awaited:
+    """One expectation, and what must come of it."""
+
+    real: Expected
+    first: int
+    last: int
+    come: int
+
+
 class AgainstLists(RuleBasedStateMachine):
     """Each sequence is a list of its inputs; output i of a sequence is its input plus one."""
 
@@ -34,10 +45,14 @@ class AgainstLists(RuleBasedStateMachine):
         super().__init__()
         self.real = Sequences(ROW.size)
         self.lists: dict[int, list[int]] = {}
-        self.missing: dict[int, int] = {}
-        self.wants: dict[int, int] = {}
+        self.awaited: dict[int, list[Awaited]] = {}
         self.fresh = 0
         self.number = 0
+
+    @property
+    def missing(self) -> dict[int, int]:
+        """Per sequence the first output that is waited for and not there."""
+        return {s: a[0].come for s, a in self.awaited.items() if a and s in self.lists}
 
     def some(self, data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(self.lists)), label="sequence")
@@ -52,12 +67,13 @@ class AgainstLists(RuleBasedStateMachine):
         inputs = list(range(self.number, self.number + count))
         self.number += count
         start = len(self.lists.setdefault(sequence, []))
-        assert self.real.append(Rows(sequence, rows_of(inputs), want)) == Piece(sequence, start, count, want)
+        piece, expected = self.real.append(Rows(sequence, rows_of(inputs), want))
+        assert piece == Piece(sequence, start, count, want)
+        assert expected.complete == (want == 0)
         self.lists[sequence] += inputs
-        self.missing.pop(sequence, None)
-        self.wants[sequence] = want
         if want:
-            self.missing[sequence] = start + count - want
+            first = start + count - want
+            self.awaited.setdefault(sequence, []).append(Awaited(expected, first, start + count, first))
 
     @precondition(lambda self: self.lists)
     @rule(data=st.data(), kind=st.sampled_from([FORK, MOVE, FREE]))
@@ -70,11 +86,13 @@ class AgainstLists(RuleBasedStateMachine):
         if kind != FREE:
             self.lists[target] = self.lists[source][:length]
             expected[target] = length
+        ended = self.awaited.pop(source, []) if kind != FORK else []
         if kind != FORK:
-            for table in (self.lists, self.missing, self.wants, expected):
+            for table in (self.lists, expected):
                 table.pop(source, None)
         assert self.real.preview([operation]) == expected
         self.real.operate([operation])
+        assert all(awaited.real.void for awaited in ended)
 
     @precondition(lambda self: self.missing)
     @rule(data=st.data(), early=st.integers(0, 3))
@@ -86,10 +104,13 @@ class AgainstLists(RuleBasedStateMachine):
         stop = data.draw(st.integers(start + 1, length), label="stop")
         news = self.real.deliver(outputs(sequence, start, [n + 1 for n in self.lists[sequence][start:stop]]))
         assert news == (stop > begin)
-        if stop == length:
-            del self.missing[sequence]
-        else:
-            self.missing[sequence] = max(stop, begin)
+        for awaited in self.awaited[sequence]:
+            awaited.come = min(max(awaited.come, stop), awaited.last)
+            if awaited.come == awaited.last:
+                assert awaited.real.complete
+                expected = [n + 1 for n in self.lists[sequence][awaited.first : awaited.last]]
+                assert awaited.real.outputs == rows_of(expected)
+        self.awaited[sequence] = [a for a in self.awaited[sequence] if a.come < a.last]
 
     @precondition(lambda self: self.missing)
     @rule(data=st.data())
@@ -108,19 +129,12 @@ class AgainstLists(RuleBasedStateMachine):
         if sequence not in self.missing:
             assert not self.real.deliver(outputs(sequence, start, [1, 2, 3]))
 
-    @precondition(lambda self: self.wants)
+    @precondition(lambda self: self.missing)
     @rule(data=st.data())
-    def take(self, data: st.DataObject) -> None:
-        sequence = data.draw(st.sampled_from(sorted(self.wants)), label="taken")
-        if sequence not in self.missing:
-            want = self.wants.pop(sequence)
-            expected = [n + 1 for n in self.lists[sequence][len(self.lists[sequence]) - want :]]
-            assert self.real.take(sequence) == rows_of(expected)
-
-    @rule()
-    def give_up(self) -> None:
-        self.real.give_up()
-        self.missing, self.wants = {}, {}
+    def give_up(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(sorted(self.missing)), label="given up")
+        awaited = self.awaited[sequence].pop(data.draw(st.integers(0, len(self.awaited[sequence]) - 1), label="which"))
+        self.real.give_up([awaited.real])
 
     @rule(limit=st.integers(1, 4), data=st.data())
     def resend(self, limit: int, data: st.DataObject) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
-from swarm.errors import ContextTooLong, GenerationFailed, InvalidInput, MissingBlocks, SessionClosed
+from swarm.errors import ContextTooLong, GenerationFailed, InvalidInput, MissingBlocks, SessionClosed, StepVoid
 from swarm.net.memory import LinkConditions, run
 from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
-from tests.simulation import ExactRunner, ForgetlessRunner, World, embed, generate, reference, token_of
+from tests.simulation import ExactRunner, ForgetlessRunner, World, embed, generate, reference, speculate, token_of
 
 PROMPT = list(range(7))
 SPANS = {"a": Span(0, 3), "b": Span(3, 6), "c": Span(6, 9)}
@@ -397,3 +398,83 @@ def test_results_of_the_exact_engine_depend_on_everything() -> None:
     assert reference([*PROMPT, PROMPT[-1]], 3) != right
     assert reference(PROMPT[::-1], 3) != right
     assert token_of(embed(1, 0)) != token_of(embed(1, 1))
+
+
+# ---- guesses sent ahead ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_windows_on_their_way_survive_a_hop_killed_at_any_token(index: int) -> None:
+    async def main(seed: int) -> int:
+        world, rng = World(conditions=LinkConditions(delay=0.05)), random.Random(seed)
+        for name, span in TWICE.items():
+            await world.add(name, span)
+        session, at = world.session(), rng.randrange(40)
+
+        def on_token(number: int) -> Awaitable[None] | None:
+            nonlocal at
+            if number < at:
+                return None
+            at = 1000
+            return world.kill(hop(session, index)) if session.route is not None else None
+
+        truth = reference(PROMPT, 40)
+        assert await speculate(session, world.arithmetic, PROMPT, truth, rng, on_token=on_token) == truth
+        await session.close()
+        await asyncio.sleep(60.0)
+        assert all(server.runner.bytes_held() == 0 for server in world.servers.values())
+        await world.close()
+        return session.reroutes
+
+    assert sum(run(main(seed)) for seed in range(40)) > 25
+
+
+def test_a_step_whose_sequence_ended_is_void_and_the_next_goes_on() -> None:
+    async def main() -> None:
+        world = World(conditions=LinkConditions(delay=0.1))
+        for name, span in SPANS.items():
+            await world.add(name, span)
+        session = world.session()
+        await session.step([Rows(0, embed(1, 0), 1)])
+        wrong = asyncio.ensure_future(session.step([Rows(0, embed(2, 1) + embed(3, 2), 2)]))
+        more = asyncio.ensure_future(session.step([Rows(0, embed(4, 3), 1)]))
+        await asyncio.sleep(0.05)
+        move = pb.Operation(kind=pb.Operation.MOVE, source=0, target=1, length=1)
+        (right,) = await session.step([Rows(1, embed(9, 1), 1)], [move])
+        for void in (wrong, more):
+            with pytest.raises(StepVoid):
+                await void
+        assert token_of(right) == reference_of([1, 9])
+        assert session.length(1) == 2
+        await session.close()
+        await world.close()
+
+    run(main())
+
+
+def reference_of(tokens: list[int]) -> int:
+    """The token that follows these."""
+    return reference(tokens, 1)[0]
+
+
+def test_what_a_rollback_made_void_is_not_computed() -> None:
+    """Four windows wait for a slow engine; the rollback takes back those that it has not begun."""
+
+    async def main() -> int:
+        world = World(blocks=3)
+        world.step_seconds = lambda positions: 1.0
+        server = await world.add("a", Span(0, 3))
+        session = world.session()
+        await session.step([Rows(0, embed(1, 0), 1)])
+        before = server.runner.computed
+        steps = [asyncio.ensure_future(session.step([Rows(0, embed(i, i), 1)])) for i in range(1, 6)]
+        await asyncio.sleep(0.5)
+        move = pb.Operation(kind=pb.Operation.MOVE, source=0, target=1, length=1)
+        await session.step([Rows(1, embed(9, 1), 1)], [move])
+        await asyncio.gather(*steps, return_exceptions=True)
+        computed = server.runner.computed - before
+        await session.close()
+        await world.close()
+        return computed
+
+    assert run(main()) == 2, "the window that had begun, and the one that counts"

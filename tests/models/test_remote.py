@@ -202,7 +202,9 @@ class Failing:
 
     closed = False
 
-    def step(self, rows: Any, operations: Any) -> list[bytes]:
+    can_rollback = True
+
+    def begin(self, rows: Any, operations: Any) -> Any:
         raise MissingBlocks("nobody")
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,13 @@ class Recorder:
         self.lengths: dict[int, int] = {}
         self.steps: list[tuple[bytes, bytes]] = []
 
-    def step(self, rows: Sequence[Rows], operations: Sequence[Any]) -> list[bytes]:
-        return [self._run(row) for row in rows]
+    @property
+    def can_rollback(self) -> bool:
+        return all(span.can_rollback for span in self.spans)
+
+    def begin(self, rows: Sequence[Rows], operations: Sequence[Any]) -> Callable[[], list[bytes]]:
+        outputs = [self._run(row) for row in rows]
+        return lambda: outputs
 
     def _run(self, row: Rows) -> bytes:
         start = self.lengths.get(row.sequence, 0)

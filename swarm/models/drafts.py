@@ -1,0 +1,129 @@
+"""Guesses at the next tokens, to be verified by the model itself: out of the text so far, or by a smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from swarm.errors import InvalidInput
+
+LONGEST = 5
+SHORTEST = 2
+"""Tokens at the end of the text that are looked up in the text before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """`tokens` that may follow. `kind`: drafts of one kind are right about equally often, and are counted together."""
+
+    tokens: tuple[int, ...] = ()
+    kind: int = 0
+
+
+class Drafter(Protocol):
+    """Where drafts come from. One text at a time."""
+
+    def learn(self, text: Sequence[int]) -> None:
+        """Take in the text that is certain; it only grows."""
+
+    def kind(self, text: Sequence[int]) -> int | None:
+        """Of which kind a draft for this text would be; None if there is none. Costs next to nothing."""
+
+    def draft(self, text: Sequence[int], count: int) -> Draft:
+        """At most `count` tokens that may follow `text`."""
+
+
+class NgramDrafter:
+    """What followed the last few tokens when they stood in the text before (prompt lookup).
+
+    The source of the idea: A. Saxena, "Prompt Lookup Decoding", 2023.
+    """
+
+    def __init__(self, longest: int = LONGEST, shortest: int = SHORTEST) -> None:
+        self._sizes = range(longest, shortest - 1, -1)
+        self._followers: dict[tuple[int, ...], int] = {}
+        self._known: list[int] = []
+
+    def learn(self, text: Sequence[int]) -> None:
+        """Note every run of tokens of the text, which is certain from now on, and where it ended."""
+        for end in range(len(self._known), len(text)):
+            self._known.append(text[end])
+            # The run that ends here has no follower yet; the one that ended before is followed by this token.
+            for size in self._sizes:
+                if end >= size:
+                    self._followers[tuple(self._known[end - size : end])] = end
+
+    def kind(self, text: Sequence[int]) -> int | None:
+        """How many tokens were found again."""
+        return next((size for size in self._sizes if self._found(text, size) is not None), None)
+
+    def draft(self, text: Sequence[int], count: int) -> Draft:
+        """What followed; a source that reaches the end of the text goes on in the draft itself, as a loop does."""
+        size = self.kind(text)
+        begin = self._found(text, size) if size is not None else None
+        if size is None or begin is None:
+            return Draft()
+        tokens = self._known[begin : begin + count]
+        while len(tokens) < count:
+            tokens += tokens[: count - len(tokens)]
+        return Draft(tuple(tokens), size)
+
+    def _found(self, text: Sequence[int], size: int) -> int | None:
+        """The index behind the last place where the end of the text stood before."""
+        return self._followers.get(tuple(text[-size:])) if len(text) >= size else None
+
+
+class ModelDrafter:
+    """A smaller model of the same vocabulary, here on this machine, that goes on greedily.
+
+    Raises InvalidInput when its vocabulary is another.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
+        own = int(model.config.get_text_config(decoder=True).vocab_size)
+        if own != vocabulary:
+            raise InvalidInput(
+                f"the draft model knows {own} tokens, the model {vocabulary}: they must share a vocabulary"
+            )
+        self._model: Any = model
+        model.eval()  # type: ignore[no-untyped-call]
+        self._text: list[int] = []
+        self._cache = DynamicCache()
+
+    def learn(self, text: Sequence[int]) -> None:
+        """Nothing is to be learned from what is certain."""
+
+    def kind(self, text: Sequence[int]) -> int | None:
+        """Its drafts are all of one kind."""
+        return 0
+
+    @torch.inference_mode()
+    def draft(self, text: Sequence[int], count: int) -> Draft:
+        """Its own `count` most likely next tokens, one after the other."""
+        self._back_to(text)
+        waiting, drafted = list(text[len(self._text) :]), list[int]()
+        for _ in range(count):
+            logits = self._forward(waiting)
+            waiting = [int(logits.argmax())]
+            drafted += waiting
+        return Draft(tuple(drafted))
+
+    def _back_to(self, text: Sequence[int]) -> None:
+        """Forget what is not a prefix of the text, and at least its last token, which has to be computed."""
+        same = 0
+        while same < min(len(self._text), len(text) - 1) and self._text[same] == text[same]:
+            same += 1
+        if same < len(self._text):
+            self._cache.crop(same - len(self._text))
+            del self._text[same:]
+
+    def _forward(self, tokens: list[int]) -> torch.Tensor:
+        ids = torch.tensor([tokens], device=self._model.device)
+        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, return_dict=True)
+        self._text += tokens
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
