@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.packed import packed
+from swarm.models.packed import SharedLinear, packed
 from swarm.models.weights import Absent, dtype_of, load
 from swarm.types import Span
 
@@ -56,7 +56,8 @@ def _pack_head(model: PreTrainedModel) -> None:
     """Lay out the head for this processor, unless it is tied to the embeddings and so one with them."""
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     embeddings: Any = model.get_input_embeddings()
-    if getattr(head, "weight", None) is not getattr(embeddings, "weight", None) and (twin := packed(head)) is not None:
+    tied = getattr(head, "weight", None) is getattr(embeddings, "weight", None)
+    if not tied and (twin := packed(head, SharedLinear)) is not None:
         model.set_output_embeddings(twin)  # type: ignore[no-untyped-call]
 
 
