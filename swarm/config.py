@@ -81,8 +81,8 @@ class ClientConfig:
     retry_max: float = 5.0
     max_step_failures: int = 5
     """Failures of compute on one and the same step before it is given up."""
-    chunk_positions: int = 256
-    """Positions in one frame of a long prompt."""
+    chunk_positions: int | None = None
+    """Positions in one frame of a long prompt; None: as many as make it soonest, by what its servers announce."""
 
 
 FRAME_LIMIT = 64 * MIB

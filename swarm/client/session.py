@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from swarm.client.chain import Chain
+from swarm.client.chunks import LARGEST, best_chunk, stage
 from swarm.client.diagnosis import Fault, Suspect, find_suspect
 from swarm.client.link import Event, HopLink
 from swarm.client.resume import HopPlan, plan_resume
@@ -172,7 +173,7 @@ class Session:
                 raise ContextTooLong(f"{total} positions are more than the {limit} of {self.view.model.name}")
 
     def _issue(self, pieces: Sequence[Piece], operations: Sequence[pb.Operation]) -> None:
-        steps = self._sequences.pack(pieces, self.config.chunk_positions)
+        steps = self._sequences.pack(pieces, self._chunk(sum(piece.count for piece in pieces)))
         if operations:
             first = steps[0] if steps else pb.Step()
             first.operations.extend(operations)
@@ -184,6 +185,12 @@ class Session:
             self._trouble.set()
         if self._maintainer is None:
             self._maintainer = asyncio.ensure_future(self._maintain())
+
+    def _chunk(self, positions: int) -> int:
+        """Into frames of how many positions to cut so many, on the route in use."""
+        if self.config.chunk_positions is not None:
+            return self.config.chunk_positions
+        return best_chunk(positions, [stage(hop) for hop in self._route.hops] if self._route is not None else [])
 
     async def _outputs(self, expected: Sequence[Expected]) -> None:
         """Wait for outputs, or the error that ends the waiting."""
@@ -248,7 +255,7 @@ class Session:
     def _look_into(self, chain: Chain) -> None:
         """Ask every hop how far it is, and judge by what they last said."""
         now = asyncio.get_running_loop().time()
-        frame = self.config.chunk_positions * self.row_bytes
+        frame = (self.config.chunk_positions or LARGEST) * self.row_bytes
         reports = [link.report() for link in chain.links]
         suspect = find_suspect(reports, self._sequences.lengths, now, self.config, frame)
         if suspect is not None:
@@ -470,7 +477,8 @@ class Session:
 
     def _begin(self, chain: Chain, snapshot: Snapshot, starts: Mapping[int, int]) -> None:
         self._chain = chain
-        chain.put(snapshot.steps(starts, self.config.chunk_positions))
+        again = sum(max(length - starts.get(sequence, 0), 0) for sequence, length in snapshot.lengths.items())
+        chain.put(snapshot.steps(starts, self._chunk(again)))
         chain.put(self._backlog)
         self._backlog.clear()
         self.view.pin(chain.route)

@@ -233,20 +233,19 @@ def test_ctrl_c_while_servers_compute_frees_them(served: Serve, monkeypatch: pyt
     """The signal comes while the caller waits for the network thread."""
     servers = served("llama", 2)
     model = servers.model()
-    run, left = servers.swarm.loop.run, [6]
+    wait, left = servers.swarm.loop.wait, [6]
 
-    def interrupted(work: Any) -> Any:
+    def interrupted(future: Any) -> Any:
         left[0] -= 1
-        future = servers.swarm.loop.start(work)
         if left[0] == 0:
             future.cancel()
             raise KeyboardInterrupt
         return future.result()
 
-    monkeypatch.setattr(servers.swarm.loop, "run", interrupted)
+    monkeypatch.setattr(servers.swarm.loop, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt) as kept:
         model.generate(prompt(8), **GREEDY, max_new_tokens=12)
-    monkeypatch.setattr(servers.swarm.loop, "run", run)
+    monkeypatch.setattr(servers.swarm.loop, "wait", wait)
     servers.assert_free()
     del kept
 
