@@ -40,6 +40,8 @@ class ServerConfig:
     """Positions in one forward pass."""
     chunk_positions: int = 256
     """Positions that one sequence may put into one forward pass beside others."""
+    prefill_slice: float = 0.1
+    """Seconds for which prompts may hold up the decode steps of others."""
     grace: float = 30.0
     """How long a session lives on without a control stream."""
     idle_expiry: float = 600.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from swarm.types import Span
@@ -24,26 +24,53 @@ class Grant:
     positions: int
 
 
-def choose(waiting: Sequence[Waiting], budget: int, chunk: int) -> list[Grant]:
-    """Fill one forward pass of at most `budget` positions, oldest work first.
+DECODE_POSITIONS = 16
+"""Work of at most so many positions counts as a decode step: one token, or a window of guesses."""
+SMALLEST_SLICE = 16
+"""Positions of a prompt that a pass takes at least, however slow the machine: reading the weights costs as much."""
 
-    Only work on the same blocks as the oldest can share a pass. Decode steps (few positions) go first and whole;
-    what is left of the budget goes to prefill, at most `chunk` positions each as long as others wait too, so that a
-    long prompt does not hold up everybody's next token. The oldest work always gets something: nothing starves.
+
+def choose(waiting: Sequence[Waiting], budget: int, chunk: int, *, decoding: bool = False) -> list[Grant]:
+    """Fill one forward pass of at most `budget` positions; `waiting` is in order of precedence.
+
+    Only work on the same blocks as the first can share a pass. Decode steps go before prompts, and whole. A prompt that
+    is alone gets the whole budget, several get at most `chunk` each; but where somebody decodes (here, or soon again:
+    `decoding`), all prompts together get `chunk`, so that they do not hold up everybody's next token. The first in line
+    always gets something.
     """
     if not waiting:
         return []
     peers = [i for i, work in enumerate(waiting) if work.span == waiting[0].span]
-    limit = chunk if len(peers) > 1 else budget
+    steps = [i for i in peers if waiting[i].positions <= DECODE_POSITIONS]
+    busy = decoding or 0 < len(steps) < len(peers)
+    limit = chunk if busy or len(peers) > 1 else budget
     reserve = min(waiting[0].positions, limit, budget)
-    left = budget - reserve
+    left = {True: budget - reserve, False: (chunk if busy else budget) - (0 if 0 in steps else reserve)}
     grants = {0: reserve}
-    for index in sorted(peers[1:], key=lambda i: waiting[i].positions > chunk):
-        positions = min(waiting[index].positions, limit, left)
+    for index in sorted(peers[1:], key=lambda i: i not in steps):
+        positions = min(waiting[index].positions, limit, left[True], left[index in steps])
         if positions > 0:
             grants[index] = positions
-            left -= positions
+            left[True] -= positions
+            left[False] -= 0 if index in steps else positions
     return [Grant(index, positions) for index, positions in sorted(grants.items())]
+
+
+def slice_of(seconds: float, per_position: float, most: int) -> int:
+    """Positions of prompts in a pass that others wait for: what takes `seconds`; `most` until it was measured."""
+    return most if per_position <= 0.0 else max(min(int(seconds / per_position), most), min(SMALLEST_SLICE, most))
+
+
+def serve_fairly(served: Mapping[str, float], waiting: Iterable[str]) -> dict[str, float]:
+    """How much each client that waits, or was served more than those, has been served, in positions.
+
+    Start-time fair queuing (Goyal, Vin, Cheng, 1996): the next pass goes to the client served least; who comes begins
+    with the least of those who wait, or where it left off if that was more: nobody saves up a claim while idle.
+    """
+    clients = set(waiting)
+    least = min((served[client] for client in clients if client in served), default=0.0)
+    ahead = {client: amount for client, amount in served.items() if amount > least}
+    return {**dict.fromkeys(clients, least), **ahead}
 
 
 HOLD_SHARE = 1.0

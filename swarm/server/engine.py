@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from swarm.errors import ComputeFailed
-from swarm.server.batching import Waiting, choose, patience
+from swarm.server.batching import DECODE_POSITIONS, Waiting, choose, patience, serve_fairly, slice_of
 from swarm.types import Segment, SequenceKey, Span
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 ACTIVE = 0.5
 """Seconds after its last step for which a session is expected to come back soon."""
-DECODE_POSITIONS = 8
-"""A work of at most so many positions counts as a decode step."""
+MEASURED_POSITIONS = 32
+"""Passes of at least so many positions say what a position of a prompt costs."""
 
 FORK, MOVE = pb.Operation.FORK, pb.Operation.MOVE
 
@@ -56,7 +56,7 @@ class Runner(Protocol):
 class Work:
     """One step of one session: operations, then rows. `done` gets the outputs, or `failed` the error, on the loop.
 
-    `voided` is called instead where `Engine.void` took the work back.
+    `voided` is called instead where `Engine.void` took the work back. `client`: on whose account it is served.
     """
 
     session: bytes
@@ -67,6 +67,7 @@ class Work:
     failed: Callable[[ComputeFailed], None]
     operations: Sequence[pb.Operation] = ()
     voided: Callable[[], None] = lambda: None
+    client: str = ""
     taken: int = 0
     begun: bool = False
     broken: bool = False
@@ -117,6 +118,7 @@ class Engine(abc.ABC):
         self.beat = 0
         self._queues: dict[bytes, deque[Work]] = {}
         self._running = 0
+        self._served: dict[str, float] = {}
         runner.on_block = self._on_block
 
     @property
@@ -181,14 +183,22 @@ class Engine(abc.ABC):
         self._queues.setdefault(work.session, deque()).append(work)
 
     def _take(self) -> list[_Share]:
-        """Choose the next batch from the oldest work of each session; sessions take turns."""
+        """Choose the next batch from the oldest work of each session, the clients served least before others."""
         heads = [works[0] for works in self._queues.values()]
         if not heads[0].segments:
             return [self._share(heads[0], 0)]
-        heads = [work for work in heads if work.segments]
+        self._served = served = serve_fairly(self._served, (work.client for work in heads))
+        heads = sorted((work for work in heads if work.segments), key=lambda work: served[work.client])
         waiting = [Waiting(work.span, work.positions - work.taken) for work in heads]
-        grants = choose(waiting, self.batch_positions, self.chunk_positions)
+        chunk, decoding = self._slice(heads)
+        grants = choose(waiting, self.batch_positions, chunk, decoding=decoding)
+        for grant in grants:
+            served[heads[grant.index].client] += grant.positions
         return [self._share(heads[grant.index], grant.positions) for grant in grants]
+
+    def _slice(self, heads: Sequence[Work]) -> tuple[int, bool]:
+        """Positions of prompts in a pass that others wait for, and whether there are others who will soon be back."""
+        return self.chunk_positions, False
 
     def _share(self, work: Work, positions: int) -> _Share:
         share = _cut(work, positions)
@@ -317,10 +327,15 @@ class InlineEngine(Engine):
 
 
 class ThreadEngine(Engine):
-    """An engine in a thread of its own, woken by a condition variable; results return to the loop that made it."""
+    """An engine in a thread of its own, woken by a condition variable; results return to the loop that made it.
 
-    def __init__(self, runner: Runner, **options: Any) -> None:
+    `prefill_slice`: seconds for which prompts may hold up the decode steps of others.
+    """
+
+    def __init__(self, runner: Runner, *, prefill_slice: float = 0.1, **options: Any) -> None:
         super().__init__(runner, **options)
+        self.prefill_slice = prefill_slice
+        self._position_seconds = 0.0
         self._loop = asyncio.get_running_loop()
         self._ready = threading.Condition()
         self._closed = False
@@ -371,6 +386,11 @@ class ThreadEngine(Engine):
             if patience(len(self._queues), active, self._pass_seconds) == 0.0:
                 return
 
+    def _slice(self, heads: Sequence[Work]) -> tuple[int, bool]:
+        now, here = time.monotonic(), {work.session for work in heads}
+        decoding = any(seen > now - ACTIVE for session, seen in self._seen.items() if session not in here)
+        return slice_of(self.prefill_slice, self._position_seconds, self.chunk_positions), decoding
+
     def _note_pass(self, shares: list[_Share], began: float) -> None:
         """Remember who decodes here, and how long a pass of decode steps takes."""
         now = time.monotonic()
@@ -379,6 +399,10 @@ class ThreadEngine(Engine):
         self._seen.update(dict.fromkeys(decoding, now))
         if decoding and len(decoding) == len(shares):
             self._pass_seconds += 0.3 * (now - began - self._pass_seconds)
+        positions = sum(segment.count for share in shares for segment in share.segments)
+        if positions >= MEASURED_POSITIONS:
+            each = (now - began) / positions
+            self._position_seconds += (0.3 if self._position_seconds else 1.0) * (each - self._position_seconds)
 
     async def close(self) -> None:
         with self._ready:

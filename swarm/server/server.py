@@ -198,7 +198,12 @@ class Server:
 
     def _thread_engine(self, runner: Runner) -> Engine:
         config = self.config
-        return ThreadEngine(runner, batch_positions=config.batch_positions, chunk_positions=config.chunk_positions)
+        return ThreadEngine(
+            runner,
+            batch_positions=config.batch_positions,
+            chunk_positions=config.chunk_positions,
+            prefill_slice=config.prefill_slice,
+        )
 
     # ---- announcing -------------------------------------------------------------------------------------------
 

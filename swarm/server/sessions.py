@@ -284,7 +284,8 @@ class Session:
                 self._abandon(error)
 
         segments = [Segment((self.id, row.sequence), row.start, row.count) for row in rows]
-        work = Work(self.id, self.span, segments, hidden, done, failed, operations, lambda: box.forget(nbytes))
+        voided = lambda: box.forget(nbytes)  # noqa: E731
+        work = Work(self.id, self.span, segments, hidden, done, failed, operations, voided, self.client)
         self.around.engine.submit(work)
 
     def _computed(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], output: Buffer) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.server.batching import Grant, Waiting, choose
+from swarm.server.batching import Grant, Waiting, choose, serve_fairly, slice_of
 from swarm.types import Span
 
 A, B = Span(0, 4), Span(2, 4)
@@ -24,15 +24,57 @@ def granted(*positions: int, budget: int = 100, chunk: int = 25) -> list[int]:
         pytest.param([1], [1], id="one alone"),
         pytest.param([500], [100], id="a long prompt alone has the whole pass"),
         pytest.param([500, 1], [25, 1], id="but not beside somebody's next token"),
-        pytest.param([1, 500, 500], [1, 25, 25], id="prompts go on beside each other"),
+        pytest.param([1, 500, 500], [1, 25, 0], id="beside a decode step prompts share one chunk"),
+        pytest.param([500, 500], [25, 25], id="prompts go on beside each other"),
         pytest.param([500] * 5, [25, 25, 25, 25, 0], id="as long as there is room"),
-        pytest.param([500, 500, 500, 500, 1], [25, 25, 25, 24, 1], id="decode steps go before other prompts"),
+        pytest.param([500, 500, 500, 500, 1], [25, 0, 0, 0, 1], id="decode steps go before other prompts"),
+        pytest.param([16, 500, 16], [16, 25, 16], id="windows of guesses are decode steps"),
         pytest.param([1] * 120, [1] * 100 + [0] * 20, id="the budget is for all"),
         pytest.param([], [], id="nothing"),
     ],
 )
 def test_who_gets_how_much(positions: list[int], expected: list[int]) -> None:
     assert granted(*positions) == expected
+
+
+def test_a_prompt_alone_leaves_room_for_those_who_will_be_back() -> None:
+    assert choose([Waiting(A, 500)], 100, 25, decoding=True) == [Grant(0, 25)]
+
+
+@pytest.mark.parametrize(
+    ("per_position", "expected"),
+    [
+        pytest.param(0.0, 256, id="not measured"),
+        pytest.param(0.002, 50, id="a laptop"),
+        pytest.param(0.00002, 256, id="a fast card"),
+        pytest.param(0.5, 16, id="never less than what the weights cost anyhow"),
+    ],
+)
+def test_a_slice_is_what_fits_in_a_moment(per_position: float, expected: int) -> None:
+    assert slice_of(0.1, per_position, 256) == expected
+
+
+def test_clients_are_served_alike_whatever_they_ask() -> None:
+    """One asks for a hundred at a time, one for ten; a third comes late and has saved up nothing."""
+    served: dict[str, float] = {}
+    total = dict.fromkeys("abc", 0)
+    for turn in range(1000):
+        served = serve_fairly(served, "ab" if turn < 500 else "abc")
+        client = min("ab" if turn < 500 else "abc", key=lambda name: (served[name], name))
+        amount = 100 if client == "a" else 10
+        served[client] += amount
+        total[client] += amount
+        if turn == 499:
+            assert abs(total["a"] - total["b"]) <= 110
+            before = dict(total)
+    gained = [total[name] - before[name] for name in "abc"]
+    assert max(gained) - min(gained) <= 220
+
+
+def test_leaving_for_a_moment_does_not_clear_the_account() -> None:
+    served = serve_fairly({"a": 500.0, "b": 40.0}, "b")
+    assert serve_fairly(served, "ab") == {"a": 500.0, "b": 40.0}
+    assert serve_fairly({"a": 500.0, "b": 900.0}, "bc") == {"b": 900.0, "c": 900.0}
 
 
 def test_other_blocks_wait_for_a_pass_of_their_own() -> None:
