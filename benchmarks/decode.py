@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import click
+
+from benchmarks.results import Result, output_options, ratios, report
 
 PROMPT = 16
 
@@ -18,8 +18,8 @@ PROMPT = 16
 @click.option("--rounds", default=3, show_default=True, help="Interleaved rounds; medians are reported.")
 @click.option("--tokens", default=32, show_default=True, help="New tokens per generation.")
 @click.option("--sessions", default=8, show_default=True, help="Concurrent sessions.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
-def main(rounds: int, tokens: int, sessions: int, as_json: bool) -> None:
+@output_options
+def main(rounds: int, tokens: int, sessions: int, as_json: bool, save: bool) -> None:
     """Decode with a 250M-parameter random Llama in float32: in one process, through two servers, and many at once."""
     import torch
     from transformers import LlamaForCausalLM
@@ -40,7 +40,7 @@ def main(rounds: int, tokens: int, sessions: int, as_json: bool) -> None:
             model = DistributedLlama.from_pretrained(path, swarm=swarm, dtype="float32")
             equal = torch.equal(generate(local, tokens), generate(model, tokens))
             rows = [measure(local, model, tokens, sessions) for _ in range(rounds)]
-    report(rows, sessions, equal, as_json)
+    report(result(rows, sessions, equal), as_json, save)
 
 
 def generate(model: Any, tokens: int, streamer: Any = None) -> Any:
@@ -100,20 +100,25 @@ def measure(local: Any, model: Any, tokens: int, sessions: int) -> dict[str, flo
     }
 
 
-def report(rows: list[dict[str, float]], sessions: int, equal: bool, as_json: bool) -> None:
-    """Medians, and what they are relative to each other."""
-    plain, swarm, many = (statistics.median(row[name] for row in rows) for name in ("plain", "swarm", "many"))
-    ratios = (
-        statistics.median(r["swarm"] / r["plain"] for r in rows),
-        statistics.median(r["many"] / r["swarm"] for r in rows),
+def result(rounds: list[dict[str, float]], sessions: int, equal: bool) -> Result:
+    """What each rate is relative to plain transformers, and many sessions to one."""
+    plain, swarm, many = ([row[name] for row in rounds] for name in ("plain", "swarm", "many"))
+    rate, over_plain, over_one = "tokens/s", "× plain", "× one session"
+    rows = [
+        {"run": "plain transformers, one thread", rate: plain},
+        {"run": "swarm, one session", rate: swarm, over_plain: ratios(swarm, plain)},
+        {
+            "run": f"swarm, {sessions} sessions",
+            rate: many,
+            over_plain: ratios(many, plain),
+            over_one: ratios(many, swarm),
+        },
+    ]
+    return Result(
+        name="decode",
+        title="Decode: two one-thread servers against one process",
+        rows=rows,
+        goal="one session at least as fast as plain transformers; eight sessions four times as fast as one",
+        notes=[f"tokens equal plain transformers': {'yes' if equal else 'NO'}; {len(rounds)} rounds, medians"],
+        plot=[rate],
     )
-    if as_json:
-        values = {"plain": plain, "swarm": swarm, "many": many, "swarm_over_plain": ratios[0]}
-        print(
-            json.dumps({**values, "many_over_swarm": ratios[1], "sessions": sessions, "equal": equal, "rounds": rows})
-        )
-        return
-    print(f"{'plain transformers, one thread':<44}{plain:>8.2f} tokens/s")
-    print(f"{'swarm, two one-thread servers, one session':<44}{swarm:>8.2f} tokens/s   {ratios[0]:.2f} × plain")
-    print(f"{f'swarm, {sessions} sessions together':<44}{many:>8.2f} tokens/s   {ratios[1]:.2f} × one session")
-    print(f"tokens equal plain transformers': {'yes' if equal else 'NO'}; {len(rows)} rounds, medians")
