@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-NAMES = ("decode", "prefill")
+NAMES = ("budget", "decode", "prefill")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
