@@ -1,7 +1,10 @@
 """Which servers a session runs through. Pure: the directory's view and measurements in, a route out.
 
-A shortest path (Bellman's principle, one pass over the blocks) where a state is "block b was computed by server s":
-either s also computed b - 1, or the hidden states come from the best server that did, over the network.
+A shortest path by dynamic programming (Bellman 1957), one pass over the blocks, where a state is "block b was computed
+by server s": either s also computed b - 1, or the hidden states come over the network from a server that did. What the
+way to s costs is the sum of one part of the server left and one part of s, so the server to come from is the same for
+all s, unless the link from it is to be avoided; a block takes time linear in the number of servers. The states of a
+block are one array over all servers.
 """
 
 from __future__ import annotations
@@ -11,6 +14,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from swarm.errors import MissingBlocks
 from swarm.types import Hop, PeerId, Route, ServerRecord, ServerState, Span
 
@@ -18,7 +24,12 @@ HOP_OVERHEAD_MS = 1.0
 """Serialising, framing and waking up, once a hop."""
 FULL_PENALTY_MS = 10_000.0
 """A server without room may find some, but only if nobody else has any."""
-KEPT_PREDECESSORS = 3
+LONGEST_MS = 1e12
+"""More than any server may claim to need: sums stay finite, and so even the slowest server is better than none."""
+
+_STAYED = -1
+_Floats = NDArray[np.float64]
+_Indices = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,29 +45,31 @@ class Conditions:
     positions: int = 0
 
 
-@dataclass(slots=True)
-class _State:
-    """The cheapest way to have a block computed by `server`, who entered at block `entered`, after `before`."""
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """In ms, one number a server: to compute a block there, to come to it whatever it then computes, and a quarter of
+    its round trip, which is its part of the way to or from another server."""
 
-    cost: float
-    server: ServerRecord
-    entered: int
-    before: _State | None
+    block: _Floats
+    arrival: _Floats
+    way: _Floats
 
 
 def find_route(records: Iterable[ServerRecord], span: Span, conditions: Conditions) -> Route:
     """The route over `span` with the least expected time per token. Raises MissingBlocks naming what nobody hosts."""
-    hosts = _hosts(records, span, conditions)
-    missing = [block for block in span if not hosts[block]]
+    servers = _usable(records, span, conditions)
+    hosts = _hosts(servers, span, conditions.pins)
+    missing = [span.first + int(row) for row in np.flatnonzero(~hosts.any(axis=1))]
     if missing:
         gaps = _ranges(missing)
         text = ", ".join(f"{first}:{last}" for first, last in gaps)
         raise MissingBlocks(f"no server hosts blocks {text}", gaps)
-    states: dict[PeerId, _State] = {}
-    for block in span:
-        states = _advance(block, hosts[block], states, conditions, start=block == span.first)
-    best = min(states.values(), key=lambda s: (s.cost + _rtt(s.server, conditions) / 2, s.server.peer_id))
-    return _unwind(best, span, conditions)
+    costs = _costs(servers, conditions)
+    reached, sources = _search(hosts, costs, _relayed(servers, conditions))
+    whole = reached + 2 * costs.way
+    best = int(whole.argmin())
+    route = with_relays(_unwind(best, sources, servers, span), conditions)
+    return Route(route.hops, route.relayed_links, float(whole[best]))
 
 
 def repair(route: Route, lost: Iterable[int], records: Sequence[ServerRecord], conditions: Conditions) -> Route:
@@ -109,56 +122,53 @@ def with_relays(hops: tuple[Hop, ...], conditions: Conditions) -> Route:
 
 def agreed_fingerprints(records: Iterable[ServerRecord], pins: Mapping[int, bytes]) -> dict[int, bytes]:
     """The fingerprint of each block: the pinned one, else the one that most servers announce."""
-    votes: dict[int, Counter[bytes]] = defaultdict(Counter)
+    votes: Counter[tuple[int, bytes]] = Counter()
     for record in records:
-        for block, fingerprint in zip(record.span, record.fingerprints, strict=False):
-            votes[block][fingerprint] += 1
-    agreed = {block: max(count.items(), key=lambda item: (item[1], item[0]))[0] for block, count in votes.items()}
+        votes.update(zip(record.span, record.fingerprints, strict=False))
+    # In rising order of votes, then of the fingerprint: what is written last stays.
+    agreed = {
+        block: fingerprint for (block, fingerprint), _ in sorted(votes.items(), key=lambda item: (item[1], item[0]))
+    }
     return {**agreed, **pins}
 
 
-def _hosts(records: Iterable[ServerRecord], span: Span, conditions: Conditions) -> dict[int, list[ServerRecord]]:
-    """Per block the servers that can compute it, in a fixed order."""
-    usable = [r for r in records if r.state is ServerState.ONLINE and r.peer_id not in conditions.avoid_peers]
-    agreed = agreed_fingerprints(usable, conditions.pins)
-    hosts: dict[int, list[ServerRecord]] = {block: [] for block in span}
-    for record in sorted(usable, key=lambda r: r.peer_id):
-        for block, fingerprint in zip(record.span, record.fingerprints, strict=False):
-            if block in hosts and fingerprint == agreed[block]:
-                hosts[block].append(record)
+def _usable(records: Iterable[ServerRecord], span: Span, conditions: Conditions) -> list[ServerRecord]:
+    """Who takes sessions on part of `span`, by peer id; of a peer with several records what it said last."""
+    newest: dict[PeerId, ServerRecord] = {}
+    for record in records:
+        known = newest.get(record.peer_id)
+        if known is None or (known.expires, known.span) < (record.expires, record.span):
+            newest[record.peer_id] = record
+    return [
+        record
+        for peer_id, record in sorted(newest.items())
+        if record.state is ServerState.ONLINE
+        and peer_id not in conditions.avoid_peers
+        and record.span.first < span.last
+        and span.first < record.span.last
+    ]
+
+
+def _hosts(servers: Sequence[ServerRecord], span: Span, pins: Mapping[int, bytes]) -> NDArray[np.bool_]:
+    """(blocks, servers): whether a server has the block, with the weights that are meant."""
+    agreed = agreed_fingerprints(servers, pins)
+    hosts = np.zeros((len(span), len(servers)), dtype=bool)
+    for column, record in enumerate(servers):
+        first, last = max(record.span.first, span.first), min(record.span.last, span.last)
+        prints = record.fingerprints[first - record.span.first : last - record.span.first]
+        right = [fingerprint == agreed[block] for block, fingerprint in enumerate(prints, first)]
+        hosts[first - span.first : first - span.first + len(right), column] = right
     return hosts
 
 
-def _advance(
-    block: int, hosts: list[ServerRecord], before: dict[PeerId, _State], conditions: Conditions, *, start: bool
-) -> dict[PeerId, _State]:
-    """The states after `block` from those before it."""
-    ranked = sorted(before.values(), key=lambda s: s.cost + _rtt(s.server, conditions) / 4)[:KEPT_PREDECESSORS]
-    after: dict[PeerId, _State] = {}
-    for server in hosts:
-        state = _enter_first(server, block, conditions) if start else _enter(server, block, ranked, conditions)
-        staying = before.get(server.peer_id)
-        if staying is not None and staying.cost <= state.cost:
-            state = _State(staying.cost, server, staying.entered, staying.before)
-        state.cost += server.decode_ms
-        after[server.peer_id] = state
-    return after
-
-
-def _enter_first(server: ServerRecord, block: int, conditions: Conditions) -> _State:
-    return _State(_rtt(server, conditions) / 2 + _arrival(server, conditions), server, block, None)
-
-
-def _enter(server: ServerRecord, block: int, ranked: list[_State], conditions: Conditions) -> _State:
-    return min((_come(state, server, block, conditions) for state in ranked), key=lambda state: state.cost)
-
-
-def _come(before: _State, server: ServerRecord, block: int, conditions: Conditions) -> _State:
-    """From one server to another: straight, or through the client, which is twice the way."""
-    pair = before.server.peer_id, server.peer_id
-    relayed = pair[0] == pair[1] or pair in conditions.avoid_links
-    travel = (_rtt(before.server, conditions) + _rtt(server, conditions)) / (2 if relayed else 4)
-    return _State(before.cost + travel + _arrival(server, conditions), server, block, before)
+def _costs(servers: Sequence[ServerRecord], conditions: Conditions) -> _Costs:
+    rtt = [conditions.rtt_ms.get(server.peer_id, conditions.default_rtt_ms) for server in servers]
+    block = np.array([server.decode_ms for server in servers])
+    return _Costs(
+        np.minimum(block, LONGEST_MS),
+        np.minimum([_arrival(server, conditions) for server in servers], LONGEST_MS),
+        np.array(rtt) / 4,
+    )
 
 
 def _arrival(server: ServerRecord, conditions: Conditions) -> float:
@@ -167,19 +177,61 @@ def _arrival(server: ServerRecord, conditions: Conditions) -> float:
     return HOP_OVERHEAD_MS + full + server.queue * server.decode_ms * len(server.span)
 
 
-def _rtt(server: ServerRecord, conditions: Conditions) -> float:
-    return conditions.rtt_ms.get(server.peer_id, conditions.default_rtt_ms)
+def _relayed(servers: Sequence[ServerRecord], conditions: Conditions) -> dict[int, list[int]]:
+    """For each server those from which nothing may come to it directly, as places in `servers`."""
+    places = {server.peer_id: place for place, server in enumerate(servers)}
+    relayed: dict[int, list[int]] = defaultdict(list)
+    for source, target in conditions.avoid_links:
+        if source in places and target in places:
+            relayed[places[target]].append(places[source])
+    return relayed
 
 
-def _unwind(best: _State, span: Span, conditions: Conditions) -> Route:
+def _search(
+    hosts: NDArray[np.bool_], costs: _Costs, relayed: Mapping[int, list[int]]
+) -> tuple[_Floats, list[_Indices]]:
+    """The least cost of having the last block computed by each server, and for every block but the first, and every
+    server, where the hidden states then come from: `_STAYED`, or another server."""
+    reached = np.where(hosts[0], 2 * costs.way + costs.arrival + costs.block, np.inf)
+    sources = []
+    for here in hosts[1:]:
+        entered, source = _enter(reached, here, costs, relayed)
+        sources.append(np.where(reached <= entered, _STAYED, source))
+        reached = np.where(here, np.minimum(reached, entered) + costs.block, np.inf)
+    return reached, sources
+
+
+def _enter(
+    reached: _Floats, here: NDArray[np.bool_], costs: _Costs, relayed: Mapping[int, list[int]]
+) -> tuple[_Floats, _Indices]:
+    """What it costs to come to each server from the best other, and which that is.
+
+    A link that is to be avoided leads through the client, which is twice the way.
+    """
+    left = reached + costs.way
+    best = int(left.argmin())
+    source = np.full(len(left), best, dtype=np.int32)
+    entered = left[best] + costs.way + costs.arrival
+    for target, avoided in relayed.items():
+        if here[target] and best in avoided:
+            detour = left.copy()
+            detour[avoided] += costs.way[avoided] + costs.way[target]
+            source[target] = place = int(detour.argmin())
+            entered[target] = detour[place] + costs.way[target] + costs.arrival[target]
+    return entered, source
+
+
+def _unwind(best: int, sources: Sequence[_Indices], servers: Sequence[ServerRecord], span: Span) -> tuple[Hop, ...]:
+    """The hops that end at server `best`."""
     hops: list[Hop] = []
-    state: _State | None = best
     last = span.last
-    while state is not None:
-        hops.append(Hop(state.server, Span(state.entered, last)))
-        last, state = state.entered, state.before
-    route = with_relays(tuple(reversed(hops)), conditions)
-    return Route(route.hops, route.relayed_links, best.cost + _rtt(best.server, conditions) / 2)
+    for block in range(span.last - 1, span.first, -1):
+        source = int(sources[block - span.first - 1][best])
+        if source != _STAYED:
+            hops.append(Hop(servers[best], Span(block, last)))
+            last, best = block, source
+    hops.append(Hop(servers[best], Span(span.first, last)))
+    return tuple(reversed(hops))
 
 
 def _ranges(blocks: Sequence[int]) -> tuple[tuple[int, int], ...]:
