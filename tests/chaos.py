@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import MissingBlocks, NetworkError, ServerBusy
-from swarm.net.memory import LinkConditions, run
+from swarm.net.conditions import LinkConditions
+from swarm.net.memory import run
 from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
 from tests.simulation import Arithmetic, ExactRunner, ForgetlessRunner, World, speculate

@@ -21,8 +21,9 @@ from swarm.models.cost import describe
 from swarm.models.load import load_span
 from swarm.models.survey.configs import BLOCKS, VOCABULARY, small_config
 from swarm.models.survey.reference import build
+from swarm.net.conditions import LinkConditions
 from swarm.net.loop import shared_loop
-from swarm.net.memory import LinkConditions, MemoryHost, SimulatedNetwork
+from swarm.net.memory import MemoryHost, SimulatedNetwork
 from swarm.server.engine import ThreadEngine
 from swarm.server.handler import Handler, Offer
 from swarm.types import ServerRecord, Span

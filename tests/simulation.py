@@ -19,7 +19,8 @@ from swarm.client.session import Notice, Session
 from swarm.client.view import View
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import StepVoid, StreamClosed, SwarmError
-from swarm.net.memory import LinkConditions, MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork
+from swarm.net.conditions import LinkConditions
+from swarm.net.memory import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork
 from swarm.server.engine import InlineEngine, Runner
 from swarm.server.handler import Handler, Offer
 from swarm.types import ModelInfo, Rows, Segment, SequenceKey, ServerRecord, ServerState, Span

@@ -14,11 +14,11 @@ import random
 import selectors
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from swarm.errors import FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed, SwarmError
 from swarm.net.base import StreamHandler
+from swarm.net.conditions import Line, LinkConditions
 from swarm.types import ModelInfo, PeerId, ServerRecord
 
 T = TypeVar("T")
@@ -60,18 +60,6 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-@dataclass(frozen=True, slots=True)
-class LinkConditions:
-    """One direction of a link. `delay`, `jitter` and `retransmit` in seconds, `rate` in bytes per second (None: no
-    limit), `loss`: share of frames that arrive `retransmit` later, as a lost packet does on a reliable stream."""
-
-    delay: float = 0.005
-    jitter: float = 0.0
-    rate: float | None = None
-    loss: float = 0.0
-    retransmit: float = 0.2
-
-
 class SimulatedNetwork:
     """Hosts and the links between them. All randomness comes from `seed`."""
 
@@ -82,6 +70,7 @@ class SimulatedNetwork:
         self.records: dict[tuple[str, PeerId], ServerRecord] = {}
         self.infos: dict[str, ModelInfo] = {}
         self._conditions: dict[tuple[PeerId, PeerId], LinkConditions] = {}
+        self._lines: dict[tuple[PeerId, PeerId], Line] = {}
         self._cut: set[frozenset[PeerId]] = set()
         self._frozen: set[PeerId] = set()
         self._thaws: dict[PeerId, asyncio.Event] = {}
@@ -106,6 +95,10 @@ class SimulatedNetwork:
 
     def conditions(self, source: PeerId, target: PeerId) -> LinkConditions:
         return self._conditions.get((source, target), self.default)
+
+    def line(self, source: PeerId, target: PeerId) -> Line:
+        """What all streams from source to target share."""
+        return self._lines.setdefault((source, target), Line(self.random))
 
     def kill(self, name: PeerId) -> None:
         """The process dies: others see its streams end after one delay; nothing that it does arrives any more."""
@@ -158,7 +151,6 @@ class _Pipe:
         self.sealed = False
         self.closed = False
         self._loop = asyncio.get_running_loop()
-        self._line_free = 0.0
         self._last_arrival = 0.0
         self._timer: asyncio.TimerHandle | None = None
         network.pipes[self] = None
@@ -167,19 +159,12 @@ class _Pipe:
 
     def put(self, frame: bytes | None) -> None:
         """Send a frame, or the end of the stream."""
-        self.pending += len(frame or b"")
-        self._last_arrival = max(self._last_arrival, self._arrival(frame))
+        size, link = len(frame or b""), self.network.conditions(self.source, self.target)
+        self.pending += size
+        line = self.network.line(self.source, self.target)
+        self._last_arrival = max(self._last_arrival, line.arrival(self._loop.time(), size, link))
         self.under_way.append((self._last_arrival, frame))
         self.arm()
-
-    def _arrival(self, frame: bytes | None) -> float:
-        link = self.network.conditions(self.source, self.target)
-        self._line_free = max(self._loop.time(), self._line_free)
-        if link.rate is not None:
-            self._line_free += len(frame or b"") / link.rate
-        late = link.retransmit if link.loss and self.network.random.random() < link.loss else 0.0
-        jitter = self.network.random.uniform(0.0, link.jitter) if link.jitter else 0.0
-        return self._line_free + link.delay + jitter + late
 
     def arm(self) -> None:
         """Set the timer for the next frame, unless the link holds frames back."""

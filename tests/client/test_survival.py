@@ -11,7 +11,8 @@ import pytest
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import ContextTooLong, GenerationFailed, InvalidInput, MissingBlocks, SessionClosed, StepVoid
-from swarm.net.memory import LinkConditions, run
+from swarm.net.conditions import LinkConditions
+from swarm.net.memory import run
 from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer

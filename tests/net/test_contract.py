@@ -15,8 +15,10 @@ import pytest
 from swarm.config import NetworkConfig
 from swarm.errors import FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed
 from swarm.net.base import Directory, Host, Stream
+from swarm.net.conditions import LinkConditions
 from swarm.net.hivemind import HivemindHost, create_host, open_directory
 from swarm.net.memory import SimulatedNetwork, run
+from swarm.net.wide import WideHost
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 
 LIMIT = 1 << 22
@@ -44,6 +46,21 @@ class Memory:
 
     def close(self) -> None:
         pass
+
+
+class Wide(Memory):
+    """The same behind lines that delay."""
+
+    def run(self, scenario: Callable[[], Awaitable[None]]) -> None:
+        async def main() -> None:
+            network = SimulatedNetwork(conditions=LinkConditions(delay=0))
+            inner = [network.host("one"), network.host("two")]
+            link = LinkConditions(delay=0.02, jitter=0.01, rate=1e7, loss=0.05)
+            self.hosts = [WideHost(host, link) for host in inner]
+            self.directories = [network.directory(host) for host in inner]
+            await scenario()
+
+        run(main())
 
 
 class Real:
@@ -82,7 +99,9 @@ Net = Memory | Real
 
 
 @pytest.fixture(
-    scope="module", params=[Memory, pytest.param(Real, marks=pytest.mark.processes)], ids=["memory", "hivemind"]
+    scope="module",
+    params=[Memory, Wide, pytest.param(Real, marks=pytest.mark.processes)],
+    ids=["memory", "wide", "hivemind"],
 )
 def net(request: pytest.FixtureRequest) -> Iterator[Net]:
     network = request.param()

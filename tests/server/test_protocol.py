@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from swarm.config import ServerConfig
-from swarm.net.memory import LinkConditions, MemoryStream, VirtualClockLoop
+from swarm.net.conditions import LinkConditions
+from swarm.net.memory import MemoryStream, VirtualClockLoop
 from swarm.types import Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
