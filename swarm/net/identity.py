@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import base58
@@ -86,6 +87,7 @@ class Identity:
         return self._key.sign(data)
 
 
+@lru_cache(8192)
 def peer_id_of(public_bytes: bytes) -> PeerId:
     """The peer id of an Ed25519 public key in libp2p's encoding. Raises InvalidInput for anything else."""
     if len(public_bytes) != 36 or not public_bytes.startswith(_PUBLIC):

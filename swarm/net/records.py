@@ -23,8 +23,9 @@ CLOCK_TOLERANCE = 3.0
 MAX_ADDRESSES = 16
 MAX_BLOCKS = 1024
 """Blocks of the deepest model; reading a model takes a question per block."""
-CHECKED = 2048
-"""Signatures that are remembered as right: every node that is asked answers with the same records."""
+CHECKED = 8192
+"""Signatures that are remembered as right: every node that is asked answers with the same records. Where a swarm has
+more records none is found again, because each pushes out the one that is asked for next."""
 
 
 def span_key(model: str, first: int) -> str:

@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import base58
 import pytest
 
 import swarm.net.directory as directories
 import swarm.net.hivemind as hosts
 from swarm.config import NetworkConfig
+from swarm.errors import NetworkError
 from swarm.net import records
 from swarm.net.directory import HivemindDirectory
 from swarm.net.hivemind import HivemindHost, create_host, open_directory
@@ -97,6 +99,34 @@ def test_a_node_stores_only_so_many_peers_under_one_key(monkeypatch: pytest.Monk
     key = directories.DHTID.generate("key")
     assert [storage.store_subkey(key, f"peer{n}", b"x", now + 60) for n in range(5)] == [True] * 3 + [False] * 2
     assert storage.store_subkey(key, "peer1", b"y", now + 61)
+
+
+def test_a_server_is_found_though_enough_others_name_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "MAX_SUBKEYS", 1)
+
+    async def main() -> None:
+        one, first = await join(CONFIG)
+        two, second = await join(replace(CONFIG, initial_peers=tuple(one.addresses)))
+        await first.announce(record(one.peer_id), MODEL)
+        late = replace(record(two.peer_id), span=Span(1, 4), fingerprints=(bytes(8),) * 3)
+        late = await second.announce(late, MODEL)
+        assert late in await first.lookup(MODEL.key, 4)
+        assert await second.models() == [MODEL]
+        with pytest.raises(NetworkError, match="nobody in the directory took"):
+            await second.announce(record(two.peer_id), MODEL)
+        await second.withdraw(late)
+        assert late not in await first.lookup(MODEL.key, 4)
+        await two.close()
+        await one.close()
+
+    asyncio.run(main())
+
+
+def test_long_names_of_peers_are_spelled_and_not_remembered() -> None:
+    size = directories._remembered.cache_info().currsize
+    assert directories.PeerID(b"x" * 1000).to_base58() == base58.b58encode(b"x" * 1000).decode()
+    assert directories._remembered.cache_info().currsize == size
+    assert directories.PeerID.from_base58(directories.PeerID(b"y" * 38).to_base58()) == directories.PeerID(b"y" * 38)
 
 
 def test_a_bootstrap_peer_that_comes_back_is_found_and_finds_everybody(
