@@ -26,6 +26,7 @@ from swarm.server.handler import Handler, Offer
 from swarm.types import ModelInfo, Rows, Segment, SequenceKey, ServerRecord, ServerState, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.codecs import offered
 from swarm.wire.rows import Buffer
 
 ROW = struct.Struct("<Q")
@@ -105,12 +106,17 @@ class ForgetlessRunner(ExactRunner):
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What is computed in a simulation: rows of `row_bytes`, from tokens, through a runner, to tokens."""
+    """What is computed in a simulation: rows of `row_bytes`, from tokens, through a runner, to tokens.
+
+    With a `dtype` that codecs know and its `hidden_size`, servers offer them.
+    """
 
     row_bytes: int
     embed: Callable[[int, int], bytes]
     token_of: Callable[[bytes], int]
     make_runner: Callable[[Span], Runner]
+    dtype: str = "exact"
+    hidden_size: int = 1
 
 
 @dataclass
@@ -172,12 +178,12 @@ class World:
     ) -> None:
         self.network = SimulatedNetwork(seed, conditions)
         self.random = random.Random(seed)
-        self.model = ModelInfo("model", "exact", blocks, 1, 4096)
         self.servers: dict[str, SimulatedServer] = {}
         self.clients: list[MemoryHost] = []
         self.notices: list[Notice] = []
         self.runners: list[Runner] = []
         self.arithmetic = arithmetic or Arithmetic(ROW.size, embed, token_of, lambda span: make_runner())
+        self.model = ModelInfo("model", "exact", blocks, self.arithmetic.hidden_size, 4096)
         self.server_config = server_config or ServerConfig()
         self.step_seconds = step_seconds
         self._sessions: list[Session] = []
@@ -187,19 +193,29 @@ class World:
     def span(self) -> Span:
         return Span(0, self.model.blocks)
 
-    async def add(self, name: str, span: Span, *, fingerprint: bytes = b"", decode_ms: float = 1.0) -> SimulatedServer:
-        """Start a server and wait until it is announced."""
+    async def add(
+        self,
+        name: str,
+        span: Span,
+        *,
+        fingerprint: bytes = b"",
+        decode_ms: float = 1.0,
+        codecs: tuple[str, ...] | None = None,
+    ) -> SimulatedServer:
+        """Start a server and wait until it is announced. `codecs`: those that it offers; None: all it can."""
         host = self.network.host(name)
         directory = self.network.directory(host)
         prints = tuple(fingerprint.ljust(32, b"\0") or bytes(32) for _ in span)
-        offer = Offer("model", span, prints, "exact", 1, self.arithmetic.row_bytes, directory.verify, 4096)
+        dtype, size = self.arithmetic.dtype, self.arithmetic.hidden_size
+        codecs = offered(dtype, size) if codecs is None else codecs
+        offer = Offer("model", span, prints, dtype, size, self.arithmetic.row_bytes, directory.verify, 4096, codecs)
         self.runners.append(self.arithmetic.make_runner(span))
         engine = InlineEngine(self.runners[-1], seconds=self.step_seconds)
         handler = Handler(host=host, engine=engine, offer=offer, config=self.server_config)
         await handler.start()
         record = ServerRecord(
-            name, "model", span, tuple(p[:8] for p in prints), addresses=tuple(host.addresses), dtype="exact",
-            free_tokens=10_000, decode_ms=decode_ms,
+            name, "model", span, tuple(p[:8] for p in prints), addresses=tuple(host.addresses), dtype=dtype,
+            free_tokens=10_000, decode_ms=decode_ms, codecs=codecs,
         )  # fmt: skip
         server = SimulatedServer(self, name, span, host, directory, handler, record)
         self.servers[name] = server
@@ -227,7 +243,7 @@ class World:
         host = self.network.host(name or f"client{len(self.clients)}")
         self.clients.append(host)
         config = config or ClientConfig()
-        view = View(self.network.directory(host), self.model, "exact", config)
+        view = View(self.network.directory(host), self.model, self.arithmetic.dtype, config)
         session = Session(
             host, view, self.span, row_bytes=self.arithmetic.row_bytes, config=config, on_notice=self.notices.append,
             rng=random.Random(self.random.random()),
@@ -276,11 +292,13 @@ async def generate(
     *,
     sequence: int = 0,
     on_token: Callable[[int], object] | None = None,
+    arithmetic: Arithmetic | None = None,
 ) -> list[int]:
     """What the swarm generates after a prompt that goes on where the sequence ends.
 
     `on_token(i)` is called before token i is asked for; it may return a coroutine.
     """
+    to_row, to_token = (arithmetic.embed, arithmetic.token_of) if arithmetic else (embed, token_of)
     base = session.length(sequence)
     tokens, sent = list(prompt), 0
     while len(tokens) < len(prompt) + count:
@@ -288,10 +306,10 @@ async def generate(
             happening = on_token(len(tokens) - len(prompt))
             if asyncio.iscoroutine(happening):
                 await happening
-        rows = b"".join(embed(token, base + sent + i) for i, token in enumerate(tokens[sent:]))
+        rows = b"".join(to_row(token, base + sent + i) for i, token in enumerate(tokens[sent:]))
         sent = len(tokens)
         (output,) = await session.step([Rows(sequence, rows, 1)])
-        tokens.append(token_of(output))
+        tokens.append(to_token(output))
     return tokens[len(prompt) :]
 
 
@@ -379,7 +397,7 @@ class Peer:
             "last": record.span.last,
             "fingerprints": record.fingerprints,
             "dtype": record.dtype,
-            "hidden_size": 1,
+            "hidden_size": self.world.model.hidden_size,
         }
         return pb.ControlRequest(open=pb.Open(**{**fields, **changes}))
 

@@ -35,12 +35,12 @@ def test_random_faults_on_real_layers() -> None:
 
 
 @functools.cache
-def llama_arithmetic() -> Arithmetic:
+def llama_arithmetic(hidden_size: int = 16) -> Arithmetic:
     """A random Llama of six blocks; tokens are embedded and chosen as a client does."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=61,
-        hidden_size=16,
+        hidden_size=hidden_size,
         intermediate_size=32,
         num_hidden_layers=BLOCKS,
         num_attention_heads=4,
@@ -56,10 +56,10 @@ def llama_arithmetic() -> Arithmetic:
 
     def token_of(output: bytes) -> int:
         with torch.inference_mode():
-            hidden = torch.frombuffer(bytearray(output[-64:]), dtype=torch.float32)
+            hidden = torch.frombuffer(bytearray(output[-4 * hidden_size :]), dtype=torch.float32)
             return int(model.lm_head(model.model.norm(hidden)).argmax())
 
     def make_runner(span: Span) -> SpanModel:
         return SpanModel(copy.deepcopy(model), span)
 
-    return Arithmetic(64, embed, token_of, make_runner)
+    return Arithmetic(4 * hidden_size, embed, token_of, make_runner, "float32", hidden_size)

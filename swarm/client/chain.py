@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from swarm.client.link import HopLink
@@ -13,13 +13,14 @@ from swarm.net.base import Stream
 from swarm.types import Route
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.codecs import Codec, decode_step, encode_step
 
 
 class Chain:
     """Sends steps to the first hop, takes results from the last, and carries what a relayed link cannot.
 
-    `row_bytes`: bytes of one position; `on_result(step)` takes results; `on_broken(index, error)` hears which hop's
-    stream failed, at most once.
+    `codecs`: of every link, from the one into the first hop to the one out of the last; `on_result(step)` takes
+    results; `on_broken(index, error)` hears which hop's stream failed, at most once.
     """
 
     def __init__(
@@ -27,14 +28,14 @@ class Chain:
         route: Route,
         links: tuple[HopLink, ...],
         epoch: int,
-        row_bytes: int,
+        codecs: Sequence[Codec],
         on_result: Callable[[pb.Step], None],
         on_broken: Callable[[int, SwarmError], None],
     ) -> None:
         self.route = route
         self.links = links
         self.epoch = epoch
-        self.row_bytes = row_bytes
+        self.codecs = codecs
         self._on_result = on_result
         self._on_broken = on_broken
         self._outgoing: asyncio.Queue[pb.Step] = asyncio.Queue()
@@ -62,9 +63,9 @@ class Chain:
     def _start_all(self, fed: list[int], inputs: list[Stream], read: list[int], results: list[Stream]) -> None:
         self._start(0, self._send(inputs[0]))
         for index, stream in zip(fed, inputs, strict=True):
-            self._start(index, _last_word(stream, self.row_bytes))
+            self._start(index, _last_word(stream, self.codecs[index].row_bytes))
         for index, source, target in zip(read, results, inputs[1:], strict=False):
-            self._start(index, self._carry(source, target))
+            self._start(index, self._carry(source, target, self.codecs[index + 1].row_bytes))
         self._start(read[-1], self._receive(results[-1]))
 
     def put(self, steps: Iterable[pb.Step]) -> None:
@@ -75,16 +76,16 @@ class Chain:
     async def _send(self, stream: Stream) -> None:
         while True:
             step = await self._outgoing.get()
-            await stream.send(pb.Data(step=step).SerializeToString())
+            await stream.send(pb.Data(step=encode_step(step, self.codecs[0])).SerializeToString())
 
     async def _receive(self, stream: Stream) -> None:
         while True:
-            self._on_result(await _next_step(stream, self.row_bytes))
+            self._on_result(decode_step(await _next_data(stream), self.codecs[-1]))
 
-    async def _carry(self, source: Stream, target: Stream) -> None:
-        """Pass on what one hop computed to the next, who cannot be dialled by it."""
+    async def _carry(self, source: Stream, target: Stream, row_bytes: int) -> None:
+        """Pass on what one hop computed to the next, who cannot be dialled by it, encoded as it is."""
         while True:
-            step = await _next_step(source, self.row_bytes)
+            step = await _next_step(source, row_bytes)
             await target.send(pb.Data(step=step).SerializeToString())
 
     def _start(self, index: int, work: Coroutine[Any, Any, None]) -> None:
@@ -108,13 +109,18 @@ class Chain:
             stream.close()
 
 
-async def _next_step(stream: Stream, row_bytes: int) -> pb.Step:
+async def _next_data(stream: Stream) -> pb.Step:
+    """The next step, not checked yet."""
     data = messages.decode(pb.Data, await stream.receive(FRAME_LIMIT))
     if data.WhichOneof("kind") == "failure":
         raise messages.error_of(data.failure, stream.peer_id)
     if data.WhichOneof("kind") != "step":
         raise MalformedFrame(f"{stream.peer_id} sent a {data.WhichOneof('kind')} instead of results")
-    return messages.check_step(data.step, row_bytes)
+    return data.step
+
+
+async def _next_step(stream: Stream, row_bytes: int) -> pb.Step:
+    return messages.check_step(await _next_data(stream), row_bytes)
 
 
 async def _last_word(stream: Stream, row_bytes: int) -> None:

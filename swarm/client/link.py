@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from swarm.client.diagnosis import Moved, Report
+from swarm.client.encoding import Party, Rates, rates_of
 from swarm.client.resume import Holding, HopState
 from swarm.config import CONTROL_FRAME_LIMIT, ClientConfig
 from swarm.errors import ContractMismatch, MalformedFrame, PeerUnreachable, StreamClosed, SwarmError
@@ -15,6 +16,7 @@ from swarm.net.base import Host, Stream
 from swarm.types import Hop
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.codecs import INT8
 
 Event = pb.LinkDown | pb.Leaving | pb.Failure | SwarmError
 
@@ -29,6 +31,8 @@ class HopLink:
         self.can_rollback = True
         self.max_positions = 0
         self.rtt_ms: float | None = None
+        self.codecs: tuple[str, ...] = ()
+        self.rates = Rates()
         self._host = host
         self._config = config
         self._on_event = on_event
@@ -37,6 +41,7 @@ class HopLink:
         self._answer: asyncio.Future[pb.ControlReply] | None = None
         self._probes: dict[int, float] = {}
         self._nonce = 0
+        self._timings: asyncio.Queue[tuple[float, pb.Progress | SwarmError]] | None = None
         self._epoch = 0
         self._progress: tuple[object, ...] = ()
         self._moved: dict[int, Moved] = {}
@@ -56,9 +61,12 @@ class HopLink:
         reply = await self._ask(pb.ControlRequest(open=request), "opened")
         self.can_rollback = reply.opened.can_rollback
         self.max_positions = reply.opened.max_positions
+        self.codecs = tuple(reply.opened.codecs)
         short = [whole[: messages.FINGERPRINT_BYTES] for whole in reply.opened.fingerprints]
         if short != list(request.fingerprints):
             raise ContractMismatch(f"{self}: the fingerprints it opened with are not those that it announced")
+        if self._config.codec == "auto" and INT8 in self.codecs:
+            self.rates = await self._measure()
 
     async def attach(self) -> None:
         """Take the session up again over a new control stream. Raises SessionNotFound and what `open` raises."""
@@ -94,6 +102,38 @@ class HopLink:
         self._nonce += 1
         self._probes[self._nonce] = asyncio.get_running_loop().time()
         await self._say(pb.ControlRequest(probe=pb.Probe(nonce=self._nonce)))
+
+    async def _measure(self) -> Rates:
+        """How many bytes a second go there and back; only what is known by the time that a hop counts as silent."""
+        self._timings, times = asyncio.Queue(), list[float]()
+        padding = messages.MAX_PADDING
+        try:
+            async with asyncio.timeout(self._config.silence):
+                for probe in (pb.Probe(), pb.Probe(padding=bytes(padding)), pb.Probe(reply_bytes=padding)):
+                    self._nonce += 1
+                    probe.nonce = self._nonce
+                    await self._say(pb.ControlRequest(probe=probe))
+                for asked in (0, 0, padding):
+                    times.append(await self._answered(self._timings, asked))
+        except TimeoutError:
+            times.append(asyncio.get_running_loop().time())
+        finally:
+            self._timings = None
+        return rates_of(times, padding)
+
+    async def _answered(self, timings: asyncio.Queue[tuple[float, pb.Progress | SwarmError]], asked: int) -> float:
+        """When the next probe was answered. Raises what ended the stream instead."""
+        time, answer = await timings.get()
+        if isinstance(answer, SwarmError):
+            raise answer
+        if len(answer.padding) != asked:
+            raise MalformedFrame(f"{self}: answered with {len(answer.padding)} bytes of padding instead of {asked}")
+        return time
+
+    @property
+    def party(self) -> Party:
+        """What decides how hidden states travel to and from this hop."""
+        return Party(self.codecs, self.rates, self.hop.server.prefill_rate / len(self.hop.span))
 
     def report(self) -> Report:
         """What it last said."""
@@ -138,13 +178,17 @@ class HopLink:
             self.lost = True
             if self._answer is not None and not self._answer.done():
                 self._answer.set_exception(error)
+            elif self._timings is not None:
+                self._timings.put_nowait((asyncio.get_running_loop().time(), error))
             else:
                 self._on_event(self, error)
 
     def _take(self, reply: pb.ControlReply) -> None:
         kind = reply.WhichOneof("kind")
         waiting = self._answer is not None and not self._answer.done()
-        if kind == "progress":
+        if kind == "progress" and self._timings is not None:
+            self._timings.put_nowait((asyncio.get_running_loop().time(), reply.progress))
+        elif kind == "progress":
             self._note(reply.progress)
         elif kind == "link_down":
             self._event(reply.link_down.epoch, reply.link_down)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from swarm.client.chain import Chain
 from swarm.client.chunks import LARGEST, best_chunk, stage
 from swarm.client.diagnosis import Fault, Suspect, find_suspect
+from swarm.client.encoding import choose_codecs
 from swarm.client.link import Event, HopLink
 from swarm.client.resume import HopPlan, plan_resume
 from swarm.client.sequences import Expected, Piece, Sequences, Snapshot
@@ -45,6 +46,7 @@ from swarm.net.base import Host
 from swarm.types import Route, Rows, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.codecs import Codec, codec_of, offered
 
 log = logging.getLogger(__name__)
 
@@ -458,10 +460,11 @@ class Session:
         self._epoch += 1
         self._backlog.clear()
         snapshot = self._sequences.snapshot()
-        requests = self._prepares(route, links, snapshot)
+        codecs = self._codecs(links)
+        requests = self._prepares(route, links, snapshot, [codec.name for codec in codecs])
         states = await self._all(links, [link.prepare(r) for link, r in zip(links, requests, strict=True)])
         plan = plan_resume(states, snapshot.wanted)
-        chain = Chain(route, links, self._epoch, self.row_bytes, self._on_result, self._on_broken)
+        chain = Chain(route, links, self._epoch, codecs, self._on_result, self._on_broken)
         try:
             for index, error in await chain.open():
                 self._give_up_on(links[index])
@@ -566,12 +569,22 @@ class Session:
             raise failures[0][1]
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
-    def _prepares(self, route: Route, links: Sequence[HopLink], snapshot: Snapshot) -> list[pb.Prepare]:
+    def _codecs(self, links: Sequence[HopLink]) -> list[Codec]:
+        """How hidden states travel on every link, from the one into the first hop to the one out of the last."""
+        dtype, size = self.view.dtype, self.view.model.hidden_size
+        parties = [link.party for link in links]
+        names = choose_codecs(self.config.codec, parties, self.row_bytes, offered(dtype, size))
+        return [codec_of(name, dtype, size, self.row_bytes) for name in names]
+
+    def _prepares(
+        self, route: Route, links: Sequence[HopLink], snapshot: Snapshot, codecs: Sequence[str]
+    ) -> list[pb.Prepare]:
         """Who feeds whom in this epoch."""
         requests = []
         for index, following in enumerate([*links[1:], None]):
             relayed = index in route.relayed_links
             request = pb.Prepare(epoch=self._epoch, sequences=snapshot.manifest, relayed=relayed)
+            request.input_codec, request.output_codec = codecs[index], codecs[index + 1]
             if index > 0 and index - 1 not in route.relayed_links:
                 request.upstream = links[index - 1].hop.peer_id
             if following is not None and not relayed:

@@ -27,10 +27,13 @@ from swarm.server.sessions import Session, Surroundings
 from swarm.types import ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.codecs import RAW, Codec, codec_of
 
 log = logging.getLogger(__name__)
 
 HELLO_LIMIT = 4096
+PADDED_REPLIES = 4
+"""Replies that may be waiting to be read when padding is added to one."""
 MAX_REPLIES = 1024
 """Replies that a client may leave unread before it is hung up on."""
 
@@ -41,7 +44,8 @@ TOLD_TO_CLIENT = (ServerBusy, SessionNotFound, ContextTooLong)
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What this server serves. `fingerprints`: 32 bytes a block; `row_bytes`: of one position's hidden state;
-    `max_positions`: 0 for no limit; `verify` checks a signed record and raises RecordRefused."""
+    `max_positions`: 0 for no limit; `verify` checks a signed record and raises RecordRefused; `codecs`: how hidden
+    states may travel."""
 
     model: str
     span: Span
@@ -51,6 +55,13 @@ class Offer:
     row_bytes: int
     verify: Callable[[bytes], ServerRecord]
     max_positions: int = 0
+    codecs: tuple[str, ...] = (RAW,)
+
+    def codec(self, name: str) -> Codec:
+        """The codec of this name; an empty name is raw. Raises ContractMismatch for one that is not offered."""
+        if name not in ("", RAW, *self.codecs):
+            raise ContractMismatch(f"this server speaks {', '.join(self.codecs)}, not {name}")
+        return codec_of(name, self.dtype, self.hidden_size, self.row_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +87,15 @@ class Handler:
         self.sessions: dict[bytes, Session] = {}
         self.draining = False
         self._around = Surroundings(
-            host, engine, self.budget, config, offer.row_bytes, offer.max_positions, offer.verify, offer.model
+            host,
+            engine,
+            self.budget,
+            config,
+            offer.row_bytes,
+            offer.max_positions,
+            offer.verify,
+            offer.model,
+            offer.codec,
         )
         self._empty = asyncio.Event()
         self._controls: dict[bytes, _Control] = {}
@@ -205,6 +224,7 @@ class Handler:
             can_rollback=self.engine.runner.can_rollback,
             max_positions=self.offer.max_positions,
             fingerprints=prints,
+            codecs=self.offer.codecs,
         )
         return pb.ControlReply(opened=opened)
 
@@ -312,7 +332,7 @@ class _Control:
             request = messages.decode(pb.ControlRequest, await self.stream.receive(CONTROL_FRAME_LIMIT))
             match request.WhichOneof("kind"):
                 case "probe":
-                    self._reply(progress=self.session.progress(request.probe.nonce))
+                    self._reply(progress=self._progress(messages.check_probe(request.probe)))
                 case "prepare":
                     if self.session.fence(messages.check_prepare(request.prepare).epoch):
                         await self._changes.put(request)
@@ -324,6 +344,13 @@ class _Control:
                     return
                 case kind:
                     raise MalformedFrame(f"{kind} may only be the first message of a control stream")
+
+    def _progress(self, probe: pb.Probe) -> pb.Progress:
+        progress = self.session.progress(probe.nonce)
+        # Who asks for more than it reads does not have it kept here.
+        if self._replies.qsize() < PADDED_REPLIES:
+            progress.padding = bytes(probe.reply_bytes)
+        return progress
 
     async def _change(self) -> None:
         while True:

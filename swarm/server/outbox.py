@@ -8,17 +8,19 @@ from collections.abc import Callable, Sequence
 
 from swarm.net.base import Stream
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.codecs import Codec, encode_step
 from swarm.wire.rows import Buffer
 
 
 class Outbox:
-    """A queue of steps on their way out. `wanted_only`: the receiver is the client, which asked for certain rows.
+    """A queue of steps on their way out, each encoded when its turn comes. `wanted_only`: the receiver is the client,
+    which asked for certain rows.
 
     `unsent` counts bytes accepted from upstream and not yet handed on; `room` waits while they are too many.
     """
 
-    def __init__(self, row_bytes: int, limit: int, *, wanted_only: bool, on_sent: Callable[[pb.Step], None]) -> None:
-        self.row_bytes = row_bytes
+    def __init__(self, codec: Codec, limit: int, *, wanted_only: bool, on_sent: Callable[[pb.Step], None]) -> None:
+        self.codec = codec
         self.limit = limit
         self.wanted_only = wanted_only
         self.unsent = 0
@@ -58,9 +60,9 @@ class Outbox:
     def _wanted(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], hidden: Buffer) -> pb.Step:
         step, pieces, end = pb.Step(operations=operations), [], 0
         for row in rows:
-            end += row.count * self.row_bytes
+            end += row.count * self.codec.raw_bytes
             if row.want:
-                pieces.append(hidden[end - row.want * self.row_bytes : end])
+                pieces.append(hidden[end - row.want * self.codec.raw_bytes : end])
             start = row.start + row.count - row.want
             step.rows.add(sequence=row.sequence, start=start, count=row.want, want=row.want)
         step.hidden = b"".join(pieces)
@@ -80,7 +82,6 @@ class Outbox:
             self._on_sent(step)
 
     def _frame(self, step: pb.Step) -> bytes:
-        if not self.wanted_only:
-            return pb.Data(step=step).SerializeToString()
-        rows = [row for row in step.rows if row.count]
-        return pb.Data(step=pb.Step(rows=rows, hidden=step.hidden)).SerializeToString()
+        if self.wanted_only:
+            step = pb.Step(rows=[row for row in step.rows if row.count], hidden=step.hidden)
+        return pb.Data(step=encode_step(step, self.codec)).SerializeToString()

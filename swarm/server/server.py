@@ -19,6 +19,7 @@ from swarm.server.engine import Engine, Runner, ThreadEngine
 from swarm.server.handler import Handler, Offer
 from swarm.server.throughput import Throughput
 from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState, Span
+from swarm.wire.codecs import offered
 from swarm.wire.messages import FINGERPRINT_BYTES
 
 log = logging.getLogger(__name__)
@@ -189,6 +190,7 @@ class Server:
             row_bytes=loaded.row_bytes,
             verify=self.directory.verify,
             max_positions=loaded.max_positions,
+            codecs=offered(loaded.dtype, self.model.hidden_size),
         )
         if loaded.cache_bytes is not None:
             self.config = replace(self.config, cache_bytes=loaded.cache_bytes)
@@ -258,6 +260,7 @@ class Server:
             record,
             fingerprints=tuple(whole[:FINGERPRINT_BYTES] for whole in loaded.fingerprints),
             dtype=loaded.dtype,
+            codecs=offered(loaded.dtype, self.model.hidden_size),
             free_tokens=load.free_tokens if load is not None else 0,
             queue=load.queue if load is not None else 0,
             decode_ms=loaded.throughput.decode_ms,

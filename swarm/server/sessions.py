@@ -29,6 +29,7 @@ from swarm.server.outbox import Outbox
 from swarm.types import PeerId, Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.codecs import RAW, Codec, decode_step
 from swarm.wire.rows import Buffer, RowLog
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ ITEM_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all sessions of a server share."""
+    """What all sessions of a server share. `codec`: that of a name, or ContractMismatch."""
 
     host: Host
     engine: Engine
@@ -50,6 +51,7 @@ class Surroundings:
     max_positions: int
     verify: Callable[[bytes], ServerRecord]
     model: str
+    codec: Callable[[str], Codec]
 
 
 class Session:
@@ -72,6 +74,7 @@ class Session:
         self._upstream: PeerId = client
         self._downstream: pb.Downstream | None = None
         self._relayed = False
+        self._input_codec = self._output_codec = around.codec(RAW)
         self._resumed = asyncio.Event()
         self._outbox: Outbox | None = None
         self._inputs: Stream | None = None
@@ -96,8 +99,12 @@ class Session:
         return True
 
     async def prepare(self, message: pb.Prepare) -> pb.Have | None:
-        """Hold nothing but what the client says is alive, and say what that is. None: a newer epoch has begun."""
-        engine = self.around.engine
+        """Hold nothing but what the client says is alive, and say what that is. None: a newer epoch has begun.
+
+        Raises ContractMismatch for a codec that is not spoken here.
+        """
+        engine, codec = self.around.engine, self.around.codec
+        input_codec, output_codec = codec(message.input_codec), codec(message.output_codec)
         await engine.settle(self.id)
         if message.epoch != self.epoch:
             return None
@@ -106,6 +113,7 @@ class Session:
         self._upstream = message.upstream or self.client
         self._downstream = message.downstream if message.HasField("downstream") else None
         self._relayed = message.relayed
+        self._input_codec, self._output_codec = input_codec, output_codec
         return pb.Have(epoch=message.epoch, held=[self._held(s) for s in self.lengths])
 
     def _affordable(self, changes: Changes) -> Changes:
@@ -137,7 +145,7 @@ class Session:
         self.received = dict(self.lengths)
         self.forwarded = dict(self.lengths)
         self._outbox = Outbox(
-            self.around.row_bytes,
+            self._output_codec,
             self.around.config.inbox_bytes,
             wanted_only=self._downstream is None and not self._relayed,
             on_sent=self._note_sent,
@@ -211,7 +219,7 @@ class Session:
             if data.WhichOneof("kind") != "step":
                 raise MalformedFrame("only steps may follow the hello")
             if epoch == self.epoch:
-                await self._accept(messages.check_step(data.step, self.around.row_bytes))
+                await self._accept(decode_step(data.step, self._input_codec))
 
     def _check_upstream(self, stream: Stream, epoch: int) -> None:
         if stream.peer_id != self._upstream or epoch != self.epoch:

@@ -30,6 +30,7 @@ FINGERPRINT_BYTES = 8
 MAX_POSITION = 1 << 24
 MAX_SEQUENCES = 4096
 MAX_OPERATIONS = 8192
+MAX_PADDING = 64 * 1024
 
 M = TypeVar("M", bound=Message)
 
@@ -79,6 +80,7 @@ def check_prepare(message: pb.Prepare) -> pb.Prepare:
     require(all(s.length <= MAX_POSITION for s in message.sequences), "a sequence is too long")
     require(_distinct(s.id for s in message.sequences), "a sequence is named twice")
     require(len(message.upstream) <= 128, "the upstream is no peer id")
+    require(len(message.input_codec) <= 32 and len(message.output_codec) <= 32, "the name of a codec is too long")
     if message.HasField("downstream"):
         require(len(message.downstream.session) == SESSION_BYTES, f"a session id has {SESSION_BYTES} bytes")
     return message
@@ -89,6 +91,13 @@ def check_resume(message: pb.Resume) -> pb.Resume:
     for positions in (message.cuts, message.replays, message.wants):
         require(len(positions) <= MAX_SEQUENCES, "too many sequences")
         require(_distinct(p.sequence for p in positions), "a sequence is named twice")
+    return message
+
+
+def check_probe(message: pb.Probe) -> pb.Probe:
+    """Bounds of a Probe. Raises MalformedFrame."""
+    padding = max(len(message.padding), message.reply_bytes)
+    require(padding <= MAX_PADDING, f"{padding} bytes of padding, above the limit of {MAX_PADDING}")
     return message
 
 

@@ -4,86 +4,91 @@
 # source: swarm/wire/swarm.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
-_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 6, 33, 5, "", "swarm/wire/swarm.proto")
+_runtime_version.ValidateProtobufRuntimeVersion(
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'swarm/wire/swarm.proto'
+)
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x16swarm/wire/swarm.proto\x12\x08swarm.v1"\xea\x01\n\x0e\x43ontrolRequest\x12\x1e\n\x04open\x18\x01 \x01(\x0b\x32\x0e.swarm.v1.OpenH\x00\x12"\n\x06\x61ttach\x18\x02 \x01(\x0b\x32\x10.swarm.v1.AttachH\x00\x12$\n\x07prepare\x18\x03 \x01(\x0b\x32\x11.swarm.v1.PrepareH\x00\x12"\n\x06resume\x18\x04 \x01(\x0b\x32\x10.swarm.v1.ResumeH\x00\x12 \n\x05probe\x18\x05 \x01(\x0b\x32\x0f.swarm.v1.ProbeH\x00\x12 \n\x05\x63lose\x18\x06 \x01(\x0b\x32\x0f.swarm.v1.CloseH\x00\x42\x06\n\x04kind"\x90\x01\n\x04Open\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\r\x12\x14\n\x0c\x66ingerprints\x18\x05 \x03(\x0c\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x13\n\x0bhidden_size\x18\x07 \x01(\r\x12\x11\n\tpositions\x18\x08 \x01(\r"\x19\n\x06\x41ttach\x12\x0f\n\x07session\x18\x01 \x01(\x0c"\x8c\x01\n\x07Prepare\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12%\n\tsequences\x18\x02 \x03(\x0b\x32\x12.swarm.v1.Sequence\x12\x10\n\x08upstream\x18\x03 \x01(\t\x12(\n\ndownstream\x18\x04 \x01(\x0b\x32\x14.swarm.v1.Downstream\x12\x0f\n\x07relayed\x18\x05 \x01(\x08"M\n\x08Sequence\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0e\n\x06parent\x18\x03 \x01(\r\x12\x15\n\rparent_length\x18\x04 \x01(\r"-\n\nDownstream\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0e\n\x06record\x18\x02 \x01(\x0c"\x81\x01\n\x06Resume\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12 \n\x04\x63uts\x18\x02 \x03(\x0b\x32\x12.swarm.v1.Position\x12#\n\x07replays\x18\x03 \x03(\x0b\x32\x12.swarm.v1.Position\x12!\n\x05wants\x18\x04 \x03(\x0b\x32\x12.swarm.v1.Position".\n\x08Position\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r"\x16\n\x05Probe\x12\r\n\x05nonce\x18\x01 \x01(\x04"\x07\n\x05\x43lose"\xf7\x01\n\x0c\x43ontrolReply\x12"\n\x06opened\x18\x01 \x01(\x0b\x32\x10.swarm.v1.OpenedH\x00\x12\x1e\n\x04have\x18\x02 \x01(\x0b\x32\x0e.swarm.v1.HaveH\x00\x12&\n\x08progress\x18\x03 \x01(\x0b\x32\x12.swarm.v1.ProgressH\x00\x12\'\n\tlink_down\x18\x04 \x01(\x0b\x32\x12.swarm.v1.LinkDownH\x00\x12$\n\x07leaving\x18\x05 \x01(\x0b\x32\x11.swarm.v1.LeavingH\x00\x12$\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x11.swarm.v1.FailureH\x00\x42\x06\n\x04kind"\\\n\x06Opened\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63\x61n_rollback\x18\x02 \x01(\x08\x12\x15\n\rmax_positions\x18\x03 \x01(\r\x12\x14\n\x0c\x66ingerprints\x18\x04 \x03(\x0c"3\n\x04Have\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x1c\n\x04held\x18\x02 \x03(\x0b\x32\x0e.swarm.v1.Held"9\n\x04Held\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0f\n\x07history\x18\x03 \x01(\r"e\n\x08Progress\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04\x62\x65\x61t\x18\x03 \x01(\x04\x12\x1e\n\x05moved\x18\x04 \x03(\x0b\x32\x0f.swarm.v1.Moved\x12\r\n\x05queue\x18\x05 \x01(\r"P\n\x05Moved\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x10\n\x08received\x18\x02 \x01(\r\x12\x10\n\x08\x63omputed\x18\x03 \x01(\r\x12\x11\n\tforwarded\x18\x04 \x01(\r")\n\x08LinkDown\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t"\x1b\n\x07Leaving\x12\x10\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x01"\xfe\x01\n\x07\x46\x61ilure\x12$\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x16.swarm.v1.Failure.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bretry_after\x18\x03 \x01(\x01\x12\r\n\x05\x65poch\x18\x04 \x01(\x04"\x97\x01\n\x04\x43ode\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x08\n\x04\x42USY\x10\x01\x12\x15\n\x11SESSION_NOT_FOUND\x10\x02\x12\x15\n\x11\x43ONTRACT_MISMATCH\x10\x03\x12\x12\n\x0e\x43OMPUTE_FAILED\x10\x04\x12\r\n\tMALFORMED\x10\x05\x12\x10\n\x0cUNAUTHORIZED\x10\x06\x12\x07\n\x03GAP\x10\x07\x12\x0c\n\x08TOO_LONG\x10\x08"v\n\x04\x44\x61ta\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.swarm.v1.HelloH\x00\x12\x1e\n\x04step\x18\x02 \x01(\x0b\x32\x0e.swarm.v1.StepH\x00\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x11.swarm.v1.FailureH\x00\x42\x06\n\x04kind"l\n\x05Hello\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12"\n\x04role\x18\x03 \x01(\x0e\x32\x14.swarm.v1.Hello.Role"\x1f\n\x04Role\x12\n\n\x06INPUTS\x10\x00\x12\x0b\n\x07RESULTS\x10\x01"]\n\x04Step\x12\'\n\noperations\x18\x01 \x03(\x0b\x32\x13.swarm.v1.Operation\x12\x1c\n\x04rows\x18\x02 \x03(\x0b\x32\x0e.swarm.v1.Rows\x12\x0e\n\x06hidden\x18\x03 \x01(\x0c"\x89\x01\n\tOperation\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.swarm.v1.Operation.Kind\x12\x0e\n\x06source\x18\x02 \x01(\r\x12\x0e\n\x06target\x18\x03 \x01(\r\x12\x0e\n\x06length\x18\x04 \x01(\r"$\n\x04Kind\x12\x08\n\x04\x46ORK\x10\x00\x12\x08\n\x04MOVE\x10\x01\x12\x08\n\x04\x46REE\x10\x02"D\n\x04Rows\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04want\x18\x04 \x01(\r"\x9e\x02\n\x06Record\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\r\x12\x14\n\x0c\x66ingerprints\x18\x04 \x01(\x0c\x12\r\n\x05state\x18\x05 \x01(\t\x12\x11\n\taddresses\x18\x06 \x03(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x13\n\x0b\x66ree_tokens\x18\x08 \x01(\x04\x12\x11\n\tdecode_ms\x18\t \x01(\x02\x12\x14\n\x0cprefill_rate\x18\n \x01(\x02\x12\r\n\x05queue\x18\x0b \x01(\r\x12\x0f\n\x07relayed\x18\x0c \x01(\x08\x12\x0e\n\x06\x63odecs\x18\r \x03(\t\x12\x14\n\x0cquantization\x18\x0e \x01(\t\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x0c\n\x04name\x18\x10 \x01(\t"c\n\x0cSignedRecord\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x0e\n\x06record\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65xpires\x18\x03 \x01(\x01\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\x0c"_\n\x05Model\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\rb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16swarm/wire/swarm.proto\x12\x08swarm.v1\"\xea\x01\n\x0e\x43ontrolRequest\x12\x1e\n\x04open\x18\x01 \x01(\x0b\x32\x0e.swarm.v1.OpenH\x00\x12\"\n\x06\x61ttach\x18\x02 \x01(\x0b\x32\x10.swarm.v1.AttachH\x00\x12$\n\x07prepare\x18\x03 \x01(\x0b\x32\x11.swarm.v1.PrepareH\x00\x12\"\n\x06resume\x18\x04 \x01(\x0b\x32\x10.swarm.v1.ResumeH\x00\x12 \n\x05probe\x18\x05 \x01(\x0b\x32\x0f.swarm.v1.ProbeH\x00\x12 \n\x05\x63lose\x18\x06 \x01(\x0b\x32\x0f.swarm.v1.CloseH\x00\x42\x06\n\x04kind\"\x90\x01\n\x04Open\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\r\x12\x14\n\x0c\x66ingerprints\x18\x05 \x03(\x0c\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x13\n\x0bhidden_size\x18\x07 \x01(\r\x12\x11\n\tpositions\x18\x08 \x01(\r\"\x19\n\x06\x41ttach\x12\x0f\n\x07session\x18\x01 \x01(\x0c\"\xb7\x01\n\x07Prepare\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12%\n\tsequences\x18\x02 \x03(\x0b\x32\x12.swarm.v1.Sequence\x12\x10\n\x08upstream\x18\x03 \x01(\t\x12(\n\ndownstream\x18\x04 \x01(\x0b\x32\x14.swarm.v1.Downstream\x12\x0f\n\x07relayed\x18\x05 \x01(\x08\x12\x13\n\x0binput_codec\x18\x06 \x01(\t\x12\x14\n\x0coutput_codec\x18\x07 \x01(\t\"M\n\x08Sequence\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0e\n\x06parent\x18\x03 \x01(\r\x12\x15\n\rparent_length\x18\x04 \x01(\r\"-\n\nDownstream\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0e\n\x06record\x18\x02 \x01(\x0c\"\x81\x01\n\x06Resume\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12 \n\x04\x63uts\x18\x02 \x03(\x0b\x32\x12.swarm.v1.Position\x12#\n\x07replays\x18\x03 \x03(\x0b\x32\x12.swarm.v1.Position\x12!\n\x05wants\x18\x04 \x03(\x0b\x32\x12.swarm.v1.Position\".\n\x08Position\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\"<\n\x05Probe\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\x0f\n\x07padding\x18\x02 \x01(\x0c\x12\x13\n\x0breply_bytes\x18\x03 \x01(\r\"\x07\n\x05\x43lose\"\xf7\x01\n\x0c\x43ontrolReply\x12\"\n\x06opened\x18\x01 \x01(\x0b\x32\x10.swarm.v1.OpenedH\x00\x12\x1e\n\x04have\x18\x02 \x01(\x0b\x32\x0e.swarm.v1.HaveH\x00\x12&\n\x08progress\x18\x03 \x01(\x0b\x32\x12.swarm.v1.ProgressH\x00\x12\'\n\tlink_down\x18\x04 \x01(\x0b\x32\x12.swarm.v1.LinkDownH\x00\x12$\n\x07leaving\x18\x05 \x01(\x0b\x32\x11.swarm.v1.LeavingH\x00\x12$\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x11.swarm.v1.FailureH\x00\x42\x06\n\x04kind\"l\n\x06Opened\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63\x61n_rollback\x18\x02 \x01(\x08\x12\x15\n\rmax_positions\x18\x03 \x01(\r\x12\x14\n\x0c\x66ingerprints\x18\x04 \x03(\x0c\x12\x0e\n\x06\x63odecs\x18\x05 \x03(\t\"3\n\x04Have\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x1c\n\x04held\x18\x02 \x03(\x0b\x32\x0e.swarm.v1.Held\"9\n\x04Held\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0f\n\x07history\x18\x03 \x01(\r\"v\n\x08Progress\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04\x62\x65\x61t\x18\x03 \x01(\x04\x12\x1e\n\x05moved\x18\x04 \x03(\x0b\x32\x0f.swarm.v1.Moved\x12\r\n\x05queue\x18\x05 \x01(\r\x12\x0f\n\x07padding\x18\x06 \x01(\x0c\"P\n\x05Moved\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x10\n\x08received\x18\x02 \x01(\r\x12\x10\n\x08\x63omputed\x18\x03 \x01(\r\x12\x11\n\tforwarded\x18\x04 \x01(\r\")\n\x08LinkDown\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1b\n\x07Leaving\x12\x10\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x01\"\xfe\x01\n\x07\x46\x61ilure\x12$\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x16.swarm.v1.Failure.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bretry_after\x18\x03 \x01(\x01\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"\x97\x01\n\x04\x43ode\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x08\n\x04\x42USY\x10\x01\x12\x15\n\x11SESSION_NOT_FOUND\x10\x02\x12\x15\n\x11\x43ONTRACT_MISMATCH\x10\x03\x12\x12\n\x0e\x43OMPUTE_FAILED\x10\x04\x12\r\n\tMALFORMED\x10\x05\x12\x10\n\x0cUNAUTHORIZED\x10\x06\x12\x07\n\x03GAP\x10\x07\x12\x0c\n\x08TOO_LONG\x10\x08\"v\n\x04\x44\x61ta\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.swarm.v1.HelloH\x00\x12\x1e\n\x04step\x18\x02 \x01(\x0b\x32\x0e.swarm.v1.StepH\x00\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x11.swarm.v1.FailureH\x00\x42\x06\n\x04kind\"l\n\x05Hello\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\"\n\x04role\x18\x03 \x01(\x0e\x32\x14.swarm.v1.Hello.Role\"\x1f\n\x04Role\x12\n\n\x06INPUTS\x10\x00\x12\x0b\n\x07RESULTS\x10\x01\"]\n\x04Step\x12\'\n\noperations\x18\x01 \x03(\x0b\x32\x13.swarm.v1.Operation\x12\x1c\n\x04rows\x18\x02 \x03(\x0b\x32\x0e.swarm.v1.Rows\x12\x0e\n\x06hidden\x18\x03 \x01(\x0c\"\x89\x01\n\tOperation\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.swarm.v1.Operation.Kind\x12\x0e\n\x06source\x18\x02 \x01(\r\x12\x0e\n\x06target\x18\x03 \x01(\r\x12\x0e\n\x06length\x18\x04 \x01(\r\"$\n\x04Kind\x12\x08\n\x04\x46ORK\x10\x00\x12\x08\n\x04MOVE\x10\x01\x12\x08\n\x04\x46REE\x10\x02\"D\n\x04Rows\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04want\x18\x04 \x01(\r\"\x9e\x02\n\x06Record\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\r\x12\x14\n\x0c\x66ingerprints\x18\x04 \x01(\x0c\x12\r\n\x05state\x18\x05 \x01(\t\x12\x11\n\taddresses\x18\x06 \x03(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x13\n\x0b\x66ree_tokens\x18\x08 \x01(\x04\x12\x11\n\tdecode_ms\x18\t \x01(\x02\x12\x14\n\x0cprefill_rate\x18\n \x01(\x02\x12\r\n\x05queue\x18\x0b \x01(\r\x12\x0f\n\x07relayed\x18\x0c \x01(\x08\x12\x0e\n\x06\x63odecs\x18\r \x03(\t\x12\x14\n\x0cquantization\x18\x0e \x01(\t\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x0c\n\x04name\x18\x10 \x01(\t\"c\n\x0cSignedRecord\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x0e\n\x06record\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65xpires\x18\x03 \x01(\x01\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"_\n\x05Model\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "swarm.wire.swarm_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'swarm.wire.swarm_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_CONTROLREQUEST"]._serialized_start = 37
-    _globals["_CONTROLREQUEST"]._serialized_end = 271
-    _globals["_OPEN"]._serialized_start = 274
-    _globals["_OPEN"]._serialized_end = 418
-    _globals["_ATTACH"]._serialized_start = 420
-    _globals["_ATTACH"]._serialized_end = 445
-    _globals["_PREPARE"]._serialized_start = 448
-    _globals["_PREPARE"]._serialized_end = 588
-    _globals["_SEQUENCE"]._serialized_start = 590
-    _globals["_SEQUENCE"]._serialized_end = 667
-    _globals["_DOWNSTREAM"]._serialized_start = 669
-    _globals["_DOWNSTREAM"]._serialized_end = 714
-    _globals["_RESUME"]._serialized_start = 717
-    _globals["_RESUME"]._serialized_end = 846
-    _globals["_POSITION"]._serialized_start = 848
-    _globals["_POSITION"]._serialized_end = 894
-    _globals["_PROBE"]._serialized_start = 896
-    _globals["_PROBE"]._serialized_end = 918
-    _globals["_CLOSE"]._serialized_start = 920
-    _globals["_CLOSE"]._serialized_end = 927
-    _globals["_CONTROLREPLY"]._serialized_start = 930
-    _globals["_CONTROLREPLY"]._serialized_end = 1177
-    _globals["_OPENED"]._serialized_start = 1179
-    _globals["_OPENED"]._serialized_end = 1271
-    _globals["_HAVE"]._serialized_start = 1273
-    _globals["_HAVE"]._serialized_end = 1324
-    _globals["_HELD"]._serialized_start = 1326
-    _globals["_HELD"]._serialized_end = 1383
-    _globals["_PROGRESS"]._serialized_start = 1385
-    _globals["_PROGRESS"]._serialized_end = 1486
-    _globals["_MOVED"]._serialized_start = 1488
-    _globals["_MOVED"]._serialized_end = 1568
-    _globals["_LINKDOWN"]._serialized_start = 1570
-    _globals["_LINKDOWN"]._serialized_end = 1611
-    _globals["_LEAVING"]._serialized_start = 1613
-    _globals["_LEAVING"]._serialized_end = 1640
-    _globals["_FAILURE"]._serialized_start = 1643
-    _globals["_FAILURE"]._serialized_end = 1897
-    _globals["_FAILURE_CODE"]._serialized_start = 1746
-    _globals["_FAILURE_CODE"]._serialized_end = 1897
-    _globals["_DATA"]._serialized_start = 1899
-    _globals["_DATA"]._serialized_end = 2017
-    _globals["_HELLO"]._serialized_start = 2019
-    _globals["_HELLO"]._serialized_end = 2127
-    _globals["_HELLO_ROLE"]._serialized_start = 2096
-    _globals["_HELLO_ROLE"]._serialized_end = 2127
-    _globals["_STEP"]._serialized_start = 2129
-    _globals["_STEP"]._serialized_end = 2222
-    _globals["_OPERATION"]._serialized_start = 2225
-    _globals["_OPERATION"]._serialized_end = 2362
-    _globals["_OPERATION_KIND"]._serialized_start = 2326
-    _globals["_OPERATION_KIND"]._serialized_end = 2362
-    _globals["_ROWS"]._serialized_start = 2364
-    _globals["_ROWS"]._serialized_end = 2432
-    _globals["_RECORD"]._serialized_start = 2435
-    _globals["_RECORD"]._serialized_end = 2721
-    _globals["_SIGNEDRECORD"]._serialized_start = 2723
-    _globals["_SIGNEDRECORD"]._serialized_end = 2822
-    _globals["_MODEL"]._serialized_start = 2824
-    _globals["_MODEL"]._serialized_end = 2919
+  DESCRIPTOR._loaded_options = None
+  _globals['_CONTROLREQUEST']._serialized_start=37
+  _globals['_CONTROLREQUEST']._serialized_end=271
+  _globals['_OPEN']._serialized_start=274
+  _globals['_OPEN']._serialized_end=418
+  _globals['_ATTACH']._serialized_start=420
+  _globals['_ATTACH']._serialized_end=445
+  _globals['_PREPARE']._serialized_start=448
+  _globals['_PREPARE']._serialized_end=631
+  _globals['_SEQUENCE']._serialized_start=633
+  _globals['_SEQUENCE']._serialized_end=710
+  _globals['_DOWNSTREAM']._serialized_start=712
+  _globals['_DOWNSTREAM']._serialized_end=757
+  _globals['_RESUME']._serialized_start=760
+  _globals['_RESUME']._serialized_end=889
+  _globals['_POSITION']._serialized_start=891
+  _globals['_POSITION']._serialized_end=937
+  _globals['_PROBE']._serialized_start=939
+  _globals['_PROBE']._serialized_end=999
+  _globals['_CLOSE']._serialized_start=1001
+  _globals['_CLOSE']._serialized_end=1008
+  _globals['_CONTROLREPLY']._serialized_start=1011
+  _globals['_CONTROLREPLY']._serialized_end=1258
+  _globals['_OPENED']._serialized_start=1260
+  _globals['_OPENED']._serialized_end=1368
+  _globals['_HAVE']._serialized_start=1370
+  _globals['_HAVE']._serialized_end=1421
+  _globals['_HELD']._serialized_start=1423
+  _globals['_HELD']._serialized_end=1480
+  _globals['_PROGRESS']._serialized_start=1482
+  _globals['_PROGRESS']._serialized_end=1600
+  _globals['_MOVED']._serialized_start=1602
+  _globals['_MOVED']._serialized_end=1682
+  _globals['_LINKDOWN']._serialized_start=1684
+  _globals['_LINKDOWN']._serialized_end=1725
+  _globals['_LEAVING']._serialized_start=1727
+  _globals['_LEAVING']._serialized_end=1754
+  _globals['_FAILURE']._serialized_start=1757
+  _globals['_FAILURE']._serialized_end=2011
+  _globals['_FAILURE_CODE']._serialized_start=1860
+  _globals['_FAILURE_CODE']._serialized_end=2011
+  _globals['_DATA']._serialized_start=2013
+  _globals['_DATA']._serialized_end=2131
+  _globals['_HELLO']._serialized_start=2133
+  _globals['_HELLO']._serialized_end=2241
+  _globals['_HELLO_ROLE']._serialized_start=2210
+  _globals['_HELLO_ROLE']._serialized_end=2241
+  _globals['_STEP']._serialized_start=2243
+  _globals['_STEP']._serialized_end=2336
+  _globals['_OPERATION']._serialized_start=2339
+  _globals['_OPERATION']._serialized_end=2476
+  _globals['_OPERATION_KIND']._serialized_start=2440
+  _globals['_OPERATION_KIND']._serialized_end=2476
+  _globals['_ROWS']._serialized_start=2478
+  _globals['_ROWS']._serialized_end=2546
+  _globals['_RECORD']._serialized_start=2549
+  _globals['_RECORD']._serialized_end=2835
+  _globals['_SIGNEDRECORD']._serialized_start=2837
+  _globals['_SIGNEDRECORD']._serialized_end=2936
+  _globals['_MODEL']._serialized_start=2938
+  _globals['_MODEL']._serialized_end=3033
 # @@protoc_insertion_point(module_scope)

@@ -50,18 +50,22 @@ class Attach(_message.Message):
     def __init__(self, session: _Optional[bytes] = ...) -> None: ...
 
 class Prepare(_message.Message):
-    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed")
+    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed", "input_codec", "output_codec")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     UPSTREAM_FIELD_NUMBER: _ClassVar[int]
     DOWNSTREAM_FIELD_NUMBER: _ClassVar[int]
     RELAYED_FIELD_NUMBER: _ClassVar[int]
+    INPUT_CODEC_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_CODEC_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     sequences: _containers.RepeatedCompositeFieldContainer[Sequence]
     upstream: str
     downstream: Downstream
     relayed: bool
-    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ...) -> None: ...
+    input_codec: str
+    output_codec: str
+    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ..., input_codec: _Optional[str] = ..., output_codec: _Optional[str] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "length", "parent", "parent_length")
@@ -104,10 +108,14 @@ class Position(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class Probe(_message.Message):
-    __slots__ = ("nonce",)
+    __slots__ = ("nonce", "padding", "reply_bytes")
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
     nonce: int
-    def __init__(self, nonce: _Optional[int] = ...) -> None: ...
+    padding: bytes
+    reply_bytes: int
+    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ()
@@ -130,16 +138,18 @@ class ControlReply(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "can_rollback", "max_positions", "fingerprints")
+    __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CAN_ROLLBACK_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     can_rollback: bool
     max_positions: int
     fingerprints: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, session: _Optional[bytes] = ..., can_rollback: _Optional[bool] = ..., max_positions: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session: _Optional[bytes] = ..., can_rollback: _Optional[bool] = ..., max_positions: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Have(_message.Message):
     __slots__ = ("epoch", "held")
@@ -160,18 +170,20 @@ class Held(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., length: _Optional[int] = ..., history: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("nonce", "epoch", "beat", "moved", "queue")
+    __slots__ = ("nonce", "epoch", "beat", "moved", "queue", "padding")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
     nonce: int
     epoch: int
     beat: int
     moved: _containers.RepeatedCompositeFieldContainer[Moved]
     queue: int
-    def __init__(self, nonce: _Optional[int] = ..., epoch: _Optional[int] = ..., beat: _Optional[int] = ..., moved: _Optional[_Iterable[_Union[Moved, _Mapping]]] = ..., queue: _Optional[int] = ...) -> None: ...
+    padding: bytes
+    def __init__(self, nonce: _Optional[int] = ..., epoch: _Optional[int] = ..., beat: _Optional[int] = ..., moved: _Optional[_Iterable[_Union[Moved, _Mapping]]] = ..., queue: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class Moved(_message.Message):
     __slots__ = ("sequence", "received", "computed", "forwarded")
