@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-NAMES = ("budget", "decode", "prefill")
+NAMES = ("budget", "decode", "prefill", "scale")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

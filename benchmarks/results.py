@@ -190,7 +190,11 @@ def _lines(axes: Axes, result: Result, label: str) -> None:
     names = result.columns[0]
     rows = [row for row in result.rows if label in row]
     axes.plot([_number(row[names]) for row in rows], [_number(row[label]) for row in rows], "o-", color=BLUE)
-    axes.set(xscale="log", yscale="log", xlabel=names, title=label)
+    axes.set(xscale="log", yscale="log", xlabel=names)
+    axes.set_title(label, fontsize=9)
+    axes.minorticks_off()  # each would be an element of the file
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: shown(value))
     axes.grid(True, alpha=0.3)
 
 

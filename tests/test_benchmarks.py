@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from benchmarks import __main__ as command
-from benchmarks.results import Result, as_dict, draw, machine_facts, ratios, report, table
+from benchmarks import scale
+from benchmarks.results import Result, as_dict, draw, machine_facts, middle, ratios, report, table
 
 RATES = Result(
     name="rates",
@@ -120,3 +123,40 @@ def test_without_a_name_they_are_listed(arguments: list[str], code: int, capsys:
         command.main(arguments)
     assert ended.value.code == code
     assert all(f"  {name} " in capsys.readouterr().out for name in ("decode",))
+
+
+# ---- scale ----------------------------------------------------------------------------------------------------
+
+
+def test_a_simulated_swarm_of_any_size_is_whole_and_measured() -> None:
+    for servers in (10, 40):
+        row = scale.measure(servers, rounds=1)
+        assert row["servers"] == servers
+        assert all(middle(cell) > 0 for cell in row.values())
+
+
+def test_peers_end_though_one_of_them_could_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    ended: list[int] = []
+
+    async def join(initial: object) -> SimpleNamespace:
+        begun.append(number := len(begun))
+        await asyncio.sleep(0)
+        if number == 15:
+            raise OSError("no more processes")
+
+        async def close() -> None:
+            ended.append(number)
+
+        return SimpleNamespace(host=SimpleNamespace(addresses=(), close=close))
+
+    async def start() -> None:
+        async with scale.started(30):
+            pass
+
+    monkeypatch.setattr(scale, "join", join)
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(start())
+    assert caught.group_contains(OSError, match="no more")
+    assert len(ended) >= 11
+    assert len(set(ended)) == len(ended)
