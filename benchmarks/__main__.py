@@ -7,7 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-NAMES = ("budget", "decode", "prefill", "scale")
+NAMES = (
+    "budget",
+    "decode",
+    "prefill",
+    "scale",
+    "wan",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -326,43 +326,46 @@ async def speculate(
 
     `truth`: what has to come, of which the guesses are made.
     """
+    size = arithmetic.row_bytes
     whole, text, sent, done, sequence = [*prompt, *truth], list(prompt), list[int](), 0, 0
     windows: deque[tuple[int, asyncio.Future[list[bytes]]]] = deque()
     void: list[asyncio.Future[list[bytes]]] = []
     operations: list[pb.Operation] = []
-    while len(text) < len(whole):
-        if on_token is not None and asyncio.iscoroutine(happening := on_token(len(text) - len(prompt))):
-            await happening
-        while len(windows) < rng.randint(1, 4):
-            begin, ahead = len(sent), max(len(sent), len(text))
-            guesses = [token + (rng.random() < 0.2) for token in whole[ahead : ahead + rng.randint(0, 5)]]
-            window = text[begin:] + guesses
-            if not window:
-                break
-            rows = b"".join(arithmetic.embed(token, begin + i) for i, token in enumerate(window))
-            step = asyncio.ensure_future(session.step([Rows(sequence, rows, len(window))], operations))
-            await asyncio.sleep(0)
-            windows.append((len(window), step))
-            sent, operations = sent + window, []
-        count, step = windows.popleft()
-        (outputs,) = await step
-        for index in range(count):
-            done += 1
-            if done < len(text):
-                continue
-            text.append(arithmetic.token_of(outputs[index * arithmetic.row_bytes : (index + 1) * arithmetic.row_bytes]))
-            if done < len(sent) and sent[done] != text[-1]:
-                del sent[done:]
-                void += [step for _, step in windows]
-                windows.clear()
-                move = pb.Operation(kind=pb.Operation.MOVE, source=sequence, target=sequence + 1, length=done)
-                sequence, operations = sequence + 1, [move]
-                break
-    void += [step for _, step in windows]
-    for step in void:
-        step.cancel()
-    for end in await asyncio.gather(*void, return_exceptions=True):
-        assert isinstance(end, list | StepVoid | asyncio.CancelledError), end
+    try:
+        while len(text) < len(whole):
+            if on_token is not None and asyncio.iscoroutine(happening := on_token(len(text) - len(prompt))):
+                await happening
+            while len(windows) < rng.randint(1, 4):
+                begin, ahead = len(sent), max(len(sent), len(text))
+                guesses = [token + (rng.random() < 0.2) for token in whole[ahead : ahead + rng.randint(0, 5)]]
+                window = text[begin:] + guesses
+                if not window:
+                    break
+                rows = b"".join(arithmetic.embed(token, begin + i) for i, token in enumerate(window))
+                step = asyncio.ensure_future(session.step([Rows(sequence, rows, len(window))], operations))
+                await asyncio.sleep(0)
+                windows.append((len(window), step))
+                sent, operations = sent + window, []
+            count, step = windows.popleft()
+            (outputs,) = await step
+            for index in range(count):
+                done += 1
+                if done < len(text):
+                    continue
+                text.append(arithmetic.token_of(outputs[index * size : (index + 1) * size]))
+                if done < len(sent) and sent[done] != text[-1]:
+                    del sent[done:]
+                    void += [step for _, step in windows]
+                    windows.clear()
+                    move = pb.Operation(kind=pb.Operation.MOVE, source=sequence, target=sequence + 1, length=done)
+                    sequence, operations = sequence + 1, [move]
+                    break
+    finally:
+        void += [step for _, step in windows]
+        for step in void:
+            step.cancel()
+        ends = await asyncio.gather(*void, return_exceptions=True)
+    assert all(isinstance(end, list | StepVoid | asyncio.CancelledError) for end in ends), ends
     return text[len(prompt) : len(whole)]
 
 

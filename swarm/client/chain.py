@@ -36,6 +36,8 @@ class Chain:
         self.links = links
         self.epoch = epoch
         self.codecs = codecs
+        self.unconfirmed = 0
+        """Bytes sent since the last output came: they may still be on their way."""
         self._on_result = on_result
         self._on_broken = on_broken
         self._outgoing: asyncio.Queue[pb.Step] = asyncio.Queue()
@@ -71,6 +73,7 @@ class Chain:
     def put(self, steps: Iterable[pb.Step]) -> None:
         """Queue steps for the first hop."""
         for step in steps:
+            self.unconfirmed += len(step.hidden)
             self._outgoing.put_nowait(step)
 
     async def _send(self, stream: Stream) -> None:

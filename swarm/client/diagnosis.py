@@ -45,15 +45,27 @@ class Suspect:
     reason: str
 
 
+IN_FLIGHT = 1 << 20
+"""Bytes that may be under way on a link, in buffers that nobody can look into; a probe queues behind them."""
+
+
 def find_suspect(
-    reports: Sequence[Report], targets: Mapping[int, int], now: float, config: ClientConfig, frame_bytes: int = 0
+    reports: Sequence[Report],
+    targets: Mapping[int, int],
+    now: float,
+    config: ClientConfig,
+    frame_bytes: int = 0,
+    sent_bytes: int = 0,
 ) -> Suspect | None:
     """The first hop or link in the chain that fails, or None: everybody works or there is reason to wait.
 
-    `targets`: how far each sequence must come; `frame_bytes`: the largest frame, which a slow link may take long for.
+    `targets`: how far each sequence must come; `frame_bytes`: the largest frame, which a slow link may take long for;
+    `sent_bytes`: what went to the first hop and may still be on its way.
     """
+    behind = min(sent_bytes, IN_FLIGHT) / config.slowest_rate
     for index, report in enumerate(reports):
-        if report.unanswered_since is not None and now - report.unanswered_since > config.silence:
+        silence = config.silence + (behind if index == 0 else 0.0)
+        if report.unanswered_since is not None and now - report.unanswered_since > silence:
             return Suspect(Fault.PEER, index, f"no answer for {now - report.unanswered_since:.1f} s")
     if not all(report.heard for report in reports):
         return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from swarm.client.diagnosis import Moved, Report
@@ -38,7 +39,7 @@ class HopLink:
         self._on_event = on_event
         self._stream: Stream | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._answer: asyncio.Future[pb.ControlReply] | None = None
+        self._answers: deque[asyncio.Future[pb.ControlReply]] = deque()
         self._probes: dict[int, float] = {}
         self._nonce = 0
         self._timings: asyncio.Queue[tuple[float, pb.Progress | SwarmError]] | None = None
@@ -53,33 +54,48 @@ class HopLink:
 
     # ---- control ----------------------------------------------------------------------------------------------
 
-    async def open(self, request: pb.Open) -> None:
-        """Open the session at the server. Raises PeerUnreachable, StreamClosed, or what the server answers."""
+    async def open(self, request: pb.Open, prepare: pb.Prepare | None = None) -> HopState | None:
+        """Open the session at the server and, with `prepare`, begin its first epoch in the same round trip.
+
+        Returns what the hop has, None without `prepare`.
+
+        Raises PeerUnreachable, StreamClosed, MalformedFrame, ContractMismatch, or what the server answers.
+        """
         request.session = self.session
         self._stream = await self._dial(messages.CONTROL_PROTOCOL)
         self._reader = asyncio.ensure_future(self._read(self._stream))
-        reply = await self._ask(pb.ControlRequest(open=request), "opened")
-        self.can_rollback = reply.opened.can_rollback
-        self.max_positions = reply.opened.max_positions
-        self.codecs = tuple(reply.opened.codecs)
-        short = [whole[: messages.FINGERPRINT_BYTES] for whole in reply.opened.fingerprints]
+        asks = [(pb.ControlRequest(open=request), "opened")]
+        if prepare is not None:
+            asks.append((self._begin(prepare), "have"))
+        opened, *have = await self._ask(asks)
+        self.can_rollback = opened.opened.can_rollback
+        self.max_positions = opened.opened.max_positions
+        self.codecs = tuple(opened.opened.codecs)
+        short = [whole[: messages.FINGERPRINT_BYTES] for whole in opened.opened.fingerprints]
         if short != list(request.fingerprints):
             raise ContractMismatch(f"{self}: the fingerprints it opened with are not those that it announced")
         if self._config.codec == "auto" and INT8 in self.codecs:
             self.rates = await self._measure()
+        return self._state(prepare, have[0]) if prepare is not None else None
 
     async def attach(self) -> None:
         """Take the session up again over a new control stream. Raises SessionNotFound and what `open` raises."""
         self._stop_reading()
         self._stream = await self._dial(messages.CONTROL_PROTOCOL)
         self._reader = asyncio.ensure_future(self._read(self._stream))
-        await self._ask(pb.ControlRequest(attach=pb.Attach(session=self.session)), "opened")
+        await self._ask([(pb.ControlRequest(attach=pb.Attach(session=self.session)), "opened")])
         self.lost = False
 
     async def prepare(self, request: pb.Prepare) -> HopState:
         """Begin an epoch at this hop; returns what it has. Raises as `open` does."""
+        (reply,) = await self._ask([(self._begin(request), "have")])
+        return self._state(request, reply)
+
+    def _begin(self, request: pb.Prepare) -> pb.ControlRequest:
         self._epoch = request.epoch
-        reply = await self._ask(pb.ControlRequest(prepare=request), "have")
+        return pb.ControlRequest(prepare=request)
+
+    def _state(self, request: pb.Prepare, reply: pb.ControlReply) -> HopState:
         issued = {s.id: s.length for s in request.sequences}
         if any(h.length > issued.get(h.sequence, 0) for h in reply.have.held):
             raise MalformedFrame(f"{self}: says that it holds positions that were never issued")
@@ -152,23 +168,28 @@ class HopLink:
             raise StreamClosed(f"{self}: the control stream is closed")
         await self._stream.send(request.SerializeToString())
 
-    async def _ask(self, request: pb.ControlRequest, kind: str) -> pb.ControlReply:
-        """Send a request and wait for the reply of its kind to it. Raises what the server answers instead."""
-        self._answer = asyncio.get_running_loop().create_future()
-        asked = asyncio.get_running_loop().time()
+    async def _ask(self, asks: Sequence[tuple[pb.ControlRequest, str]]) -> list[pb.ControlReply]:
+        """Send requests and wait for the reply of its kind to each. Raises what the server answers instead."""
+        loop = asyncio.get_running_loop()
+        answers: list[asyncio.Future[pb.ControlReply]] = [loop.create_future() for _ in asks]
+        self._answers, asked, replies = deque(answers), loop.time(), list[pb.ControlReply]()
         try:
             async with asyncio.timeout(self._config.open_timeout):
-                await self._say(request)
-                reply = await self._answer
+                for request, _ in asks:
+                    await self._say(request)
+                for answer, (_, kind) in zip(answers, asks, strict=True):
+                    replies.append(reply := await answer)
+                    if reply.WhichOneof("kind") != kind:
+                        raise MalformedFrame(f"{self}: answered with {reply.WhichOneof('kind')} instead of {kind}")
+                    if kind == "opened":
+                        self.rtt_ms = (loop.time() - asked) * 1000.0
+            return replies
         except TimeoutError:
             raise PeerUnreachable(f"{self}: no answer within {self._config.open_timeout:.0f} s") from None
         finally:
-            self._answer = None
-        if reply.WhichOneof("kind") != kind:
-            raise MalformedFrame(f"{self}: answered with {reply.WhichOneof('kind')} instead of {kind}")
-        if kind == "opened":
-            self.rtt_ms = (asyncio.get_running_loop().time() - asked) * 1000.0
-        return reply
+            self._answers = deque()
+            for answer in answers:
+                answer.cancel()
 
     async def _read(self, stream: Stream) -> None:
         try:
@@ -176,8 +197,9 @@ class HopLink:
                 self._take(messages.decode(pb.ControlReply, await stream.receive(CONTROL_FRAME_LIMIT)))
         except SwarmError as error:
             self.lost = True
-            if self._answer is not None and not self._answer.done():
-                self._answer.set_exception(error)
+            if self._answers:
+                self._answers[0].set_exception(error)
+                self._answers.clear()
             elif self._timings is not None:
                 self._timings.put_nowait((asyncio.get_running_loop().time(), error))
             else:
@@ -185,7 +207,6 @@ class HopLink:
 
     def _take(self, reply: pb.ControlReply) -> None:
         kind = reply.WhichOneof("kind")
-        waiting = self._answer is not None and not self._answer.done()
         if kind == "progress" and self._timings is not None:
             self._timings.put_nowait((asyncio.get_running_loop().time(), reply.progress))
         elif kind == "progress":
@@ -194,12 +215,13 @@ class HopLink:
             self._event(reply.link_down.epoch, reply.link_down)
         elif kind == "leaving":
             self._on_event(self, reply.leaving)
-        elif kind == "failure" and not waiting:
+        elif kind == "failure" and not self._answers:
             self._event(reply.failure.epoch, reply.failure)
-        elif kind == "failure" and self._answer is not None and reply.failure.epoch in (0, self._epoch):
-            self._answer.set_exception(messages.error_of(reply.failure, str(self)))
-        elif waiting and self._answer is not None and (kind != "have" or reply.have.epoch == self._epoch):
-            self._answer.set_result(reply)
+        elif kind == "failure":
+            if reply.failure.epoch in (0, self._epoch):
+                self._answers.popleft().set_exception(messages.error_of(reply.failure, str(self)))
+        elif self._answers and (kind != "have" or reply.have.epoch == self._epoch):
+            self._answers.popleft().set_result(reply)
 
     def _event(self, epoch: int, what: Event) -> None:
         if epoch in (0, self._epoch):

@@ -21,7 +21,7 @@ from swarm.client.chunks import LARGEST, best_chunk, stage
 from swarm.client.diagnosis import Fault, Suspect, find_suspect
 from swarm.client.encoding import choose_codecs
 from swarm.client.link import Event, HopLink
-from swarm.client.resume import HopPlan, plan_resume
+from swarm.client.resume import HopPlan, HopState, plan_resume
 from swarm.client.sequences import Expected, Piece, Sequences, Snapshot
 from swarm.client.view import View
 from swarm.config import ClientConfig
@@ -46,7 +46,7 @@ from swarm.net.base import Host
 from swarm.types import Route, Rows, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.codecs import Codec, codec_of, offered
+from swarm.wire.codecs import RAW, Codec, codec_of, offered
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +226,8 @@ class Session:
     def _on_result(self, step: pb.Step) -> None:
         if self._sequences.deliver(step):
             self._last_sign = asyncio.get_running_loop().time()
+            if self._chain is not None:
+                self._chain.unconfirmed = 0
             if self._setbacks:
                 self._forgive()
             self._settle()
@@ -259,7 +261,7 @@ class Session:
         now = asyncio.get_running_loop().time()
         frame = (self.config.chunk_positions or LARGEST) * self.row_bytes
         reports = [link.report() for link in chain.links]
-        suspect = find_suspect(reports, self._sequences.lengths, now, self.config, frame)
+        suspect = find_suspect(reports, self._sequences.lengths, now, self.config, frame, chain.unconfirmed)
         if suspect is not None:
             self._blame(chain, suspect)
             return
@@ -451,7 +453,7 @@ class Session:
         """One attempt: choose, open, prepare, decide, resume. Raises SwarmError after noting who failed."""
         await self._reattach()
         route = self._choose()
-        links = await self._open(route)
+        links, fresh = self._links_of(route)
         old, self._links, self._route = self._links, links, route
         self._leaving &= set(links)
         for link in old:
@@ -460,9 +462,7 @@ class Session:
         self._epoch += 1
         self._backlog.clear()
         snapshot = self._sequences.snapshot()
-        codecs = self._codecs(links)
-        requests = self._prepares(route, links, snapshot, [codec.name for codec in codecs])
-        states = await self._all(links, [link.prepare(r) for link, r in zip(links, requests, strict=True)])
+        codecs, states = await self._meet(route, links, fresh, snapshot)
         plan = plan_resume(states, snapshot.wanted)
         chain = Chain(route, links, self._epoch, codecs, self._on_result, self._on_broken)
         try:
@@ -521,24 +521,43 @@ class Session:
             log.info("%s is gone: %s", link, error)
             self._give_up_on(link)
 
-    async def _open(self, route: Route) -> tuple[HopLink, ...]:
-        """A link for every hop, those that are open as they are. All or nothing: on failure the new ones are closed."""
+    def _links_of(self, route: Route) -> tuple[tuple[HopLink, ...], list[HopLink]]:
+        """A link for every hop, those that are open as they are; and which of them are new."""
         kept = {(link.hop.peer_id, link.hop.span): link for link in self._links if not link.lost}
         links = [
             kept.get((hop.peer_id, hop.span)) or HopLink(self._host, hop, self.config, self._on_event)
             for hop in route.hops
         ]
-        new = [link for link in links if link not in self._links]
+        return tuple(links), [link for link in links if link not in self._links]
+
+    async def _meet(
+        self, route: Route, links: Sequence[HopLink], fresh: Sequence[HopLink], snapshot: Snapshot
+    ) -> tuple[list[Codec], list[HopState]]:
+        """Open the new links and begin the epoch at all: how each link's states travel, and what each hop has.
+
+        All or nothing: on failure the new ones are closed.
+        """
         try:
-            await self._all(new, [link.open(self._open_request(link)) for link in new])
+            unopened = set(fresh)
+            if self.config.codec != RAW:
+                # What the hops speak, and how fast, decides how they are prepared.
+                await self._all(fresh, [link.open(self._open_request(link)) for link in fresh])
+                unopened.clear()
+            codecs = self._codecs(links)
+            requests = self._prepares(route, links, snapshot, [codec.name for codec in codecs])
+            asks = [
+                link.open(self._open_request(link), request) if link in unopened else link.prepare(request)
+                for link, request in zip(links, requests, strict=True)
+            ]
+            states = [state for state in await self._all(links, asks) if state is not None]
         except (SwarmError, asyncio.CancelledError):
-            for link in new:
+            for link in fresh:
                 self._let_go(link)
             raise
-        for link in new:
+        for link in fresh:
             if link.rtt_ms is not None:
                 self.view.measured(link.hop.peer_id, link.rtt_ms)
-        return tuple(links)
+        return codecs, states
 
     def _open_request(self, link: HopLink) -> pb.Open:
         record, span = link.hop.server, link.hop.span

@@ -383,7 +383,7 @@ def test_a_long_prompt_over_a_slow_link_is_no_failure() -> None:
         world = World(conditions=LinkConditions(delay=0.3, rate=2_000.0))
         for name, span in SPANS.items():
             await world.add(name, span)
-        session = world.session()
+        session = world.session(ClientConfig(slowest_rate=1_000.0))
         prompt = list(range(2000))
         assert await generate(session, prompt, 3) == reference(prompt, 3)
         assert session.reroutes == 0
