@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 NAMES = (
     "budget",
+    "codec",
     "decode",
     "prefill",
     "scale",

@@ -98,6 +98,18 @@ def test_many_positions_are_encoded_as_each_alone() -> None:
     assert codec.decode(codec.encode(raw)) == b"".join(map(codec.decode, alone))
 
 
+@pytest.mark.parametrize("size", [200, 512, 544, 1024, 4096])
+@pytest.mark.parametrize("different", [2, 20, 1 << 20])
+def test_outliers_are_the_largest_and_of_equals_the_first(size: int, different: int) -> None:
+    rng = np.random.default_rng(size)
+    values = rng.integers(-different, different, (50, size)).astype(np.float32)
+    codec = codec_of("int8", "float32", size)
+    rows = np.frombuffer(codec.encode(values.tobytes()), np.uint8).reshape(50, -1)
+    begin = 2 * -(-size // GROUP)
+    places = np.ascontiguousarray(rows[:, begin : begin + 2 * OUTLIERS]).view("<u2")
+    assert np.array_equal(places, np.sort(np.argsort(-np.abs(values), kind="stable", axis=1)[:, :OUTLIERS], axis=1))
+
+
 def test_of_equals_the_first_are_the_outliers() -> None:
     codec = codec_of("int8", "float32", 64)
     places = codec.encode(np.full(64, 3.0, np.float32).tobytes())[2 : 2 + 2 * OUTLIERS]
