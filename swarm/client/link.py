@@ -32,7 +32,7 @@ class HopLink:
         self.can_rollback = True
         self.max_positions = 0
         self.rtt_ms: float | None = None
-        self.codecs: tuple[str, ...] = ()
+        self.codecs = hop.server.codecs
         self.rates = Rates()
         self._host = host
         self._config = config

@@ -46,7 +46,7 @@ from swarm.net.base import Host
 from swarm.types import Route, Rows, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.codecs import RAW, Codec, codec_of, offered
+from swarm.wire.codecs import Codec, codec_of, offered
 
 log = logging.getLogger(__name__)
 
@@ -539,8 +539,8 @@ class Session:
         """
         try:
             unopened = set(fresh)
-            if self.config.codec != RAW:
-                # What the hops speak, and how fast, decides how they are prepared.
+            if self.config.codec == "auto":
+                # How fast the hops are reached decides how they are prepared.
                 await self._all(fresh, [link.open(self._open_request(link)) for link in fresh])
                 unopened.clear()
             codecs = self._codecs(links)
