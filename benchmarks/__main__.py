@@ -13,6 +13,7 @@ NAMES = (
     "decode",
     "prefill",
     "scale",
+    "speculative",
     "wan",
 )
 

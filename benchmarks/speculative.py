@@ -1,0 +1,86 @@
+"""Speculation over three distant hops: repetitive and ordinary text, n-grams and a draft model, over plain decode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.decode import Clock
+from benchmarks.results import Result, output_options, ratios, report
+from benchmarks.wide import wide_swarm
+
+MODEL = Path(__file__).parent.parent / "models" / "tiny-llama"
+SPANS = ("0:3", "3:6", "6:8")
+PROMPT = "A function definition"
+TEXTS: dict[str, dict[str, Any]] = {"repetitive": {"repetition_penalty": 0.5}, "ordinary": {}}
+"""A penalty below one makes the model say one sentence again and again."""
+
+
+@click.command()
+@click.option("--rtt-ms", default=100.0, show_default=True, help="Round trip of every link.")
+@click.option("--rate-mbit", default=100.0, show_default=True, help="Rate of every link.")
+@click.option("--pass-ms", default=20.0, show_default=True, help="Stated duration of a pass at each hop…")
+@click.option("--position-ms", default=1.0, show_default=True, help="… and of each position in it.")
+@click.option("--tokens", default=64, show_default=True, help="New tokens.")
+@click.option("--rounds", default=3, show_default=True)
+@output_options
+def main(
+    rtt_ms: float,
+    rate_mbit: float,
+    pass_ms: float,
+    position_ms: float,
+    tokens: int,
+    rounds: int,
+    as_json: bool,
+    save: bool,
+) -> None:
+    """The trained tiny model, computed for real within passes whose duration is stated, behind delaying lines."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from swarm import DistributedLlama
+
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    whole = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    ways: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "n-grams": {"speculation": "ngram"},
+        "draft model (the same weights: always right)": {"draft_model": whole},
+    }
+    compute = ("--pass-ms", str(pass_ms), "--position-ms", str(position_ms))
+    rows: list[dict[str, Any]] = []
+    with wide_swarm(MODEL, SPANS, rtt_ms, rate_mbit, *compute) as swarm:
+        model = DistributedLlama.from_pretrained(str(MODEL), swarm=swarm, dtype="float32", progress=False)
+        run(model, tokenizer, 4)
+        for name, style in TEXTS.items():
+            expected = run(whole, tokenizer, tokens, **style)[0]
+            times: dict[str, list[float]] = {way: [] for way in ways}
+            equal = True
+            for _ in range(rounds):
+                for way, options in ways.items():
+                    text, milliseconds = run(model, tokenizer, tokens, **style, **options)
+                    times[way].append(milliseconds)
+                    equal &= text == expected
+            for way, each in times.items():
+                row = {"text": f"{name}, {way}", "ms per token": each, "× plain decode": ratios(times["plain"], each)}
+                rows.append({**row, "text as plain": "yes" if equal else "NO"})
+    title = f"Speculation over three hops, {rtt_ms:.0f} ms round trip and {rate_mbit:.0f} Mbit/s each"
+    goal = "n-grams: 3 times plain decode on repetitive text, never below 0.95 on ordinary text"
+    notes = [
+        f"passes take {pass_ms:g} ms and {position_ms:g} ms a position at each hop, stated; models/tiny-llama",
+        "repetitive: generated with a repetition penalty of 0.5",
+        f"{tokens} new tokens, the time of the first not counted; {rounds} rounds, medians",
+    ]
+    report(Result("speculative", title, rows, goal, notes, plot=["ms per token"]), as_json, save)
+
+
+def run(model: Any, tokenizer: Any, tokens: int, **options: Any) -> tuple[list[int], float]:
+    """Greedy; the ids, and ms per token after the first."""
+    inputs, clock = tokenizer(PROMPT, return_tensors="pt"), Clock()
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    greedy = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    output = model.generate(ids, attention_mask=mask, streamer=clock, **greedy, **options)
+    return output[0].tolist(), 1000 * (clock.times[-1] - clock.times[1]) / (tokens - 1)
