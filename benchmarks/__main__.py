@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 NAMES = (
     "budget",
     "codec",
+    "concurrent",
     "decode",
+    "offload",
     "prefill",
     "scale",
     "speculative",

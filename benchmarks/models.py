@@ -27,3 +27,13 @@ def llama_250m() -> Path:
         )
         LlamaForCausalLM(config).save_pretrained(path)
     return path
+
+
+def llama_250m_in_shards() -> Path:
+    """The same in files of at most 64 MB or one tensor, for who loads it file by file."""
+    path = FOLDER / "llama-250m-shards"
+    if not (path / "config.json").exists():
+        from transformers import LlamaForCausalLM
+
+        LlamaForCausalLM.from_pretrained(llama_250m()).save_pretrained(path, max_shard_size="64MB")
+    return path
