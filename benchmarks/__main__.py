@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 NAMES = (
     "budget",
     "codec",
+    "compute",
     "concurrent",
     "decode",
     "offload",

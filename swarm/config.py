@@ -8,6 +8,8 @@ from swarm.errors import InvalidInput
 
 MIB = 1024 * 1024
 
+QUANTIZATIONS = ("none", "int8")
+"""How linear layers compute: as the checkpoint says, or with 8-bit integers."""
 CODEC_CHOICES = ("raw", "int8", "auto")
 
 
@@ -89,11 +91,15 @@ class ClientConfig:
     """Failures of compute on one and the same step before it is given up."""
     chunk_positions: int | None = None
     """Positions in one frame of a long prompt; None: as many as make it soonest, by what its servers announce."""
+    quantization: str = "none"
+    """Only servers that compute with it are used; int8 is another model than none, though near."""
     codec: str = "raw"
     """How hidden states travel: `raw`, exact; `int8`, a quarter to a half of the bytes and about half a percent off;
     `auto`, int8 on the links that would otherwise hold up a prompt, by a measurement when each server is opened."""
 
     def __post_init__(self) -> None:
+        if self.quantization not in QUANTIZATIONS:
+            raise InvalidInput(f"quantization={self.quantization!r}: there is {', '.join(QUANTIZATIONS)}")
         if self.codec not in CODEC_CHOICES:
             raise InvalidInput(f"codec={self.codec!r}: there is {', '.join(CODEC_CHOICES)}")
 

@@ -114,8 +114,9 @@ def _smallest_gap(scores: torch.Tensor, chosen: int) -> float:
 class Served:
     """Servers of a checkpoint in this process, on a network without delay, and a client."""
 
-    def __init__(self, folder: Path, spans: Sequence[Span], dtype: str = "float32") -> None:
+    def __init__(self, folder: Path, spans: Sequence[Span], dtype: str = "float32", quantization: str = "none") -> None:
         self.folder = folder
+        self.quantization = quantization
         self.dtype = dtype
         self.network = SimulatedNetwork(conditions=LinkConditions(delay=0))
         self.handlers: list[Handler] = []
@@ -136,10 +137,10 @@ class Served:
     async def _serve(self, name: str, span: Span) -> None:
         host = self.network.host(name)
         directory = self.network.directory(host)
-        model = load_span(self.folder, span, dtype=self.dtype, progress=False)
+        model = load_span(self.folder, span, dtype=self.dtype, quantization=self.quantization, progress=False)
         offer = Offer(
             self.info.key, span, model.fingerprints, self.dtype, model.hidden_size, model.row_bytes,
-            directory.verify, model.max_positions or 0,
+            directory.verify, model.max_positions or 0, quantization=self.quantization,
         )  # fmt: skip
         handler = Handler(host=host, engine=ThreadEngine(model), offer=offer, config=ServerConfig())
         await handler.start()
@@ -147,13 +148,14 @@ class Served:
         self.handlers.append(handler)
         record = ServerRecord(
             name, self.info.key, span, tuple(print_[:8] for print_ in model.fingerprints), dtype=self.dtype,
+            quantization=self.quantization,
             addresses=tuple(host.addresses), free_tokens=10_000, expires=asyncio.get_running_loop().time() + 1e6,
         )  # fmt: skip
         await directory.announce(record, self.info)
 
     def model(self, **options: Any) -> Any:
         """The distributed model."""
-        options = {"swarm": self.swarm, "dtype": self.dtype, **options}
+        options = {"swarm": self.swarm, "dtype": self.dtype, "quantization": self.quantization, **options}
         return DistributedModelForCausalLM.from_pretrained(str(self.folder), **options)
 
     def held(self) -> list[tuple[int, int]]:

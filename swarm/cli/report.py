@@ -64,7 +64,7 @@ def _row(record: ServerRecord) -> tuple[str, ...]:
         record.state.value + (" (relayed)" if record.relayed else ""),
         *(("-", "-", "-") if joining else (*speed, f"{record.free_tokens:,} tokens")),
         str(record.queue),
-        record.dtype,
+        record.dtype if record.quantization == "none" else f"{record.dtype}, {record.quantization}",
         record.name,
     )
 

@@ -25,7 +25,7 @@ from swarm.cli.common import (
 )
 from swarm.cli.identity import identity
 from swarm.cli.network import daemon_death, joined
-from swarm.config import NetworkConfig, ServerConfig
+from swarm.config import QUANTIZATIONS, NetworkConfig, ServerConfig
 from swarm.errors import InvalidInput
 from swarm.net.known import HOW_TO_BEGIN
 from swarm.server.sizing import size
@@ -46,6 +46,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 @identity_option
 @click.option("--device", help="cpu, cuda, cuda:1, mps ...; by default the best there is.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="By default the checkpoint's own.")
+@click.option(
+    "--quantization",
+    type=click.Choice(QUANTIZATIONS),
+    default="none",
+    show_default=True,
+    help="int8: linear layers compute with 8-bit integers, on a CPU. Serves only clients that ask for it.",
+)
 @click.option(
     "--memory",
     callback=size_of,
@@ -80,6 +87,7 @@ def main(
     identity_path: str | None,
     device: str | None,
     dtype: str | None,
+    quantization: str,
     memory: int | None,
     cache_tokens: int | None,
     threads: int | None,
@@ -104,7 +112,7 @@ def main(
         raise InvalidInput(HOW_TO_BEGIN)
     from swarm.server.hosting import Hosting, Wishes
 
-    wishes = Wishes(model, blocks, device, dtype, memory, cache_tokens, threads, token, revision)
+    wishes = Wishes(model, blocks, device, dtype, memory, cache_tokens, threads, token, revision, quantization)
     config = ServerConfig() if drain_timeout is None else ServerConfig(drain_timeout=drain_timeout)
     hosting = Hosting(wishes, config, progress=not quiet())
     if dry_run:

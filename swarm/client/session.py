@@ -570,6 +570,7 @@ class Session:
             dtype=self.view.dtype,
             hidden_size=self.view.model.hidden_size,
             positions=self._sequences.positions,
+            quantization=self.config.quantization,
         )
 
     async def _all(self, links: Sequence[HopLink], asks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

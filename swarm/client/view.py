@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from swarm.client.routing import Conditions, find_route, repair
 from swarm.config import ClientConfig
+from swarm.errors import MissingBlocks
 from swarm.net.base import Directory
 from swarm.types import ModelInfo, PeerId, Route, ServerRecord, Span
 
@@ -51,6 +52,8 @@ class View:
         self.peers = Avoidance(config.avoid_peer, config.max_avoid)
         self.links = Avoidance(config.avoid_link, config.max_avoid)
         self.records: list[ServerRecord] = []
+        self.others = 0
+        """Servers of this model that compute in another dtype or quantization."""
         self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
@@ -64,8 +67,12 @@ class View:
 
     async def _read(self) -> None:
         found = await self.directory.lookup(self.model.key, self.model.blocks)
-        self.records = [record for record in found if record.dtype == self.dtype]
+        self.records = [record for record in found if self._fits(record)]
+        self.others = len(found) - len(self.records)
         self._read_at = asyncio.get_running_loop().time()
+
+    def _fits(self, record: ServerRecord) -> bool:
+        return record.dtype == self.dtype and record.quantization == self.config.quantization
 
     def conditions(self, positions: int) -> Conditions:
         now = asyncio.get_running_loop().time()
@@ -80,7 +87,14 @@ class View:
 
     def route(self, span: Span, positions: int) -> Route:
         """The best route now. Raises MissingBlocks."""
-        return find_route(self.records, span, self.conditions(positions))
+        try:
+            return find_route(self.records, span, self.conditions(positions))
+        except MissingBlocks as missing:
+            if not self.others:
+                raise
+            kind = f"{self.dtype} and quantization {self.config.quantization}"
+            text = f"{missing} in {kind}; {self.others} servers compute otherwise"
+            raise MissingBlocks(text, missing.blocks) from None
 
     def repair(self, route: Route, lost: Iterable[int], positions: int) -> Route:
         """`route` with the hops at `lost` replaced. Raises MissingBlocks."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.quantize import NONE
 from swarm.models.span import SpanModel
 from swarm.models.weights import dtype_of, load
 from swarm.types import Span
@@ -20,14 +21,16 @@ def load_span(
     device: str | torch.device = "cpu",
     token: str | None = None,
     revision: str | None = None,
+    quantization: str = NONE,
     progress: bool = True,
 ) -> SpanModel:
     """Load the blocks of `span` and nothing else, check that they can be served, and say what they are.
 
+    `quantization`: `int8` for linear layers that compute with 8-bit integers; loading takes the whole size first.
     `source`: a local folder, a name on the hub, or an opened checkpoint; `dtype`: by default the checkpoint's own.
     Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
     compute = dtype_of(checkpoint.config, dtype)
     loaded = load(checkpoint, span, around=False, dtype=compute, device=device, progress=progress)
-    return SpanModel(loaded.model, span, [loaded.fingerprints[block] for block in span])
+    return SpanModel(loaded.model, span, [loaded.fingerprints[block] for block in span], quantization)

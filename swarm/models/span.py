@@ -20,6 +20,7 @@ from swarm.models import ragged
 from swarm.models.alone import AloneCache
 from swarm.models.blocks import context_length
 from swarm.models.kv import SequenceCache
+from swarm.models.quantize import INT8, NONE
 from swarm.models.refused import refuse
 from swarm.models.trunk import Trunk
 from swarm.types import Segment, SequenceKey, Span
@@ -33,6 +34,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Largest difference, relative to the largest value, that two orders of the same computation may show."""
 SMALLEST_ROW = 4
 """Rows of fewer positions are filled up on a CPU."""
+INT8_ERROR = 0.25
+"""How far from the plain blocks, as a share of their output's norm, those with 8-bit layers may be on random inputs."""
 MOST = 0.6
 """Below float32 a tie between experts may turn out otherwise in another order: so many positions must agree."""
 STRANGERS = (7, 6)
@@ -45,12 +48,15 @@ class SpanModel:
     """The blocks of a span, and the KV caches of all sequences on them. One thread only.
 
     `model`: a causal LM with at least the blocks of `span`; it is taken apart. `dtype`: of compute and of hidden
-    states as bytes. `batched`: whether several sequences share a forward pass, else `why_unbatched`. Raises
-    UnsupportedModel.
+    states as bytes; `quantization`: none, or int8 for 8-bit linear layers. `batched`: whether several sequences share
+    a forward pass, else `why_unbatched`. Raises UnsupportedModel.
     """
 
-    def __init__(self, model: PreTrainedModel, span: Span, fingerprints: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self, model: PreTrainedModel, span: Span, fingerprints: Sequence[bytes] = (), quantization: str = NONE
+    ) -> None:
         self.span = span
+        self.quantization = quantization
         self.fingerprints = tuple(fingerprints)
         self.on_block: Callable[[], None] | None = None
         refuse(model.config)
@@ -222,7 +228,10 @@ class SpanModel:
             self.why_unbatched = "its blocks keep more than keys and values"
         else:
             self._try_batched(strangers, alone)
-        self._try_packed(strangers[0], whole)
+        if self.quantization == INT8:
+            self._quantize(strangers[0], whole)
+        else:
+            self._try_packed(strangers[0], whole)
 
     def _alone_in_two_steps(self, rows: torch.Tensor) -> torch.Tensor:
         """A prefill of all but the last positions, then those, with the library's own mask and cache."""
@@ -281,6 +290,16 @@ class SpanModel:
             same = False
         if not same:
             self._trunk.unpack()
+
+    def _quantize(self, rows: torch.Tensor, right: torch.Tensor) -> None:
+        """Let the blocks compute with 8-bit integers. Raises UnsupportedModel where that is something else."""
+        self._trunk.quantize()
+        try:
+            error = float((self._one_row(rows) - right).float().norm() / right.float().norm())
+        except Exception as failed:
+            raise UnsupportedModel(f"its blocks do not run with 8-bit layers: {failed}") from failed
+        if not error <= INT8_ERROR:
+            raise UnsupportedModel(f"8-bit integers change what its blocks compute by {error:.0%}")
 
     def _one_row(self, rows: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden_size]` through all blocks, in the way that sessions take."""

@@ -15,6 +15,7 @@ from swarm.errors import UnsupportedModel
 from swarm.models import ragged
 from swarm.models.blocks import find_blocks, recount
 from swarm.models.packed import pack, unpack
+from swarm.models.quantize import quantize
 from swarm.models.weights import Absent
 from swarm.types import Span
 
@@ -121,6 +122,11 @@ class Trunk:
         """Lay out the blocks' weights for this processor."""
         for layer in self._layers:
             pack(layer)
+
+    def quantize(self) -> None:
+        """Let the blocks compute with 8-bit integers. Raises UnsupportedModel."""
+        for layer in self._layers:
+            quantize(layer)
 
     def unpack(self) -> None:
         """As they were."""

@@ -56,6 +56,7 @@ class Offer:
     verify: Callable[[bytes], ServerRecord]
     max_positions: int = 0
     codecs: tuple[str, ...] = (RAW,)
+    quantization: str = "none"
 
     def codec(self, name: str) -> Codec:
         """The codec of this name; an empty name is raw. Raises ContractMismatch for one that is not offered."""
@@ -195,6 +196,8 @@ class Handler:
             raise ContractMismatch(f"this server hosts blocks {offer.span} of model {offer.model[:12]}")
         if message.dtype != offer.dtype or message.hidden_size != offer.hidden_size:
             raise ContractMismatch(f"this server computes {offer.dtype} with hidden size {offer.hidden_size}")
+        if (message.quantization or "none") != offer.quantization:
+            raise ContractMismatch(f"this server computes with quantization {offer.quantization}")
         own = offer.fingerprints[span.first - offer.span.first : span.last - offer.span.first]
         if any(mine[: len(theirs)] != theirs for mine, theirs in zip(own, message.fingerprints, strict=True)):
             raise ContractMismatch("the weights of these blocks are not those that the session asks for")

@@ -42,6 +42,7 @@ class Wishes:
     threads: int | None = None
     token: str | None = None
     revision: str | None = None
+    quantization: str = "none"
 
 
 class Hosting:
@@ -93,7 +94,8 @@ class Hosting:
         return loaded
 
     def _load(self, span: Span) -> Loaded:
-        model = load_span(self._checkpoint, span, dtype=self.dtype, device=self.device, progress=self.progress)
+        how = {"dtype": self.dtype, "device": self.device, "quantization": self.wishes.quantization}
+        model = load_span(self._checkpoint, span, **how, progress=self.progress)
         speed = measure(model, span, model.hidden_size, model.row_bytes)
         log.info(
             "blocks %s: %.2f ms a block for a decode step, %.0f positions/s through a block for a prompt",
@@ -111,6 +113,7 @@ class Hosting:
             throughput=speed,
             max_positions=model.max_positions or 0,
             cache_bytes=self.footprint(span).cache_bytes,
+            quantization=model.quantization,
         )
 
 

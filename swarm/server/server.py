@@ -50,6 +50,7 @@ class Loaded:
     throughput: Throughput
     max_positions: int = 0
     cache_bytes: int | None = None
+    quantization: str = "none"
 
 
 Choose = Callable[[Sequence[ServerRecord]], Span]
@@ -190,6 +191,7 @@ class Server:
             row_bytes=loaded.row_bytes,
             verify=self.directory.verify,
             max_positions=loaded.max_positions,
+            quantization=loaded.quantization,
             codecs=offered(loaded.dtype, self.model.hidden_size),
         )
         if loaded.cache_bytes is not None:
@@ -260,6 +262,7 @@ class Server:
             record,
             fingerprints=tuple(whole[:FINGERPRINT_BYTES] for whole in loaded.fingerprints),
             dtype=loaded.dtype,
+            quantization=loaded.quantization,
             codecs=offered(loaded.dtype, self.model.hidden_size),
             free_tokens=load.free_tokens if load is not None else 0,
             queue=load.queue if load is not None else 0,

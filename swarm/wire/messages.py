@@ -71,6 +71,7 @@ def check_open(message: pb.Open) -> pb.Open:
     require(len(message.fingerprints) == message.last - message.first, "one fingerprint a block")
     require(all(len(f) == FINGERPRINT_BYTES for f in message.fingerprints), "a fingerprint has 8 bytes")
     require(len(message.model) <= 256 and len(message.dtype) <= 32, "the model key or dtype is too long")
+    require(len(message.quantization) <= 32, "the quantization is too long")
     return message
 
 

@@ -24,7 +24,7 @@ class ControlRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "model", "first", "last", "fingerprints", "dtype", "hidden_size", "positions")
+    __slots__ = ("session", "model", "first", "last", "fingerprints", "dtype", "hidden_size", "positions", "quantization")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class Open(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     model: str
     first: int
@@ -41,7 +42,8 @@ class Open(_message.Message):
     dtype: str
     hidden_size: int
     positions: int
-    def __init__(self, session: _Optional[bytes] = ..., model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., dtype: _Optional[str] = ..., hidden_size: _Optional[int] = ..., positions: _Optional[int] = ...) -> None: ...
+    quantization: str
+    def __init__(self, session: _Optional[bytes] = ..., model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., dtype: _Optional[str] = ..., hidden_size: _Optional[int] = ..., positions: _Optional[int] = ..., quantization: _Optional[str] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("session",)

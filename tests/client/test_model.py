@@ -14,6 +14,7 @@ from transformers import DynamicCache, LlamaForCausalLM, TextIteratorStreamer
 from swarm.client.model import DistributedLlama
 from swarm.client.session import Notice
 from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, SessionClosed, UnsupportedModel
+from swarm.models.quantize import quantize
 from swarm.models.survey.configs import POSITIONS
 from swarm.types import Span
 from tests.checkpoints import GREEDY, Served, make_tokenizer, prompt, reference, save, settled, spans_of
@@ -281,3 +282,24 @@ def test_the_network_thread_may_collect_the_garbage(served: Serve) -> None:
 
     servers.swarm.loop.run(drop())
     servers.assert_free()
+
+
+# ---- 8-bit blocks ----------------------------------------------------------------------------------------------
+
+
+def test_int8_servers_serve_who_asks_for_them(checkpoints: Any) -> None:
+    """The oracle is plain transformers with the same 8-bit layers in its blocks."""
+    folder = checkpoints("llama")
+    servers, local = Served(folder, spans_of(2), quantization="int8"), reference(folder)
+    for layer in local.model.layers:
+        quantize(layer)
+    inputs, expected = settled(local, lambda seed: {"input_ids": prompt(9, seed)}, 8)
+    try:
+        model = servers.model()
+        assert torch.equal(model.generate(**inputs, **GREEDY, max_new_tokens=8), expected)
+        with pytest.raises(MissingBlocks, match="quantization none; 2 servers compute otherwise"):
+            servers.model(quantization="none", max_wait=0.1).generate(**inputs, **GREEDY, max_new_tokens=2)
+        with pytest.raises(InvalidInput, match="none, int8"):
+            servers.model(quantization="int3")
+    finally:
+        servers.close()

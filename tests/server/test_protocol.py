@@ -170,6 +170,8 @@ class Protocol(RuleBasedStateMachine):
             [
                 ({"model": "other"}, CODE.CONTRACT_MISMATCH),
                 ({"dtype": "other"}, CODE.CONTRACT_MISMATCH),
+                ({"quantization": "int8"}, CODE.CONTRACT_MISMATCH),
+                ({"quantization": "x" * 33}, CODE.MALFORMED),
                 ({"hidden_size": 2}, CODE.CONTRACT_MISMATCH),
                 ({"fingerprints": [b"8 bytes!"] * BLOCKS}, CODE.CONTRACT_MISMATCH),
                 ({"last": BLOCKS + 1, "fingerprints": [bytes(8)] * (BLOCKS + 1)}, CODE.CONTRACT_MISMATCH),
