@@ -15,6 +15,7 @@ NAMES = (
     "decode",
     "offload",
     "prefill",
+    "prefix",
     "scale",
     "speculative",
     "wan",

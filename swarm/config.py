@@ -39,6 +39,13 @@ class ServerConfig:
     """Budget for KV cache and history together."""
     history_share: float = 0.25
     """History never takes more than this share of `cache_bytes`."""
+    prefix_share: float = 0.25
+    """Beginnings of prompts are kept for those to come in at most this share of `cache_bytes`; 0: they are not."""
+    prefix_chunk: int = 8
+    """Prompts are compared in steps of so many positions; where a frame ends between two, what follows is computed."""
+    share_prefixes: bool = False
+    """Whether what one client's prompt left may serve another's: how soon the answer comes then tells the other that
+    somebody has asked the same."""
     max_sessions: int = 256
     max_sequences: int = 256
     """Sequences that one session may hold at once."""

@@ -12,6 +12,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
@@ -135,6 +136,13 @@ async def through(session: Session, script: Sequence[Act], arithmetic: Arithmeti
     return await play(script, arithmetic, feed)
 
 
+def draw_prefixes(seed: int) -> dict[str, Any]:
+    """How servers keep the beginnings of prompts; all scripts begin with the same tokens."""
+    rng = random.Random(f"prefixes of {seed}")
+    share = rng.choice([0.0, 0.05, 0.25, 1.0, 1.0])
+    return {"prefix_share": share, "prefix_chunk": rng.choice([1, 2, 4, 8]), "share_prefixes": rng.random() < 0.8}
+
+
 class Scenario:
     """One seed's swarm, scripts and faults."""
 
@@ -154,6 +162,7 @@ class Scenario:
             grace=rng.choice([1.0, 30.0]),
             idle_expiry=rng.choice([2.0, 600.0]),
             evict_after=0.5,
+            **draw_prefixes(seed),
         )
         self.world = World(
             seed, blocks=BLOCKS, conditions=conditions, make_runner=runner, arithmetic=arithmetic, server_config=config
@@ -217,7 +226,10 @@ class Scenario:
         for server in self.world.servers.values():
             held = server.handler.load()
             assert (held.sessions, held.kv_bytes, held.history_bytes) == (0, 0, 0), f"{server.name} still holds {held}"
-            assert server.handler.engine.runner.bytes_held() == 0, f"{server.name} leaks KV cache"
+            assert server.bytes_held() == 0, f"{server.name} leaks KV cache"
+            server.handler.prefixes.clear()
+            await asyncio.sleep(1.0)
+            assert server.handler.engine.runner.bytes_held() == held.queue == 0, f"{server.name} leaks prefixes"
         await self.world.close()
 
     # ---- the swarm and what happens to it ---------------------------------------------------------------------

@@ -159,10 +159,10 @@ class Served:
         return DistributedModelForCausalLM.from_pretrained(str(self.folder), **options)
 
     def held(self) -> list[tuple[int, int]]:
-        """Sessions, and bytes of KV cache, by server."""
+        """Sessions, and bytes of KV cache that are not the prefix cache's, by server."""
 
         async def look() -> list[tuple[int, int]]:
-            return [(h.load().sessions, h.engine.runner.bytes_held()) for h in self.handlers]
+            return [(h.load().sessions, h.engine.runner.bytes_held() - h.prefixes.kv_bytes) for h in self.handlers]
 
         return shared_loop().run(look())
 

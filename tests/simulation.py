@@ -138,6 +138,10 @@ class SimulatedServer:
         assert isinstance(self.handler.engine.runner, ExactRunner)
         return self.handler.engine.runner
 
+    def bytes_held(self) -> int:
+        """KV cache that is held for sessions: all that there is, but for what the prefix cache says that it owns."""
+        return self.handler.engine.runner.bytes_held() - self.handler.prefixes.kv_bytes
+
     async def announce(self) -> None:
         while True:
             now = asyncio.get_running_loop().time()
@@ -239,9 +243,11 @@ class World:
         self._happenings.append(asyncio.ensure_future(wait()))
 
     def session(self, config: ClientConfig | None = None, name: str = "") -> Session:
-        """A session of a client of its own."""
-        host = self.network.host(name or f"client{len(self.clients)}")
-        self.clients.append(host)
+        """A session of a client of its own, or of the one of this name."""
+        host = next((client for client in self.clients if client.peer_id == name and client.alive), None)
+        if host is None:
+            host = self.network.host(name or f"client{len(self.clients)}")
+            self.clients.append(host)
         config = config or ClientConfig()
         view = View(self.network.directory(host), self.model, self.arithmetic.dtype, config)
         session = Session(

@@ -76,6 +76,13 @@ DTYPES = ("float32", "bfloat16", "float16")
     metavar="SECONDS",
     help="How long sessions have to move on when this server leaves.",
 )
+@click.option(
+    "--share-prefixes",
+    is_flag=True,
+    help="Let the beginning of one client's prompt, once computed, serve other clients' prompts that begin alike, say "
+    "with the same system prompt. Without this it serves the same client only: how soon an answer comes would tell "
+    "others whether somebody has asked the same.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be loaded and how much memory it takes, and exit.")
 @verbosity_options
 def main(
@@ -95,6 +102,7 @@ def main(
     token: str | None,
     revision: str | None,
     drain_timeout: float | None,
+    share_prefixes: bool,
     dry_run: bool,
 ) -> None:
     """Host blocks of MODEL, a name on the Hugging Face hub or a folder, for everybody in the swarm.
@@ -113,7 +121,9 @@ def main(
     from swarm.server.hosting import Hosting, Wishes
 
     wishes = Wishes(model, blocks, device, dtype, memory, cache_tokens, threads, token, revision, quantization)
-    config = ServerConfig() if drain_timeout is None else ServerConfig(drain_timeout=drain_timeout)
+    config = ServerConfig(share_prefixes=share_prefixes)
+    if drain_timeout is not None:
+        config = replace(config, drain_timeout=drain_timeout)
     hosting = Hosting(wishes, config, progress=not quiet())
     if dry_run:
         click.echo("\n".join(summary(hosting, hosting.choose([]))))

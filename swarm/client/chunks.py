@@ -16,7 +16,7 @@ from swarm.types import Hop
 LARGEST = 512
 """Positions in one frame, whatever the times say: servers have others to serve too."""
 GRAIN = 8
-"""Chunks are multiples of so many positions."""
+"""Chunks are multiples of so many positions; servers compare prompts at such."""
 MEASURED = 128
 """Positions of the prefill by which servers measure `prefill_rate`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from swarm.client.chunks import GRAIN
 from swarm.errors import InvalidInput, MalformedFrame
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
@@ -85,14 +86,18 @@ class Piece:
 
 
 def pack(pieces: Iterable[Piece], logs: Mapping[int, RowLog], limit: int) -> Iterator[pb.Step]:
-    """Steps of at most `limit` positions that carry all pieces in order."""
+    """Steps of at most `limit` positions that carry all pieces in order, cut where servers compare prompts."""
     waiting = list(pieces)[::-1]
     while waiting:
         step, room, hidden = pb.Step(), limit, []
         while waiting and room:
             head, rest = waiting.pop(), None
             if head.count > room:
-                head, rest = head.split(room)
+                cut = room - (head.start + room) % GRAIN
+                if cut <= 0 and step.rows:
+                    waiting.append(head)
+                    break
+                head, rest = head.split(cut if cut > 0 else room)
             step.rows.add(sequence=head.sequence, start=head.start, count=head.count, want=head.want)
             hidden.append(logs[head.sequence].read(head.start, head.start + head.count))
             room -= head.count

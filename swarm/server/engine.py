@@ -57,6 +57,8 @@ class Work:
     """One step of one session: operations, then rows. `done` gets the outputs, or `failed` the error, on the loop.
 
     `voided` is called instead where `Engine.void` took the work back. `client`: on whose account it is served.
+    `action` is run after the operations, where the runner lives. `over` is called on the loop, last of all, when the
+    work was computed, failed or cancelled: nothing of it will be run any more.
     """
 
     session: bytes
@@ -68,6 +70,8 @@ class Work:
     operations: Sequence[pb.Operation] = ()
     voided: Callable[[], None] = lambda: None
     client: str = ""
+    action: Callable[[], None] | None = None
+    over: Callable[[], None] = lambda: None
     taken: int = 0
     begun: bool = False
     broken: bool = False
@@ -132,11 +136,14 @@ class Engine(abc.ABC):
         """Queue one step."""
 
     def cancel(self, session: bytes) -> None:
-        """Forget the session's work that has not begun; its callbacks are not called."""
+        """Forget the session's work that has not begun; of its callbacks only `over` is called."""
         works = self._queues.pop(session, ())
         begun = deque(work for work in works if work.begun or isinstance(work, _Action))
         if begun:
             self._queues[session] = begun
+        for work in works:
+            if work not in begun:
+                work.over()
 
     def void(self, sequence: SequenceKey, length: int) -> None:
         """Take back waiting work that computes nothing but positions of `sequence` from `length` on.
@@ -147,7 +154,7 @@ class Engine(abc.ABC):
         works = self._queues.get(sequence[0], deque())
         waiting = [work for work in works if not work.begun and _is_beyond(work, sequence, length, some=True)]
         gone = [work for work in waiting if _is_beyond(work, sequence, length)]
-        if len(gone) < len(waiting) or any(work.operations for work in works):
+        if len(gone) < len(waiting) or any(work.operations or work.action for work in works):
             return
         for work in gone:
             works.remove(work)
@@ -252,6 +259,7 @@ class Engine(abc.ABC):
     def _operate(self, share: _Share) -> None:
         """Apply what comes before the rows of a step; once, also when the pass is repeated."""
         operations, share.work.operations = share.work.operations, ()
+        action, share.work.action = share.work.action, None
         session = share.work.session
         try:
             for operation in operations:
@@ -262,11 +270,11 @@ class Engine(abc.ABC):
                     self.runner.move(source, target, operation.length)
                 else:
                     self.runner.free(source)
+            if action is not None:
+                action()
         except Exception:
             share.work.broken = True
             raise
-        if isinstance(share.work, _Action):
-            share.work.action()
 
     @staticmethod
     def _distribute(shares: list[_Share], output: memoryview) -> None:
@@ -285,13 +293,13 @@ class Engine(abc.ABC):
                 work.failed(error)
             elif share.last:
                 work.done(work.outputs[0] if len(work.outputs) == 1 else b"".join(work.outputs))
+            if share.last:
+                work.over()
 
 
 @dataclass(slots=True, eq=False)
 class _Action(Work):
-    """Something else to do where the runner lives, in turn with the session's work."""
-
-    action: Callable[[], None] = lambda: None
+    """Something else to do where the runner lives, in turn with the session's work. It is never cancelled."""
 
 
 class InlineEngine(Engine):

@@ -23,8 +23,9 @@ from swarm.errors import (
 from swarm.net.base import Host, Stream
 from swarm.server.budget import CacheBudget
 from swarm.server.engine import Engine
+from swarm.server.prefixes import OWNER, PrefixCache
 from swarm.server.sessions import Session, Surroundings
-from swarm.types import ServerRecord, Span
+from swarm.types import SequenceKey, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import RAW, Codec, codec_of
@@ -74,6 +75,7 @@ class Load:
     sessions: int
     kv_bytes: int
     history_bytes: int
+    prefix_bytes: int = 0
 
 
 class Handler:
@@ -84,7 +86,10 @@ class Handler:
         self.engine = engine
         self.offer = offer
         self.config = config
-        self.budget = CacheBudget(config.cache_bytes, config.history_share, config.evict_after)
+        self.prefixes = PrefixCache(config.prefix_chunk, self._free_prefix)
+        self.budget = CacheBudget(
+            config.cache_bytes, config.history_share, config.evict_after, config.prefix_share, self.prefixes
+        )
         self.sessions: dict[bytes, Session] = {}
         self.draining = False
         self._around = Surroundings(
@@ -97,6 +102,7 @@ class Handler:
             offer.verify,
             offer.model,
             offer.codec,
+            self.prefixes,
         )
         self._empty = asyncio.Event()
         self._controls: dict[bytes, _Control] = {}
@@ -117,6 +123,7 @@ class Handler:
             sessions=len(self.sessions),
             kv_bytes=self.budget.kv_bytes,
             history_bytes=self.budget.history_bytes,
+            prefix_bytes=self.prefixes.nbytes,
         )
 
     async def drain(self, timeout: float) -> None:
@@ -296,6 +303,9 @@ class Handler:
             for session in self.sessions.values():
                 if session.last_used < horizon and (session.kv_bytes or session.history_bytes):
                     session.evict()
+
+    def _free_prefix(self, key: SequenceKey) -> None:
+        self.engine.act(OWNER, lambda: self.engine.runner.free(key))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

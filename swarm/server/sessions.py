@@ -6,6 +6,7 @@ docs/protocol.md describes the state machine. Everything here runs on the event 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from swarm.server.budget import CacheBudget
 from swarm.server.engine import Engine, Work
 from swarm.server.manifest import Changes, reconcile
 from swarm.server.outbox import Outbox
+from swarm.server.prefixes import Chain, Chains, Hit, PrefixCache, seed_of, split
 from swarm.types import PeerId, Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -52,6 +54,7 @@ class Surroundings:
     verify: Callable[[bytes], ServerRecord]
     model: str
     codec: Callable[[str], Codec]
+    prefixes: PrefixCache
 
 
 class Session:
@@ -83,6 +86,12 @@ class Session:
         self._sender: asyncio.Task[None] | None = None
         self._generation = 0
         self._bytes_per_token = around.engine.runner.bytes_per_token(span)
+        config = around.config
+        self._chains = Chains(
+            seed_of(span, client, shared=config.share_prefixes), around.row_bytes, config.prefix_chunk
+        )
+        # What a running state was at the end of a chunk is gone when the next one has been computed.
+        self._keeps_prefixes = config.prefix_share > 0 and around.engine.runner.can_rollback
         self.last_used = asyncio.get_running_loop().time()
 
     def __str__(self) -> str:
@@ -186,6 +195,7 @@ class Session:
             self.lengths[sequence] = length
             self.history[sequence].truncate(length)
         self.received = dict(self.lengths)
+        self._chains.clear()
         self._weigh()
         if changes.operations or changes.truncations:
             await self.around.engine.settle(self.id, apply)
@@ -239,10 +249,31 @@ class Session:
         for sequence, length in _ended(known).items():
             # Windows of a speculation that turned out wrong need not be computed any more.
             self.around.engine.void((self.id, sequence), length)
-        nbytes = len(hidden) + ITEM_BYTES * (1 + len(known) + len(rows))
-        outbox.unsent += nbytes
-        self._submit(known, rows, hidden, outbox, nbytes)
+        self._take_up(known, rows, hidden, outbox)
         await outbox.room()
+
+    def _take_up(
+        self, operations: Sequence[pb.Operation], rows: list[pb.Rows], hidden: memoryview, box: Outbox
+    ) -> None:
+        """Compute what was accepted, except what the prefix cache has of it."""
+        self._chains.operate(operations)
+        chains = self._chains.follow(rows, hidden) if self._keeps_prefixes else {}
+        hits = self._hits(rows, chains)
+        if hits:
+            covered, rows, hidden = split(rows, hidden, hits, self.around.row_bytes)
+            self._adopt(operations, covered, hits, box, chains)
+            operations = ()
+        if rows or operations:
+            self._submit(operations, rows, hidden, box, chains)
+
+    def _hits(self, rows: Sequence[pb.Rows], chains: Mapping[int, Chain]) -> dict[int, Hit]:
+        hits = {}
+        for row in rows:
+            chain = chains.get(row.sequence)
+            hit = self.around.prefixes.borrow(chain, row.start) if chain is not None else None
+            if hit is not None:
+                hits[row.sequence] = hit
+        return hits
 
     def _fresh(self, step: pb.Step, held: Mapping[int, int]) -> tuple[list[pb.Rows], memoryview]:
         """The rows that are not held yet: what is a duplicate is cut off. Raises SessionNotFound on a gap."""
@@ -276,14 +307,36 @@ class Session:
         self.kv_bytes += wanted
 
     def _submit(
-        self, operations: Sequence[pb.Operation], rows: list[pb.Rows], hidden: memoryview, box: Outbox, nbytes: int
+        self,
+        operations: Sequence[pb.Operation],
+        rows: Sequence[pb.Rows],
+        hidden: memoryview,
+        box: Outbox,
+        chains: Mapping[int, Chain],
     ) -> None:
+        nbytes = len(hidden) + ITEM_BYTES * (1 + len(operations) + len(rows))
+        box.unsent += nbytes
+        done, failed = self._outcome(operations, rows, box, nbytes, chains)
+        segments = [Segment((self.id, row.sequence), row.start, row.count) for row in rows]
+        voided = lambda: box.forget(nbytes)  # noqa: E731
+        work = Work(self.id, self.span, segments, hidden, done, failed, operations, voided, self.client)
+        self.around.engine.submit(work)
+
+    def _outcome(
+        self,
+        operations: Sequence[pb.Operation],
+        rows: Sequence[pb.Rows],
+        box: Outbox,
+        nbytes: int,
+        chains: Mapping[int, Chain],
+    ) -> tuple[Callable[[Buffer], None], Callable[[ComputeFailed], None]]:
+        """What to do with the outputs of work that is submitted now, or with its failure."""
         generation = self._generation
 
         def done(output: Buffer) -> None:
             if generation != self._generation:
                 return
-            self._computed(operations, rows, output)
+            self._computed(operations, rows, output, chains)
             box.put(operations, rows, output, nbytes)
 
         def failed(error: ComputeFailed) -> None:
@@ -291,12 +344,69 @@ class Session:
             if generation == self._generation:
                 self._abandon(error)
 
-        segments = [Segment((self.id, row.sequence), row.start, row.count) for row in rows]
-        voided = lambda: box.forget(nbytes)  # noqa: E731
-        work = Work(self.id, self.span, segments, hidden, done, failed, operations, voided, self.client)
+        return done, failed
+
+    def _adopt(
+        self,
+        operations: Sequence[pb.Operation],
+        rows: Sequence[pb.Rows],
+        hits: Mapping[int, Hit],
+        box: Outbox,
+        chains: Mapping[int, Chain],
+    ) -> None:
+        """Take the KV cache and the outputs of rows from prefixes, in turn, as if they were computed."""
+        runner, prefixes = self.around.engine.runner, self.around.prefixes
+        reads = (hits[row.sequence].prefix.outputs.read(row.start, row.start + row.count) for row in rows)
+        output = b"".join(reads)
+        nbytes = len(output) + ITEM_BYTES * (1 + len(operations) + len(rows))
+        box.unsent += nbytes
+        done, failed = self._outcome(operations, rows, box, nbytes, chains)
+
+        def fork() -> None:
+            for sequence, hit in hits.items():
+                runner.fork(hit.prefix.key, (self.id, sequence), hit.length)
+
+        def over() -> None:
+            for hit in hits.values():
+                prefixes.give_back(hit.prefix)
+
+        self._submit_copy(fork, over, lambda _: done(output), failed, operations)
+
+    def _submit_copy(
+        self,
+        copy: Callable[[], None],
+        over: Callable[[], None],
+        done: Callable[[Buffer], None],
+        failed: Callable[[ComputeFailed], None] = lambda error: None,
+        operations: Sequence[pb.Operation] = (),
+    ) -> None:
+        """Queue a copy of KV cache, in turn with the session's steps."""
+        nothing, client = memoryview(b""), self.client
+        work = Work(self.id, self.span, (), nothing, done, failed, operations, client=client, action=copy, over=over)
         self.around.engine.submit(work)
 
-    def _computed(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], output: Buffer) -> None:
+    def _keep(self, row: pb.Rows, chain: Chain) -> None:
+        """Offer what has been computed of a prompt to the prefix cache, when nothing more of it is on its way."""
+        sequence, prefixes, runner = row.sequence, self.around.prefixes, self.around.engine.runner
+        idle = self.received.get(sequence) == row.start + row.count
+        history = self.history[sequence]
+        if not idle or history.first or chain.offered == len(chain.digests):
+            return
+        chain.offered = len(chain.digests)
+        key, room = (self.id, sequence), self.around.budget.prefix_room
+        prefix = prefixes.begin(key, chain, history, self._bytes_per_token, room)
+        if prefix is not None:
+            fork = functools.partial(runner.fork, key, prefix.key, prefix.outputs.last)
+            over = functools.partial(prefixes.give_back, prefix)
+            self._submit_copy(fork, over, lambda _: prefixes.finish(prefix))
+
+    def _computed(
+        self,
+        operations: Sequence[pb.Operation],
+        rows: Sequence[pb.Rows],
+        output: Buffer,
+        chains: Mapping[int, Chain],
+    ) -> None:
         for operation in operations:
             _operate(self.lengths, operation)
             self._operate_history(operation)
@@ -305,6 +415,8 @@ class Session:
             end = begin + row.count * self.around.row_bytes
             self.lengths[row.sequence] = row.start + row.count
             self._remember(row, view[begin:end])
+            if row.sequence in chains:
+                self._keep(row, chains[row.sequence])
             begin = end
         if operations:
             self._weigh()
@@ -431,6 +543,7 @@ class Session:
 
         self.around.engine.cancel(self.id)
         self.around.engine.act(self.id, free)
+        self._chains.clear()
         for table in (self.lengths, self.received, self.forwarded, self.history):
             table.clear()
         self._weigh()

@@ -42,7 +42,7 @@ async def survive(
     await session.close()
     await asyncio.sleep(60.0)
     assert all(
-        server.runner.bytes_held() == 0 for server in world.servers.values() if server.name not in world.network._frozen
+        server.bytes_held() == 0 for server in world.servers.values() if server.name not in world.network._frozen
     )
     await world.close()
     return world, session
@@ -186,7 +186,7 @@ def test_the_cache_was_evicted_between_two_turns() -> None:
         session = world.session()
         tokens = await generate(session, PROMPT, 10)
         await asyncio.sleep(600.0)
-        assert all(server.runner.bytes_held() == 0 for server in world.servers.values())
+        assert all(server.bytes_held() == 0 for server in world.servers.values())
         more = await generate(session, tokens[-1:], 10)
         assert tokens + more == reference(PROMPT, 20)
         await world.close()
@@ -314,7 +314,7 @@ def test_a_cancelled_step_leaves_a_session_that_can_be_closed() -> None:
         with pytest.raises(SessionClosed):
             await session.step([Rows(0, embed(1, 0), 1)])
         await asyncio.sleep(20.0)
-        assert server.runner.bytes_held() == 0
+        assert server.bytes_held() == 0
         assert server.handler.load().sessions == 0
         await world.close()
 
@@ -423,7 +423,7 @@ def test_windows_on_their_way_survive_a_hop_killed_at_any_token(index: int) -> N
         assert await speculate(session, world.arithmetic, PROMPT, truth, rng, on_token=on_token) == truth
         await session.close()
         await asyncio.sleep(60.0)
-        assert all(server.runner.bytes_held() == 0 for server in world.servers.values())
+        assert all(server.bytes_held() == 0 for server in world.servers.values())
         await world.close()
         return session.reroutes
 

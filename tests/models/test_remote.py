@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import DynamicCache
 from swarm.errors import InvalidInput, MissingBlocks
 from swarm.models.remote import RemoteLayer, RemoteSpan, place
 from swarm.models.shell import returns_tuple
-from swarm.types import Span
+from swarm.types import Segment, Span
 from tests.checkpoints import GREEDY, Served, left_padded, prompt, reference, save, settled
 
 KINDS = ("llama", "gemma2+untied", "gpt2", "bloom+untied", "qwen3_moe")
@@ -50,6 +51,32 @@ def test_a_long_prompt_goes_in_chunks(served: Serve, whole: Whole, kind: str) ->
     inputs, expected = settled(whole(kind), one(30), 8)
     model = served(kind, 4).model(chunk_positions=7)
     assert model.generate(**inputs, **GREEDY, max_new_tokens=8).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2+untied", "gpt2", "bloom+untied", "lfm2"])
+def test_a_prompt_that_begins_as_one_before_it(
+    served: Serve, whole: Whole, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its beginning is not computed again, except by blocks with a running state; the tokens are the same."""
+    servers = served(kind, 2)
+    begin, computed = prompt(24, 5), 0
+
+    def counted(forward: Callable[..., memoryview], span: Span, segments: Sequence[Segment], hidden: Any) -> memoryview:
+        nonlocal computed
+        computed += sum(segment.count for segment in segments)
+        return forward(span, segments, hidden)
+
+    for handler in servers.handlers:
+        runner = handler.engine.runner
+        monkeypatch.setattr(runner, "forward", functools.partial(counted, runner.forward))
+    for tail in range(3):
+        make = lambda seed, tail=tail: {"input_ids": torch.cat([begin, prompt(6, 100 * tail + seed)], 1)}  # noqa: E731
+        inputs, expected = settled(whole(kind), make, 8)
+        computed = 0
+        assert servers.model().generate(**inputs, **GREEDY, max_new_tokens=8).tolist() == expected.tolist()
+        positions = 37 if tail == 0 or kind == "lfm2" else 13
+        assert computed == positions * len(servers.handlers)
+        servers.assert_free()
 
 
 @pytest.mark.parametrize("kind", KINDS)

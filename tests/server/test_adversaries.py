@@ -48,11 +48,11 @@ async def beside(attack: Callable[[World, Peer], Awaitable[None]], config: Serve
     world.network.kill("attacker")
     await asyncio.sleep(60.0)
     assert len(server.handler.sessions) == 1
-    assert server.runner.bytes_held() == server.handler.load().kv_bytes == good.length(0) * 8 * BLOCKS
+    assert server.bytes_held() == server.handler.load().kv_bytes == good.length(0) * 8 * BLOCKS
     await good.close()
     await asyncio.sleep(1.0)
     assert not server.handler.sessions
-    assert server.handler.load().kv_bytes == server.handler.load().history_bytes == server.runner.bytes_held() == 0
+    assert server.handler.load().kv_bytes == server.handler.load().history_bytes == server.bytes_held() == 0
     assert not server.host._tasks, "no stream of anybody's is left"
     await world.close()
 
@@ -326,7 +326,7 @@ def test_a_failure_while_the_next_epoch_is_prepared_leaves_nothing_that_is_not_t
         await asyncio.sleep(0.5)
         assert CODE.COMPUTE_FAILED in control.failures
         assert control.heard[-1].have == pb.Have(epoch=3)
-        assert server.runner.bytes_held() == 0
+        assert server.bytes_held() == 0
         await world.close()
 
     run(main())
@@ -369,7 +369,7 @@ def test_blocks_that_cannot_roll_back_forget_all_when_they_are_told_to_forget_so
         await control.say(pb.ControlRequest(resume=resume))
         await asyncio.sleep(0.5)
         assert server.handler.sessions[MINE].lengths == {}
-        assert server.runner.bytes_held() == 0
+        assert server.bytes_held() == 0
         await world.close()
 
     run(main())
@@ -416,12 +416,12 @@ def test_a_manifest_cannot_fork_one_sequence_into_more_than_there_is_room_for() 
         many = [pb.Sequence(id=i, length=2000, parent=0, parent_length=2000 * (i > 0)) for i in range(4000)]
         await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=2, sequences=many)))
         await asyncio.sleep(1.0)
-        assert server.runner.bytes_held() <= CONFIG.cache_bytes
+        assert server.bytes_held() <= CONFIG.cache_bytes
         short = [pb.Sequence(id=i, length=2000, parent=0, parent_length=int(i > 0)) for i in range(4000)]
         await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=3, sequences=short)))
         await asyncio.sleep(1.0)
         assert len(server.handler.sessions[MINE].lengths) <= CONFIG.max_sequences
-        assert server.runner.bytes_held() <= server.handler.load().kv_bytes <= CONFIG.cache_bytes
+        assert server.bytes_held() <= server.handler.load().kv_bytes <= CONFIG.cache_bytes
 
     run(beside(attack))
 
@@ -437,7 +437,7 @@ def test_a_step_cannot_fork_one_sequence_into_more_than_there_is_room_for() -> N
         await asyncio.sleep(2.0)
         assert data.failures == [CODE.BUSY]
         assert control.failures == [CODE.BUSY]
-        assert server.runner.bytes_held() <= CONFIG.cache_bytes
+        assert server.bytes_held() <= CONFIG.cache_bytes
         assert server.handler.sessions[MINE].received == {0: 2000}, "nothing of the step was taken"
 
     run(beside(attack))
@@ -710,7 +710,7 @@ async def despite(lie: Callable[[Liar], None], *, broken: bool, limit: float = 3
     await session.close()
     await asyncio.sleep(60.0)
     for server in world.servers.values():
-        assert server.runner.bytes_held() == 0, server.name
+        assert server.bytes_held() == 0, server.name
         assert server.host.failures == []
     await world.close()
     return session
@@ -1002,7 +1002,7 @@ def test_closing_while_a_session_is_being_opened_leaves_nothing_at_the_servers()
                 await step
             await asyncio.sleep(1.0)
             assert not server.handler.sessions, f"after {milliseconds} ms"
-            assert server.runner.bytes_held() == 0
+            assert server.bytes_held() == 0
             await world.close()
 
     run(main())
@@ -1031,3 +1031,71 @@ def test_a_hop_dials_only_servers_of_its_own_model() -> None:
         await world.close()
 
     run(main())
+
+
+# ---- what is kept of prompts -----------------------------------------------------------------------------------
+
+TEXTS = [list(range(100, 132)), list(range(200, 232)), [*range(100, 116), *range(200, 216)]]
+TRICKS = st.lists(
+    st.tuples(
+        st.sampled_from([None, None, pb.Operation.FREE, pb.Operation.MOVE, pb.Operation.FORK]),
+        st.integers(0, 2),
+        st.integers(0, 2),
+        st.sampled_from(TEXTS),
+        st.sampled_from([8, 16, 16, 20]),
+        st.sampled_from([0.0, 0.0, 0.0, 0.004, 1.0]),
+    ),
+    max_size=12,
+)
+
+
+def poison(tricks: list[Any]) -> None:
+    """Somebody uses ids again for other texts, ends what is being computed, goes on with one text after another; then
+    others ask what begins alike, on a server that shares."""
+
+    async def main() -> None:
+        config = ServerConfig(share_prefixes=True, prefix_share=1.0, cache_bytes=1 << 20)
+        world = World(blocks=BLOCKS, server_config=config)
+        await world.add("s", Span(0, BLOCKS))
+        peer = Peer(world, "attacker")
+        await opened(world, peer)
+        data = await peer.data("s", MINE, 1)
+        lengths: dict[int, int] = {}
+        for kind, sequence, other, text, count, pause in tricks:
+            step = pb.Step()
+            if kind is not None and sequence != other:
+                step.operations.add(kind=kind, source=other, target=sequence, length=lengths.get(other, 0))
+                if other in lengths:
+                    if kind != pb.Operation.FREE:
+                        lengths[sequence] = lengths[other]
+                    if kind != pb.Operation.FORK:
+                        del lengths[other]
+            start = lengths.get(sequence, 0)
+            end = min(start + count, len(text))
+            if start < end:
+                step.rows.add(sequence=sequence, start=start, count=end - start)
+                step.hidden = b"".join(embed(text[i], i) for i in range(start, end))
+                lengths[sequence] = end
+            await data.say(pb.Data(step=step))
+            await asyncio.sleep(pause)
+        await asyncio.sleep(1.0)
+        for text in TEXTS:
+            session = world.session()
+            assert await generate(session, text, 2) == reference(text, 2, BLOCKS)
+            await session.close()
+        await world.close()
+
+    run(main())
+
+
+@given(TRICKS)
+@settings(max_examples=300, deadline=None)
+def test_nobody_can_leave_a_wrong_beginning_for_others(tricks: list[Any]) -> None:
+    poison(tricks)
+
+
+def test_ids_that_are_used_again_at_once_do_not_mix_texts() -> None:
+    free = pb.Operation.FREE
+    one, two, _ = TEXTS
+    for pause in (0.0, 0.001, 0.003, 0.005):
+        poison([(None, 0, 1, one, 16, pause), (free, 1, 0, one, 16, pause), (None, 0, 1, two, 16, 1.0)])

@@ -26,8 +26,18 @@ class Held:
         self.kv_bytes = self.history_bytes = 0
 
 
-def budget_of(*holders: Held, total: int = 100) -> CacheBudget:
-    budget = CacheBudget(total, 0.25, evict_after=5.0)
+@dataclass(eq=False)
+class Kept:
+    """Prefixes as the budget sees them."""
+
+    nbytes: int = 0
+
+    def shrink(self, limit: int) -> None:
+        self.nbytes = min(self.nbytes, max(limit, 0))
+
+
+def budget_of(*holders: Held, total: int = 100, prefixes: int = 0) -> CacheBudget:
+    budget = CacheBudget(total, 0.25, evict_after=5.0, prefix_share=0.4, prefixes=Kept(prefixes))
     budget.holders.extend(holders)
     return budget
 
@@ -46,6 +56,28 @@ def test_history_goes_first_the_oldest_before_the_newer() -> None:
     assert budget_of(new, old).make_room(20, None, NOW)
     assert (old.history_bytes, new.history_bytes) == (0, 10)
     assert (old.kv_bytes, new.kv_bytes) == (40, 30)
+
+
+def test_prefixes_go_before_anything_of_a_session_does() -> None:
+    budget = budget_of(Held(40, 20, 0.0), prefixes=30)
+    assert budget.prefixes is not None
+    assert (budget.free_bytes, budget.prefix_room) == (60, 40)
+    assert budget.make_room(20, None, NOW)
+    assert (budget.prefixes.nbytes, budget.history_bytes) == (20, 20)
+    assert budget.make_room(50, None, NOW)
+    assert (budget.prefixes.nbytes, budget.history_bytes, budget.kv_bytes) == (0, 0, 40)
+
+
+def test_prefixes_take_what_caches_and_history_leave_and_no_more_than_their_share() -> None:
+    holder = Held(60, 20, NOW)
+    budget = budget_of(holder, prefixes=20)
+    assert budget.prefix_room == 20
+    holder.kv_bytes = 70
+    budget.trim_history()
+    assert budget.prefixes is not None
+    assert (budget.prefixes.nbytes, budget.prefix_room, budget.history_bytes) == (10, 10, 20)
+    holder.kv_bytes = 10
+    assert budget.prefix_room == 40
 
 
 def test_then_caches_that_idle_the_longest_idle_before_the_others() -> None:
@@ -76,8 +108,10 @@ def test_nobody_is_evicted_in_vain() -> None:
 @pytest.mark.parametrize("wanted", [101, 10**12])
 def test_what_can_never_fit_disturbs_nobody(wanted: int) -> None:
     holder = Held(50, 20, 0.0)
-    assert not budget_of(holder).make_room(wanted, None, NOW)
-    assert (holder.kv_bytes, holder.history_bytes) == (50, 20)
+    budget = budget_of(holder, prefixes=30)
+    assert not budget.make_room(wanted, None, NOW)
+    assert budget.prefixes is not None
+    assert (holder.kv_bytes, holder.history_bytes, budget.prefixes.nbytes) == (50, 20, 30)
 
 
 def test_history_is_kept_to_its_share_and_to_what_the_caches_leave() -> None:
@@ -92,15 +126,18 @@ def test_history_is_kept_to_its_share_and_to_what_the_caches_leave() -> None:
 HOLDERS = st.lists(st.builds(Held, st.integers(0, 40), st.integers(0, 20), st.floats(0.0, NOW)), max_size=6)
 
 
-@given(HOLDERS, st.integers(0, 120), st.booleans())
-def test_room_is_made_if_and_only_if_it_can_be(holders: list[Held], wanted: int, first_asks: bool) -> None:
-    budget = budget_of(*holders)
+@given(HOLDERS, st.integers(0, 120), st.booleans(), st.integers(0, 40))
+def test_room_is_made_if_and_only_if_it_can_be(
+    holders: list[Held], wanted: int, first_asks: bool, prefixes: int
+) -> None:
+    budget = budget_of(*holders, prefixes=prefixes)
+    assert budget.prefixes is not None
     asking = holders[0] if holders and first_asks else None
     fixed = sum(h.kv_bytes for h in holders if h is asking or NOW - h.last_used < 5.0)
     made = budget.make_room(wanted, asking, NOW)
     assert made == (wanted <= max(100 - fixed, 0))
     if made and wanted:
-        assert budget.kv_bytes + budget.history_bytes + wanted <= 100
+        assert budget.kv_bytes + budget.history_bytes + budget.prefixes.nbytes + wanted <= 100
 
 
 @given(HOLDERS)

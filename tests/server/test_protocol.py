@@ -544,7 +544,7 @@ class Protocol(RuleBasedStateMachine):
             return
         positions = sum(map(len, self.model.held.values())) if self.model else 0
         load = self.server.handler.load()
-        assert self.server.runner.bytes_held() == positions * PER_POSITION
+        assert self.server.bytes_held() == positions * PER_POSITION
         assert load.kv_bytes == positions * PER_POSITION
         assert load.sessions == (self.model is not None)
         assert load.queue == 0
