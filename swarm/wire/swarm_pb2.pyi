@@ -313,6 +313,270 @@ class Rows(_message.Message):
     want: int
     def __init__(self, sequence: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., want: _Optional[int] = ...) -> None: ...
 
+class Query(_message.Message):
+    __slots__ = ("id", "model", "text", "messages", "tokens", "tools", "sampling", "generated", "sent_bytes", "trace")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    model: str
+    text: str
+    messages: str
+    tokens: Tokens
+    tools: str
+    sampling: Sampling
+    generated: _containers.RepeatedScalarFieldContainer[int]
+    sent_bytes: int
+    trace: bool
+    def __init__(self, id: _Optional[bytes] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., messages: _Optional[str] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., tools: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., generated: _Optional[_Iterable[int]] = ..., sent_bytes: _Optional[int] = ..., trace: _Optional[bool] = ...) -> None: ...
+
+class Tokens(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "stop", "logprobs", "top_logprobs", "bias", "ignore_eos")
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    logprobs: bool
+    top_logprobs: int
+    bias: _containers.RepeatedCompositeFieldContainer[Bias]
+    ignore_eos: bool
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., bias: _Optional[_Iterable[_Union[Bias, _Mapping]]] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
+
+class Bias(_message.Message):
+    __slots__ = ("token", "value")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    token: int
+    value: float
+    def __init__(self, token: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+
+class QueryReply(_message.Message):
+    __slots__ = ("accepted", "delta", "route", "waiting", "finished", "failure")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    accepted: Accepted
+    delta: Delta
+    route: RouteInUse
+    waiting: Waiting
+    finished: Finished
+    failure: Failure
+    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., route: _Optional[_Union[RouteInUse, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Accepted(_message.Message):
+    __slots__ = ("model", "name", "prompt_tokens", "seed")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    name: str
+    prompt_tokens: int
+    seed: int
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class Delta(_message.Message):
+    __slots__ = ("tokens", "text", "logprobs", "sent_bytes")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    text: str
+    logprobs: _containers.RepeatedCompositeFieldContainer[Logprob]
+    sent_bytes: int
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[Logprob, _Mapping]]] = ..., sent_bytes: _Optional[int] = ...) -> None: ...
+
+class Logprob(_message.Message):
+    __slots__ = ("token", "logprob", "text", "top")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    token: int
+    logprob: float
+    text: bytes
+    top: _containers.RepeatedCompositeFieldContainer[Logprob]
+    def __init__(self, token: _Optional[int] = ..., logprob: _Optional[float] = ..., text: _Optional[bytes] = ..., top: _Optional[_Iterable[_Union[Logprob, _Mapping]]] = ...) -> None: ...
+
+class RouteInUse(_message.Message):
+    __slots__ = ("hops", "reroutes", "reason")
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    REROUTES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    hops: _containers.RepeatedCompositeFieldContainer[RouteHop]
+    reroutes: int
+    reason: str
+    def __init__(self, hops: _Optional[_Iterable[_Union[RouteHop, _Mapping]]] = ..., reroutes: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RouteHop(_message.Message):
+    __slots__ = ("peer_id", "name", "first", "last")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    name: str
+    first: int
+    last: int
+    def __init__(self, peer_id: _Optional[str] = ..., name: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
+
+class Waiting(_message.Message):
+    __slots__ = ("first", "last", "since", "words")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    last: int
+    since: float
+    words: str
+    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., since: _Optional[float] = ..., words: _Optional[str] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("reason", "prompt_tokens", "completion_tokens", "seconds", "trace")
+    class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STOP: _ClassVar[Finished.Reason]
+        LENGTH: _ClassVar[Finished.Reason]
+        TOOL_CALLS: _ClassVar[Finished.Reason]
+    STOP: Finished.Reason
+    LENGTH: Finished.Reason
+    TOOL_CALLS: Finished.Reason
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    reason: Finished.Reason
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    trace: _containers.RepeatedCompositeFieldContainer[TraceSpan]
+    def __init__(self, reason: _Optional[_Union[Finished.Reason, str]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., trace: _Optional[_Iterable[_Union[TraceSpan, _Mapping]]] = ...) -> None: ...
+
+class TraceSpan(_message.Message):
+    __slots__ = ("name", "peer_id", "start", "seconds", "count")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    peer_id: str
+    start: float
+    seconds: float
+    count: int
+    def __init__(self, name: _Optional[str] = ..., peer_id: _Optional[str] = ..., start: _Optional[float] = ..., seconds: _Optional[float] = ..., count: _Optional[int] = ...) -> None: ...
+
+class MapRequest(_message.Message):
+    __slots__ = ("watch",)
+    WATCH_FIELD_NUMBER: _ClassVar[int]
+    watch: bool
+    def __init__(self, watch: _Optional[bool] = ...) -> None: ...
+
+class SwarmMap(_message.Message):
+    __slots__ = ("time", "models", "servers", "nodes")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    time: float
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    servers: _containers.RepeatedCompositeFieldContainer[MapServer]
+    nodes: _containers.RepeatedCompositeFieldContainer[QueryNode]
+    def __init__(self, time: _Optional[float] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., servers: _Optional[_Iterable[_Union[MapServer, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[QueryNode, _Mapping]]] = ...) -> None: ...
+
+class MapServer(_message.Message):
+    __slots__ = ("peer_id", "model", "first", "last", "state", "name", "decode_ms", "prefill_rate", "queue", "free_tokens", "dtype", "quantization", "version", "relayed")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_RATE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    FREE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RELAYED_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    model: str
+    first: int
+    last: int
+    state: str
+    name: str
+    decode_ms: float
+    prefill_rate: float
+    queue: int
+    free_tokens: int
+    dtype: str
+    quantization: str
+    version: str
+    relayed: bool
+    def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., state: _Optional[str] = ..., name: _Optional[str] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., free_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., version: _Optional[str] = ..., relayed: _Optional[bool] = ...) -> None: ...
+
+class QueryNode(_message.Message):
+    __slots__ = ("peer_id", "model", "name", "addresses", "edges", "running", "capacity", "version", "dtype")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    model: str
+    name: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    edges: _containers.RepeatedScalarFieldContainer[str]
+    running: int
+    capacity: int
+    version: str
+    dtype: str
+    def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
+
 class Record(_message.Message):
     __slots__ = ("model", "first", "last", "fingerprints", "state", "addresses", "dtype", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "quantization", "version", "name")
     MODEL_FIELD_NUMBER: _ClassVar[int]

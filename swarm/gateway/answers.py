@@ -1,0 +1,36 @@
+"""What answers queries, as those see it who take queries in: over the network, or over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from swarm.types import ModelInfo, Span
+from swarm.wire import swarm_pb2 as pb
+
+
+class Answerer(Protocol):
+    """Answers queries for one model, many at a time, on the event loop that it belongs to."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    @property
+    def running(self) -> int:
+        """Queries that are being answered."""
+
+    @property
+    def capacity(self) -> int:
+        """Queries that can be answered at a time."""
+
+    @property
+    def missing(self) -> Span | None:
+        """The first blocks that nobody serves, as last seen; None: all are served."""
+
+    def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
+        """Replies from `accepted` to `finished`. Closing the generator ends the query and frees it at every hop.
+
+        Raises InvalidInput (ContextTooLong is one) for what cannot be answered, ServerBusy with `retry_after` when
+        there is no room, both before the first reply; later MissingBlocks where a limit to waiting is set, and
+        SwarmError for what else ends a query.
+        """
