@@ -388,7 +388,8 @@ class Session:
     def _keep(self, row: pb.Rows, chain: Chain) -> None:
         """Offer what has been computed of a prompt to the prefix cache, when nothing more of it is on its way."""
         sequence, prefixes, runner = row.sequence, self.around.prefixes, self.around.engine.runner
-        idle = self.received.get(sequence) == row.start + row.count
+        # The copy is made after whatever is queued by now: nothing of that may change what is under this id.
+        idle = self._chains[sequence] is chain and self.received.get(sequence) == row.start + row.count
         history = self.history[sequence]
         if not idle or history.first or chain.offered == len(chain.digests):
             return

@@ -1095,7 +1095,10 @@ def test_nobody_can_leave_a_wrong_beginning_for_others(tricks: list[Any]) -> Non
 
 
 def test_ids_that_are_used_again_at_once_do_not_mix_texts() -> None:
-    free = pb.Operation.FREE
-    one, two, _ = TEXTS
+    free, fork = pb.Operation.FREE, pb.Operation.FORK
+    one, two, three = TEXTS
     for pause in (0.0, 0.001, 0.003, 0.005):
         poison([(None, 0, 1, one, 16, pause), (free, 1, 0, one, 16, pause), (None, 0, 1, two, 16, 1.0)])
+    poison(
+        [(None, 2, 0, two, 20, 0.0), (free, 1, 0, one, 16, 0.0), (None, 2, 2, three, 16, 0.0), (fork, 2, 1, two, 20, 1)]
+    )
