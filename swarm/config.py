@@ -111,5 +111,22 @@ class ClientConfig:
             raise InvalidInput(f"codec={self.codec!r}: there is {', '.join(CODEC_CHOICES)}")
 
 
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """How a query node answers."""
+
+    capacity: int = 64
+    """Queries at a time; one more is told to come again."""
+    max_tokens: int = 1024
+    """Of an answer, where neither the asker nor the model's authors say how many."""
+    retry_after: float = 2.0
+    """When to come again, who was turned away."""
+    open_timeout: float = 10.0
+    """How long a peer may take to say what it asks."""
+    stuck: float = 60.0
+    """An asker that takes nothing for so long is given up."""
+
+
 FRAME_LIMIT = 64 * MIB
+QUERY_FRAME_LIMIT = 4 * MIB
 CONTROL_FRAME_LIMIT = MIB

@@ -59,11 +59,16 @@ NOTICE_EVERY = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something the user may want to see: `kind` is route, rerouted or waiting; `text` says it in words."""
+    """Something the user may want to see: `kind` is route, rerouted or waiting; `text` says it in words.
+
+    While waiting, `blocks` are those without a server, none where servers are busy; `seconds`: since when.
+    """
 
     kind: str
     text: str
     route: Route | None = None
+    blocks: tuple[tuple[int, int], ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -429,7 +434,9 @@ class Session:
                 self._check_patience(error, waited)
                 if isinstance(error, MissingBlocks | ServerBusy) and loop.time() - noticed >= NOTICE_EVERY:
                     noticed = loop.time()
-                    self._notice("waiting", f"{self.view.model.name}: {error}, since {waited:.0f} s; waiting")
+                    text = f"{self.view.model.name}: {error}, since {waited:.0f} s; waiting"
+                    blocks = error.blocks if isinstance(error, MissingBlocks) else ()
+                    self._notice("waiting", text, blocks, waited)
                 if isinstance(error, MissingBlocks):
                     await asyncio.sleep(self.config.retry_base * 5)
             refresh = self.config.retry_base
@@ -621,9 +628,9 @@ class Session:
             wants=[pb.Position(sequence=s, position=p) for s, p in snapshot.wanted.items()],
         )
 
-    def _notice(self, kind: str, text: str) -> None:
+    def _notice(self, kind: str, text: str, blocks: tuple[tuple[int, int], ...] = (), seconds: float = 0.0) -> None:
         log.log(logging.WARNING if kind == "waiting" else logging.INFO, "%s", text)
-        self._on_notice(Notice(kind, text, self._route))
+        self._on_notice(Notice(kind, text, self._route, blocks, seconds))
 
     # ---- the end ----------------------------------------------------------------------------------------------
 

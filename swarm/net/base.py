@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from swarm.types import ModelInfo, PeerId, ServerRecord
+from swarm.wire import swarm_pb2 as pb
 
 
 class Stream(Protocol):
@@ -79,6 +80,15 @@ class Directory(Protocol):
 
     async def models(self) -> list[ModelInfo]:
         """The models that the swarm knows."""
+
+    async def announce_node(self, node: pb.QueryNode, expires: float) -> None:
+        """Publish (or renew) that this peer answers queries, until `expires` (unix seconds)."""
+
+    async def withdraw_node(self, node: pb.QueryNode) -> None:
+        """Say that this peer answers no queries any more."""
+
+    async def query_nodes(self, model: str) -> list[pb.QueryNode]:
+        """The peers that answer queries for a model, each with its `peer_id`."""
 
     def verify(self, signed: bytes) -> ServerRecord:
         """The record inside bytes that somebody showed (a record's `signed`). Raises RecordRefused."""

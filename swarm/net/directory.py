@@ -29,6 +29,7 @@ from swarm.net import records
 from swarm.net.daemon import Daemon
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, PeerId, ServerRecord
+from swarm.wire import swarm_pb2 as pb
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +183,28 @@ class HivemindDirectory:
             expires = self._later(key, max(record.expires, time.time() + 1.0) + _LATER)
             tombstones[key] = (records.sign(self._identity, key, b"", expires), expires)
         await self._store(tombstones)
+
+    async def announce_node(self, node: pb.QueryNode, expires: float) -> None:
+        """As in `Directory`. Raises RecordRefused for what others would refuse, NetworkError when nobody took it."""
+        key = records.node_key(node.model)
+        expires = self._later(key, expires)
+        signed = records.sign_node(self._identity, node, expires)
+        records.verify_node(signed, now=time.time(), config=self._config)
+        await self._store({key: (signed, expires)})
+
+    async def withdraw_node(self, node: pb.QueryNode) -> None:
+        """As in `Directory`. Raises NetworkError when nobody took the tombstone."""
+        key = records.node_key(node.model)
+        expires = self._later(key, time.time() + self._config.record_lifetime)
+        await self._store({key: (records.sign(self._identity, key, b"", expires), expires)})
+
+    async def query_nodes(self, model: str) -> list[pb.QueryNode]:
+        """As in `Directory`. Raises NetworkError when the directory cannot be read."""
+        nodes = []
+        for signed in await self._read([records.node_key(model)]):
+            with contextlib.suppress(RecordRefused):
+                nodes.append(records.verify_node(signed, now=time.time(), config=self._config))
+        return nodes
 
     def _later(self, key: str, expires: float) -> float:
         """`expires`, or a little later: the DHT takes only what outlives what it replaces."""

@@ -20,6 +20,7 @@ from swarm.errors import FrameTooLarge, PeerUnreachable, RecordRefused, StreamCl
 from swarm.net.base import StreamHandler
 from swarm.net.conditions import Line, LinkConditions
 from swarm.types import ModelInfo, PeerId, ServerRecord
+from swarm.wire import swarm_pb2 as pb
 
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ class SimulatedNetwork:
         self.hosts: dict[PeerId, MemoryHost] = {}
         self.records: dict[tuple[str, PeerId], ServerRecord] = {}
         self.infos: dict[str, ModelInfo] = {}
+        self.nodes: dict[tuple[str, PeerId], tuple[pb.QueryNode, float]] = {}
         self._conditions: dict[tuple[PeerId, PeerId], LinkConditions] = {}
         self._lines: dict[tuple[PeerId, PeerId], Line] = {}
         self._cut: set[frozenset[PeerId]] = set()
@@ -368,6 +370,22 @@ class MemoryDirectory:
     async def models(self) -> list[ModelInfo]:
         await self._reach()
         return list(self.network.infos.values())
+
+    async def announce_node(self, node: pb.QueryNode, expires: float) -> None:
+        await self._reach()
+        announced = pb.QueryNode()
+        announced.CopyFrom(node)
+        announced.peer_id = self.host.peer_id
+        self.network.nodes[node.model, self.host.peer_id] = (announced, expires)
+
+    async def withdraw_node(self, node: pb.QueryNode) -> None:
+        await self._reach()
+        self.network.nodes.pop((node.model, self.host.peer_id), None)
+
+    async def query_nodes(self, model: str) -> list[pb.QueryNode]:
+        await self._reach()
+        now = asyncio.get_running_loop().time()
+        return [node for (of, _), (node, expires) in self.network.nodes.items() if of == model and expires > now]
 
     def verify(self, signed: bytes) -> ServerRecord:
         for record in self._living().values():

@@ -21,6 +21,8 @@ MAX_TEXT = 256
 CLOCK_TOLERANCE = 3.0
 """Seconds by which the clocks of two peers may differ."""
 MAX_ADDRESSES = 16
+MAX_EDGE = 512
+"""Characters of an address for browsers, which holds the hashes of certificates."""
 MAX_BLOCKS = 1024
 """Blocks of the deepest model; reading a model takes a question per block."""
 CHECKED = 8192
@@ -31,6 +33,11 @@ more records none is found again, because each pushes out the one that is asked 
 def span_key(model: str, first: int) -> str:
     """The directory key of servers whose span begins at block `first`."""
     return f"spans/{model}/{first}"
+
+
+def node_key(model: str) -> str:
+    """The directory key of the query nodes of a model."""
+    return f"queries/{model}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +170,51 @@ def read_model(opened: Opened) -> ModelInfo:
     )
 
 
+def sign_node(identity: Identity, node: pb.QueryNode, expires: float) -> bytes:
+    """A query node's announcement, signed by the node; whose it is, the signature says."""
+    bare = pb.QueryNode()
+    bare.CopyFrom(node)
+    bare.peer_id = ""
+    return sign(identity, node_key(node.model), bare.SerializeToString(), expires)
+
+
+def verify_node(signed: bytes, *, now: float, config: NetworkConfig) -> pb.QueryNode:
+    """A query node's announcement, with its peer id. Raises RecordRefused."""
+    opened = open_signed(signed, now=now, config=config)
+    if opened.expires <= now:
+        raise RecordRefused(f"the record of {opened.peer_id} expired {now - opened.expires:.0f} s ago")
+    return read_node(opened)
+
+
+def read_node(opened: Opened) -> pb.QueryNode:
+    """The query node in a value whose signature was checked. Raises RecordRefused."""
+    node = pb.QueryNode()
+    try:
+        node.ParseFromString(opened.value)
+    except DecodeError as error:
+        raise RecordRefused("these bytes are no query node") from error
+    texts = (node.model, node.name, node.version, node.dtype)
+    addresses = [*node.addresses, *node.edges]
+    if not opened.value or node.peer_id or not node.model or "/" in node.model or opened.key != node_key(node.model):
+        raise RecordRefused(f"the query node announced by {opened.peer_id} makes no sense")
+    if not all(len(text) <= MAX_TEXT and text.isprintable() for text in texts):
+        raise RecordRefused(f"the query node announced by {opened.peer_id} has texts that are no names")
+    if max(len(node.addresses), len(node.edges)) > MAX_ADDRESSES or not all(_is_address(a) for a in addresses):
+        raise RecordRefused(f"an address of the query node {opened.peer_id} is no multiaddr")
+    node.peer_id = opened.peer_id
+    return node
+
+
+def _is_address(text: str) -> bool:
+    return text.startswith("/") and len(text) <= MAX_EDGE and text.isprintable()
+
+
 def check_content(opened: Opened) -> None:
     """Refuse what does not belong under the key that it was signed for. Raises RecordRefused."""
     if opened.value and opened.key == MODELS_KEY:
         read_model(opened)
+    elif opened.value and opened.key.startswith(node_key("")):
+        read_node(opened)
     elif opened.value:
         read_record(opened, b"")
 

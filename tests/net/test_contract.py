@@ -20,6 +20,7 @@ from swarm.net.hivemind import HivemindHost, create_host, open_directory
 from swarm.net.memory import SimulatedNetwork, run
 from swarm.net.wide import WideHost
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
+from swarm.wire import swarm_pb2 as pb
 
 LIMIT = 1 << 22
 STRANGER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
@@ -356,6 +357,26 @@ def test_a_withdrawn_record_is_gone_and_can_come_again(net: Net) -> None:
         assert [await directory.lookup(info.key, 12) for directory in (one, two)] == [[], []]
         again = await one.announce(record(net, 0, info, Span(0, 12)), info)
         assert await two.lookup(info.key, 12) == [again]
+
+    net.run(scenario)
+
+
+def test_query_nodes_are_found_by_their_model_until_they_leave(net: Net) -> None:
+    async def scenario() -> None:
+        info = model()
+        one, two = net.directories
+        node = pb.QueryNode(model=info.key, name="n", edges=["/ip4/1.2.3.4/udp/5/webrtc-direct"], running=1)
+        await one.announce_node(node, net.now() + 60.0)
+        node.running = 2
+        await one.announce_node(node, net.now() + 60.0)
+        await two.announce_node(pb.QueryNode(model=info.key, name="other"), net.now() + 60.0)
+        found = {each.peer_id: each for each in await two.query_nodes(info.key)}
+        assert found.keys() == {host.peer_id for host in net.hosts}
+        mine = found[net.hosts[0].peer_id]
+        assert (mine.name, mine.running, list(mine.edges)) == ("n", 2, list(node.edges))
+        await one.withdraw_node(node)
+        assert [each.name for each in await two.query_nodes(info.key)] == ["other"]
+        assert await one.query_nodes("another") == []
 
     net.run(scenario)
 

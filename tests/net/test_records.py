@@ -208,13 +208,49 @@ def test_senseless_models_are_refused(changes: dict[str, object]) -> None:
         records.verify_model(signed, now=NOW, config=CONFIG)
 
 
+NODE = pb.QueryNode(
+    model="m", name="tiny", addresses=["/ip4/1.2.3.4/tcp/1"], edges=["/ip4/1.2.3.4/udp/2/webrtc-direct"]
+)
+
+
+def test_a_query_node_comes_back_with_the_id_of_who_signed_it() -> None:
+    signed = records.sign_node(ME, NODE, NOW + 60)
+    node = records.verify_node(signed, now=NOW, config=CONFIG)
+    assert (node.peer_id, node.name, node.edges) == (ME.peer_id, "tiny", NODE.edges)
+    with pytest.raises(RecordRefused, match="expired"):
+        records.verify_node(signed, now=NOW + 61, config=CONFIG)
+    for other in (SIGNED, records.sign_model(ME, MODEL, NOW + 60)):
+        with pytest.raises(RecordRefused):
+            records.verify_node(other, now=NOW, config=CONFIG)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": ""},
+        {"model": "a/b"},
+        {"name": "x" * 300},
+        {"name": "\x1b"},
+        {"edges": ["nowhere"]},
+        {"edges": ["/" + "x" * 600]},
+        {"addresses": ["/ip4/1.2.3.4"] * 17},
+    ],
+)
+def test_senseless_query_nodes_are_refused(changes: dict[str, object]) -> None:
+    fields = {"model": NODE.model, "name": NODE.name, "addresses": NODE.addresses, "edges": NODE.edges, **changes}
+    signed = records.sign_node(ME, pb.QueryNode(**fields), NOW + 60)  # type: ignore[arg-type]
+    with pytest.raises(RecordRefused):
+        records.check_content(records.open_signed(signed, now=NOW, config=CONFIG))
+
+
 def test_what_is_stored_must_belong_to_its_key() -> None:
     def check(signed: bytes) -> None:
         records.check_content(records.open_signed(signed, now=NOW, config=CONFIG))
 
     check(SIGNED)
     check(records.sign_model(ME, MODEL, NOW + 60))
+    check(records.sign_node(ME, NODE, NOW + 60))
     check(records.sign(ME, "spans/m/1", b"", NOW + 60))
-    for key in (records.MODELS_KEY, "spans/m/1", "anything"):
+    for key in (records.MODELS_KEY, "spans/m/1", records.node_key("m"), "anything"):
         with pytest.raises(RecordRefused):
             check(records.sign(ME, key, b"junk", NOW + 60))
