@@ -13,11 +13,13 @@ NAMES = (
     "compute",
     "concurrent",
     "decode",
+    "failover",
     "offload",
     "prefill",
     "prefix",
     "scale",
     "speculative",
+    "transport",
     "wan",
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -18,8 +19,6 @@ from benchmarks.results import Result, output_options, ratios, report
 @output_options
 def main(rounds: int, positions: int, chunks: tuple[int, ...], as_json: bool, save: bool) -> None:
     """Prefill of a prompt with a 250M-parameter random Llama in float32, whole and cut into chunks."""
-    import torch
-
     from swarm import DistributedLlama
 
     with two_servers() as (local, swarm, path):
@@ -29,15 +28,25 @@ def main(rounds: int, positions: int, chunks: tuple[int, ...], as_json: bool, sa
             name: DistributedLlama.from_pretrained(str(path), swarm=swarm, dtype="float32", progress=False, **options)
             for name, options in cuts.items()
         }
-        prompt = torch.randint(5, 30_000, (1, positions), generator=torch.Generator().manual_seed(0))
+        draw = prompts(positions)
+        prompt = next(draw)
         tokens = [first_token(model, prompt) for model in (local, *models.values())]
         plain: list[float] = []
         seconds: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(rounds):
-            plain.append(timed(local, prompt))
+            plain.append(timed(local, next(draw)))
             for name, model in models.items():
-                seconds[name].append(timed(model, prompt))
+                seconds[name].append(timed(model, next(draw)))
     report(result(positions, plain, seconds, equal=len(set(tokens)) == 1), as_json, save)
+
+
+def prompts(positions: int) -> Iterator[Any]:
+    """Each another one: what servers keep of a prompt would serve the next time."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        yield torch.randint(5, 30_000, (1, positions), generator=generator)
 
 
 def first_token(model: Any, prompt: Any) -> int:

@@ -11,7 +11,7 @@ import click
 
 from benchmarks.decode import Clock, generate
 from benchmarks.models import llama_250m
-from benchmarks.prefill import timed
+from benchmarks.prefill import prompts, timed
 from benchmarks.results import Result, output_options, report
 from benchmarks.wide import wide_swarm
 
@@ -52,12 +52,12 @@ def main(
             return DistributedLlama.from_pretrained(str(path), swarm=swarm, dtype="float32", progress=False, **options)
 
         chosen, whole = model(), model(chunk_positions=positions)
-        prompt = torch.randint(5, 30_000, (1, positions), generator=torch.Generator().manual_seed(0))
+        draw = prompts(positions)
         head = head_ms(chosen)
         generate(chosen, 4)
         steps = [token_ms(chosen, tokens) for _ in range(rounds)]
         first = {"cut as the client chooses": chosen, "whole": whole}
-        prefill = {name: [timed(each, prompt) for _ in range(rounds)] for name, each in first.items()}
+        prefill = {name: [timed(each, next(draw)) for _ in range(rounds)] for name, each in first.items()}
     hops = len(SPANS)
     bound = (hops + 1) * rtt_ms / 2 + hops * (pass_ms + position_ms) + head
     stage = (pass_ms + position_ms * positions) / 1000

@@ -125,6 +125,21 @@ class GatewayConfig:
     """How long a peer may take to say what it asks."""
     stuck: float = 60.0
     """An asker that takes nothing for so long is given up."""
+    heartbeat: float = 2.0
+    """A query node that has nothing to say for so long gives a sign of life."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskerConfig:
+    """How a query is kept alive by who asked it."""
+
+    open_timeout: float = 10.0
+    silence: float = 8.0
+    """A query node that gives no sign of life for so long is taken for dead."""
+    retry_base: float = 0.2
+    retry_max: float = 5.0
+    max_wait: float | None = None
+    """How long to look for a query node that answers; None: for ever."""
 
 
 FRAME_LIMIT = 64 * MIB

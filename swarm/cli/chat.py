@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swarm.cli.common import network_config, network_options, quiet, verbosity_options
-from swarm.errors import BadCheckpoint, ContextTooLong, DaemonFailed, InvalidInput, SwarmError
+from swarm.errors import ContextTooLong, DaemonFailed, InvalidInput, SwarmError
+from swarm.gateway.texts import Growing, Texts, load_tokenizer
 from swarm.net.known import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LONGEST = 1024
 """Tokens of an answer, where neither the user nor the model's authors say how many."""
-CONTEXT = 4
-"""Tokens of the prompt that are decoded with the first of an answer: some write their space only after others."""
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What a character decodes to as long as some of its tokens are missing."""
 WARNING = "Whoever serves blocks on the route can read what you type and what the model answers."
 
 
@@ -121,17 +118,6 @@ def calm_logging() -> None:
         logging.getLogger("swarm").setLevel(logging.ERROR)
         logging.getLogger("transformers").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def load_tokenizer(model: str, token: str | None, revision: str | None) -> Any:
-    """The model's tokenizer. Raises BadCheckpoint."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model, token=token, revision=revision)
-    except (OSError, ValueError, ImportError) as error:
-        words = " ".join(str(error).split())[:300]
-        raise BadCheckpoint(f"the tokenizer of {model} cannot be loaded: {words}") from error
 
 
 def load_model(model: str, checkpoint: Checkpoint, screen: Screen, options: dict[str, Any]) -> Any:
@@ -234,32 +220,27 @@ class Teller:
         self.write = write
         self.text = ""
         self.times = [time.perf_counter()]
-        self._ids: list[int] = []
-        self._begin = self._shown = 0
-        self._prompted = False
+        self._growing: Growing | None = None
 
     def put(self, value: Any) -> None:
         """Called by the library with the prompt, then with every token."""
         ids = value.flatten().tolist()
-        if not self._prompted:
-            self._prompted, self._ids = True, ids[-CONTEXT:]
-            self._shown = len(self._ids)
+        if self._growing is None:
+            self._growing = Growing(self.decode, ids)
             return
         self.times.append(time.perf_counter())
-        self._ids += ids
-        self._tell()
+        for token in ids:
+            self._tell(self._growing.add(token))
 
     def end(self) -> None:
         """Called by the library at the end."""
-        self._tell(whole=False)
+        if self._growing is not None:
+            self._tell(self._growing.end())
 
-    def _tell(self, *, whole: bool = True) -> None:
-        before, text = self.decode(self._ids[self._begin : self._shown]), self.decode(self._ids[self._begin :])
-        if len(text) <= len(before) or (whole and text.endswith(UNFINISHED)):
-            return
-        self._begin, self._shown = self._shown, len(self._ids)
-        self.text += text[len(before) :]
-        self.write(text[len(before) :])
+    def _tell(self, text: str) -> None:
+        if text:
+            self.text += text
+            self.write(text)
 
     def speed(self) -> str:
         """How many tokens came, and how fast."""
@@ -282,7 +263,8 @@ class Speech:
 
     def __init__(self, tokenizer: Any, system: str | None = None) -> None:
         self.tokenizer = tokenizer
-        self.templated = bool(getattr(tokenizer, "chat_template", None))
+        self.texts = Texts(tokenizer)
+        self.templated = self.texts.converses
         self.messages: list[dict[str, str]] = []
         if system is not None and not self.templated:
             raise InvalidInput("this model has no chat template, and so no place for --system")
@@ -293,20 +275,12 @@ class Speech:
         """The prompt that ends with `text`. Raises InvalidInput when the template refuses it."""
         if not self.templated:
             return list(self.tokenizer(text)["input_ids"])
-        asked = [*self.messages, {"role": "user", "content": text}]
-        try:
-            return list(self.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False))
-        except Exception as error:  # a template is a program of the model's authors
-            raise InvalidInput(f"the model's chat template refuses this conversation: {error}") from error
+        return self.texts.conversation([*self.messages, {"role": "user", "content": text}])
 
     def keep(self, text: str, answer: str) -> None:
         """Both belong to the conversation from now on."""
         if self.templated:
             self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text as it is shown."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def unchanged(known: Sequence[int], ids: Sequence[int]) -> int:
@@ -336,7 +310,7 @@ class Chat:
         Raises SwarmError, after which it is as if `text` had not been said; KeyboardInterrupt.
         """
         ids = self.speech.ids(text)
-        teller = Teller(self.speech.decode, self.screen.write)
+        teller = Teller(self.speech.texts.decode, self.screen.write)
         try:
             self._generate(ids, teller)
         except KeyboardInterrupt:

@@ -165,6 +165,7 @@ class Generator:
                 reply = await replies.get()
                 yield reply
                 if reply.WhichOneof("kind") == "finished":
+                    await work
                     return
         finally:
             work.cancel()
@@ -215,7 +216,8 @@ class Generator:
         except Exception as error:
             replies.fail(error)
         finally:
-            await session.close()
+            # Whoever leaves in this very moment must not keep the hops from hearing of it.
+            await asyncio.shield(session.close())
 
     async def _go_on(self, query: _Query, session: Session, replies: Replies) -> pb.Finished.Reason:
         """From where the answer is to its end."""

@@ -12,7 +12,9 @@ from swarm.errors import (
     ContextTooLong,
     ContractMismatch,
     FrameRejected,
+    InvalidInput,
     MalformedFrame,
+    MissingBlocks,
     ProtocolError,
     RemoteError,
     ServerBusy,
@@ -24,6 +26,8 @@ from swarm.wire import swarm_pb2 as pb
 
 CONTROL_PROTOCOL = "/swarm/control/1.0.0"
 DATA_PROTOCOL = "/swarm/data/1.0.0"
+QUERY_PROTOCOL = "/swarm/query/1.0.0"
+MAP_PROTOCOL = "/swarm/map/1.0.0"
 
 SESSION_BYTES = 16
 FINGERPRINT_BYTES = 8
@@ -43,6 +47,8 @@ _ERRORS: dict[pb.Failure.Code, type[SwarmError]] = {
     pb.Failure.UNAUTHORIZED: Unauthorized,
     pb.Failure.GAP: SessionNotFound,
     pb.Failure.TOO_LONG: ContextTooLong,
+    pb.Failure.INVALID: InvalidInput,
+    pb.Failure.MISSING_BLOCKS: MissingBlocks,
 }
 
 

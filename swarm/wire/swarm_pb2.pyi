@@ -226,6 +226,8 @@ class Failure(_message.Message):
         UNAUTHORIZED: _ClassVar[Failure.Code]
         GAP: _ClassVar[Failure.Code]
         TOO_LONG: _ClassVar[Failure.Code]
+        INVALID: _ClassVar[Failure.Code]
+        MISSING_BLOCKS: _ClassVar[Failure.Code]
     UNKNOWN: Failure.Code
     BUSY: Failure.Code
     SESSION_NOT_FOUND: Failure.Code
@@ -235,6 +237,8 @@ class Failure(_message.Message):
     UNAUTHORIZED: Failure.Code
     GAP: Failure.Code
     TOO_LONG: Failure.Code
+    INVALID: Failure.Code
+    MISSING_BLOCKS: Failure.Code
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]

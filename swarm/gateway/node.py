@@ -1,0 +1,153 @@
+"""A query node's place in the network: queries in from peers and browsers, and its record in the directory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from swarm.config import QUERY_FRAME_LIMIT, GatewayConfig, NetworkConfig
+from swarm.errors import NetworkError, StreamClosed, SwarmError
+from swarm.gateway.answers import Answerer
+from swarm.net.base import Directory, Host, Stream
+from swarm.wire import messages
+from swarm.wire import swarm_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+
+class QueryNode:
+    """Lets peers ask an `Answerer`. One task a stream; what a stream's asker does wrong ends that stream alone."""
+
+    def __init__(self, answerer: Answerer, config: GatewayConfig) -> None:
+        self.answerer = answerer
+        self.config = config
+
+    async def serve(self, host: Host) -> None:
+        """Take queries that come in over `host`; it may be called for several."""
+        await host.serve(messages.QUERY_PROTOCOL, self.handle)
+
+    async def handle(self, stream: Stream) -> None:
+        """One query, until it is answered or its asker has gone."""
+        try:
+            async with asyncio.timeout(self.config.open_timeout):
+                query = messages.decode(pb.Query, await stream.receive(QUERY_FRAME_LIMIT))
+        except TimeoutError:
+            return
+        except SwarmError as error:
+            await self._send(stream, pb.QueryReply(failure=messages.failure(error)))
+            raise
+        answering = asyncio.create_task(self._answer(stream, query), name=f"query {query.id.hex()[:8]}")
+        leaving = asyncio.create_task(_departure(stream), name="asker")
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                answering.result()
+        finally:
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    async def _answer(self, stream: Stream, query: pb.Query) -> None:
+        try:
+            async with contextlib.aclosing(self._replies(query)) as replies:
+                async for reply in replies:
+                    await self._send(stream, reply)
+        except StreamClosed:
+            raise
+        except SwarmError as error:
+            log.info("query %s of %s ends: %s", query.id.hex()[:8], stream.peer_id, error)
+            await self._send(stream, pb.QueryReply(failure=messages.failure(error)))
+
+    async def _replies(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
+        """The answer, with signs of life where it pauses."""
+        async with contextlib.aclosing(self.answerer.answer(query)) as replies:
+            sent = query.sent_bytes
+            reply: asyncio.Task[pb.QueryReply] | None = None
+            try:
+                while True:
+                    reply = reply or asyncio.ensure_future(anext(replies))
+                    done, _ = await asyncio.wait({reply}, timeout=self.config.heartbeat)
+                    if not done:
+                        yield pb.QueryReply(delta=pb.Delta(sent_bytes=sent))
+                        continue
+                    try:
+                        value = reply.result()
+                    except StopAsyncIteration:
+                        return
+                    reply = None
+                    if value.WhichOneof("kind") == "delta":
+                        sent = value.delta.sent_bytes
+                    yield value
+            finally:
+                if reply is not None:
+                    reply.cancel()
+                    await asyncio.gather(reply, return_exceptions=True)
+
+    async def _send(self, stream: Stream, reply: pb.QueryReply) -> None:
+        """Raises StreamClosed, also for an asker who takes nothing any more."""
+        try:
+            async with asyncio.timeout(self.config.stuck):
+                await stream.send(reply.SerializeToString())
+        except TimeoutError:
+            stream.close()
+            raise StreamClosed(f"{stream.peer_id} takes nothing any more") from None
+
+
+async def _departure(stream: Stream) -> None:
+    """Wait until the asker closes its side; whatever else it says ends the query, too."""
+    with contextlib.suppress(SwarmError):
+        await stream.receive(1)
+
+
+class Announcer:
+    """Keeps a query node's record in the directory. `describe` gives it as of now."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        network: NetworkConfig,
+        describe: Callable[[], pb.QueryNode],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._directory = directory
+        self._network = network
+        self._describe = describe
+        self._now = now
+        self._random = random.Random()
+
+    async def run(self) -> None:
+        """Announce, and again before the record ends, until it is cancelled; then withdraw."""
+        try:
+            while True:
+                await self._announce()
+                await asyncio.sleep(self._network.record_renewal * self._random.uniform(0.8, 1.0))
+        finally:
+            with contextlib.suppress(SwarmError, TimeoutError):
+                async with asyncio.timeout(self._network.dial_timeout):
+                    await self._directory.withdraw_node(self._describe())
+
+    async def _announce(self) -> None:
+        try:
+            await self._directory.announce_node(self._describe(), self._now() + self._network.record_lifetime)
+        except NetworkError as error:
+            log.warning("the directory does not take this query node's record: %s", error)
+
+
+def describe(
+    answerer: Answerer, name: str, addresses: Sequence[str], edges: Sequence[str], dtype: str, version: str
+) -> pb.QueryNode:
+    """A query node's record."""
+    return pb.QueryNode(
+        model=answerer.model.key,
+        name=name,
+        addresses=addresses,
+        edges=edges,
+        running=answerer.running,
+        capacity=answerer.capacity,
+        version=version,
+        dtype=dtype,
+    )
