@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+RECALL = 0.3
+"""Seconds that a first attempt waits for the directory before it goes on with the servers that are known."""
 COALESCE = 0.02
 """Seconds in which reports of one incident come together before it is answered."""
 NOTICE_EVERY = 10.0
@@ -424,7 +426,7 @@ class Session:
             try:
                 await self._pause()
                 self._judge()
-                await self.view.refresh(refresh)
+                await self.view.refresh(refresh, RECALL if not self._setbacks else None)
                 self._setbacks += 1
                 await self._connect()
             except (InvalidInput, DaemonFailed):

@@ -57,13 +57,20 @@ class View:
         self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
-    async def refresh(self, max_age: float) -> None:
-        """Read the directory again unless the last reading is at most `max_age` seconds old; readers share one."""
+    async def refresh(self, max_age: float, patience: float | None = None) -> None:
+        """Read the directory again unless the last reading is at most `max_age` seconds old; readers share one.
+
+        After `patience` seconds it goes on without this one if something is known: peers of the directory that do not
+        answer any more, as one that has just been lost, hold up a reading by seconds.
+        """
         if asyncio.get_running_loop().time() - self._read_at <= max_age:
             return
         if self._reading is None or self._reading.done():
             self._reading = asyncio.ensure_future(self._read())
-        await asyncio.shield(self._reading)
+            self._reading.add_done_callback(_retrieve)
+        done, _ = await asyncio.wait({self._reading}, timeout=patience if self.records else None)
+        for reading in done:
+            reading.result()
 
     async def _read(self) -> None:
         found = await self.directory.lookup(self.model.key, self.model.blocks)
@@ -114,3 +121,9 @@ class View:
             record = hop.server
             for block in hop.span:
                 self.pins.setdefault(block, record.fingerprints[block - record.span.first])
+
+
+def _retrieve(reading: asyncio.Task[None]) -> None:
+    """Nobody may wait any more for a reading that fails."""
+    if not reading.cancelled():
+        reading.exception()
