@@ -52,6 +52,11 @@ class LocalSwarm:
         serve = ["swarm-serve", self.model, "--blocks", blocks, "--dtype", self.dtype, "--public-name", name]
         self._start(name, *serve, "--initial-peers", self.peer, "--threads", str(self.threads), *options)
 
+    def start_gateway(self, name: str, *options: str) -> None:
+        """Start a query node; does not wait until it is up."""
+        gateway = ["swarm-gateway", self.model, "--dtype", self.dtype, "--public-name", name]
+        self._start(name, *gateway, "--initial-peers", self.peer, "--threads", str(self.threads), *options)
+
     def _start(self, name: str, command: str, *arguments: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
         with self.log(name).open("wb") as log:
@@ -94,6 +99,11 @@ class LocalSwarm:
         """Until each of these servers has said that it serves."""
         for name in names:
             self._wait_for(lambda name=name: "serving" in self.log(name).read_text(), name)  # type: ignore[misc]
+
+    def wait_until_ready(self, *names: str) -> None:
+        """Until each of these query nodes has said that it is ready."""
+        for name in names:
+            self._wait_for(lambda name=name: "is ready" in self.log(name).read_text(), name)  # type: ignore[misc]
 
     def _wait_for(self, ready: object, name: str) -> None:
         deadline = time.monotonic() + PATIENCE

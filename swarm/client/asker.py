@@ -10,7 +10,7 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from swarm.config import QUERY_FRAME_LIMIT, AskerConfig
 from swarm.errors import (
@@ -56,10 +56,18 @@ def absorb(query: pb.Query, reply: pb.QueryReply) -> None:
 
 
 class Asker:
-    """Asks the query nodes of one model."""
+    """Asks the query nodes of one model. `on_node` is told who is asked, each time that it is another."""
 
-    def __init__(self, host: Host, directory: Directory, model: str, config: AskerConfig | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        directory: Directory,
+        model: str,
+        config: AskerConfig | None = None,
+        on_node: Callable[[pb.QueryNode], None] = lambda node: None,
+    ) -> None:
         self.model = model
+        self.on_node = on_node
         self.config = config or AskerConfig()
         self.nodes: list[PeerId] = []
         """Who has answered so far, in order, of the query under way."""
@@ -80,6 +88,7 @@ class Asker:
             node = await self._node()
             before = len(query.generated)
             self.nodes.append(node.peer_id)
+            self.on_node(node)
             try:
                 async with contextlib.aclosing(self._ask(node, query)) as replies:
                     async for reply in replies:

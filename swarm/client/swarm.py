@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from swarm.client.asker import Asker
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
-from swarm.config import ClientConfig, NetworkConfig
+from swarm.config import AskerConfig, ClientConfig, NetworkConfig
 from swarm.errors import InvalidInput
 from swarm.net.base import Directory, Host
 from swarm.net.known import HOW_TO_BEGIN, initial_peers
 from swarm.net.loop import LoopThread, shared_loop
 from swarm.types import ModelInfo, ServerRecord, Span
+from swarm.wire import swarm_pb2 as pb
 
 T = TypeVar("T")
 
@@ -58,6 +61,44 @@ class Swarm:
 
         return self.loop.run(make())
 
+    def ask(
+        self,
+        model: str,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        on_reply: Callable[[pb.QueryReply], None] = lambda reply: None,
+        on_node: Callable[[pb.QueryNode], None] = lambda node: None,
+        config: AskerConfig | None = None,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Ask query nodes: the answer's text as it comes, from peers that hold what this process need not load.
+
+        `model`: name or key; `prompt`: a text to go on with, or chat messages; `sampling`: fields of the wire's
+        Sampling, e.g. `max_tokens`, `temperature`, `seed`, `stop`; `on_reply` hears of routes, of waiting, and how it
+        ended; `on_node`, in the network's thread, who is asked. When a node dies another goes on, with the same text.
+        To stop, close the iterator.
+
+        Raises InvalidInput, for a model that the swarm does not know too, and what `Asker.ask` raises.
+        """
+        key = self._key_of(model)
+        asker = Asker(self.host, self.directory, key, config, on_node)
+        replies = asker.ask(_query(key, prompt, sampling))
+        try:
+            while (reply := self.loop.run(_following(replies))) is not None:
+                on_reply(reply)
+                if reply.delta.text:
+                    yield reply.delta.text
+        finally:
+            self.loop.run(replies.aclose())
+
+    def _key_of(self, model: str) -> str:
+        known = self.models()
+        found = next((info.key for info in known if model in (info.key, info.name)), None)
+        if found is None:
+            names = ", ".join(sorted(info.name for info in known)) or "none"
+            raise InvalidInput(f"nobody serves a model {model!r} here; there are: {names}")
+        return found
+
     def end(self, session: Session) -> None:
         """Begin to close a session. From any thread: garbage is also collected in the network's own."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, and every session with it
@@ -93,6 +134,24 @@ class Swarm:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _query(key: str, prompt: str | Sequence[Mapping[str, Any]], sampling: Mapping[str, Any]) -> pb.Query:
+    try:
+        query = pb.Query(model=key, sampling=pb.Sampling(**sampling))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"sampling: {error}; there are {', '.join(pb.Sampling.DESCRIPTOR.fields_by_name)}"
+        ) from error
+    if isinstance(prompt, str):
+        query.text = prompt
+    else:
+        query.messages = json.dumps(list(prompt))
+    return query
+
+
+async def _following(replies: AsyncIterator[pb.QueryReply]) -> pb.QueryReply | None:
+    return await anext(replies, None)
 
 
 _connected: dict[NetworkConfig, Swarm] = {}
