@@ -32,6 +32,38 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EdgeConfig:
+    """How browsers reach a peer."""
+
+    host_maddrs: tuple[str, ...] = (
+        "/ip4/0.0.0.0/udp/0/webrtc-direct",
+        "/ip4/0.0.0.0/udp/0/quic-v1/webtransport",
+        "/ip4/0.0.0.0/tcp/0/ws",
+    )
+    """Where it listens, each of one of these three kinds; a kind that is not here is off. Port 0: any."""
+    announce_maddrs: tuple[str, ...] = ()
+    """Where browsers should dial instead (port forwarding, a proxy with TLS); certificate hashes and the peer id are
+    added to them."""
+    identity_path: str | None = None
+    """Certificates are kept beside this file, so that addresses outlive a restart; None: nowhere."""
+    max_connections: int = 512
+    max_connections_per_peer: int = 8
+    max_handshakes: int = 64
+    """Connections of each kind that may be in their handshakes at a time."""
+    max_streams: int = 1024
+    max_streams_per_peer: int = 64
+    handshake_timeout: float = 15.0
+    negotiation_timeout: float = 10.0
+    """For a new stream to say its protocol."""
+    frame_timeout: float = 30.0
+    """A frame of which a part has come must go on coming within so long."""
+    send_timeout: float = 60.0
+    """A peer that reads nothing of what waits for it for so long loses its stream."""
+    linger: float = 10.0
+    """How long what was sent before a stream was closed may take to leave."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """How a server serves."""
 

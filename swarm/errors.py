@@ -9,6 +9,7 @@ SwarmError
 │   └── UnsupportedModel      this architecture cannot be cut into spans; the message says what is in the way
 ├── NetworkError
 │   ├── DaemonFailed          p2pd did not start, or died; the message holds its log and what to do
+│   ├── EdgeFailed            a listener for browsers did not start, or they all ended; the message says why
 │   ├── PeerUnreachable       nobody answers at the peer's addresses
 │   ├── StreamClosed          the other side closed or lost the stream
 │   └── RecordRefused         a directory record is unsigned, forged, too big or too long-lived
@@ -69,6 +70,10 @@ class NetworkError(SwarmError):
 
 class DaemonFailed(NetworkError):
     """p2pd did not start or died; the message says what was tried, what its log said and what to do."""
+
+
+class EdgeFailed(NetworkError):
+    """The edge cannot listen at an address it was given, or ended unasked; the message says which and why."""
 
 
 class PeerUnreachable(NetworkError):

@@ -1,0 +1,423 @@
+"""The edge: a host for browsers, beside the daemon's host and with the same peer id.
+
+Browsers can dial neither TCP nor QUIC. The edge listens on what they can dial, through libp2p's Python implementation,
+which runs on trio: in one thread of its own. Handlers do not notice; they run on asyncio's loop, where `Edge` lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import swarm.net.protobuf  # noqa: F401  isort: skip  (before libp2p)
+
+import trio
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
+
+from swarm._version import __version__
+from swarm.config import EdgeConfig
+from swarm.errors import EdgeFailed, InvalidInput, PeerUnreachable, ServerBusy, SwarmError
+from swarm.net.base import Stream, StreamHandler
+from swarm.net.edge_certificates import Certificates
+from swarm.net.edge_negotiation import negotiate
+from swarm.net.edge_stream import PIECE, Bridge, EdgeStream, read_some, write_all
+from swarm.net.edge_transports import Listener, Transports
+from swarm.net.identity import Identity
+from swarm.types import PeerId
+from swarm.wire import messages
+from swarm.wire import swarm_pb2 as pb
+from swarm.wire.framing import encode_length
+
+log = logging.getLogger(__name__)
+
+IDENTIFY = "/ipfs/id/1.0.0"
+PING = "/ipfs/ping/1.0.0"
+KINDS = ("/webrtc-direct", "/quic-v1/webtransport", "/ws")
+BUSY = 5.0
+"""Seconds after which a peer that opened too many streams may come again."""
+_CLOSING = 5.0
+"""Seconds that the edge's thread may take to end."""
+
+REFUSALS: dict[str, Callable[[SwarmError], bytes]] = {
+    messages.QUERY_PROTOCOL: lambda error: pb.QueryReply(failure=messages.failure(error)).SerializeToString(),
+}
+"""What a peer is told, in the protocol's own words, when its stream is refused; others are closed."""
+
+
+class Edge:
+    """A peer that browsers can dial. It dials nobody; else it satisfies `Host`.
+
+    `died` is set when it ends unasked; `failure` says why.
+    """
+
+    def __init__(self, identity: Identity, config: EdgeConfig) -> None:
+        """Raises InvalidInput for an address that is none, or certificates that are broken."""
+        for address in (*config.host_maddrs, *config.announce_maddrs):
+            check_address(address)
+        self.identity = identity
+        self.config = config
+        self.died = asyncio.Event()
+        self._certificates = Certificates(config.identity_path)
+        self._loop = asyncio.get_running_loop()
+        self._handlers: dict[str, StreamHandler] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._switch = Switch(identity, config, self._certificates, self._handlers, self._post, self._begin)
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._ended = asyncio.Event()
+        self._error: BaseException | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="swarm-edge", daemon=True)
+
+    @classmethod
+    async def start(cls, identity: Identity, config: EdgeConfig | None = None) -> Edge:
+        """Listen at every address of `config`.
+
+        Raises EdgeFailed, naming the address, when one cannot be listened at; InvalidInput for one that is no address
+        of the kinds that browsers dial, or for broken certificates.
+        """
+        edge = cls(identity, config or EdgeConfig())
+        edge._thread.start()
+        try:
+            await edge._ready
+        except BaseException:
+            await edge.close()
+            raise
+        return edge
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.identity.peer_id
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Multiaddrs with certificate hashes as of now; those of WebTransport change every few days."""
+        where = self.config.announce_maddrs or self._switch.listening()
+        webrtc, webtransport = self._certificates.webrtc, self._certificates
+        hashes = {
+            "/webrtc-direct": [webrtc.fingerprint_to_multibase()],
+            "/webtransport": webtransport.advertised_multibase(),
+        }
+        return tuple(complete(address, hashes, self.peer_id) for address in where)
+
+    async def open_stream(self, peer_id: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Stream:
+        raise PeerUnreachable(f"the edge dials nobody, neither {peer_id}")
+
+    async def serve(self, protocol: str, handler: StreamHandler) -> None:
+        """As in `Host`. A peer that opens more streams than it may is told BUSY where the protocol has words for it."""
+        self._handlers[protocol] = handler
+
+    def failure(self) -> EdgeFailed:
+        """The error to raise once `died` is set."""
+        return EdgeFailed(f"the edge ended: {self._error}")
+
+    async def close(self) -> None:
+        """End every connection and every handler, and the thread. May be called twice."""
+        self._closing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING):
+                self._switch.stop()
+                await self._ended.wait()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._ready.done() and not self._ready.cancelled():
+            self._ready.exception()
+
+    # ---- the thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._switch.run, lambda: self._post(self._set_ready))
+        except BaseException as error:
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            self._error = error
+        self._post(self._set_ended)
+
+    def _post(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function on asyncio's loop; when that has ended nobody needs the edge any more."""
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            self._switch.stop()
+
+    def _set_ready(self) -> None:
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _set_ended(self) -> None:
+        self._thread.join()
+        self._ended.set()
+        error = self._error if isinstance(self._error, SwarmError) else self.failure()
+        if not self._ready.done():
+            self._ready.set_exception(error)
+        elif not self._closing:
+            log.error("the edge ended: browsers are not served any more", exc_info=self._error)
+            self.died.set()
+
+    # ---- streams -----------------------------------------------------------------------------------------------
+
+    def _begin(self, stream: EdgeStream, protocol: str) -> None:
+        task = self._loop.create_task(self._handle(stream, protocol), name="edge stream")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, stream: EdgeStream, protocol: str) -> None:
+        try:
+            await self._handlers[protocol](stream)
+        except SwarmError as error:
+            log.debug("a stream of %s under %s ended: %s", stream.peer_id, protocol, error)
+        except Exception:
+            log.exception("a stream of %s under %s was closed by an error", stream.peer_id, protocol)
+        finally:
+            stream.close()
+
+
+class Switch:
+    """The edge's half on trio's loop: connections in, streams out of them. `post` reaches asyncio's loop."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: EdgeConfig,
+        certificates: Certificates,
+        handlers: dict[str, StreamHandler],
+        post: Callable[..., None],
+        begin: Callable[[EdgeStream, str], None],
+    ) -> None:
+        self._identity = identity
+        self._config = config
+        self._certificates = certificates
+        self._handlers = handlers
+        self._post = post
+        self._begin = begin
+        self._listeners: list[Listener] = []
+        self._addresses: tuple[str, ...] = ()
+        self._connections: Counter[PeerId] = Counter()
+        self._streams: Counter[PeerId] = Counter()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._stopping = trio.Event()
+        self._stopped = False
+
+    def listening(self) -> tuple[str, ...]:
+        """Multiaddrs without hashes and peer ids, from any thread."""
+        return self._addresses
+
+    def stop(self) -> None:
+        """From any thread."""
+        self._stopped = True
+        self._call(self._stopping.set)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function on trio's loop, from any thread. Raises StreamClosed when that has ended."""
+        if self._token is None:
+            return
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(function, *arguments)
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Listen until `stop` is called. Raises EdgeFailed when that is impossible."""
+        self._token = trio.lowlevel.current_trio_token()
+        if self._stopped:
+            return
+        transports = Transports(self._identity, self._config, self._certificates)
+        async with trio.open_nursery() as nursery:
+            try:
+                for address in self._config.host_maddrs:
+                    self._listeners.append(await self._listen(transports, address, nursery))
+                self._addresses = tuple(a for listener in self._listeners for a in where(listener))
+                ready()
+                await self._stopping.wait()
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSING / 2):
+                    for listener in self._listeners:
+                        await listener.close()
+                    await transports.close()
+            nursery.cancel_scope.cancel()
+
+    async def _listen(self, transports: Transports, address: str, nursery: trio.Nursery) -> Listener:
+        try:
+            return await transports.listen(address, self._arrive, nursery)
+        except Exception as error:  # libp2p raises many kinds
+            raise EdgeFailed(f"the edge cannot listen at {address}: {error}") from error
+
+    # ---- connections -------------------------------------------------------------------------------------------
+
+    async def _arrive(self, connection: Any, patient: bool) -> None:
+        """Serve a connection as long as it lives."""
+        peer_id = str(connection.peer_id)
+        try:
+            if self._admits(peer_id):
+                await self._serve_connection(connection, peer_id, patient)
+        except Exception as error:  # libp2p raises many kinds, alone and in groups
+            log.debug("a connection of %s broke: %r", peer_id, error)
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0), contextlib.suppress(Exception):
+                await connection.close()
+
+    def _admits(self, peer_id: PeerId) -> bool:
+        few = self._connections[peer_id] < self._config.max_connections_per_peer
+        if not few or self._connections.total() >= self._config.max_connections:
+            log.info("a connection of %s is refused: too many", peer_id)
+            return False
+        return True
+
+    async def _serve_connection(self, connection: Any, peer_id: PeerId, patient: bool) -> None:
+        self._connections[peer_id] += 1
+        log.debug("%s has come", peer_id)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.start)
+                await connection.event_started.wait()
+                await self._accept_streams(connection, peer_id, patient, nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            log.debug("%s has gone", peer_id)
+            _one_less(self._connections, peer_id)
+
+    async def _accept_streams(self, connection: Any, peer_id: PeerId, patient: bool, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                stream = await connection.accept_stream()
+            except Exception as error:  # libp2p raises many kinds
+                log.debug("the connection of %s ended: %s", peer_id, error)
+                return
+            nursery.start_soon(self._serve_stream, connection, stream, peer_id, patient)
+
+    # ---- streams -----------------------------------------------------------------------------------------------
+
+    async def _serve_stream(self, connection: Any, stream: Any, peer_id: PeerId, patient: bool) -> None:
+        busy = self._busy(peer_id)
+        self._streams[peer_id] += 1
+        try:
+            with contextlib.suppress(Exception):  # libp2p raises many kinds
+                await self._carry_stream(stream, peer_id, patient, busy)
+        finally:
+            _one_less(self._streams, peer_id)
+            if forget := getattr(connection, "forget", None):
+                forget(stream)
+
+    def _busy(self, peer_id: PeerId) -> ServerBusy | None:
+        if self._streams[peer_id] >= self._config.max_streams_per_peer:
+            return ServerBusy(f"you have {self._streams[peer_id]} streams open, which is all you may", BUSY)
+        if self._streams.total() >= self._config.max_streams:
+            return ServerBusy("too many streams are open", BUSY)
+        return None
+
+    async def _carry_stream(self, stream: Any, peer_id: PeerId, patient: bool, busy: ServerBusy | None) -> None:
+        protocol = None
+        try:
+            # Who has opened twice as many as allowed does not listen to refusals.
+            if self._streams[peer_id] <= 2 * self._config.max_streams_per_peer:
+                with trio.move_on_after(self._config.negotiation_timeout):
+                    protocol = await negotiate(stream, (IDENTIFY, PING, *self._handlers))
+        finally:
+            if protocol is None:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0):
+                    await stream.reset()
+        if protocol == IDENTIFY:
+            await self._identify(stream)
+        elif protocol == PING:
+            await self._answer_pings(stream)
+        elif protocol and busy:
+            await self._refuse(stream, protocol, busy)
+        elif protocol:
+            await self._hand_over(stream, peer_id, protocol, patient)
+
+    async def _hand_over(self, stream: Any, peer_id: PeerId, protocol: str, patient: bool) -> None:
+        """To the handler on asyncio's loop, until it has closed the stream."""
+        bridge = Bridge(stream, self._config, patient=patient)
+        handed = EdgeStream(bridge, peer_id, self._call, self._config.frame_timeout)
+        self._post(self._begin, handed, protocol)
+        await bridge.run(handed, self._post)
+
+    async def _refuse(self, stream: Any, protocol: str, busy: ServerBusy) -> None:
+        with trio.move_on_after(self._config.negotiation_timeout):
+            if refusal := REFUSALS.get(protocol):
+                frame = refusal(busy)
+                await write_all(stream, encode_length(len(frame)) + frame)
+            await stream.close()
+
+    async def _answer_pings(self, stream: Any) -> None:
+        while data := await read_some(stream, PIECE):
+            with trio.fail_after(self._config.send_timeout):
+                await write_all(stream, data)
+        await stream.close()
+
+    async def _identify(self, stream: Any) -> None:
+        about = Identify(
+            protocol_version="ipfs/0.1.0",
+            agent_version=f"swarm/{__version__}",
+            public_key=self._identity.public_bytes,
+            listen_addrs=[Multiaddr(address).to_bytes() for address in self._addresses],
+            protocols=[IDENTIFY, PING, *self._handlers],
+        ).SerializeToString()
+        with trio.fail_after(self._config.negotiation_timeout):
+            await write_all(stream, encode_length(len(about)) + about)
+            await stream.close()
+
+
+def _quieten(*libraries: str) -> None:
+    """What a peer does wrong is no news: these write a line, some of them to stderr, for everything."""
+    for library in libraries:
+        logger = logging.getLogger(library)
+        logger.addHandler(logging.NullHandler())
+        logger.setLevel(logging.CRITICAL)
+
+
+_quieten("libp2p", "quic", "http3", "trio-websocket", "aioice", "aiortc")
+
+
+def _one_less(counter: Counter[PeerId], peer_id: PeerId) -> None:
+    counter[peer_id] -= 1
+    if not counter[peer_id]:
+        del counter[peer_id]
+
+
+# ---- addresses --------------------------------------------------------------------------------------------------
+
+
+def check_address(address: str) -> None:
+    """Raises InvalidInput for what is no multiaddr of the kinds that browsers dial."""
+    try:
+        Multiaddr(address)
+    except Exception as error:  # multiaddr raises many kinds
+        raise InvalidInput(f"{address} is no multiaddr: {error}") from error
+    if not address.endswith((*KINDS, "/tls/ws", "/wss")):
+        raise InvalidInput(f"{address} is nothing that browsers dial: it should end in {', '.join(KINDS)}")
+
+
+def complete(address: str, hashes: dict[str, list[str]], peer_id: PeerId) -> str:
+    """An address with what a dialer must know: hashes of certificates, by the ending they are for, and a peer id."""
+    for kind, known in hashes.items():
+        if address.endswith(kind):
+            address += "".join(f"/certhash/{certhash}" for certhash in known)
+    return f"{address}/p2p/{peer_id}"
+
+
+def where(listener: Listener) -> list[str]:
+    """The addresses of a listener without hashes and peer id; those of every interface where it listens at all."""
+    found = []
+    for address in listener.get_addrs():
+        bare = str(address).partition("/certhash/")[0].partition("/p2p/")[0]
+        _, version, ip, rest = bare.split("/", 3)
+        ips = [ip] if not ipaddress.ip_address(ip).is_unspecified else interfaces(version)
+        found += [f"/{version}/{ip}/{rest}" for ip in ips]
+    return found
+
+
+def interfaces(version: str) -> list[str]:
+    """This machine's addresses, `ip4` or `ip6`, those first that others may reach."""
+    from aioice.ice import get_host_addresses
+
+    loopback = "127.0.0.1" if version == "ip4" else "::1"
+    others = get_host_addresses(use_ipv4=version == "ip4", use_ipv6=version == "ip6")
+    return [*(ip for ip in others if ip != loopback), loopback]

@@ -1,0 +1,521 @@
+"""What browsers can dial: WebRTC-direct, WebTransport and WebSocket, as libp2p's listeners with bounds around them.
+
+Each listener calls `arrive` with every connection whose peer has proved who it is, and closes the connection when that
+returns. libp2p's own switch is not used: it keeps a place for every connection that ever came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import swarm.net.protobuf  # noqa: F401  isort: skip  (before libp2p)
+
+import trio
+import trio_websocket
+from aioquic._buffer import Buffer
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import ConnectionTerminated, QuicEvent
+from aioquic.quic.packet import QuicPacketType, pull_quic_header
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.webrtc.config import WebRTCTransportConfig
+from libp2p.transport.webrtc.connection import WebRTCConnection
+from libp2p.transport.webrtc.listener import WebRTCDirectListener
+from libp2p.transport.websocket.connection import P2PWebSocketConnection
+from libp2p.transport.webtransport.config import WebTransportConfig
+from libp2p.transport.webtransport.connection import WebTransportConnection, make_server_quic_config
+from libp2p.transport.webtransport.listener import WebTransportListener
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
+
+from swarm.config import EdgeConfig
+from swarm.net.edge_certificates import Certificates
+from swarm.net.edge_negotiation import negotiate
+from swarm.net.identity import Identity
+
+log = logging.getLogger(__name__)
+
+Arrive = Callable[[Any, bool], Awaitable[None]]
+"""Takes a libp2p connection with streams, and whether its streams keep what is not read at once."""
+
+UNSENT = 512 * 1024
+"""Bytes that a connection holds back before its writers wait."""
+YAMUX_UNREAD = 8 * 1024 * 1024
+"""Bytes that a connection may have sent without being read; yamux's windows allow less."""
+FIRST_PACKET = 1200
+"""A QUIC client's first datagram has at least so many bytes."""
+KEEPALIVE = (15, 5, 3)
+"""A silent TCP connection is probed after so many seconds, every so many, and is dead after so many."""
+IDLE = 30.0
+"""Seconds after which a silent QUIC connection is dead; browsers keep theirs alive."""
+
+
+class Listener(Protocol):
+    """One address at which browsers are served."""
+
+    def get_addrs(self) -> tuple[Multiaddr, ...]:
+        """Where, with certificate hashes as of now."""
+
+    async def close(self) -> None: ...
+
+
+class Transports:
+    """Makes listeners for one identity. Lives on trio's loop."""
+
+    def __init__(self, identity: Identity, config: EdgeConfig, certificates: Certificates) -> None:
+        self._config = config
+        self._certificates = certificates
+        self._keys = create_new_key_pair(identity.private_bytes[4:36])
+        self._peer = ID.from_pubkey(self._keys.public_key)
+        self._bridge = AsyncioThread()
+
+    async def listen(self, address: str, arrive: Arrive, nursery: trio.Nursery) -> Listener:
+        """Raises OSError and what libp2p raises when that cannot be listened at."""
+        if "/webrtc-direct" in address:
+            return await self._webrtc(address, arrive)
+        if "/webtransport" in address:
+            return await self._webtransport(address, arrive)
+        return await WebSocketListener.start(address, self._keys, self._config, arrive, nursery)
+
+    async def _webrtc(self, address: str, arrive: Arrive) -> Listener:
+        self._bridge.start()
+
+        async def bridge() -> AsyncioThread:
+            return self._bridge
+
+        listener = WebRTCListener(
+            handler_function=_webrtc_arrival(arrive, self._bridge),
+            private_key=self._keys.private_key,
+            certificate=self._certificates.webrtc,
+            config=WebRTCTransportConfig(
+                certificate=self._certificates.webrtc,
+                ice_servers=[],
+                handshake_timeout=self._config.handshake_timeout,
+                max_in_flight_connections=self._config.max_handshakes,
+                # The switch counts streams. Here a refused channel would get no number, see `Channels`.
+                max_concurrent_streams=1 << 30,
+            ),
+            bridge_factory=bridge,
+            local_peer_id=self._peer,
+        )
+        await listener.listen(Multiaddr(address))
+        return listener
+
+    async def _webtransport(self, address: str, arrive: Arrive) -> Listener:
+        host, port = _place(address)
+        # libp2p leaves its socket open when it cannot bind it.
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as trial:
+            trial.bind((host, port))
+        config = WebTransportConfig(
+            cert_manager=self._certificates,  # type: ignore[arg-type]
+            handshake_timeout=self._config.handshake_timeout,
+            idle_timeout=IDLE,
+        )
+        listener = BoundedWebTransportListener(
+            arrive, self._config.max_handshakes, self._keys.private_key, config, self._peer
+        )
+        await listener.listen(Multiaddr(address))
+        return listener
+
+    async def close(self) -> None:
+        await self._bridge.stop()
+
+
+def _place(address: str) -> tuple[str, int]:
+    """The ip and the port in a multiaddr that begins with them."""
+    _, _, ip, _, port = address.split("/")[:5]
+    return ip, int(port)
+
+
+# ---- WebSocket ------------------------------------------------------------------------------------------------
+
+
+class WebSocketListener:
+    """Yamux over Noise over WebSocket over TCP."""
+
+    def __init__(self, sockets: Sequence[trio.SocketListener], keys: Any, config: EdgeConfig, arrive: Arrive) -> None:
+        self._sockets = sockets
+        self._noise = Noise(keys, noise_privkey=create_noise_key_pair().private_key)
+        self._config = config
+        self._arrive = arrive
+        self._handshakes = 0
+        self._scope = trio.CancelScope()
+
+    @classmethod
+    async def start(
+        cls, address: str, keys: Any, config: EdgeConfig, arrive: Arrive, nursery: trio.Nursery
+    ) -> WebSocketListener:
+        host, port = _place(address)
+        sockets = await trio.open_tcp_listeners(port, host=host)
+        for listening in sockets:
+            keep_alive(listening.socket)
+        listener = cls(sockets, keys, config, arrive)
+        nursery.start_soon(listener._run)
+        return listener
+
+    def get_addrs(self) -> tuple[Multiaddr, ...]:
+        names = [listening.socket.getsockname() for listening in self._sockets]
+        return tuple(Multiaddr(f"/ip{6 if ':' in n[0] else 4}/{n[0]}/tcp/{n[1]}/ws") for n in names)
+
+    async def _run(self) -> None:
+        with self._scope:
+            await trio.serve_listeners(self._accept, list(self._sockets))
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        if self._handshakes >= self._config.max_handshakes:
+            return await trio.aclose_forcefully(stream)
+        try:
+            await self._serve(stream)
+        except Exception as error:  # libp2p and trio-websocket raise many kinds, alone and in groups
+            log.debug("a connection over WebSocket ended: %s", error)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_close_when_cancelled, stream)
+            await self._arrive(await self._handshake(stream, nursery), True)
+            nursery.cancel_scope.cancel()
+
+    async def _handshake(self, stream: trio.SocketStream, nursery: trio.Nursery) -> Yamux:
+        self._handshakes += 1
+        try:
+            with trio.fail_after(self._config.handshake_timeout):
+                request = await trio_websocket.wrap_server_stream(nursery, stream)
+                raw = RawConnection(P2PWebSocketConnection(await request.accept()), False)
+                await negotiate(raw, ("/noise",))
+                secured = await self._noise.secure_inbound(raw)
+                await negotiate(secured, ("/yamux/1.0.0",))
+                return BoundedYamux(secured, secured.get_remote_peer(), self._config.send_timeout)
+        finally:
+            self._handshakes -= 1
+
+    async def close(self) -> None:
+        self._scope.cancel()
+
+
+async def _close_when_cancelled(stream: trio.SocketStream) -> None:
+    """So that nobody who may not be interrupted while he writes waits for this socket any longer."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+def keep_alive(listening: Any) -> None:
+    """Connections that a TCP listener accepts from now on notice that the other machine has gone."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)
+    options = (idle, getattr(socket, "TCP_KEEPINTVL", None), getattr(socket, "TCP_KEEPCNT", None))
+    for option, value in zip(options, KEEPALIVE, strict=True):
+        if option is not None:
+            listening.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class BoundedYamux(Yamux):
+    """Yamux that holds its peer to what it may send, and never writes a frame in part."""
+
+    def __init__(self, secured: Any, peer: ID, send_timeout: float) -> None:
+        super().__init__(secured, peer, is_initiator=False)
+        self._send_timeout = send_timeout
+
+    async def _read_data_body(self, length: int) -> bytes:
+        held = sum(len(buffer) for buffer in self.stream_buffers.values())
+        if held + length > YAMUX_UNREAD:
+            raise trio.TooSlowError("the peer ignores yamux's windows")
+        return await super()._read_data_body(length)
+
+    async def _write_frame(self, data: bytes) -> None:
+        """A frame that was interrupted would take the connection's ciphers out of step."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._send_timeout) as patience:
+            await super()._write_frame(data)
+        if patience.cancelled_caught:
+            self.event_shutting_down.set()
+            self.new_stream_send_channel.close()
+            raise ConnectionClosedError("the peer takes nothing any more")
+
+
+# ---- WebTransport ---------------------------------------------------------------------------------------------
+
+
+class BoundedWebTransport(WebTransportConnection):
+    """A connection that sleeps while nothing happens, makes writers wait, and whose streams end with it."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.life = trio.CancelScope()
+        """Around all that this connection is used for."""
+        self._armed = trio.Event()
+        self._moved = trio.Event()
+
+    async def _timer_loop(self) -> None:
+        while not self._closed:
+            self._armed = trio.Event()
+            at = self._quic.get_timer()
+            with trio.move_on_after(IDLE if at is None else max(0.0, at - time.time())):
+                await self._armed.wait()
+            if at is not None and at <= time.time():
+                self._quic.handle_timer(now=time.time())
+                await self._process_events()
+            await self.transmit()
+
+    async def transmit(self) -> None:
+        before = self._quic.get_timer()
+        await super().transmit()
+        self._moved.set()
+        if self._quic.get_timer() != before:
+            self._armed.set()
+
+    async def handle_datagram(self, data: bytes, addr: tuple[str, int]) -> None:
+        await super().handle_datagram(data, addr)
+        self._armed.set()
+
+    async def _send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
+        await super()._send_stream_data(stream_id, data, end_stream)
+        while not self._closed and self._unsent(stream_id) > UNSENT:
+            self._moved = trio.Event()
+            await self._moved.wait()
+
+    def _unsent(self, stream_id: int) -> int:
+        """Bytes of a stream that the peer has not acknowledged; aioquic has no other way to tell."""
+        stream = self._quic._streams.get(stream_id)
+        return 0 if stream is None else len(stream.sender._buffer)
+
+    async def _handle_quic_event(self, event: QuicEvent) -> None:
+        await super()._handle_quic_event(event)
+        if isinstance(event, ConnectionTerminated):
+            self.life.cancel()
+            self._moved.set()
+            for stream in list(self._streams.values()):
+                stream.on_data(b"", stream_ended=True)
+
+    def forget(self, stream: Any) -> None:
+        """Drop what libp2p keeps of a stream that both sides have ended."""
+        if stream._read_closed:
+            self._streams.pop(stream.stream_id, None)
+
+
+class BoundedWebTransportListener(WebTransportListener):
+    """Makes connections of first packets only, so many at a time, and forgets them when they end."""
+
+    def __init__(
+        self, arrive: Arrive, max_handshakes: int, private_key: Any, config: WebTransportConfig, peer: ID
+    ) -> None:
+        super().__init__(self._arrived, private_key, config, peer)  # type: ignore[arg-type]
+        self._arrive = arrive
+        self._max_handshakes = max_handshakes
+        self._handshakes: set[BoundedWebTransport] = set()
+
+    async def _accept_new_connection(
+        self, data: bytes, addr: tuple[str, int], dest_cid: bytes
+    ) -> WebTransportConnection | None:
+        if self._socket is None or self._nursery is None:
+            return None
+        if len(self._handshakes) >= self._max_handshakes or not _is_first_packet(data):
+            return None
+        quic = QuicConnection(
+            configuration=make_server_quic_config(self._config), original_destination_connection_id=dest_cid
+        )
+        connection = BoundedWebTransport(
+            quic=quic,
+            socket=self._socket,
+            remote_addr=addr,
+            local_peer_id=self._local_peer_id,
+            remote_peer_id=None,
+            is_initiator=False,
+            config=self._config,
+            owns_socket=False,
+            nursery=self._nursery,
+        )
+        self._connections[dest_cid] = self._connections[bytes(quic.host_cid)] = connection
+        self._handshakes.add(connection)
+        await connection.start_pump()
+        self._nursery.start_soon(self._serve, connection)
+        return connection
+
+    async def _serve(self, connection: BoundedWebTransport) -> None:
+        try:
+            with connection.life:
+                connection.life.deadline = trio.current_time() + self._config.handshake_timeout
+                await self._handle_inbound(connection)
+        finally:
+            self._handshakes.discard(connection)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0):
+                await connection.close()
+            self._forget(connection)
+
+    async def _arrived(self, connection: BoundedWebTransport) -> None:
+        connection.life.deadline = float("inf")
+        self._handshakes.discard(connection)
+        await self._arrive(connection, False)
+
+    def _forget(self, connection: BoundedWebTransport) -> None:
+        for cid in [cid for cid, known in self._connections.items() if known is connection]:
+            del self._connections[cid]
+
+
+def _is_first_packet(data: bytes) -> bool:
+    if len(data) < FIRST_PACKET:
+        return False
+    try:
+        return pull_quic_header(Buffer(data=data), host_cid_length=8).packet_type == QuicPacketType.INITIAL
+    except ValueError:
+        return False
+
+
+# ---- WebRTC ---------------------------------------------------------------------------------------------------
+
+
+class Channels:
+    """The data channels that a browser opened on one WebRTC connection, under the numbers that libp2p gives them."""
+
+    def __init__(self, connection: Any) -> None:
+        self._peer_connection = connection
+        self._open: dict[int, Any] = {}
+        self._count = 0
+        connection.on("datachannel", self._add)
+
+    def _add(self, channel: Any) -> None:
+        self._open[2 * self._count + 1] = channel
+        self._count += 1
+
+    def attach(self, connection: WebRTCConnection, bridge: AsyncioThread) -> None:
+        """Make writers of `connection` wait for a slow peer, and end it when WebRTC's connection ends."""
+        send = connection._send_on_channel_cb
+        trio_token = trio.lowlevel.current_trio_token()
+
+        async def patiently(number: int, data: bytes) -> None:
+            await send(number, data)
+            while self._unsent() > UNSENT:
+                await asyncio.sleep(0.01)
+
+        def changed() -> None:
+            if self._peer_connection.connectionState in ("closed", "failed"):
+                with contextlib.suppress(trio.RunFinishedError):
+                    trio_token.run_sync_soon(connection._accept_send.close)
+
+        def forget(stream: Any) -> None:
+            connection.remove_stream(stream.channel_id)
+            bridge.call(self._drop, stream.channel_id)
+
+        connection._send_on_channel_cb = patiently
+        connection.forget = forget  # type: ignore[attr-defined]
+        self._peer_connection.on("connectionstatechange", changed)
+        bridge.call(changed)
+
+    def _unsent(self) -> int:
+        return sum(channel.bufferedAmount for channel in self._open.values() if channel.readyState == "open")
+
+    def _drop(self, number: int) -> None:
+        channel = self._open.pop(number, None)
+        if channel is not None:
+            channel.close()
+
+
+_channels: ContextVar[Channels] = ContextVar("channels")
+"""Of the connection whose handshake the present task does."""
+
+
+class WebRTCListener(WebRTCDirectListener):
+    """libp2p's, which also tells of the channels of each connection."""
+
+    async def _finish_inbound(self, pc: Any, *arguments: Any) -> None:
+        _channels.set(Channels(pc))
+        await super()._finish_inbound(pc, *arguments)
+
+
+def _webrtc_arrival(arrive: Arrive, bridge: AsyncioThread) -> Callable[[Any], Awaitable[None]]:
+    async def arrived(connection: WebRTCConnection) -> None:
+        _channels.get().attach(connection, bridge)
+        await arrive(connection, False)
+
+    return arrived
+
+
+class AsyncioThread:
+    """The event loop of aiortc, in a thread of its own; what libp2p calls an asyncio bridge.
+
+    libp2p's own waits in one of trio's few threads for each answer, so that silent strangers can use them all up.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Unless it runs already."""
+        if self._thread is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._run, args=(self._loop,), name="swarm-edge-rtc", daemon=True)
+            self._thread.start()
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        finally:
+            loop.close()
+
+    async def run_coro(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run `work` there and wait for it here, on trio's loop; cancelling the wait cancels the work."""
+        future = self._submit(work)
+        done, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+        def wake(_: Future[Any]) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        future.add_done_callback(wake)
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            future.cancel()
+            raise
+        return future.result()
+
+    def schedule_fire_and_forget(self, work: Coroutine[Any, Any, Any]) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._submit(work)
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function there, soon, if it still runs."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        if self._loop is None or self._loop.is_closed():
+            work.close()
+            raise RuntimeError("the thread of WebRTC has ended")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def stop(self) -> None:
+        """End the loop and the thread. May be called twice."""
+        if self._thread is None or self._loop is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        while self._thread.is_alive():
+            await trio.sleep(0.005)
