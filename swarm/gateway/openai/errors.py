@@ -1,0 +1,75 @@
+"""Errors as OpenAI's clients know them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from swarm.errors import (
+    ContextTooLong,
+    InvalidInput,
+    MissingBlocks,
+    ModelNotFound,
+    ServerBusy,
+    SwarmError,
+    Unauthorized,
+)
+
+WAIT_FOR_BLOCKS = 5.0
+"""Seconds after which to look again whether somebody serves what is missing."""
+
+
+class ApiError(Exception):
+    """An answer that is an error. `kind` and `code` are OpenAI's `type` and `code`; `retry_after` in seconds."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message.encode(errors="replace").decode()[:2000]
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """`{"error": {message, type, param, code}}`."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Retry-After in whole seconds, where it makes sense to come again."""
+        return {} if self.retry_after is None else {"retry-after": str(max(math.ceil(self.retry_after), 1))}
+
+    def response(self) -> JSONResponse:
+        """As HTTP."""
+        return JSONResponse(self.body, self.status, headers=dict(self.headers))
+
+
+def api_error(error: SwarmError) -> ApiError:
+    """What an error of ours is over HTTP."""
+    message = str(error)
+    if isinstance(error, ContextTooLong):
+        return ApiError(400, message, code="context_length_exceeded")
+    if isinstance(error, InvalidInput):
+        return ApiError(400, message)
+    if isinstance(error, ModelNotFound):
+        return ApiError(404, message, code="model_not_found", param="model")
+    if isinstance(error, Unauthorized):
+        return ApiError(401, message, "authentication_error", "invalid_api_key")
+    if isinstance(error, ServerBusy):
+        return ApiError(429, message, "rate_limit_error", "swarm_full", retry_after=error.retry_after)
+    if isinstance(error, MissingBlocks):
+        return ApiError(503, message, "server_error", "blocks_missing", retry_after=WAIT_FOR_BLOCKS)
+    return ApiError(502, message, "server_error", "generation_failed")

@@ -1,0 +1,170 @@
+"""Many answers as one stream, for as long as somebody reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from swarm.errors import SwarmError
+from swarm.gateway.openai.errors import ApiError, api_error
+from swarm.gateway.openai.replies import Choice, Shape, usage_of
+from swarm.wire import swarm_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Left(Exception):
+    """Whoever asked has gone."""
+
+
+async def departure(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_left(work: Awaitable[T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled if the client goes. Raises Left, and what the work raises."""
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(departure(receive))
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise Left
+    finally:
+        await ended(task, leaving)
+
+
+async def ended(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel what still runs, and wait for it."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def merged(
+    answers: Sequence[AsyncGenerator[pb.QueryReply, None]],
+) -> AsyncGenerator[tuple[int, pb.QueryReply], None]:
+    """The replies of all answers as they come, each with its answer's place. What one raises ends all."""
+    waiting = {asyncio.ensure_future(anext(answer)): place for place, answer in enumerate(answers)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                place = waiting.pop(task)
+                try:
+                    reply = task.result()
+                except StopAsyncIteration:
+                    continue
+                yield place, reply
+                waiting[asyncio.ensure_future(anext(answers[place]))] = place
+    finally:
+        await ended(*waiting)
+        for answer in answers:
+            await answer.aclose()
+
+
+class EventStream(Response):
+    """Server-sent events, until they end or nobody reads them. A reader who takes nothing is given up."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], stuck: float) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._stuck = stuck
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(Left, TimeoutError, OSError):
+            await unless_left(self._send(send), receive)
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with contextlib.aclosing(self._events) as events:
+            async for event in events:
+                async with asyncio.timeout(self._stuck):
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def paced(events: AsyncIterator[bytes], heartbeat: float) -> AsyncGenerator[bytes, None]:
+    """The same, with a comment wherever nothing came for `heartbeat` seconds: proxies end silent connections."""
+    following: asyncio.Future[bytes] | None = None
+    try:
+        while True:
+            following = following or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait({following}, timeout=heartbeat)
+            if not done:
+                yield b": still here\n\n"
+                continue
+            try:
+                event = following.result()
+            except StopAsyncIteration:
+                return
+            following = None
+            yield event
+    finally:
+        if following is not None:
+            await ended(following)
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
+
+
+async def events_of(
+    replies: AsyncGenerator[tuple[int, pb.QueryReply], None],
+    choices: Sequence[Choice],
+    shape: Shape,
+    per_prompt: int,
+    *,
+    usage: bool,
+) -> AsyncGenerator[bytes, None]:
+    """Chunks, then how each answer ended, the usage if it is asked for, and [DONE]. An error ends the stream."""
+    try:
+        async with contextlib.aclosing(replies):
+            async for place, reply in replies:
+                for event in pieces(choices[place], reply, shape):
+                    yield event
+        if usage:
+            yield _data(shape.event([], usage_of(choices, per_prompt)))
+    except SwarmError as error:
+        yield _data(api_error(error).body)
+        return
+    except Exception:
+        log.exception("an answer ended by an error of ours")
+        yield _data(ApiError(500, "the gateway failed", "server_error").body)
+        return
+    yield DONE
+
+
+def pieces(choice: Choice, reply: pb.QueryReply, shape: Shape) -> list[bytes]:
+    """What a stream says of one reply."""
+    kind = reply.WhichOneof("kind")
+    before = len(choice.logprobs)
+    text = choice.take(reply)
+    if kind == "accepted":
+        first = shape.first(choice)
+        return [] if first is None else [_data(shape.event([first]))]
+    if kind == "waiting":
+        return [f": {' '.join(reply.waiting.words.split())}\n\n".encode()]
+    made = []
+    if text or len(choice.logprobs) > before:
+        made.append(shape.delta(choice, text, choice.logprobs[before:]))
+    if kind == "finished":
+        made.append(shape.last(choice))
+    return [_data(shape.event([each])) for each in made]
+
+
+def _data(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n\n"

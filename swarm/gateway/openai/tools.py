@@ -1,0 +1,78 @@
+"""Calls of tools inside a model's text, in the two ways in which most models write them.
+
+Hermes, Qwen and others: `<tool_call>{"name": …, "arguments": …}</tool_call>`, several of them, beside text. Llama 3.1:
+the whole answer is `{"name": …, "parameters": …}`, perhaps behind `<|python_tag|>`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+OPENING, CLOSING = "<tool_call>", "</tool_call>"
+TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
+PYTHON_TAG = "<|python_tag|>"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """`arguments`: JSON, as OpenAI's API has it."""
+
+    name: str
+    arguments: str
+
+
+class Sorting:
+    """Lets text through as it comes, and holds back what may be a call until the end."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._shown = 0
+
+    def add(self, text: str) -> str:
+        """What may be shown now."""
+        self._text += text
+        end = held_from(self._text)
+        shown = self._text[self._shown : end]
+        self._shown = max(end, self._shown)
+        return shown
+
+    def end(self) -> tuple[str, list[ToolCall]]:
+        """What is left to show, and the calls."""
+        calls = calls_in(self._text)
+        return ("" if calls else self._text[self._shown :]), calls
+
+
+def held_from(text: str) -> int:
+    """Where what may be a call begins; the end of the text if nothing may."""
+    bare = text.lstrip()
+    if not bare or bare.startswith("{") or PYTHON_TAG.startswith(bare[: len(PYTHON_TAG)]):
+        return 0
+    at = text.find("<")
+    while at >= 0:
+        if OPENING.startswith(text[at : at + len(OPENING)]):
+            return at
+        at = text.find("<", at + 1)
+    return len(text)
+
+
+def calls_in(text: str) -> list[ToolCall]:
+    """The calls in a whole answer; none where anything in them is not as it should be."""
+    if OPENING in text:
+        calls = [_call(match) for match in TAGGED.findall(text)]
+    else:
+        calls = [_call(text.strip().removeprefix(PYTHON_TAG).strip())]
+    return [call for call in calls if call is not None] if all(calls) else []
+
+
+def _call(text: str) -> ToolCall | None:
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    arguments = value.get("arguments", value.get("parameters", {}))
+    return ToolCall(value["name"], arguments if isinstance(arguments, str) else json.dumps(arguments))

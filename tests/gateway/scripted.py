@@ -1,0 +1,61 @@
+"""An answerer without a model: its text is written in the prompt, a token a word."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from swarm.errors import InvalidInput, SwarmError
+from swarm.types import ModelInfo, Span
+from swarm.wire import swarm_pb2 as pb
+
+
+class Scripted:
+    """Says `says` word by word, as far as it is let. `gate`: what each word waits for."""
+
+    def __init__(self, says: str = "one two three four", *, capacity: int = 1000) -> None:
+        self.model = ModelInfo("key", "tiny", 4, 8, 100)
+        self.says = says
+        self.running = 0
+        self.capacity = capacity
+        self.missing: Span | None = None
+        self.error: SwarmError | None = None
+        self.fails_after = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked: list[pb.Query] = []
+        self.ended = 0
+
+    async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
+        self.asked.append(query)
+        if self.error is not None and not self.fails_after:
+            raise self.error
+        if query.sampling.temperature > 50:
+            raise InvalidInput("too hot")
+        self.running += 1
+        try:
+            await self.gate.wait()
+            yield pb.QueryReply(accepted=pb.Accepted(model="key", prompt_tokens=5, seed=query.sampling.seed))
+            words = self.says.split(" ")[: query.sampling.max_tokens or None]
+            sent = 0
+            for place, word in enumerate(words):
+                await self.gate.wait()
+                if self.error is not None and place == self.fails_after:
+                    raise self.error
+                text = word if place == 0 else " " + word
+                sent += len(text.encode())
+                delta = pb.Delta(tokens=[place], text=text, sent_bytes=sent)
+                if query.sampling.logprobs:
+                    top = [
+                        pb.Logprob(token=i, logprob=-1.0 - i, text=b"t%d" % i)
+                        for i in range(query.sampling.top_logprobs)
+                    ]
+                    delta.logprobs.add(token=place, logprob=-0.5, text=text.encode(), top=top)
+                yield pb.QueryReply(delta=delta)
+                await asyncio.sleep(0)
+            short = len(words) < len(self.says.split(" "))
+            reason = pb.Finished.LENGTH if short else pb.Finished.STOP
+            yield pb.QueryReply(finished=pb.Finished(reason=reason, prompt_tokens=5, completion_tokens=len(words)))
+        finally:
+            self.running -= 1
+            self.ended += 1
