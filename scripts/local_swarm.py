@@ -54,7 +54,7 @@ class LocalSwarm:
 
     def start_gateway(self, name: str, *options: str) -> None:
         """Start a query node; does not wait until it is up."""
-        gateway = ["swarm-gateway", self.model, "--dtype", self.dtype, "--public-name", name]
+        gateway = ["swarm-gateway", self.model, "--dtype", self.dtype, "--public-name", name, "--http", "127.0.0.1:0"]
         self._start(name, *gateway, "--initial-peers", self.peer, "--threads", str(self.threads), *options)
 
     def _start(self, name: str, command: str, *arguments: str) -> None:
@@ -104,6 +104,11 @@ class LocalSwarm:
         """Until each of these query nodes has said that it is ready."""
         for name in names:
             self._wait_for(lambda name=name: "is ready" in self.log(name).read_text(), name)  # type: ignore[misc]
+
+    def url(self, name: str) -> str:
+        """Where a query node serves OpenAI's API."""
+        self._wait_for(lambda: "\nhttp " in "\n" + self.log(name).read_text(), name)
+        return next(line.split()[1] for line in self.log(name).read_text().splitlines() if line.startswith("http "))
 
     def _wait_for(self, ready: object, name: str) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -96,6 +96,11 @@ class ModelInfo:
     context_length: int | None = None
 
 
+def is_called(name: str, asked: str) -> bool:
+    """Whether a model's name is meant: the whole of it, or what follows its last slash."""
+    return asked in (name, name.rstrip("/").rpartition("/")[2])
+
+
 @dataclass(frozen=True, slots=True)
 class ServerRecord:
     """One server's announcement, as read from the directory after its signature was checked.

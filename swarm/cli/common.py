@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from swarm._version import __version__
-from swarm.config import NetworkConfig
+from swarm.config import EdgeConfig, NetworkConfig
 from swarm.errors import InvalidInput, SwarmError
 from swarm.net.known import VARIABLE, initial_peers
 from swarm.types import Span
@@ -53,6 +53,39 @@ def network_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def edge_options(command: Command) -> Command:
+    """Where browsers can dial a peer."""
+    options = (
+        click.option(
+            "--edge-maddrs",
+            multiple=True,
+            metavar=MULTIADDR,
+            help="Where to listen for browsers: ending in /webrtc-direct, /quic-v1/webtransport or /ws; repeat for "
+            "several. By default all three, any port.",
+        ),
+        click.option(
+            "--edge-announce-maddrs",
+            multiple=True,
+            metavar=MULTIADDR,
+            help="Where browsers should dial, if that is not where this peer listens.",
+        ),
+        click.option("--no-edge", is_flag=True, help="Do not listen for browsers."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def edge_config(
+    maddrs: Sequence[str], announce: Sequence[str], off: bool, identity_path: str | None
+) -> EdgeConfig | None:
+    """What `edge_options` ask for; None: no edge."""
+    if off:
+        return None
+    config = EdgeConfig(announce_maddrs=tuple(announce), identity_path=identity_path)
+    return replace(config, host_maddrs=tuple(maddrs)) if maddrs else config
 
 
 def identity_option(command: Command) -> Command:

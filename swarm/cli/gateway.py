@@ -5,26 +5,49 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from swarm._version import __version__
-from swarm.cli.common import identity_option, network_config, network_options, on_signals, quiet, verbosity_options
+from swarm.cli.common import (
+    best_first,
+    edge_config,
+    edge_options,
+    identity_option,
+    network_config,
+    network_options,
+    on_signals,
+    quiet,
+    verbosity_options,
+)
 from swarm.cli.identity import identity
-from swarm.cli.network import daemon_death, joined
-from swarm.config import ClientConfig, GatewayConfig, NetworkConfig
-from swarm.errors import InvalidInput
+from swarm.cli.network import daemon_death, edge_of, joined
+from swarm.config import ClientConfig, EdgeConfig, GatewayConfig, NetworkConfig
+from swarm.errors import InvalidInput, NetworkError
 from swarm.net.known import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
     from swarm.gateway.generation import Generator
     from swarm.net.base import Directory, Host
+    from swarm.net.edge import Edge
+    from swarm.wire import swarm_pb2 as pb
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PAGE = Path(__file__).parent.parent / "gateway" / "page"
+"""The built web page, in packages that have it."""
+
+
+def place_of(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, int]:
+    """Callback of an option that holds HOST:PORT."""
+    host, _, port = value.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, for instance 127.0.0.1:8000")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,6 +76,30 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
     metavar="SECONDS",
     help="How long a query waits for blocks that nobody serves; by default for ever.",
 )
+@click.option(
+    "--http",
+    callback=place_of,
+    default="127.0.0.1:8000",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where OpenAI's API and the page are served; port 0: any.",
+)
+@click.option("--no-http", is_flag=True, help="Answer peers alone.")
+@click.option(
+    "--allow-host", multiple=True, metavar="NAME", help="A Host that requests may name, beside loopback; * any."
+)
+@click.option(
+    "--allow-origin", multiple=True, metavar="URL", help="An Origin whose pages may ask, beside loopback; * any."
+)
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    envvar="SWARM_API_KEYS",
+    metavar="KEY",
+    help="A key that HTTP requests need one of; else SWARM_API_KEYS, separated by spaces; else none is needed.",
+)
+@edge_options
 @verbosity_options
 def main(
     model: str,
@@ -67,11 +114,19 @@ def main(
     public_name: str,
     capacity: int,
     max_wait: float | None,
+    http: tuple[str, int],
+    no_http: bool,
+    allow_host: tuple[str, ...],
+    allow_origin: tuple[str, ...],
+    api_keys: tuple[str, ...],
+    edge_maddrs: tuple[str, ...],
+    edge_announce_maddrs: tuple[str, ...],
+    no_edge: bool,
 ) -> None:
     """Answer queries for MODEL, a name on the Hugging Face hub or a folder, whose blocks others serve.
 
-    A query node holds tokenizer, embeddings and head, and can read the queries that it answers. Peers find it in the
-    directory. When it dies, those who asked go on with another.
+    A query node holds tokenizer, embeddings and head, and can read the queries that it answers. Programs ask it with
+    OpenAI's API, browsers and peers find it in the directory. When it dies, those go on with another.
 
     Exit codes: 0 stopped by a signal, 1 an error that is printed, 2 wrong usage, 128 + n by a second signal.
     """
@@ -80,10 +135,12 @@ def main(
         raise InvalidInput(HOW_TO_BEGIN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     wishes = Wishes(model, dtype, revision, token, threads, public_name, GatewayConfig(capacity=capacity), max_wait)
+    side = None if no_http else HttpSide(*http, allow_host, allow_origin, api_keys)
     with identity(identity_path, "gateway") as path:
         if path is None:
             click.echo("another gateway of this user is running: this one has a temporary identity")
-        asyncio.run(run(replace(network, identity_path=path), wishes))
+        edge = edge_config(edge_maddrs, edge_announce_maddrs, no_edge, path)
+        asyncio.run(run(replace(network, identity_path=path), wishes, edge, side))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,38 +157,88 @@ class Wishes:
     max_wait: float | None
 
 
-async def run(network: NetworkConfig, wishes: Wishes) -> None:
+@dataclass(frozen=True, slots=True)
+class HttpSide:
+    """Where HTTP is served, and to whom."""
+
+    host: str
+    port: int
+    hosts: tuple[str, ...]
+    origins: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | None, side: HttpSide | None) -> None:
     """Be a query node until a signal comes. Raises SwarmError."""
     leaving = asyncio.Event()
     on_signals(leaving.set)
-    ends = await asyncio.to_thread(load, wishes)
-    async with joined(network) as (host, directory), answering(host, directory, ends, wishes) as generator:
-        from swarm.gateway.node import Announcer, QueryNode, describe
+    loaded = await asyncio.to_thread(load, wishes)
+    async with contextlib.AsyncExitStack() as stack:
+        host, directory = await stack.enter_async_context(joined(network))
+        generator = await stack.enter_async_context(answering(host, directory, loaded, wishes))
+        edge = await stack.enter_async_context(edge_of(host, browsers))
+        await offer(generator, wishes.config, host, edge)
+        dtype = str(loaded.ends.dtype).removeprefix("torch.")
+        from swarm.gateway.node import Announcer, describe
 
-        node = QueryNode(generator, wishes.config)
-        await node.serve(host)
-        dtype = str(ends.ends.dtype).removeprefix("torch.")
-        record = lambda: describe(generator, wishes.name, host.addresses, (), dtype, __version__)  # noqa: E731
-        announcing = asyncio.create_task(Announcer(directory, network, record).run(), name="announce")
-        click.echo(f"query node for {generator.model.name} is ready; Ctrl-C leaves")
-        try:
-            await until(leaving, daemon_death(host))
-        finally:
-            announcing.cancel()
-            await asyncio.gather(announcing, return_exceptions=True)
+        def record() -> pb.QueryNode:
+            edges = () if edge is None else best_first(edge.addresses)
+            return describe(generator, wishes.name, best_first(host.addresses), edges, dtype, __version__)
+
+        ends = [leaving.wait(), daemon_death(host), Announcer(directory, network, record).run(), looking(generator)]
+        if side is not None:
+            ends.append(serve(generator, side))
+        say(generator, edge)
+        await until(leaving, ends)
 
 
-async def until(leaving: asyncio.Event, death: Any) -> None:
-    """Wait for a signal, or for what ends the process. Raises DaemonFailed."""
-    ends = [asyncio.ensure_future(end) for end in (leaving.wait(), death)]
+async def offer(generator: Generator, config: GatewayConfig, host: Host, edge: Host | None) -> None:
+    """Take queries over every host."""
+    from swarm.gateway.node import QueryNode
+
+    node = QueryNode(generator, config)
+    for each in (host, edge):
+        if each is not None:
+            await node.serve(each)
+
+
+async def looking(generator: Generator) -> None:
+    """Know at any time which blocks are served."""
+    while True:
+        with contextlib.suppress(NetworkError):
+            await generator.view.refresh(generator.view.config.view_refresh)
+        await asyncio.sleep(generator.view.config.view_refresh)
+
+
+async def serve(generator: Generator, side: HttpSide) -> None:
+    """OpenAI's API and the page. Raises InvalidInput when the address is taken."""
+    from swarm.gateway.openai.app import create_app, serve_http
+    from swarm.gateway.openai.guard import HttpSettings
+
+    settings = HttpSettings(side.hosts, side.origins, side.keys)
+    app = create_app({generator.model.name: generator}, settings, page=PAGE)
+    await serve_http(app, side.host, side.port, lambda host, port: click.echo(f"http     http://{host}:{port}/v1"))
+
+
+def say(generator: Generator, edge: Edge | None) -> None:
+    """Tell the contributor what is offered, and where."""
+    for address in () if edge is None else best_first(edge.addresses):
+        click.echo(f"browsers {address}")
+    click.echo(f"query node for {generator.model.name} is ready; Ctrl-C leaves")
+
+
+async def until(leaving: asyncio.Event, works: Sequence[Coroutine[Any, Any, object]]) -> None:
+    """Run all until one ends, as does the first after a signal. Raises what ended it."""
+    tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not leaving.is_set():
-            await ends[1]
+            for task in done:
+                task.result()
     finally:
-        for end in ends:
-            end.cancel()
-        await asyncio.gather(*ends, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from swarm.config import NetworkConfig
+from swarm.config import EdgeConfig, NetworkConfig
 
 if TYPE_CHECKING:
     from swarm.net.directory import HivemindDirectory
+    from swarm.net.edge import Edge
     from swarm.net.hivemind import HivemindHost
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,24 @@ async def joined(config: NetworkConfig) -> AsyncIterator[tuple[HivemindHost, Hiv
         yield host, await open_directory(host, config)
     finally:
         await _patiently(host.close())
+
+
+@asynccontextmanager
+async def edge_of(host: HivemindHost, config: EdgeConfig | None) -> AsyncIterator[Edge | None]:
+    """An edge with the host's identity, for as long as the block lasts; None if there is to be none.
+
+    Raises EdgeFailed, InvalidInput.
+    """
+    if config is None:
+        yield None
+        return
+    from swarm.net.edge import Edge
+
+    edge = await Edge.start(host.identity, config)
+    try:
+        yield edge
+    finally:
+        await _patiently(edge.close())
 
 
 async def _patiently(closing: Awaitable[None]) -> None:

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RECALL = 0.3
-"""Seconds that a first attempt waits for the directory before it goes on with the servers that are known."""
+"""Seconds to wait for the directory before going on with the servers that are known."""
 COALESCE = 0.02
 """Seconds in which reports of one incident come together before it is answered."""
 NOTICE_EVERY = 10.0
@@ -422,16 +422,18 @@ class Session:
         """Try until the session runs again. Raises what nobody can mend, and whatever has lasted for `max_wait`."""
         loop = asyncio.get_running_loop()
         began, noticed, refresh = loop.time(), float("-inf"), self.config.view_refresh if self._epoch == 0 else 1.0
+        patience: float | None = RECALL
         while self._chain is None:
             try:
                 await self._pause()
                 self._judge()
-                await self.view.refresh(refresh, RECALL if not self._setbacks else None)
+                await self.view.refresh(refresh, patience)
                 self._setbacks += 1
                 await self._connect()
             except (InvalidInput, DaemonFailed):
                 raise
             except SwarmError as error:
+                patience = None if isinstance(error, MissingBlocks) else RECALL
                 waited = loop.time() - began
                 self._check_patience(error, waited)
                 if isinstance(error, MissingBlocks | ServerBusy) and loop.time() - noticed >= NOTICE_EVERY:

@@ -18,7 +18,7 @@ from swarm.errors import InvalidInput
 from swarm.net.base import Directory, Host
 from swarm.net.known import HOW_TO_BEGIN, initial_peers
 from swarm.net.loop import LoopThread, shared_loop
-from swarm.types import ModelInfo, ServerRecord, Span
+from swarm.types import ModelInfo, ServerRecord, Span, is_called
 from swarm.wire import swarm_pb2 as pb
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class Swarm:
 
     def _key_of(self, model: str) -> str:
         known = self.models()
-        found = next((info.key for info in known if model in (info.key, info.name)), None)
+        found = next((info.key for info in known if model == info.key or is_called(info.name, model)), None)
         if found is None:
             names = ", ".join(sorted(info.name for info in known)) or "none"
             raise InvalidInput(f"nobody serves a model {model!r} here; there are: {names}")

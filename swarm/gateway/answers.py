@@ -16,6 +16,10 @@ class Answerer(Protocol):
     def model(self) -> ModelInfo: ...
 
     @property
+    def converses(self) -> bool:
+        """Whether it takes messages, too: the model has a chat template."""
+
+    @property
     def running(self) -> int:
         """Queries that are being answered."""
 

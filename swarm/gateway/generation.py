@@ -18,7 +18,7 @@ from swarm.gateway.compute import Ask, Choice, Compute
 from swarm.gateway.sampling import MOST_ALTERNATIVES, Sampler, settings_of
 from swarm.gateway.texts import Answer, Texts
 from swarm.net.base import Host
-from swarm.types import ModelInfo, Route, Rows, Span
+from swarm.types import ModelInfo, Route, Rows, Span, is_called
 from swarm.wire import swarm_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,10 @@ class Generator:
         return self.view.model
 
     @property
+    def converses(self) -> bool:
+        return self.texts.converses
+
+    @property
     def capacity(self) -> int:
         return self.config.capacity
 
@@ -173,7 +177,7 @@ class Generator:
 
     async def _look_through(self, query: pb.Query) -> _Query:
         """Raises InvalidInput, ContextTooLong."""
-        if query.model and query.model not in (self.model.key, self.model.name):
+        if query.model and query.model != self.model.key and not is_called(self.model.name, query.model):
             raise InvalidInput(f"this node answers for {self.model.name}, not for {query.model}")
         if len(query.id) != QUERY_BYTES:
             raise InvalidInput(f"a query's id has {QUERY_BYTES} bytes")

@@ -137,6 +137,28 @@ class Announcer:
             log.warning("the directory does not take this query node's record: %s", error)
 
 
+MOST_ADDRESSES = 8
+EDGE_BYTES = 2048
+"""Of the addresses for browsers in a record: the directory takes small records only."""
+
+
+def fitting(addresses: Sequence[str], limit: int = EDGE_BYTES) -> list[str]:
+    """As many addresses as fit: the first of each kind, then the second, and so on."""
+    kinds: dict[str, int] = {}
+    ranked = []
+    for place, address in enumerate(addresses):
+        kind = next((kind for kind in ("webrtc-direct", "webtransport", "ws") if f"/{kind}" in address), "")
+        kinds[kind] = kinds.get(kind, -1) + 1
+        ranked.append((kinds[kind], place, address))
+    chosen, used = [], 0
+    for _, _, address in sorted(ranked):
+        used += len(address)
+        if used > limit:
+            break
+        chosen.append(address)
+    return chosen
+
+
 def describe(
     answerer: Answerer, name: str, addresses: Sequence[str], edges: Sequence[str], dtype: str, version: str
 ) -> pb.QueryNode:
@@ -144,10 +166,11 @@ def describe(
     return pb.QueryNode(
         model=answerer.model.key,
         name=name,
-        addresses=addresses,
-        edges=edges,
+        addresses=addresses[:MOST_ADDRESSES],
+        edges=fitting(edges),
         running=answerer.running,
         capacity=answerer.capacity,
         version=version,
         dtype=dtype,
+        converses=answerer.converses,
     )

@@ -560,7 +560,7 @@ class MapServer(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., state: _Optional[str] = ..., name: _Optional[str] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., free_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., version: _Optional[str] = ..., relayed: _Optional[bool] = ...) -> None: ...
 
 class QueryNode(_message.Message):
-    __slots__ = ("peer_id", "model", "name", "addresses", "edges", "running", "capacity", "version", "dtype")
+    __slots__ = ("peer_id", "model", "name", "addresses", "edges", "running", "capacity", "version", "dtype", "converses")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -570,6 +570,7 @@ class QueryNode(_message.Message):
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    CONVERSES_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     model: str
     name: str
@@ -579,7 +580,8 @@ class QueryNode(_message.Message):
     capacity: int
     version: str
     dtype: str
-    def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
+    converses: bool
+    def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., dtype: _Optional[str] = ..., converses: _Optional[bool] = ...) -> None: ...
 
 class Record(_message.Message):
     __slots__ = ("model", "first", "last", "fingerprints", "state", "addresses", "dtype", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "quantization", "version", "name")

@@ -16,6 +16,7 @@ class Scripted:
     def __init__(self, says: str = "one two three four", *, capacity: int = 1000) -> None:
         self.model = ModelInfo("key", "tiny", 4, 8, 100)
         self.says = says
+        self.converses = True
         self.running = 0
         self.capacity = capacity
         self.missing: Span | None = None

@@ -21,7 +21,7 @@ from swarm.errors import (
     ServerBusy,
     SwarmError,
 )
-from swarm.gateway.node import Announcer, QueryNode, describe
+from swarm.gateway.node import Announcer, QueryNode, describe, fitting
 from swarm.net.memory import MemoryHost, SimulatedNetwork, run
 from swarm.types import ModelInfo, Span
 from swarm.wire import swarm_pb2 as pb
@@ -44,6 +44,7 @@ class Scripted:
     """An answerer whose tokens are a function of seed and position, one every `pace` seconds."""
 
     model = MODEL
+    converses = False
     missing: Span | None = None
 
     def __init__(self, pace: float = 0.1, capacity: int = 4, fails: SwarmError | None = None) -> None:
@@ -327,3 +328,13 @@ def test_what_is_absorbed_makes_the_query_go_on() -> None:
     assert (list(query.generated), query.sent_bytes) == ([1, 2], 2)
     with pytest.raises(MalformedFrame):
         absorb(query, pb.QueryReply(delta=pb.Delta(sent_bytes=1)))
+
+
+@given(st.lists(st.sampled_from(["/webrtc-direct", "/webtransport", "/ws"]), max_size=20), st.integers(0, 400))
+def test_addresses_that_fit_are_of_every_kind(kinds: list[str], limit: int) -> None:
+    addresses = [f"/ip4/10.0.0.{place}{kind}" for place, kind in enumerate(kinds)]
+    chosen = fitting(addresses, limit)
+    assert sum(map(len, chosen)) <= limit
+    if limit >= 100:
+        assert {each.rpartition("/")[2] for each in chosen} == {kind[1:] for kind in kinds}
+    assert sorted(fitting(addresses, 10_000)) == sorted(addresses)

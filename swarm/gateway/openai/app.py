@@ -32,6 +32,7 @@ from swarm.gateway.openai.replies import Chat, Choice, Completion, Shape
 from swarm.gateway.openai.requests import ChatRequest, CompletionRequest, queries_of
 from swarm.gateway.openai.streams import EventStream, Left, events_of, merged, paced, unless_left
 from swarm.gateway.openai.tools import Sorting
+from swarm.types import is_called
 from swarm.wire import swarm_pb2 as pb
 
 GONE = 499
@@ -198,10 +199,11 @@ class Desk:
 
     def answerer(self, name: str) -> Answerer:
         """Who answers for a model. Raises ApiError."""
-        if name not in self.answerers:
+        found = next((answerer for known, answerer in self.answerers.items() if is_called(known, name)), None)
+        if found is None:
             known = ", ".join(self.answerers)
             raise ApiError(404, f"there is no model {name!r} here, but {known}", code="model_not_found", param="model")
-        return self.answerers[name]
+        return found
 
     def health(self) -> Health:
         """As of now."""
