@@ -64,6 +64,19 @@ class EdgeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MapConfig:
+    """How a peer shows the swarm to those who take no part in the directory."""
+
+    interval: float = 5.0
+    """How often the directory is read while somebody looks; a swarm that takes long to read is read less often."""
+    max_lookers: int = 1024
+    open_timeout: float = 10.0
+    """How long an asker may take to say what it wants."""
+    stuck: float = 60.0
+    """A watcher that takes nothing for so long is left."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """How a server serves."""
 
@@ -177,3 +190,4 @@ class AskerConfig:
 FRAME_LIMIT = 64 * MIB
 QUERY_FRAME_LIMIT = 4 * MIB
 CONTROL_FRAME_LIMIT = MIB
+MAP_FRAME_LIMIT = MIB

@@ -10,10 +10,20 @@ from pathlib import Path
 
 import click
 
-from swarm.cli.common import best_first, identity_option, network_config, network_options, on_signals, verbosity_options
+from swarm.cli.common import (
+    best_first,
+    edge_config,
+    edge_options,
+    identity_option,
+    network_config,
+    network_options,
+    on_signals,
+    verbosity_options,
+    write_atomically,
+)
 from swarm.cli.identity import identity
-from swarm.cli.network import daemon_death, joined
-from swarm.config import NetworkConfig
+from swarm.cli.network import daemon_death, edge_of, joined, until
+from swarm.config import EdgeConfig, NetworkConfig
 
 PORT = 31337
 LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
@@ -27,6 +37,12 @@ LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write this peer's multiaddrs here, one a line, once it is ready.",
 )
+@edge_options
+@click.option(
+    "--edge-address-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the multiaddrs for browsers here, one a line, whenever they change.",
+)
 @verbosity_options
 def main(
     initial_peers: tuple[str, ...],
@@ -34,12 +50,17 @@ def main(
     announce_maddrs: tuple[str, ...],
     identity_path: str | None,
     address_file: Path | None,
+    edge_maddrs: tuple[str, ...],
+    edge_announce_maddrs: tuple[str, ...],
+    no_edge: bool,
+    edge_address_file: Path | None,
 ) -> None:
     """Run a peer that others join the swarm through.
 
-    It keeps a part of the directory and relays for peers behind NAT; it holds no model and needs little. Its address
-    contains its identity: keep the identity file and the port, and the address stays the same. Listens on port 31337
-    unless --host-maddrs says otherwise. With no --initial-peers it begins a new swarm.
+    It keeps a part of the directory, relays for peers behind NAT, and shows the swarm to browsers; it holds no model
+    and needs little. Its address contains its identity: keep the identity file and the port, and the address stays
+    the same. Listens on port 31337, and on 31338 and 31339 for browsers, unless --host-maddrs and --edge-maddrs say
+    otherwise. With no --initial-peers it begins a new swarm.
 
     Exit codes: 0 stopped by a signal, 1 an error that is printed, 2 wrong usage, 128 + n by a second signal.
     """
@@ -47,24 +68,35 @@ def main(
         if path is None:
             click.echo("another bootstrap peer of this user is running: this one has a temporary identity")
         config = network_config(initial_peers, host_maddrs or LISTEN, announce_maddrs, path)
-        asyncio.run(run(replace(config, relay=True), address_file))
+        edge = edge_config(edge_maddrs, edge_announce_maddrs, no_edge, config)
+        asyncio.run(run(replace(config, relay=True), address_file, edge, edge_address_file, needed=bool(edge_maddrs)))
 
 
-async def run(config: NetworkConfig, address_file: Path | None) -> None:
-    """Be a bootstrap peer until a signal comes. Raises DaemonFailed."""
+async def run(
+    config: NetworkConfig,
+    address_file: Path | None,
+    edge: EdgeConfig | None,
+    edge_address_file: Path | None,
+    *,
+    needed: bool,
+) -> None:
+    """Be a bootstrap peer until a signal comes, without an edge where that is impossible and it is not `needed`.
+
+    Raises DaemonFailed, EdgeFailed, InvalidInput.
+    """
+    from swarm.net.map import MapService
+
     leaving = asyncio.Event()
     on_signals(leaving.set)
-    async with joined(config) as (host, _):
+    async with joined(config) as (host, directory):
+        maps = MapService(directory)
+        await maps.serve(host)
         announce(best_first(host.addresses), address_file)
-        ends = [asyncio.ensure_future(end) for end in (leaving.wait(), daemon_death(host))]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not leaving.is_set():
-                await ends[1]
-        finally:
-            for end in ends:
-                end.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
+        async with edge_of(host, edge, edge_address_file, needed=needed) as browsers:
+            if browsers is not None:
+                await maps.serve(browsers)
+                announce_edge(best_first(browsers.addresses))
+            await until(leaving, [leaving.wait(), daemon_death(host)])
 
 
 def announce(addresses: Sequence[str], address_file: Path | None) -> None:
@@ -80,11 +112,11 @@ def announce(addresses: Sequence[str], address_file: Path | None) -> None:
         write_atomically(address_file, "".join(f"{address}\n" for address in addresses))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Who waits for the file never reads half of it."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+def announce_edge(addresses: Sequence[str]) -> None:
+    """Say where browsers can dial."""
+    click.echo("\nbrowsers can dial")
+    for address in addresses:
+        click.echo(f"  {address}")
 
 
 if __name__ == "__main__":

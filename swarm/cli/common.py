@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -63,13 +64,13 @@ def edge_options(command: Command) -> Command:
             multiple=True,
             metavar=MULTIADDR,
             help="Where to listen for browsers: ending in /webrtc-direct, /quic-v1/webtransport or /ws; repeat for "
-            "several. By default all three, any port.",
+            "several. By default all three, at the ports after that of --host-maddrs.",
         ),
         click.option(
             "--edge-announce-maddrs",
             multiple=True,
             metavar=MULTIADDR,
-            help="Where browsers should dial, if that is not where this peer listens.",
+            help="Where browsers should dial, if that is not where this peer listens; without hashes and peer id.",
         ),
         click.option("--no-edge", is_flag=True, help="Do not listen for browsers."),
     )
@@ -78,14 +79,23 @@ def edge_options(command: Command) -> Command:
     return command
 
 
-def edge_config(
-    maddrs: Sequence[str], announce: Sequence[str], off: bool, identity_path: str | None
-) -> EdgeConfig | None:
-    """What `edge_options` ask for; None: no edge."""
+def edge_config(maddrs: Sequence[str], announce: Sequence[str], off: bool, network: NetworkConfig) -> EdgeConfig | None:
+    """What `edge_options` ask for, and the rest from how the peer itself listens; None: no edge."""
     if off:
         return None
-    config = EdgeConfig(announce_maddrs=tuple(announce), identity_path=identity_path)
-    return replace(config, host_maddrs=tuple(maddrs)) if maddrs else config
+    return EdgeConfig(
+        host_maddrs=tuple(maddrs) or edge_beside(network.host_maddrs),
+        announce_maddrs=tuple(announce),
+        identity_path=network.identity_path,
+    )
+
+
+def edge_beside(host_maddrs: Sequence[str]) -> tuple[str, ...]:
+    """Where to listen for browsers beside a peer: its first ip, and the ports after its first (any after 0)."""
+    match = next(filter(None, (re.match(r"/(ip[46]/[^/]+)/(?:tcp|udp)/(\d+)", a) for a in host_maddrs)), None)
+    ip, port = (match[1], int(match[2])) if match else ("ip4/0.0.0.0", 0)
+    one, two = (port + 1, port + 2) if 0 < port < 65534 else (0, 0)
+    return f"/{ip}/udp/{one}/webrtc-direct", f"/{ip}/udp/{two}/quic-v1/webtransport", f"/{ip}/tcp/{one}/ws"
 
 
 def identity_option(command: Command) -> Command:
@@ -194,3 +204,10 @@ def on_signals(leave: Callable[[], None]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, handle, number)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Who waits for the file never reads half of it."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

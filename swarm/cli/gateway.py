@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from swarm.cli.common import (
     verbosity_options,
 )
 from swarm.cli.identity import identity
-from swarm.cli.network import daemon_death, edge_of, joined
+from swarm.cli.network import daemon_death, edge_of, joined, until
 from swarm.config import ClientConfig, EdgeConfig, GatewayConfig, NetworkConfig
 from swarm.errors import InvalidInput, NetworkError
 from swarm.net.known import HOW_TO_BEGIN
@@ -139,8 +139,9 @@ def main(
     with identity(identity_path, "gateway") as path:
         if path is None:
             click.echo("another gateway of this user is running: this one has a temporary identity")
-        edge = edge_config(edge_maddrs, edge_announce_maddrs, no_edge, path)
-        asyncio.run(run(replace(network, identity_path=path), wishes, edge, side))
+        network = replace(network, identity_path=path)
+        edge = edge_config(edge_maddrs, edge_announce_maddrs, no_edge, network)
+        asyncio.run(run(network, wishes, edge, side))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,20 +226,6 @@ def say(generator: Generator, edge: Edge | None) -> None:
     for address in () if edge is None else best_first(edge.addresses):
         click.echo(f"browsers {address}")
     click.echo(f"query node for {generator.model.name} is ready; Ctrl-C leaves")
-
-
-async def until(leaving: asyncio.Event, works: Sequence[Coroutine[Any, Any, object]]) -> None:
-    """Run all until one ends, as does the first after a signal. Raises what ended it."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not leaving.is_set():
-            for task in done:
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)

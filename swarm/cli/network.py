@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from swarm.cli.common import write_atomically
 from swarm.config import EdgeConfig, NetworkConfig
+from swarm.errors import EdgeFailed
 
 if TYPE_CHECKING:
     from swarm.net.directory import HivemindDirectory
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LOOK = 60.0
+"""How often the addresses for browsers are looked at."""
 CLOSE_PATIENCE = 5.0
 """Seconds that leaving the network may take."""
 
@@ -34,21 +40,48 @@ async def joined(config: NetworkConfig) -> AsyncIterator[tuple[HivemindHost, Hiv
 
 
 @asynccontextmanager
-async def edge_of(host: HivemindHost, config: EdgeConfig | None) -> AsyncIterator[Edge | None]:
+async def edge_of(
+    host: HivemindHost, config: EdgeConfig | None, address_file: Path | None = None, *, needed: bool = True
+) -> AsyncIterator[Edge | None]:
     """An edge with the host's identity, for as long as the block lasts; None if there is to be none.
 
-    Raises EdgeFailed, InvalidInput.
+    `address_file` holds its addresses as of now. Raises EdgeFailed, unless it is not `needed`, and InvalidInput.
     """
-    if config is None:
+    edge = None if config is None else await _start_edge(host, config, needed)
+    if edge is None:
         yield None
         return
-    from swarm.net.edge import Edge
-
-    edge = await Edge.start(host.identity, config)
+    writing = asyncio.create_task(_keep_written(edge, address_file), name="edge addresses")
+    await asyncio.sleep(0)  # they are there when others hear of the edge
     try:
         yield edge
     finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
         await _patiently(edge.close())
+
+
+async def _start_edge(host: HivemindHost, config: EdgeConfig, needed: bool) -> Edge | None:
+    # In a thread, because it takes a second or two in which others may need this loop.
+    module = await asyncio.to_thread(importlib.import_module, "swarm.net.edge")
+    try:
+        edge: Edge = await module.Edge.start(host.identity, config)
+        return edge
+    except EdgeFailed as error:
+        if needed:
+            raise
+        log.warning("browsers cannot reach this peer: %s", error)
+        return None
+
+
+async def _keep_written(edge: Edge, file: Path | None) -> None:
+    """Those of WebTransport change with its certificates."""
+    written: Sequence[str] = ()
+    while file is not None:
+        if edge.addresses != written:
+            written = edge.addresses
+            write_atomically(file, "".join(f"{address}\n" for address in written))
+        await asyncio.sleep(_LOOK)
 
 
 async def _patiently(closing: Awaitable[None]) -> None:
@@ -64,3 +97,17 @@ async def daemon_death(host: HivemindHost) -> None:
     """Wait for p2pd to end unasked. Raises DaemonFailed then, so that a supervisor can start the command anew."""
     await host.died.wait()
     raise host.failure()
+
+
+async def until(leaving: asyncio.Event, works: Sequence[Coroutine[Any, Any, object]]) -> None:
+    """Run all until one ends, as does the first after a signal. Raises what ended it."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not leaving.is_set():
+            for task in done:
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

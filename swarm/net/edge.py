@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import swarm.net.protobuf  # noqa: F401  isort: skip  (before libp2p)
@@ -42,6 +43,8 @@ PING = "/ipfs/ping/1.0.0"
 KINDS = ("/webrtc-direct", "/quic-v1/webtransport", "/ws")
 BUSY = 5.0
 """Seconds after which a peer that opened too many streams may come again."""
+_AGAIN = 5.0
+"""Seconds until a thread that failed is replaced."""
 _CLOSING = 5.0
 """Seconds that the edge's thread may take to end."""
 
@@ -54,26 +57,22 @@ REFUSALS: dict[str, Callable[[SwarmError], bytes]] = {
 class Edge:
     """A peer that browsers can dial. It dials nobody; else it satisfies `Host`.
 
-    `died` is set when it ends unasked; `failure` says why.
+    When its thread fails, which nothing that a peer sends should bring about, it listens anew at the same addresses.
     """
 
     def __init__(self, identity: Identity, config: EdgeConfig) -> None:
         """Raises InvalidInput for an address that is none, or certificates that are broken."""
-        for address in (*config.host_maddrs, *config.announce_maddrs):
-            check_address(address)
+        check_addresses(config)
         self.identity = identity
         self.config = config
-        self.died = asyncio.Event()
         self._certificates = Certificates(config.identity_path)
         self._loop = asyncio.get_running_loop()
         self._handlers: dict[str, StreamHandler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._switch = Switch(identity, config, self._certificates, self._handlers, self._post, self._begin)
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
-        self._error: BaseException | None = None
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="swarm-edge", daemon=True)
+        self._switch = self._make_switch(config)
 
     @classmethod
     async def start(cls, identity: Identity, config: EdgeConfig | None = None) -> Edge:
@@ -83,7 +82,7 @@ class Edge:
         of the kinds that browsers dial, or for broken certificates.
         """
         edge = cls(identity, config or EdgeConfig())
-        edge._thread.start()
+        edge._start_thread()
         try:
             await edge._ready
         except BaseException:
@@ -113,16 +112,12 @@ class Edge:
         """As in `Host`. A peer that opens more streams than it may is told BUSY where the protocol has words for it."""
         self._handlers[protocol] = handler
 
-    def failure(self) -> EdgeFailed:
-        """The error to raise once `died` is set."""
-        return EdgeFailed(f"the edge ended: {self._error}")
-
     async def close(self) -> None:
         """End every connection and every handler, and the thread. May be called twice."""
         self._closing = True
+        self._switch.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING):
-                self._switch.stop()
                 await self._ended.wait()
         tasks = list(self._tasks)
         for task in tasks:
@@ -133,14 +128,23 @@ class Edge:
 
     # ---- the thread --------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _make_switch(self, config: EdgeConfig) -> Switch:
+        return Switch(self.identity, config, self._certificates, self._handlers, self._post, self._begin)
+
+    def _start_thread(self) -> None:
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._run, args=(self._switch,), name="swarm-edge", daemon=True)
+        self._thread.start()
+
+    def _run(self, switch: Switch) -> None:
+        error: BaseException | None = None
         try:
-            trio.run(self._switch.run, lambda: self._post(self._set_ready))
-        except BaseException as error:
+            trio.run(switch.run, lambda: self._post(self._set_ready))
+        except BaseException as group:
+            error = group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
-            self._error = error
-        self._post(self._set_ended)
+        self._post(self._set_ended, error)
 
     def _post(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function on asyncio's loop; when that has ended nobody needs the edge any more."""
@@ -153,15 +157,20 @@ class Edge:
         if not self._ready.done():
             self._ready.set_result(None)
 
-    def _set_ended(self) -> None:
-        self._thread.join()
+    def _set_ended(self, error: BaseException | None) -> None:
+        self._thread.join()  # this was the last thing that it did
         self._ended.set()
-        error = self._error if isinstance(self._error, SwarmError) else self.failure()
         if not self._ready.done():
-            self._ready.set_exception(error)
+            self._ready.set_exception(error if isinstance(error, SwarmError) else EdgeFailed(f"no edge: {error!r}"))
         elif not self._closing:
-            log.error("the edge ended: browsers are not served any more", exc_info=self._error)
-            self.died.set()
+            log.error("browsers were not served any more; the edge begins again", exc_info=error)
+            bound = self._switch.bound() or self.config.host_maddrs
+            self._switch = self._make_switch(replace(self.config, host_maddrs=bound))
+            self._loop.call_later(_AGAIN, self._begin_again)
+
+    def _begin_again(self) -> None:
+        if not self._closing:
+            self._start_thread()
 
     # ---- streams -----------------------------------------------------------------------------------------------
 
@@ -201,8 +210,11 @@ class Switch:
         self._begin = begin
         self._listeners: list[Listener] = []
         self._addresses: tuple[str, ...] = ()
+        self._bound: tuple[str, ...] = ()
         self._connections: Counter[PeerId] = Counter()
         self._streams: Counter[PeerId] = Counter()
+        self._lives: set[trio.CancelScope] = set()
+        """One for each connection."""
         self._token: trio.lowlevel.TrioToken | None = None
         self._stopping = trio.Event()
         self._stopped = False
@@ -210,6 +222,10 @@ class Switch:
     def listening(self) -> tuple[str, ...]:
         """Multiaddrs without hashes and peer ids, from any thread."""
         return self._addresses
+
+    def bound(self) -> tuple[str, ...]:
+        """The addresses of the configuration with the ports that they have got; empty before that, from any thread."""
+        return self._bound
 
     def stop(self) -> None:
         """From any thread."""
@@ -233,15 +249,26 @@ class Switch:
             try:
                 for address in self._config.host_maddrs:
                     self._listeners.append(await self._listen(transports, address, nursery))
-                self._addresses = tuple(a for listener in self._listeners for a in where(listener))
+                found = [where(listener) for listener in self._listeners]
+                self._addresses = tuple(address for addresses in found for address in addresses)
+                self._bound = tuple(map(with_port, self._config.host_maddrs, (addresses[0] for addresses in found)))
                 ready()
                 await self._stopping.wait()
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSING / 2):
+                    await self._say_goodbye()
                     for listener in self._listeners:
                         await listener.close()
                     await transports.close()
             nursery.cancel_scope.cancel()
+
+    async def _say_goodbye(self) -> None:
+        """Close connections while what they are made of still works, so that their peers hear of it."""
+        with trio.move_on_after(_CLOSING / 4):
+            while self._lives:
+                for life in list(self._lives):
+                    life.cancel()
+                await trio.sleep(0.01)
 
     async def _listen(self, transports: Transports, address: str, nursery: trio.Nursery) -> Listener:
         try:
@@ -254,16 +281,21 @@ class Switch:
     async def _arrive(self, connection: Any, patient: bool) -> None:
         """Serve a connection as long as it lives."""
         peer_id = str(connection.peer_id)
+        self._lives.add(life := trio.CancelScope())
         try:
-            if self._admits(peer_id):
-                await self._serve_connection(connection, peer_id, patient)
+            with life:
+                if self._admits(peer_id):
+                    await self._serve_connection(connection, peer_id, patient)
         except Exception as error:  # libp2p raises many kinds, alone and in groups
             log.debug("a connection of %s broke: %r", peer_id, error)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0), contextlib.suppress(Exception):
                 await connection.close()
+            self._lives.discard(life)
 
     def _admits(self, peer_id: PeerId) -> bool:
+        if self._stopping.is_set():
+            return False
         few = self._connections[peer_id] < self._config.max_connections_per_peer
         if not few or self._connections.total() >= self._config.max_connections:
             log.info("a connection of %s is refused: too many", peer_id)
@@ -385,14 +417,25 @@ def _one_less(counter: Counter[PeerId], peer_id: PeerId) -> None:
 # ---- addresses --------------------------------------------------------------------------------------------------
 
 
-def check_address(address: str) -> None:
-    """Raises InvalidInput for what is no multiaddr of the kinds that browsers dial."""
-    try:
-        Multiaddr(address)
-    except Exception as error:  # multiaddr raises many kinds
-        raise InvalidInput(f"{address} is no multiaddr: {error}") from error
-    if not address.endswith((*KINDS, "/tls/ws", "/wss")):
-        raise InvalidInput(f"{address} is nothing that browsers dial: it should end in {', '.join(KINDS)}")
+def check_addresses(config: EdgeConfig) -> None:
+    """Raises InvalidInput for what is no multiaddr of the kinds that the edge can listen at, or that browsers dial."""
+    for address in (*config.host_maddrs, *config.announce_maddrs):
+        try:
+            Multiaddr(address)
+        except Exception as error:  # multiaddr raises many kinds
+            raise InvalidInput(f"{address} is no multiaddr: {error}") from error
+    for address in config.host_maddrs:
+        if not address.startswith(("/ip4/", "/ip6/")) or not address.endswith(KINDS) or address.endswith("/tls/ws"):
+            raise InvalidInput(f"{address} does not begin with /ip4/ or /ip6/ and end in {', '.join(KINDS)}")
+    for address in config.announce_maddrs:
+        if not address.endswith((*KINDS, "/wss")):
+            raise InvalidInput(f"{address} is nothing that browsers dial: it should end in {', '.join(KINDS)}")
+
+
+def with_port(address: str, bound: str) -> str:
+    """`address` with the port of `bound`."""
+    parts = address.split("/")
+    return "/".join([*parts[:4], bound.split("/")[4], *parts[5:]])
 
 
 def complete(address: str, hashes: dict[str, list[str]], peer_id: PeerId) -> str:
@@ -405,13 +448,13 @@ def complete(address: str, hashes: dict[str, list[str]], peer_id: PeerId) -> str
 
 def where(listener: Listener) -> list[str]:
     """The addresses of a listener without hashes and peer id; those of every interface where it listens at all."""
-    found = []
+    found: dict[str, None] = {}
     for address in listener.get_addrs():
         bare = str(address).partition("/certhash/")[0].partition("/p2p/")[0]
         _, version, ip, rest = bare.split("/", 3)
         ips = [ip] if not ipaddress.ip_address(ip).is_unspecified else interfaces(version)
-        found += [f"/{version}/{ip}/{rest}" for ip in ips]
-    return found
+        found |= dict.fromkeys(f"/{version}/{ip}/{rest}" for ip in ips)
+    return list(found)
 
 
 def interfaces(version: str) -> list[str]:

@@ -23,7 +23,7 @@ import trio
 import trio_websocket
 from aioquic._buffer import Buffer
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import ConnectionTerminated, QuicEvent
+from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataReceived, StreamReset
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
@@ -32,6 +32,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.webrtc._udp_mux import UdpMux
 from libp2p.transport.webrtc.config import WebRTCTransportConfig
 from libp2p.transport.webrtc.connection import WebRTCConnection
 from libp2p.transport.webrtc.listener import WebRTCDirectListener
@@ -59,6 +60,8 @@ FIRST_PACKET = 1200
 """A QUIC client's first datagram has at least so many bytes."""
 KEEPALIVE = (15, 5, 3)
 """A silent TCP connection is probed after so many seconds, every so many, and is dead after so many."""
+SILENCE = 12.0
+"""Seconds after which a silent WebRTC connection is dead; browsers check theirs every 3 to 6."""
 IDLE = 30.0
 """Seconds after which a silent QUIC connection is dead; browsers keep theirs alive."""
 
@@ -80,7 +83,7 @@ class Transports:
         self._certificates = certificates
         self._keys = create_new_key_pair(identity.private_bytes[4:36])
         self._peer = ID.from_pubkey(self._keys.public_key)
-        self._bridge = AsyncioThread()
+        self._thread = AsyncioThread()
 
     async def listen(self, address: str, arrive: Arrive, nursery: trio.Nursery) -> Listener:
         """Raises OSError and what libp2p raises when that cannot be listened at."""
@@ -91,13 +94,13 @@ class Transports:
         return await WebSocketListener.start(address, self._keys, self._config, arrive, nursery)
 
     async def _webrtc(self, address: str, arrive: Arrive) -> Listener:
-        self._bridge.start()
+        self._thread.start()
 
         async def bridge() -> AsyncioThread:
-            return self._bridge
+            return self._thread
 
         listener = WebRTCListener(
-            handler_function=_webrtc_arrival(arrive, self._bridge),
+            handler_function=_webrtc_arrival(arrive, self._thread),
             private_key=self._keys.private_key,
             certificate=self._certificates.webrtc,
             config=WebRTCTransportConfig(
@@ -131,7 +134,7 @@ class Transports:
         return listener
 
     async def close(self) -> None:
-        await self._bridge.stop()
+        await self._thread.stop()
 
 
 def _place(address: str) -> tuple[str, int]:
@@ -267,10 +270,15 @@ class BoundedWebTransport(WebTransportConnection):
             at = self._quic.get_timer()
             with trio.move_on_after(IDLE if at is None else max(0.0, at - time.time())):
                 await self._armed.wait()
-            if at is not None and at <= time.time():
-                self._quic.handle_timer(now=time.time())
-                await self._process_events()
-            await self.transmit()
+            try:
+                if at is not None and at <= time.time():
+                    self._quic.handle_timer(now=time.time())
+                    await self._process_events()
+                await self.transmit()
+            except Exception as error:  # aioquic raises many kinds
+                log.debug("a connection over WebTransport broke: %r", error)
+                self.life.cancel()
+                return
 
     async def transmit(self) -> None:
         before = self._quic.get_timer()
@@ -296,11 +304,14 @@ class BoundedWebTransport(WebTransportConnection):
 
     async def _handle_quic_event(self, event: QuicEvent) -> None:
         await super()._handle_quic_event(event)
-        if isinstance(event, ConnectionTerminated):
+        if isinstance(event, ConnectionTerminated) or self._ends_session(event):
             self.life.cancel()
-            self._moved.set()
-            for stream in list(self._streams.values()):
-                stream.on_data(b"", stream_ended=True)
+
+    def _ends_session(self, event: QuicEvent) -> bool:
+        """Whether the stream ends that a browser keeps open as long as the page."""
+        if isinstance(event, StreamReset):
+            return event.stream_id == self._session_id
+        return isinstance(event, StreamDataReceived) and event.end_stream and event.stream_id == self._session_id
 
     def forget(self, stream: Any) -> None:
         """Drop what libp2p keeps of a stream that both sides have ended."""
@@ -379,11 +390,33 @@ def _is_first_packet(data: bytes) -> bool:
 # ---- WebRTC ---------------------------------------------------------------------------------------------------
 
 
+class AttentiveMux(UdpMux):
+    """libp2p's shared socket, which also remembers when each peer was last heard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._heard: dict[tuple[str, int], float] = {}
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        super().datagram_received(data, addr)
+        place = (addr[0], addr[1])
+        if place in self._by_addr:
+            self._heard[place] = time.monotonic()
+        elif len(self._heard) > 2 * len(self._by_addr) + 64:
+            self._heard = {place: at for place, at in self._heard.items() if place in self._by_addr}
+
+    def last_heard(self, protocols: Sequence[Any]) -> float:
+        """When something came for these last, by the monotonic clock."""
+        places = [place for place, protocol in self._by_addr.items() if protocol in protocols]
+        return max((self._heard.get(place, 0.0) for place in places), default=0.0)
+
+
 class Channels:
     """The data channels that a browser opened on one WebRTC connection, under the numbers that libp2p gives them."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, mux: AttentiveMux) -> None:
         self._peer_connection = connection
+        self._mux = mux
         self._open: dict[int, Any] = {}
         self._count = 0
         connection.on("datachannel", self._add)
@@ -392,29 +425,36 @@ class Channels:
         self._open[2 * self._count + 1] = channel
         self._count += 1
 
-    def attach(self, connection: WebRTCConnection, bridge: AsyncioThread) -> None:
+    def attach(self, connection: WebRTCConnection, thread: AsyncioThread) -> None:
         """Make writers of `connection` wait for a slow peer, and end it when WebRTC's connection ends."""
         send = connection._send_on_channel_cb
-        trio_token = trio.lowlevel.current_trio_token()
+        token = trio.lowlevel.current_trio_token()
 
         async def patiently(number: int, data: bytes) -> None:
             await send(number, data)
             while self._unsent() > UNSENT:
                 await asyncio.sleep(0.01)
 
-        def changed() -> None:
-            if self._peer_connection.connectionState in ("closed", "failed"):
-                with contextlib.suppress(trio.RunFinishedError):
-                    trio_token.run_sync_soon(connection._accept_send.close)
+        def end() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(connection._accept_send.close)
 
         def forget(stream: Any) -> None:
             connection.remove_stream(stream.channel_id)
-            bridge.call(self._drop, stream.channel_id)
+            thread.call(self._drop, stream.channel_id)
 
         connection._send_on_channel_cb = patiently
         connection.forget = forget  # type: ignore[attr-defined]
-        self._peer_connection.on("connectionstatechange", changed)
-        bridge.call(changed)
+        thread.schedule_fire_and_forget(self._watch(end))
+
+    async def _watch(self, end: Callable[[], None]) -> None:
+        """Call `end` when the peer has gone. A tab that is closed says nothing."""
+        ice = self._peer_connection.sctp.transport.transport._connection
+        while self._peer_connection.connectionState == "connected":
+            if self._mux.last_heard(ice._protocols) < time.monotonic() - SILENCE:
+                break
+            await asyncio.sleep(SILENCE / 12)
+        end()
 
     def _unsent(self) -> int:
         return sum(channel.bufferedAmount for channel in self._open.values() if channel.readyState == "open")
@@ -432,17 +472,27 @@ _channels: ContextVar[Channels] = ContextVar("channels")
 class WebRTCListener(WebRTCDirectListener):
     """libp2p's, which also tells of the channels of each connection."""
 
+    async def _bind_listener_sockets(
+        self, bridge: Any, host: str, port: int, rtc_cert: Any
+    ) -> tuple[AttentiveMux, int]:
+        return await bridge.run_coro(AttentiveMux.create(host, port))  # type: ignore[no-any-return]
+
     async def _finish_inbound(self, pc: Any, *arguments: Any) -> None:
-        _channels.set(Channels(pc))
+        _channels.set(Channels(pc, self._mux))  # type: ignore[arg-type]
         await super()._finish_inbound(pc, *arguments)
 
 
-def _webrtc_arrival(arrive: Arrive, bridge: AsyncioThread) -> Callable[[Any], Awaitable[None]]:
+def _webrtc_arrival(arrive: Arrive, thread: AsyncioThread) -> Callable[[Any], Awaitable[None]]:
     async def arrived(connection: WebRTCConnection) -> None:
-        _channels.get().attach(connection, bridge)
+        _channels.get().attach(connection, thread)
         await arrive(connection, False)
 
     return arrived
+
+
+def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """aiortc's tasks fail when their connection has gone, and nobody waits for them."""
+    log.debug("within WebRTC: %s", context.get("exception") or context.get("message"))
 
 
 class AsyncioThread:
@@ -463,6 +513,7 @@ class AsyncioThread:
         """Unless it runs already."""
         if self._thread is None:
             self._loop = asyncio.new_event_loop()
+            self._loop.set_exception_handler(_unheard)
             self._thread = threading.Thread(target=self._run, args=(self._loop,), name="swarm-edge-rtc", daemon=True)
             self._thread.start()
 

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from swarm.cli.common import best_first, size_of, span_of
+from swarm.cli.common import best_first, edge_beside, size_of, span_of
 from swarm.cli.identity import identity, state_dir
 from swarm.errors import InvalidInput
 from swarm.server.sizing import size
@@ -119,3 +119,22 @@ def test_a_key_that_was_asked_for_and_is_in_use_is_an_error(tmp_path: Path) -> N
         assert first == path
         with pytest.raises(InvalidInput, match="in use"), identity(path, "serve"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("host", "ports"),
+    [
+        ("/ip4/10.0.0.1/tcp/31337", ("ip4/10.0.0.1", 31338, 31339)),
+        ("/ip6/::/udp/4001/quic-v1", ("ip6/::", 4002, 4003)),
+        ("/ip4/127.0.0.1/tcp/0", ("ip4/127.0.0.1", 0, 0)),
+        ("/ip4/127.0.0.1/tcp/65535", ("ip4/127.0.0.1", 0, 0)),
+        ("/dns4/example.org/tcp/1", ("ip4/0.0.0.0", 0, 0)),
+    ],
+)
+def test_browsers_are_served_at_the_ports_after_the_peers_own(host: str, ports: tuple[str, int, int]) -> None:
+    ip, one, two = ports
+    assert edge_beside([host]) == (
+        f"/{ip}/udp/{one}/webrtc-direct",
+        f"/{ip}/udp/{two}/quic-v1/webtransport",
+        f"/{ip}/tcp/{one}/ws",
+    )

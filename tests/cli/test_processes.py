@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from swarm.wire import messages
+from swarm.wire import swarm_pb2 as pb
+from tests.net.browsers import Browser
 
 pytestmark = pytest.mark.processes
 
@@ -115,6 +120,32 @@ def test_a_bootstrap_peer_keeps_its_address_and_leaves_nothing_behind(commands: 
     again = commands.start("bootstrap", "--host-maddrs", f"/ip4/127.0.0.1/tcp/{port}", "--identity-path", key)
     again.wait_for(address)
     assert again.stop(signal.SIGINT) == 0, again.text()
+
+
+def test_a_browser_sees_the_map_that_a_bootstrap_peer_serves(commands: Commands) -> None:
+    file = commands.folder / "edge"
+    command, address = commands.bootstrap("--edge-address-file", str(file))
+    command.wait_for("browsers can dial")
+    there = file.read_text().splitlines()
+    assert [kind for kind in ("/webrtc-direct/", "/webtransport/", "/ws/") for a in there if kind in a] and len(
+        there
+    ) == 3
+    assert all(a.endswith(address[address.index("/p2p/") :]) for a in there)
+    assert asyncio.run(fetch_map(there[2])).time > 0
+    assert command.stop() == 0, command.text()
+    assert "Traceback" not in command.text()
+
+
+async def fetch_map(address: str) -> pb.SwarmMap:
+    browser = Browser()
+    try:
+        stream = await browser.open(await browser.dial(address), messages.MAP_PROTOCOL)
+        await stream.send(pb.MapRequest().SerializeToString())
+        frame = await stream.receive()
+        assert frame is not None
+        return pb.SwarmMap.FromString(frame)
+    finally:
+        await asyncio.to_thread(browser.close)
 
 
 def test_an_empty_swarm_says_so(commands: Commands) -> None:

@@ -13,7 +13,7 @@ import pytest
 from swarm.config import EdgeConfig
 from swarm.errors import EdgeFailed, InvalidInput
 from swarm.net.base import Stream
-from swarm.net.edge import Edge, check_address
+from swarm.net.edge import Edge
 from swarm.net.identity import Identity
 from tests.net.browsers import Browser
 
@@ -83,8 +83,13 @@ def test_an_address_that_is_taken_is_a_typed_error(browser: Browser) -> None:
 
 @pytest.mark.parametrize("address", ["nonsense", "/ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/udp/1/quic-v1"])
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
-    with pytest.raises(InvalidInput):
-        check_address(address)
+    async def main() -> None:
+        with pytest.raises(InvalidInput, match=address):
+            await Edge.start(Identity.generate(), replace(ALL, host_maddrs=(address,)))
+        with pytest.raises(InvalidInput, match=address):
+            await Edge.start(Identity.generate(), replace(ALL, announce_maddrs=(address,)))
+
+    asyncio.run(main())
 
 
 def test_a_restart_keeps_the_addresses(tmp_path: Path) -> None:
