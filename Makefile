@@ -7,7 +7,7 @@ N ?= 100
 NAME ?=
 ARGS ?=
 
-.PHONY: help install test lint format demo chaos bench proto clean
+.PHONY: help install test lint format demo chaos bench page proto clean
 
 help:
 	@echo "make install        everything into .venv (a second run takes no time)"
@@ -16,7 +16,8 @@ help:
 	@echo "make lint           ruff, mypy and the import contracts; make format rewrites"
 	@echo "make chaos N=100    N random failure scenarios on the simulated network"
 	@echo "make bench NAME=x   one benchmark against its baseline; without NAME lists them"
-	@echo "make proto          regenerate swarm/wire/swarm_pb2.py from swarm.proto"
+	@echo "make page           build and test the web page, and put it where the gateway serves it"
+	@echo "make proto          regenerate swarm/wire/swarm_pb2.py and the page's twin from swarm.proto"
 
 install: $(INSTALLED)
 
@@ -50,8 +51,19 @@ chaos: install
 bench: install
 	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
-proto: install
+PAGE := swarm/gateway/page
+
+page: install web/node_modules/.package-lock.json
+	cd web && npm run --silent check && npm run --silent test && npm run --silent build && npm run --silent size
+	rm -rf $(PAGE) && cp -r web/dist $(PAGE)
+
+web/node_modules/.package-lock.json: web/package-lock.json
+	cd web && npm ci --no-audit --no-fund --loglevel=error
+
+proto: install web/node_modules/.package-lock.json
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. swarm/wire/swarm.proto
+	cd web && PYTHON=$(abspath $(BIN))/python npm run --silent proto
 
 clean:
+	rm -rf web/node_modules web/dist $(PAGE)
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -39,10 +39,10 @@ class LocalSwarm:
     ) -> None:
         self.close()
 
-    def start_bootstrap(self) -> str:
+    def start_bootstrap(self, *options: str) -> str:
         """Start the bootstrap peer; returns its address."""
         file = self.folder / "addresses"
-        self._start("bootstrap", "swarm-bootstrap", "--address-file", str(file))
+        self._start("bootstrap", "swarm-bootstrap", "--address-file", str(file), *options)
         self._wait_for(file.exists, "bootstrap")
         self.peer = file.read_text().splitlines()[0]
         return self.peer

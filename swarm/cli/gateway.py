@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -178,7 +178,7 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | Non
         host, directory = await stack.enter_async_context(joined(network))
         generator = await stack.enter_async_context(answering(host, directory, loaded, wishes))
         edge = await stack.enter_async_context(edge_of(host, browsers))
-        await offer(generator, wishes.config, host, edge)
+        await offer(generator, wishes.config, directory, [each for each in (host, edge) if each is not None])
         dtype = str(loaded.ends.dtype).removeprefix("torch.")
         from swarm.gateway.node import Announcer, describe
 
@@ -188,19 +188,20 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | Non
 
         ends = [leaving.wait(), daemon_death(host), Announcer(directory, network, record).run(), looking(generator)]
         if side is not None:
-            ends.append(serve(generator, side))
+            ends.append(serve(generator, side, edge))
         say(generator, edge)
         await until(leaving, ends)
 
 
-async def offer(generator: Generator, config: GatewayConfig, host: Host, edge: Host | None) -> None:
-    """Take queries over every host."""
+async def offer(generator: Generator, config: GatewayConfig, directory: Directory, hosts: Sequence[Host]) -> None:
+    """Take queries over every host, and show the swarm."""
     from swarm.gateway.node import QueryNode
+    from swarm.net.map import MapService
 
-    node = QueryNode(generator, config)
-    for each in (host, edge):
-        if each is not None:
-            await node.serve(each)
+    node, maps = QueryNode(generator, config), MapService(directory)
+    for host in hosts:
+        await node.serve(host)
+        await maps.serve(host)
 
 
 async def looking(generator: Generator) -> None:
@@ -211,13 +212,14 @@ async def looking(generator: Generator) -> None:
         await asyncio.sleep(generator.view.config.view_refresh)
 
 
-async def serve(generator: Generator, side: HttpSide) -> None:
+async def serve(generator: Generator, side: HttpSide, edge: Edge | None) -> None:
     """OpenAI's API and the page. Raises InvalidInput when the address is taken."""
     from swarm.gateway.openai.app import create_app, serve_http
     from swarm.gateway.openai.guard import HttpSettings
 
     settings = HttpSettings(side.hosts, side.origins, side.keys)
-    app = create_app({generator.model.name: generator}, settings, page=PAGE)
+    peers = lambda: () if edge is None else best_first(edge.addresses)  # noqa: E731
+    app = create_app({generator.model.name: generator}, settings, page=PAGE, peers=peers)
     await serve_http(app, side.host, side.port, lambda host, port: click.echo(f"http     http://{host}:{port}/v1"))
 
 

@@ -360,9 +360,11 @@ def test_the_page_and_metrics_are_served_beside_the_api(page: Path) -> None:
         assert "javascript" in (await server.http.get("/main.js")).headers["content-type"]
         assert (await server.http.get("/../secret")).status_code == 404
         assert (await server.http.get("/metrics")).text == "m 1\n"
+        assert (await server.http.get("/peers.json")).json() == {"peers": ["/ip4/1.2.3.4/udp/5/webrtc-direct"]}
         assert (await server.http.get("/v1/models")).json()["data"][0]["id"] == "tiny"
 
-    served(work, page=page, metrics=lambda: ("text/plain", b"m 1\n"))
+    peers = lambda: ["/ip4/1.2.3.4/udp/5/webrtc-direct"]  # noqa: E731
+    served(work, page=page, peers=peers, metrics=lambda: ("text/plain", b"m 1\n"))
 
 
 def test_an_address_that_is_taken_is_an_error() -> None:

@@ -16,6 +16,8 @@ export interface Surroundings {
   network: Network
   /** Nodes to ask, the best first; those to avoid last. */
   nodes(avoid: ReadonlySet<string>): QueryNode[]
+  /** Until when (ms) to keep away from nodes that failed; shared by all questions. */
+  avoided: Map<string, number>
   /** A node's name for people. */
   label(node: QueryNode): string
   now(): number
@@ -27,11 +29,10 @@ class Refused extends Error {}
 
 /** Events until the answer has ended; `turn()` is what has come of them. Ends quietly when `signal` does. */
 export async function* ask(query: Query, turn: () => Turn, around: Surroundings, signal: AbortSignal): AsyncGenerator<Event> {
-  const avoided = new Map<string, number>()
   let failures = 0
   while (!signal.aborted) {
     const now = around.now()
-    const avoid = new Set([...avoided].filter(([, until]) => until > now).map(([peerId]) => peerId))
+    const avoid = new Set([...around.avoided].filter(([, until]) => until > now).map(([peerId]) => peerId))
     const node = around.nodes(avoid)[0]
     if (node === undefined || avoid.has(node.peerId)) {
       yield { kind: 'waiting', words: node === undefined ? 'no query node answers for this model; waiting for one' : 'all query nodes are busy; waiting' }
@@ -50,7 +51,7 @@ export async function* ask(query: Query, turn: () => Turn, around: Surroundings,
         return
       }
       const words = error instanceof Error ? error.message : String(error)
-      avoided.set(node.peerId, around.now() + AVOID)
+      around.avoided.set(node.peerId, around.now() + AVOID)
       failures = turn().generated.length > before || words === 'is busy' ? 0 : failures + 1
       if (failures >= MOST_FAILURES) {
         yield { kind: 'failed', words: `${failures} query nodes failed one after the other: ${words}` }

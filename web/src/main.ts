@@ -26,6 +26,7 @@ const page = {
   recent: [] as (Change & { at: number })[],
   turns: [] as Turn[],
   running: undefined as AbortController | undefined,
+  avoided: new Map<string, number>(),
 }
 
 const form = byId<HTMLFormElement>('ask')
@@ -93,6 +94,7 @@ async function submit(network: Network): Promise<void> {
   const around: Surroundings = {
     network,
     nodes: (avoid) => (page.map === undefined ? [] : nodesFor(page.map, chosen.key, avoid)),
+    avoided: page.avoided,
     label,
     now: () => Date.now(),
     sleep,

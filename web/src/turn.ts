@@ -59,7 +59,7 @@ export function reduce(turn: Turn, event: Event): Turn {
     case 'node':
       return { ...turn, node: event.name, status: turn.generated.length > 0 ? 'moving' : 'asking', words: `asking ${event.name}` }
     case 'lost':
-      return { ...turn, status: 'moving', words: `${event.name} ${event.words}; going on with another`, hiccups: [...turn.hiccups, `${event.name} ${event.words}`] }
+      return lose(turn, `${event.name} ${event.words}`)
     case 'waiting':
       return { ...turn, status: 'waiting', words: event.words }
     case 'stopped':
@@ -69,6 +69,12 @@ export function reduce(turn: Turn, event: Event): Turn {
     case 'reply':
       return take(turn, event.reply, event.now)
   }
+}
+
+/** A node that is lost before it said anything is no hiccup of the answer. */
+function lose(turn: Turn, words: string): Turn {
+  if (turn.generated.length === 0) return { ...turn, status: 'asking', words: `${words}; asking another` }
+  return { ...turn, status: 'moving', words: `${words}; going on with another`, hiccups: [...turn.hiccups, words] }
 }
 
 function take(turn: Turn, reply: QueryReply, now: number): Turn {

@@ -97,10 +97,11 @@ def create_app(
     settings: HttpSettings,
     *,
     page: Path | None = None,
+    peers: Callable[[], Sequence[str]] = tuple,
     metrics: Callable[[], tuple[str, bytes]] | None = None,
 ) -> FastAPI:
-    """The application. `answerers`: by the model's name; `page`: a folder with a web page to show at /; `metrics`:
-    content type and text of what Prometheus reads."""
+    """The application. `answerers`: by the model's name; `page`: a folder with a web page to show at /; `peers`:
+    through whom the page joins; `metrics`: content type and text of what Prometheus reads."""
     app = FastAPI(
         title="swarm gateway",
         version=__version__,
@@ -153,6 +154,11 @@ def create_app(
 
     _handle_errors(app)
     if page is not None and page.is_dir():
+
+        @app.get("/peers.json", include_in_schema=False)
+        async def join() -> dict[str, list[str]]:
+            return {"peers": list(peers())}
+
         app.mount("/", StaticFiles(directory=page, html=True))
     app.add_middleware(Guard, settings=settings)
     return app

@@ -29,10 +29,10 @@ function picture(node: string, hops: readonly RouteHop[]): SVGElement {
   const stations = [node, ...hops.map(label)]
   const height = STEP * stations.length
   const drawing = svg('svg', { viewBox: `0 0 ${WIDTH} ${height}`, 'aria-hidden': 'true', class: 'route' })
-  const x = 26
+  const x = 52
   const ys = stations.map((_, index) => STEP * index + STEP / 2)
   const end = ys.at(-1) ?? 0
-  const way = `M ${x} ${ys[0]} V ${end} h 0 M ${x} ${end} C ${x + 300} ${end} ${x + 300} ${ys[0]} ${x} ${ys[0]}`
+  const way = `M ${x} ${ys[0]} V ${end} C ${x - 62} ${end} ${x - 62} ${ys[0]} ${x} ${ys[0]}`
   drawing.append(svg('path', { d: way, class: 'way' }))
   drawing.append(svg('path', { d: way, class: 'flow' }))
   stations.forEach((name, index) => {
