@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,6 +75,39 @@ def test_the_text_is_that_of_one_process(swarm: Swarm, right: str) -> None:
         ask(swarm, "another")
     with pytest.raises(InvalidInput, match="temperature"):
         ask(swarm, "tiny-llama", heat=3)
+
+
+def test_openais_client_meets_a_real_swarm(processes: LocalSwarm, right: str) -> None:
+    with openai.OpenAI(base_url=processes.url("one"), api_key="none", max_retries=0) as client:
+        assert len(client.models.list().data) == 1
+        ask: Any = {"model": "tiny-llama", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+        whole = client.completions.create(**ask, logprobs=1)
+        assert whole.choices[0].text == right
+        assert whole.choices[0].finish_reason == "length"
+        assert whole.choices[0].logprobs is not None
+        assert len(whole.choices[0].logprobs.tokens or []) == TOKENS
+        stream = client.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+        chunks = list(stream)
+        assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == right
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.completion_tokens == TOKENS
+        with pytest.raises(openai.BadRequestError, match="chat template"):
+            client.chat.completions.create(model="tiny-llama", messages=[{"role": "user", "content": "x"}])
+        with pytest.raises(openai.BadRequestError) as long:
+            client.completions.create(**{**ask, "max_tokens": 1_000_000})
+        assert long.value.code == "context_length_exceeded"
+
+
+def test_thirty_two_streams_at_once_through_one_gateway(processes: LocalSwarm, right: str) -> None:
+    async def one(client: openai.AsyncOpenAI) -> str:
+        ask: Any = {"model": "tiny-llama", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "stream": True}
+        return "".join([chunk.choices[0].text async for chunk in await client.completions.create(**ask)])
+
+    async def main() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=processes.url("one"), api_key="none", max_retries=0) as client:
+            return list(await asyncio.gather(*(one(client) for _ in range(32))))
+
+    assert asyncio.run(main()) == [right] * 32
 
 
 @pytest.mark.parametrize(
