@@ -43,6 +43,8 @@ PING = "/ipfs/ping/1.0.0"
 KINDS = ("/webrtc-direct", "/quic-v1/webtransport", "/ws")
 BUSY = 5.0
 """Seconds after which a peer that opened too many streams may come again."""
+_LOOK = 2.0
+"""How often the thread looks whether asyncio's loop is still there."""
 _AGAIN = 5.0
 """Seconds until a thread that failed is replaced."""
 _CLOSING = 5.0
@@ -72,6 +74,7 @@ class Edge:
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
         self._closing = False
+        self._bound = config.host_maddrs
         self._switch = self._make_switch(config)
 
     @classmethod
@@ -144,6 +147,7 @@ class Edge:
             error = group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
+        switch.abandon()
         self._post(self._set_ended, error)
 
     def _post(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -164,8 +168,8 @@ class Edge:
             self._ready.set_exception(error if isinstance(error, SwarmError) else EdgeFailed(f"no edge: {error!r}"))
         elif not self._closing:
             log.error("browsers were not served any more; the edge begins again", exc_info=error)
-            bound = self._switch.bound() or self.config.host_maddrs
-            self._switch = self._make_switch(replace(self.config, host_maddrs=bound))
+            self._bound = self._switch.bound() or self._bound
+            self._switch = self._make_switch(replace(self.config, host_maddrs=self._bound))
             self._loop.call_later(_AGAIN, self._begin_again)
 
     def _begin_again(self) -> None:
@@ -209,6 +213,7 @@ class Switch:
         self._post = post
         self._begin = begin
         self._listeners: list[Listener] = []
+        self._transports: Transports | None = None
         self._addresses: tuple[str, ...] = ()
         self._bound: tuple[str, ...] = ()
         self._connections: Counter[PeerId] = Counter()
@@ -232,6 +237,13 @@ class Switch:
         self._stopped = True
         self._call(self._stopping.set)
 
+    def abandon(self) -> None:
+        """Free what may be left, once `run` has ended, however it did."""
+        for listener in self._listeners:
+            listener.abandon()
+        if self._transports is not None:
+            self._transports.abandon()
+
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function on trio's loop, from any thread. Raises StreamClosed when that has ended."""
         if self._token is None:
@@ -244,7 +256,7 @@ class Switch:
         self._token = trio.lowlevel.current_trio_token()
         if self._stopped:
             return
-        transports = Transports(self._identity, self._config, self._certificates)
+        transports = self._transports = Transports(self._identity, self._config, self._certificates)
         async with trio.open_nursery() as nursery:
             try:
                 for address in self._config.host_maddrs:
@@ -253,7 +265,11 @@ class Switch:
                 self._addresses = tuple(address for addresses in found for address in addresses)
                 self._bound = tuple(map(with_port, self._config.host_maddrs, (addresses[0] for addresses in found)))
                 ready()
-                await self._stopping.wait()
+                while not self._stopping.is_set():
+                    # An edge that was left behind without a word ends as well.
+                    self._post(_nothing)
+                    with trio.move_on_after(_LOOK):
+                        await self._stopping.wait()
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSING / 2):
                     await self._say_goodbye()
@@ -406,6 +422,10 @@ def _quieten(*libraries: str) -> None:
 
 
 _quieten("libp2p", "quic", "http3", "trio-websocket", "aioice", "aiortc")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _one_less(counter: Counter[PeerId], peer_id: PeerId) -> None:

@@ -19,9 +19,10 @@ async def negotiate(stream: Any, protocols: Collection[str]) -> str:
     Raises MalformedFrame for a peer that speaks something else or asks for nothing that there is, StreamClosed, and
     what libp2p raises.
     """
-    await stream.write(_line(MULTISTREAM))
     if await _read_line(stream) != MULTISTREAM:
         raise MalformedFrame("the peer does not speak multistream-select")
+    # Not sooner: some dialers lose what comes before they have said something.
+    await stream.write(_line(MULTISTREAM))
     for _ in range(ATTEMPTS):
         asked = await _read_line(stream)
         if asked in protocols:

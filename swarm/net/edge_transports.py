@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -20,13 +22,13 @@ from typing import Any, Protocol
 import swarm.net.protobuf  # noqa: F401  isort: skip  (before libp2p)
 
 import trio
-import trio_websocket
 from aioquic._buffer import Buffer
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataReceived, StreamReset
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
@@ -36,11 +38,13 @@ from libp2p.transport.webrtc._udp_mux import UdpMux
 from libp2p.transport.webrtc.config import WebRTCTransportConfig
 from libp2p.transport.webrtc.connection import WebRTCConnection
 from libp2p.transport.webrtc.listener import WebRTCDirectListener
-from libp2p.transport.websocket.connection import P2PWebSocketConnection
 from libp2p.transport.webtransport.config import WebTransportConfig
 from libp2p.transport.webtransport.connection import WebTransportConnection, make_server_quic_config
 from libp2p.transport.webtransport.listener import WebTransportListener
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Message, Ping, Request
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from swarm.config import EdgeConfig
 from swarm.net.edge_certificates import Certificates
@@ -54,10 +58,11 @@ Arrive = Callable[[Any, bool], Awaitable[None]]
 
 UNSENT = 512 * 1024
 """Bytes that a connection holds back before its writers wait."""
-YAMUX_UNREAD = 8 * 1024 * 1024
-"""Bytes that a connection may have sent without being read; yamux's windows allow less."""
+YAMUX_UNREAD = 1024 * 1024
+"""Bytes that a yamux stream may have sent without being read; its window allows half of it."""
 FIRST_PACKET = 1200
 """A QUIC client's first datagram has at least so many bytes."""
+_RECEIVE = 64 * 1024
 KEEPALIVE = (15, 5, 3)
 """A silent TCP connection is probed after so many seconds, every so many, and is dead after so many."""
 SILENCE = 12.0
@@ -73,6 +78,29 @@ class Listener(Protocol):
         """Where, with certificate hashes as of now."""
 
     async def close(self) -> None: ...
+
+    def abandon(self) -> None:
+        """Free the address, from any thread, after trio's loop has failed."""
+
+
+class Handshakes:
+    """Those under way: so many in all, and from one ip a quarter of that, so that nobody takes all places."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._ips: Counter[str] = Counter()
+
+    def begin(self, ip: str) -> bool:
+        """Whether there is room; then `end` has to be called."""
+        if self._ips.total() >= self._most or self._ips[ip] >= max(1, self._most // 4):
+            return False
+        self._ips[ip] += 1
+        return True
+
+    def end(self, ip: str) -> None:
+        self._ips[ip] -= 1
+        if not self._ips[ip]:
+            del self._ips[ip]
 
 
 class Transports:
@@ -134,7 +162,13 @@ class Transports:
         return listener
 
     async def close(self) -> None:
-        await self._thread.stop()
+        self._thread.stop()
+        while self._thread.is_running:
+            await trio.sleep(0.005)
+
+    def abandon(self) -> None:
+        """End the thread of WebRTC, from any other, after trio's loop has failed."""
+        self._thread.stop()
 
 
 def _place(address: str) -> tuple[str, int]:
@@ -154,7 +188,7 @@ class WebSocketListener:
         self._noise = Noise(keys, noise_privkey=create_noise_key_pair().private_key)
         self._config = config
         self._arrive = arrive
-        self._handshakes = 0
+        self._handshakes = Handshakes(config.max_handshakes)
         self._scope = trio.CancelScope()
 
     @classmethod
@@ -178,36 +212,47 @@ class WebSocketListener:
             await trio.serve_listeners(self._accept, list(self._sockets))
 
     async def _accept(self, stream: trio.SocketStream) -> None:
-        if self._handshakes >= self._config.max_handshakes:
-            return await trio.aclose_forcefully(stream)
         try:
             await self._serve(stream)
-        except Exception as error:  # libp2p and trio-websocket raise many kinds, alone and in groups
-            log.debug("a connection over WebSocket ended: %s", error)
+        except Exception as error:  # libp2p and wsproto raise many kinds, alone and in groups
+            log.debug("a connection over WebSocket ended: %r", error)
         finally:
             await trio.aclose_forcefully(stream)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_close_when_cancelled, stream)
-            await self._arrive(await self._handshake(stream, nursery), True)
+            ip = str(stream.socket.getpeername()[0])
+            if self._handshakes.begin(ip):
+                try:
+                    connection = await self._handshake(stream)
+                finally:
+                    self._handshakes.end(ip)
+                await self._arrive(connection, True)
             nursery.cancel_scope.cancel()
 
-    async def _handshake(self, stream: trio.SocketStream, nursery: trio.Nursery) -> Yamux:
-        self._handshakes += 1
-        try:
-            with trio.fail_after(self._config.handshake_timeout):
-                request = await trio_websocket.wrap_server_stream(nursery, stream)
-                raw = RawConnection(P2PWebSocketConnection(await request.accept()), False)
-                await negotiate(raw, ("/noise",))
-                secured = await self._noise.secure_inbound(raw)
-                await negotiate(secured, ("/yamux/1.0.0",))
-                return BoundedYamux(secured, secured.get_remote_peer(), self._config.send_timeout)
-        finally:
-            self._handshakes -= 1
+    async def _handshake(self, stream: trio.SocketStream) -> Yamux:
+        with trio.fail_after(self._config.handshake_timeout):
+            websocket = WebSocket(stream)
+            await websocket.accept()
+            raw = RawConnection(websocket, False)
+            await negotiate(raw, ("/noise",))
+            secured = await self._noise.secure_inbound(raw)
+            await negotiate(secured, ("/yamux/1.0.0",))
+            return BoundedYamux(secured, secured.get_remote_peer(), self._config.send_timeout)
 
     async def close(self) -> None:
         self._scope.cancel()
+
+    def abandon(self) -> None:
+        for listening in self._sockets:
+            _abandon(listening.socket)
+
+
+def _abandon(trio_socket: Any) -> None:
+    """Close a socket of trio's without trio."""
+    if trio_socket.fileno() >= 0:
+        os.close(trio_socket.detach())
 
 
 async def _close_when_cancelled(stream: trio.SocketStream) -> None:
@@ -216,6 +261,70 @@ async def _close_when_cancelled(stream: trio.SocketStream) -> None:
         await trio.sleep_forever()
     finally:
         await trio.aclose_forcefully(stream)
+
+
+class WebSocket(ReadWriteCloser):
+    """The server's side of a WebSocket as a stream of bytes. What strangers may make it hold is bounded."""
+
+    def __init__(self, tcp: trio.SocketStream) -> None:
+        self._tcp = tcp
+        self._protocol = WSConnection(ConnectionType.SERVER)
+        self._accepted = False
+        self._unread = bytearray()
+        self._writing = trio.Lock()
+
+    async def accept(self) -> None:
+        """Wait for the opening handshake and agree. Raises IOException, and what wsproto raises."""
+        while not self._accepted:
+            await self._receive()
+
+    async def _receive(self) -> None:
+        data = await self._tcp.receive_some(_RECEIVE)
+        if not data:
+            raise ConnectionClosedError("the peer has gone")
+        self._protocol.receive_data(data)
+        for event in self._protocol.events():
+            await self._handle(event)
+
+    async def _handle(self, event: Event) -> None:
+        if isinstance(event, Request):
+            self._accepted = True
+            await self._send(AcceptConnection())
+        elif isinstance(event, Ping):
+            await self._send(event.response())
+        elif isinstance(event, CloseConnection):
+            raise ConnectionClosedError("the peer closed")
+        elif isinstance(event, Message):
+            self._unread += event.data.encode() if isinstance(event.data, str) else event.data
+
+    async def _send(self, event: Event) -> None:
+        data = self._protocol.send(event)
+        async with self._writing:
+            await self._tcp.send_all(data)
+
+    async def read(self, n: int | None = None) -> bytes:
+        try:
+            while not self._unread:
+                await self._receive()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, RemoteProtocolError) as error:
+            raise ConnectionClosedError(str(error)) from error
+        data = bytes(self._unread[:n])
+        del self._unread[:n]
+        return data
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self._send(BytesMessage(data))
+        except (trio.BrokenResourceError, trio.ClosedResourceError, LocalProtocolError) as error:
+            raise ConnectionClosedError(str(error)) from error
+
+    async def close(self) -> None:
+        with trio.move_on_after(1), contextlib.suppress(trio.BrokenResourceError, LocalProtocolError):
+            await self._send(CloseConnection(code=1000))
+        await trio.aclose_forcefully(self._tcp)
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return None
 
 
 def keep_alive(listening: Any) -> None:
@@ -235,9 +344,13 @@ class BoundedYamux(Yamux):
         super().__init__(secured, peer, is_initiator=False)
         self._send_timeout = send_timeout
 
+    def rtt(self) -> float:
+        """So short that no window grows for its sake: to 16 MiB it would, for each stream that is not read."""
+        return 1e-9
+
     async def _read_data_body(self, length: int) -> bytes:
-        held = sum(len(buffer) for buffer in self.stream_buffers.values())
-        if held + length > YAMUX_UNREAD:
+        held = max((len(buffer) for buffer in self.stream_buffers.values()), default=0)
+        if max(held, length) > YAMUX_UNREAD:
             raise trio.TooSlowError("the peer ignores yamux's windows")
         return await super()._read_data_body(length)
 
@@ -261,6 +374,8 @@ class BoundedWebTransport(WebTransportConnection):
         super().__init__(**arguments)
         self.life = trio.CancelScope()
         """Around all that this connection is used for."""
+        self.comes_from: str | None = self._remote_addr[0]
+        """The ip, while it is in its handshakes."""
         self._armed = trio.Event()
         self._moved = trio.Event()
 
@@ -327,15 +442,14 @@ class BoundedWebTransportListener(WebTransportListener):
     ) -> None:
         super().__init__(self._arrived, private_key, config, peer)  # type: ignore[arg-type]
         self._arrive = arrive
-        self._max_handshakes = max_handshakes
-        self._handshakes: set[BoundedWebTransport] = set()
+        self._handshakes = Handshakes(max_handshakes)
 
     async def _accept_new_connection(
         self, data: bytes, addr: tuple[str, int], dest_cid: bytes
     ) -> WebTransportConnection | None:
         if self._socket is None or self._nursery is None:
             return None
-        if len(self._handshakes) >= self._max_handshakes or not _is_first_packet(data):
+        if not _is_first_packet(data) or not self._handshakes.begin(addr[0]):
             return None
         quic = QuicConnection(
             configuration=make_server_quic_config(self._config), original_destination_connection_id=dest_cid
@@ -352,10 +466,13 @@ class BoundedWebTransportListener(WebTransportListener):
             nursery=self._nursery,
         )
         self._connections[dest_cid] = self._connections[bytes(quic.host_cid)] = connection
-        self._handshakes.add(connection)
         await connection.start_pump()
         self._nursery.start_soon(self._serve, connection)
         return connection
+
+    def abandon(self) -> None:
+        if self._socket is not None:
+            _abandon(self._socket)
 
     async def _serve(self, connection: BoundedWebTransport) -> None:
         try:
@@ -363,15 +480,20 @@ class BoundedWebTransportListener(WebTransportListener):
                 connection.life.deadline = trio.current_time() + self._config.handshake_timeout
                 await self._handle_inbound(connection)
         finally:
-            self._handshakes.discard(connection)
+            self._end_handshake(connection)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0):
                 await connection.close()
             self._forget(connection)
 
     async def _arrived(self, connection: BoundedWebTransport) -> None:
         connection.life.deadline = float("inf")
-        self._handshakes.discard(connection)
+        self._end_handshake(connection)
         await self._arrive(connection, False)
+
+    def _end_handshake(self, connection: BoundedWebTransport) -> None:
+        if connection.comes_from is not None:
+            self._handshakes.end(connection.comes_from)
+            connection.comes_from = None
 
     def _forget(self, connection: BoundedWebTransport) -> None:
         for cid in [cid for cid, known in self._connections.items() if known is connection]:
@@ -404,6 +526,11 @@ class AttentiveMux(UdpMux):
             self._heard[place] = time.monotonic()
         elif len(self._heard) > 2 * len(self._by_addr) + 64:
             self._heard = {place: at for place, at in self._heard.items() if place in self._by_addr}
+
+    def free(self) -> None:
+        """Close the socket, if it is open, from within its loop."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def last_heard(self, protocols: Sequence[Any]) -> float:
         """When something came for these last, by the monotonic clock."""
@@ -475,7 +602,12 @@ class WebRTCListener(WebRTCDirectListener):
     async def _bind_listener_sockets(
         self, bridge: Any, host: str, port: int, rtc_cert: Any
     ) -> tuple[AttentiveMux, int]:
-        return await bridge.run_coro(AttentiveMux.create(host, port))  # type: ignore[no-any-return]
+        mux, bound = await bridge.run_coro(AttentiveMux.create(host, port))
+        bridge.muxes.append(mux)
+        return mux, bound
+
+    def abandon(self) -> None:
+        """Nothing to do: its socket belongs to the thread of WebRTC."""
 
     async def _finish_inbound(self, pc: Any, *arguments: Any) -> None:
         _channels.set(Channels(pc, self._mux))  # type: ignore[arg-type]
@@ -502,6 +634,8 @@ class AsyncioThread:
     """
 
     def __init__(self) -> None:
+        self.muxes: list[AttentiveMux] = []
+        """Sockets to be closed when the loop ends."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -514,11 +648,13 @@ class AsyncioThread:
         if self._thread is None:
             self._loop = asyncio.new_event_loop()
             self._loop.set_exception_handler(_unheard)
-            self._thread = threading.Thread(target=self._run, args=(self._loop,), name="swarm-edge-rtc", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, args=(self._loop, self.muxes), name="swarm-edge-rtc", daemon=True
+            )
             self._thread.start()
 
     @staticmethod
-    def _run(loop: asyncio.AbstractEventLoop) -> None:
+    def _run(loop: asyncio.AbstractEventLoop, muxes: Sequence[AttentiveMux]) -> None:
         asyncio.set_event_loop(loop)
         try:
             loop.run_forever()
@@ -527,6 +663,9 @@ class AsyncioThread:
                 task.cancel()
             loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         finally:
+            for mux in muxes:
+                mux.free()
+            loop.run_until_complete(asyncio.sleep(0))
             loop.close()
 
     async def run_coro(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -562,11 +701,7 @@ class AsyncioThread:
             raise RuntimeError("the thread of WebRTC has ended")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def stop(self) -> None:
-        """End the loop and the thread. May be called twice."""
-        if self._thread is None or self._loop is None:
-            return
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        while self._thread.is_alive():
-            await trio.sleep(0.005)
+    def stop(self) -> None:
+        """End the loop and the thread, soon. May be called twice."""
+        if self._loop is not None:
+            self.call(self._loop.stop)

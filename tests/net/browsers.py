@@ -22,8 +22,10 @@ from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicat
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.webrtc.config import WebRTCTransportConfig
+from libp2p.transport.webrtc.connection import WebRTCConnection
 from libp2p.transport.webrtc.transport import WebRTCDirectTransport
 from libp2p.transport.websocket.connection import P2PWebSocketConnection
+from libp2p.transport.webtransport.connection import WebTransportConnection
 from libp2p.transport.webtransport.transport import WebTransportTransport
 from multiaddr import Multiaddr
 
@@ -36,8 +38,10 @@ class Browser:
 
     def __init__(self) -> None:
         self.identity = Identity.generate()
+        self.patience = 10.0
         self._keys = create_new_key_pair(self.identity.private_bytes[4:36])
         self._started = threading.Event()
+        self._held = threading.Event()
         self._closers: list[Callable[[], Awaitable[Any]]] = []
         self._thread = threading.Thread(target=trio.run, args=(self._main,), name="browser")
         self._thread.start()
@@ -73,7 +77,9 @@ class Browser:
         if "/webtransport" in address:
             quic = WebTransportTransport(self._keys.private_key)
             self._closers.append(quic.close)
-            return await quic.dial(Multiaddr(address))
+            session = await quic.dial(Multiaddr(address))
+            self._closers.append(functools.partial(_close_socket, session))
+            return session
         return await self._dial_websocket(Multiaddr(address))
 
     async def _dial_websocket(self, address: Multiaddr) -> Yamux:
@@ -99,11 +105,27 @@ class Browser:
 
     async def _open(self, connection: Any, protocol: str) -> Sink:
         stream = await connection.open_stream()
-        with trio.fail_after(10):
+        with trio.fail_after(self.patience):
             await MultiselectClient().select_one_of([protocol], MultiselectCommunicator(stream))
         return Sink(self, stream)
 
+    async def hold(self, sink: Sink) -> None:
+        """Take nothing more of what comes over the connection of `sink`, and say nothing, until `let_go`."""
+        connection = sink.stream.muxed_conn
+        if isinstance(connection, WebTransportConnection):
+            connection.handle_datagram = _ignore  # type: ignore[method-assign]
+            connection.transmit = _ignore  # type: ignore[assignment]
+        elif isinstance(connection, WebRTCConnection):
+            assert connection._bridge.loop is not None
+            connection._bridge.loop.call_soon_threadsafe(self._held.wait, 10)
+        # yamux makes its peer wait by itself when nobody reads.
+
+    def let_go(self) -> None:
+        """The end of a `hold` over WebRTC."""
+        self._held.set()
+
     def close(self) -> None:
+        self.let_go()
         self._token.run_sync_soon(self._leaving.set)
         self._thread.join()
 
@@ -150,8 +172,21 @@ class Sink:
             data += part
         return data
 
+    async def close_write(self) -> None:
+        """Say no more, but go on listening."""
+        await self.browser.call(getattr(self.stream, "_close_write", self.stream.close))
+
     async def reset(self) -> None:
         await self.browser.call(self.stream.reset)
 
     async def close(self) -> None:
         await self.browser.call(self.stream.close)
+
+
+async def _close_socket(session: WebTransportConnection) -> None:
+    """libp2p forgets it when the other side has closed."""
+    session._socket.close()
+
+
+async def _ignore(*arguments: Any) -> None:
+    pass
