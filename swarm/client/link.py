@@ -41,6 +41,7 @@ class HopLink:
         self._reader: asyncio.Task[None] | None = None
         self._answers: deque[asyncio.Future[pb.ControlReply]] = deque()
         self._probes: dict[int, float] = {}
+        self._traces: dict[int, asyncio.Future[Sequence[pb.Tally]]] = {}
         self._nonce = 0
         self._timings: asyncio.Queue[tuple[float, pb.Progress | SwarmError]] | None = None
         self._epoch = 0
@@ -118,6 +119,20 @@ class HopLink:
         self._nonce += 1
         self._probes[self._nonce] = asyncio.get_running_loop().time()
         await self._say(pb.ControlRequest(probe=pb.Probe(nonce=self._nonce)))
+
+    async def trace(self) -> Sequence[pb.Tally]:
+        """Where the time of this session's steps went at the hop. Raises PeerUnreachable, and as `open` does."""
+        self._nonce += 1
+        traced: asyncio.Future[Sequence[pb.Tally]] = asyncio.get_running_loop().create_future()
+        self._traces[self._nonce] = traced
+        try:
+            async with asyncio.timeout(self._config.silence):
+                await self._say(pb.ControlRequest(probe=pb.Probe(nonce=self._nonce, tallies=True)))
+                return await traced
+        except TimeoutError:
+            raise PeerUnreachable(f"{self}: no answer for {self._config.silence:.0f} s") from None
+        finally:
+            self._traces.clear()
 
     async def _measure(self) -> Rates:
         """How many bytes a second go there and back; only what is known by the time that a hop counts as silent."""
@@ -228,6 +243,9 @@ class HopLink:
             self._on_event(self, what)
 
     def _note(self, progress: pb.Progress) -> None:
+        traced = self._traces.pop(progress.nonce, None)
+        if traced is not None and not traced.done():
+            traced.set_result(list(progress.tallies))
         if progress.epoch != self._epoch:
             return
         now = asyncio.get_running_loop().time()

@@ -43,7 +43,7 @@ from swarm.errors import (
     SwarmError,
 )
 from swarm.net.base import Host
-from swarm.types import Route, Rows, Span
+from swarm.types import Hop, Route, Rows, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import Codec, codec_of, offered
@@ -635,6 +635,18 @@ class Session:
     def _notice(self, kind: str, text: str, blocks: tuple[tuple[int, int], ...] = (), seconds: float = 0.0) -> None:
         log.log(logging.WARNING if kind == "waiting" else logging.INFO, "%s", text)
         self._on_notice(Notice(kind, text, self._route, blocks, seconds))
+
+    async def trace(self) -> list[tuple[Hop, Sequence[pb.Tally]]]:
+        """Where the time of this session's steps went, hop by hop; of hops that do not answer, nothing."""
+
+        async def ask(link: HopLink) -> Sequence[pb.Tally]:
+            try:
+                return await link.trace()
+            except SwarmError:
+                return ()
+
+        told = await asyncio.gather(*(ask(link) for link in self._links))
+        return [(link.hop, tallies) for link, tallies in zip(self._links, told, strict=True)]
 
     # ---- the end ----------------------------------------------------------------------------------------------
 

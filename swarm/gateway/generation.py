@@ -17,6 +17,7 @@ from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, ServerBusy
 from swarm.gateway.compute import Ask, Choice, Compute
 from swarm.gateway.sampling import MOST_ALTERNATIVES, Sampler, settings_of
 from swarm.gateway.texts import Answer, Texts
+from swarm.gateway.trace import Stopwatch, spans_of
 from swarm.net.base import Host
 from swarm.types import ModelInfo, Route, Rows, Span, is_called
 from swarm.wire import swarm_pb2 as pb
@@ -99,6 +100,8 @@ class _Query:
     answer: Answer
     sampling: pb.Sampling
     began: float
+    clock: Stopwatch
+    traced: bool = False
 
     @property
     def length(self) -> int:
@@ -190,7 +193,8 @@ class Generator:
             raise InvalidInput(f"{len(tokens)} tokens generated of at most {most}, each below {vocabulary}")
         answer = Answer(self.texts, prompt, query.sampling.stop, query.sent_bytes)
         sampler = Sampler(settings, prompt, tokens)
-        return _Query(prompt, tokens, most, sampler, answer, query.sampling, asyncio.get_running_loop().time())
+        began = asyncio.get_running_loop().time()
+        return _Query(prompt, tokens, most, sampler, answer, query.sampling, began, Stopwatch(began), query.trace)
 
     def _most(self, prompt: int, sampling: pb.Sampling) -> int:
         """How many tokens the answer may have. Raises ContextTooLong."""
@@ -216,7 +220,10 @@ class Generator:
             rest = query.answer.end()
             if rest:
                 replies.put(pb.QueryReply(delta=pb.Delta(text=rest, sent_bytes=query.answer.sent)))
-            replies.put(pb.QueryReply(finished=self._finished(query, reason)))
+            finished = self._finished(query, reason)
+            if query.traced:
+                finished.trace.extend(spans_of(query.clock, await session.trace()))
+            replies.put(pb.QueryReply(finished=finished))
         except Exception as error:
             replies.fail(error)
         finally:
@@ -234,10 +241,13 @@ class Generator:
         reason = self._over(query, last)
         if reason is not None:
             return reason
-        hidden = await self._compute.embed([*query.prompt, *query.tokens])
+        with query.clock.computing():
+            hidden = await self._compute.embed([*query.prompt, *query.tokens])
         while True:
             (row,) = await session.step([Rows(SEQUENCE, hidden, 1)])
-            choice = await self._compute.choose(Ask(row, query.sampler, query.length, query.alternatives))
+            with query.clock.computing():
+                choice = await self._compute.choose(Ask(row, query.sampler, query.length, query.alternatives))
+            query.clock.token()
             replies.put(pb.QueryReply(delta=self._take(query, choice)))
             reason = self._over(query, choice.token)
             if reason is not None:

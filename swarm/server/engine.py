@@ -58,7 +58,8 @@ class Work:
 
     `voided` is called instead where `Engine.void` took the work back. `client`: on whose account it is served.
     `action` is run after the operations, where the runner lives. `over` is called on the loop, last of all, when the
-    work was computed, failed or cancelled: nothing of it will be run any more.
+    work was computed, failed or cancelled: nothing of it will be run any more. `submitted` and `started` are times of
+    the engine's clock, `computing` the seconds of its passes.
     """
 
     session: bytes
@@ -75,6 +76,9 @@ class Work:
     taken: int = 0
     begun: bool = False
     broken: bool = False
+    submitted: float = 0.0
+    started: float = 0.0
+    computing: float = 0.0
     outputs: list[memoryview] = field(default_factory=list)
 
     @property
@@ -112,8 +116,24 @@ def _is_beyond(work: Work, sequence: SequenceKey, length: int, *, some: bool = F
     return any(beyond) if some else bool(beyond) and all(beyond)
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass: how many steps and positions of them took part, and how long it took."""
+
+    steps: int
+    positions: int
+    seconds: float
+
+    @property
+    def decoding(self) -> bool:
+        """Whether no step in it is a prompt's."""
+        return self.positions <= DECODE_POSITIONS * self.steps
+
+
 class Engine(abc.ABC):
-    """The queue and the computing; subclasses decide where it runs."""
+    """The queue and the computing; subclasses decide where it runs. `on_pass` hears of passes, on the loop."""
+
+    on_pass: Callable[[Pass], None] = staticmethod(lambda done: None)
 
     def __init__(self, runner: Runner, *, batch_positions: int = 1024, chunk_positions: int = 256) -> None:
         self.runner = runner
@@ -186,7 +206,11 @@ class Engine(abc.ABC):
     def _on_block(self) -> None:
         self.beat += 1
 
+    def _clock(self) -> float:
+        return time.monotonic()
+
     def _enqueue(self, work: Work) -> None:
+        work.submitted = self._clock()
         self._queues.setdefault(work.session, deque()).append(work)
 
     def _take(self) -> list[_Share]:
@@ -209,7 +233,8 @@ class Engine(abc.ABC):
 
     def _share(self, work: Work, positions: int) -> _Share:
         share = _cut(work, positions)
-        work.begun = True
+        if not work.begun:
+            work.begun, work.started = True, self._clock()
         works = self._queues.pop(work.session)
         if share.last:
             works.popleft()
@@ -285,10 +310,14 @@ class Engine(abc.ABC):
             share.work.taken += sum(segment.count for segment in share.segments)
             begin = end
 
-    def _report(self, results: list[tuple[_Share, ComputeFailed | None]]) -> None:
+    def _report(self, results: list[tuple[_Share, ComputeFailed | None]], seconds: float) -> None:
         """Tell the sessions, on the event loop."""
+        positions = sum(segment.count for share, _ in results for segment in share.segments)
+        if positions:
+            self.on_pass(Pass(len(results), positions, seconds))
         for share, error in results:
             work = share.work
+            work.computing += seconds
             if error is not None:
                 work.failed(error)
             elif share.last:
@@ -317,14 +346,18 @@ class InlineEngine(Engine):
         if self._task is None:
             self._task = asyncio.ensure_future(self._run())
 
+    def _clock(self) -> float:
+        return asyncio.get_running_loop().time()
+
     async def _run(self) -> None:
         while self._queues:
             shares = self._take()
             self._running = len(shares)
+            began = self._clock()
             await asyncio.sleep(self._seconds(sum(s.count for share in shares for s in share.segments)))
             results = self._compute(shares)
             self._running = 0
-            self._report(results)
+            self._report(results, self._clock() - began)
         self._task = None
 
     async def close(self) -> None:
@@ -379,10 +412,10 @@ class ThreadEngine(Engine):
                 self._running = len(shares)
             began = time.monotonic()
             results = self._compute(shares)
-            self._note_pass(shares, began)
+            seconds = self._note_pass(shares, began)
             self._running = 0
             if not self._closed:
-                self._loop.call_soon_threadsafe(self._report, results)
+                self._loop.call_soon_threadsafe(self._report, results, seconds)
 
     def _wait_for_company(self) -> None:
         """Hold the pass back for a moment while more sessions are about to come."""
@@ -399,8 +432,8 @@ class ThreadEngine(Engine):
         decoding = any(seen > now - ACTIVE for session, seen in self._seen.items() if session not in here)
         return slice_of(self.prefill_slice, self._position_seconds, self.chunk_positions), decoding
 
-    def _note_pass(self, shares: list[_Share], began: float) -> None:
-        """Remember who decodes here, and how long a pass of decode steps takes."""
+    def _note_pass(self, shares: list[_Share], began: float) -> float:
+        """Remember who decodes here, and how long a pass of decode steps takes. Returns how long this one took."""
         now = time.monotonic()
         decoding = [s.work.session for s in shares if s.segments and s.work.positions <= DECODE_POSITIONS]
         self._seen = {session: seen for session, seen in self._seen.items() if seen > now - ACTIVE}
@@ -411,6 +444,7 @@ class ThreadEngine(Engine):
         if positions >= MEASURED_POSITIONS:
             each = (now - began) / positions
             self._position_seconds += (0.3 if self._position_seconds else 1.0) * (each - self._position_seconds)
+        return now - began
 
     async def close(self) -> None:
         with self._ready:

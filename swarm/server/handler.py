@@ -363,6 +363,8 @@ class _Control:
         # Who asks for more than it reads does not have it kept here.
         if self._replies.qsize() < PADDED_REPLIES:
             progress.padding = bytes(probe.reply_bytes)
+        if probe.tallies:
+            progress.tallies.extend(self.session.tallies)
         return progress
 
     async def _change(self) -> None:

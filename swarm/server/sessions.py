@@ -85,6 +85,8 @@ class Session:
         self._results_over = asyncio.Event()
         self._sender: asyncio.Task[None] | None = None
         self._generation = 0
+        self._prompted = False
+        self._tallies = {phase: pb.Tally(phase=phase) for phase in (pb.Tally.PREFILL, pb.Tally.DECODE)}
         self._bytes_per_token = around.engine.runner.bytes_per_token(span)
         config = around.config
         self._chains = Chains(
@@ -320,7 +322,19 @@ class Session:
         segments = [Segment((self.id, row.sequence), row.start, row.count) for row in rows]
         voided = lambda: box.forget(nbytes)  # noqa: E731
         work = Work(self.id, self.span, segments, hidden, done, failed, operations, voided, self.client)
+        wanted = any(row.want for row in rows)
+        work.over = lambda: self._tally(work, wanted)
         self.around.engine.submit(work)
+
+    def _tally(self, work: Work, wanted: bool) -> None:
+        """Note where the time of a step went, for a client who asks. A prompt ends with the first output wanted."""
+        if work.taken:
+            tally = self._tallies[pb.Tally.DECODE if self._prompted else pb.Tally.PREFILL]
+            self._prompted |= wanted
+            tally.steps += 1
+            tally.positions += work.taken
+            tally.queue += work.started - work.submitted
+            tally.compute += work.computing
 
     def _outcome(
         self,
@@ -505,6 +519,11 @@ class Session:
             self.forwarded[row.sequence] = row.start + row.count
 
     # ---- the rest ---------------------------------------------------------------------------------------------
+
+    @property
+    def tallies(self) -> Sequence[pb.Tally]:
+        """Where the time of this session's steps went."""
+        return [tally for tally in self._tallies.values() if tally.steps]
 
     def progress(self, nonce: int) -> pb.Progress:
         """How far each sequence has come here."""

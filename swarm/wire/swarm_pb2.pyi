@@ -110,14 +110,16 @@ class Position(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class Probe(_message.Message):
-    __slots__ = ("nonce", "padding", "reply_bytes")
+    __slots__ = ("nonce", "padding", "reply_bytes", "tallies")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TALLIES_FIELD_NUMBER: _ClassVar[int]
     nonce: int
     padding: bytes
     reply_bytes: int
-    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ...) -> None: ...
+    tallies: bool
+    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ..., tallies: _Optional[bool] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ()
@@ -172,20 +174,42 @@ class Held(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., length: _Optional[int] = ..., history: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("nonce", "epoch", "beat", "moved", "queue", "padding")
+    __slots__ = ("nonce", "epoch", "beat", "moved", "queue", "padding", "tallies")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
+    TALLIES_FIELD_NUMBER: _ClassVar[int]
     nonce: int
     epoch: int
     beat: int
     moved: _containers.RepeatedCompositeFieldContainer[Moved]
     queue: int
     padding: bytes
-    def __init__(self, nonce: _Optional[int] = ..., epoch: _Optional[int] = ..., beat: _Optional[int] = ..., moved: _Optional[_Iterable[_Union[Moved, _Mapping]]] = ..., queue: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
+    tallies: _containers.RepeatedCompositeFieldContainer[Tally]
+    def __init__(self, nonce: _Optional[int] = ..., epoch: _Optional[int] = ..., beat: _Optional[int] = ..., moved: _Optional[_Iterable[_Union[Moved, _Mapping]]] = ..., queue: _Optional[int] = ..., padding: _Optional[bytes] = ..., tallies: _Optional[_Iterable[_Union[Tally, _Mapping]]] = ...) -> None: ...
+
+class Tally(_message.Message):
+    __slots__ = ("phase", "steps", "positions", "queue", "compute")
+    class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PREFILL: _ClassVar[Tally.Phase]
+        DECODE: _ClassVar[Tally.Phase]
+    PREFILL: Tally.Phase
+    DECODE: Tally.Phase
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_FIELD_NUMBER: _ClassVar[int]
+    phase: Tally.Phase
+    steps: int
+    positions: int
+    queue: float
+    compute: float
+    def __init__(self, phase: _Optional[_Union[Tally.Phase, str]] = ..., steps: _Optional[int] = ..., positions: _Optional[int] = ..., queue: _Optional[float] = ..., compute: _Optional[float] = ...) -> None: ...
 
 class Moved(_message.Message):
     __slots__ = ("sequence", "received", "computed", "forwarded")

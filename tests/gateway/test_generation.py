@@ -135,6 +135,24 @@ def test_another_node_goes_on_from_any_token(nodes: Callable[..., Generator], sa
         assert got.finished.completion_tokens == 10
 
 
+def test_a_trace_tells_where_the_time_went_hop_by_hop(nodes: Callable[..., Generator], served: Serve) -> None:
+    asked = query(prompt(20, 3)[0].tolist(), 6)
+    asked.trace = True
+    trace = ask(nodes("llama"), asked).finished.trace
+    hops = {host.peer_id for host in served("llama", 2).hosts}
+    for phase, least in {"prefill": 1, "decode": 5}.items():
+        spans = [span for span in trace if span.name.endswith(phase)]
+        assert {(span.peer_id, span.name) for span in spans} == {
+            ("", f"compute {phase}"),
+            ("", f"wire {phase}"),
+            *((hop, f"{what} {phase}") for hop in hops for what in ("queue", "compute")),
+        }
+        assert all(span.count >= least for span in spans if span.peer_id)
+        assert all(span.seconds > 0 for span in spans if "wire" not in span.name)
+        assert [span.start for span in spans] == sorted(span.start for span in spans)
+    assert ask(nodes("llama"), query([1, 2])).finished.trace == []
+
+
 def test_logprobs_are_those_of_the_model(nodes: Callable[..., Generator], whole: Callable[[str], Any]) -> None:
     ids = prompt(7, 3)[0].tolist()
     got = ask(nodes("llama"), query(ids, 4, logprobs=True, top_logprobs=3))

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file swarm/wire/swarm.proto.
  */
 export const file_swarm_wire_swarm: GenFile = /*@__PURE__*/
-  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSLqAQoOQ29udHJvbFJlcXVlc3QSHgoEb3BlbhgBIAEoCzIOLnN3YXJtLnYxLk9wZW5IABIiCgZhdHRhY2gYAiABKAsyEC5zd2FybS52MS5BdHRhY2hIABIkCgdwcmVwYXJlGAMgASgLMhEuc3dhcm0udjEuUHJlcGFyZUgAEiIKBnJlc3VtZRgEIAEoCzIQLnN3YXJtLnYxLlJlc3VtZUgAEiAKBXByb2JlGAUgASgLMg8uc3dhcm0udjEuUHJvYmVIABIgCgVjbG9zZRgGIAEoCzIPLnN3YXJtLnYxLkNsb3NlSABCBgoEa2luZCKmAQoET3BlbhIPCgdzZXNzaW9uGAEgASgMEg0KBW1vZGVsGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0SFAoMZmluZ2VycHJpbnRzGAUgAygMEg0KBWR0eXBlGAYgASgJEhMKC2hpZGRlbl9zaXplGAcgASgNEhEKCXBvc2l0aW9ucxgIIAEoDRIUCgxxdWFudGl6YXRpb24YCSABKAkiGQoGQXR0YWNoEg8KB3Nlc3Npb24YASABKAwitwEKB1ByZXBhcmUSDQoFZXBvY2gYASABKAQSJQoJc2VxdWVuY2VzGAIgAygLMhIuc3dhcm0udjEuU2VxdWVuY2USEAoIdXBzdHJlYW0YAyABKAkSKAoKZG93bnN0cmVhbRgEIAEoCzIULnN3YXJtLnYxLkRvd25zdHJlYW0SDwoHcmVsYXllZBgFIAEoCBITCgtpbnB1dF9jb2RlYxgGIAEoCRIUCgxvdXRwdXRfY29kZWMYByABKAkiTQoIU2VxdWVuY2USCgoCaWQYASABKA0SDgoGbGVuZ3RoGAIgASgNEg4KBnBhcmVudBgDIAEoDRIVCg1wYXJlbnRfbGVuZ3RoGAQgASgNIi0KCkRvd25zdHJlYW0SDwoHc2Vzc2lvbhgBIAEoDBIOCgZyZWNvcmQYAiABKAwigQEKBlJlc3VtZRINCgVlcG9jaBgBIAEoBBIgCgRjdXRzGAIgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIwoHcmVwbGF5cxgDIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiEKBXdhbnRzGAQgAygLMhIuc3dhcm0udjEuUG9zaXRpb24iLgoIUG9zaXRpb24SEAoIc2VxdWVuY2UYASABKA0SEAoIcG9zaXRpb24YAiABKA0iPAoFUHJvYmUSDQoFbm9uY2UYASABKAQSDwoHcGFkZGluZxgCIAEoDBITCgtyZXBseV9ieXRlcxgDIAEoDSIHCgVDbG9zZSL3AQoMQ29udHJvbFJlcGx5EiIKBm9wZW5lZBgBIAEoCzIQLnN3YXJtLnYxLk9wZW5lZEgAEh4KBGhhdmUYAiABKAsyDi5zd2FybS52MS5IYXZlSAASJgoIcHJvZ3Jlc3MYAyABKAsyEi5zd2FybS52MS5Qcm9ncmVzc0gAEicKCWxpbmtfZG93bhgEIAEoCzISLnN3YXJtLnYxLkxpbmtEb3duSAASJAoHbGVhdmluZxgFIAEoCzIRLnN3YXJtLnYxLkxlYXZpbmdIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQibAoGT3BlbmVkEg8KB3Nlc3Npb24YASABKAwSFAoMY2FuX3JvbGxiYWNrGAIgASgIEhUKDW1heF9wb3NpdGlvbnMYAyABKA0SFAoMZmluZ2VycHJpbnRzGAQgAygMEg4KBmNvZGVjcxgFIAMoCSIzCgRIYXZlEg0KBWVwb2NoGAEgASgEEhwKBGhlbGQYAiADKAsyDi5zd2FybS52MS5IZWxkIjkKBEhlbGQSEAoIc2VxdWVuY2UYASABKA0SDgoGbGVuZ3RoGAIgASgNEg8KB2hpc3RvcnkYAyABKA0idgoIUHJvZ3Jlc3MSDQoFbm9uY2UYASABKAQSDQoFZXBvY2gYAiABKAQSDAoEYmVhdBgDIAEoBBIeCgVtb3ZlZBgEIAMoCzIPLnN3YXJtLnYxLk1vdmVkEg0KBXF1ZXVlGAUgASgNEg8KB3BhZGRpbmcYBiABKAwiUAoFTW92ZWQSEAoIc2VxdWVuY2UYASABKA0SEAoIcmVjZWl2ZWQYAiABKA0SEAoIY29tcHV0ZWQYAyABKA0SEQoJZm9yd2FyZGVkGAQgASgNIikKCExpbmtEb3duEg0KBWVwb2NoGAEgASgEEg4KBnJlYXNvbhgCIAEoCSIbCgdMZWF2aW5nEhAKCGRlYWRsaW5lGAEgASgBIp8CCgdGYWlsdXJlEiQKBGNvZGUYASABKA4yFi5zd2FybS52MS5GYWlsdXJlLkNvZGUSDwoHbWVzc2FnZRgCIAEoCRITCgtyZXRyeV9hZnRlchgDIAEoARINCgVlcG9jaBgEIAEoBCK4AQoEQ29kZRILCgdVTktOT1dOEAASCAoEQlVTWRABEhUKEVNFU1NJT05fTk9UX0ZPVU5EEAISFQoRQ09OVFJBQ1RfTUlTTUFUQ0gQAxISCg5DT01QVVRFX0ZBSUxFRBAEEg0KCU1BTEZPUk1FRBAFEhAKDFVOQVVUSE9SSVpFRBAGEgcKA0dBUBAHEgwKCFRPT19MT05HEAgSCwoHSU5WQUxJRBAJEhIKDk1JU1NJTkdfQkxPQ0tTEAoidgoERGF0YRIgCgVoZWxsbxgBIAEoCzIPLnN3YXJtLnYxLkhlbGxvSAASHgoEc3RlcBgCIAEoCzIOLnN3YXJtLnYxLlN0ZXBIABIkCgdmYWlsdXJlGAMgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQibAoFSGVsbG8SDwoHc2Vzc2lvbhgBIAEoDBINCgVlcG9jaBgCIAEoBBIiCgRyb2xlGAMgASgOMhQuc3dhcm0udjEuSGVsbG8uUm9sZSIfCgRSb2xlEgoKBklOUFVUUxAAEgsKB1JFU1VMVFMQASJdCgRTdGVwEicKCm9wZXJhdGlvbnMYASADKAsyEy5zd2FybS52MS5PcGVyYXRpb24SHAoEcm93cxgCIAMoCzIOLnN3YXJtLnYxLlJvd3MSDgoGaGlkZGVuGAMgASgMIokBCglPcGVyYXRpb24SJgoEa2luZBgBIAEoDjIYLnN3YXJtLnYxLk9wZXJhdGlvbi5LaW5kEg4KBnNvdXJjZRgCIAEoDRIOCgZ0YXJnZXQYAyABKA0SDgoGbGVuZ3RoGAQgASgNIiQKBEtpbmQSCAoERk9SSxAAEggKBE1PVkUQARIICgRGUkVFEAIiRAoEUm93cxIQCghzZXF1ZW5jZRgBIAEoDRINCgVzdGFydBgCIAEoDRINCgVjb3VudBgDIAEoDRIMCgR3YW50GAQgASgNIt8BCgVRdWVyeRIKCgJpZBgBIAEoDBINCgVtb2RlbBgCIAEoCRIOCgR0ZXh0GAMgASgJSAASEgoIbWVzc2FnZXMYBCABKAlIABIiCgZ0b2tlbnMYBSABKAsyEC5zd2FybS52MS5Ub2tlbnNIABINCgV0b29scxgGIAEoCRIkCghzYW1wbGluZxgHIAEoCzISLnN3YXJtLnYxLlNhbXBsaW5nEhEKCWdlbmVyYXRlZBgIIAMoDRISCgpzZW50X2J5dGVzGAkgASgNEg0KBXRyYWNlGAogASgIQggKBnByb21wdCIVCgZUb2tlbnMSCwoDaWRzGAEgAygNIs4DCghTYW1wbGluZxIXCgptYXhfdG9rZW5zGAEgASgNSACIAQESGAoLdGVtcGVyYXR1cmUYAiABKAJIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBXRvcF9rGAQgASgNSAOIAQESEgoFbWluX3AYBSABKAJIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAJIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgCSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAJIB4gBARIMCgRzZWVkGAkgASgEEgwKBHN0b3AYCiADKAkSEAoIbG9ncHJvYnMYCyABKAgSFAoMdG9wX2xvZ3Byb2JzGAwgASgNEhwKBGJpYXMYDSADKAsyDi5zd2FybS52MS5CaWFzEhIKCmlnbm9yZV9lb3MYDiABKAhCDQoLX21heF90b2tlbnNCDgoMX3RlbXBlcmF0dXJlQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5IiQKBEJpYXMSDQoFdG9rZW4YASABKA0SDQoFdmFsdWUYAiABKAIi+QEKClF1ZXJ5UmVwbHkSJgoIYWNjZXB0ZWQYASABKAsyEi5zd2FybS52MS5BY2NlcHRlZEgAEiAKBWRlbHRhGAIgASgLMg8uc3dhcm0udjEuRGVsdGFIABIlCgVyb3V0ZRgDIAEoCzIULnN3YXJtLnYxLlJvdXRlSW5Vc2VIABIkCgd3YWl0aW5nGAQgASgLMhEuc3dhcm0udjEuV2FpdGluZ0gAEiYKCGZpbmlzaGVkGAUgASgLMhIuc3dhcm0udjEuRmluaXNoZWRIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQiTAoIQWNjZXB0ZWQSDQoFbW9kZWwYASABKAkSDAoEbmFtZRgCIAEoCRIVCg1wcm9tcHRfdG9rZW5zGAMgASgNEgwKBHNlZWQYBCABKAQiXgoFRGVsdGESDgoGdG9rZW5zGAEgAygNEgwKBHRleHQYAiABKAkSIwoIbG9ncHJvYnMYAyADKAsyES5zd2FybS52MS5Mb2dwcm9iEhIKCnNlbnRfYnl0ZXMYBCABKA0iVwoHTG9ncHJvYhINCgV0b2tlbhgBIAEoDRIPCgdsb2dwcm9iGAIgASgCEgwKBHRleHQYAyABKAwSHgoDdG9wGAQgAygLMhEuc3dhcm0udjEuTG9ncHJvYiJQCgpSb3V0ZUluVXNlEiAKBGhvcHMYASADKAsyEi5zd2FybS52MS5Sb3V0ZUhvcBIQCghyZXJvdXRlcxgCIAEoDRIOCgZyZWFzb24YAyABKAkiRgoIUm91dGVIb3ASDwoHcGVlcl9pZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0iRAoHV2FpdGluZxINCgVmaXJzdBgBIAEoDRIMCgRsYXN0GAIgASgNEg0KBXNpbmNlGAMgASgBEg0KBXdvcmRzGAQgASgJIswBCghGaW5pc2hlZBIpCgZyZWFzb24YASABKA4yGS5zd2FybS52MS5GaW5pc2hlZC5SZWFzb24SFQoNcHJvbXB0X3Rva2VucxgCIAEoDRIZChFjb21wbGV0aW9uX3Rva2VucxgDIAEoDRIPCgdzZWNvbmRzGAQgASgBEiIKBXRyYWNlGAUgAygLMhMuc3dhcm0udjEuVHJhY2VTcGFuIi4KBlJlYXNvbhIICgRTVE9QEAASCgoGTEVOR1RIEAESDgoKVE9PTF9DQUxMUxACIlkKCVRyYWNlU3BhbhIMCgRuYW1lGAEgASgJEg8KB3BlZXJfaWQYAiABKAkSDQoFc3RhcnQYAyABKAESDwoHc2Vjb25kcxgEIAEoARINCgVjb3VudBgFIAEoDSIbCgpNYXBSZXF1ZXN0Eg0KBXdhdGNoGAEgASgIIoMBCghTd2FybU1hcBIMCgR0aW1lGAEgASgBEh8KBm1vZGVscxgCIAMoCzIPLnN3YXJtLnYxLk1vZGVsEiQKB3NlcnZlcnMYAyADKAsyEy5zd2FybS52MS5NYXBTZXJ2ZXISIgoFbm9kZXMYBCADKAsyEy5zd2FybS52MS5RdWVyeU5vZGUi+QEKCU1hcFNlcnZlchIPCgdwZWVyX2lkGAEgASgJEg0KBW1vZGVsGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0SDQoFc3RhdGUYBSABKAkSDAoEbmFtZRgGIAEoCRIRCglkZWNvZGVfbXMYByABKAISFAoMcHJlZmlsbF9yYXRlGAggASgCEg0KBXF1ZXVlGAkgASgNEhMKC2ZyZWVfdG9rZW5zGAogASgEEg0KBWR0eXBlGAsgASgJEhQKDHF1YW50aXphdGlvbhgMIAEoCRIPCgd2ZXJzaW9uGA0gASgJEg8KB3JlbGF5ZWQYDiABKAgisQEKCVF1ZXJ5Tm9kZRIPCgdwZWVyX2lkGAEgASgJEg0KBW1vZGVsGAIgASgJEgwKBG5hbWUYAyABKAkSEQoJYWRkcmVzc2VzGAQgAygJEg0KBWVkZ2VzGAUgAygJEg8KB3J1bm5pbmcYBiABKA0SEAoIY2FwYWNpdHkYByABKA0SDwoHdmVyc2lvbhgIIAEoCRINCgVkdHlwZRgJIAEoCRIRCgljb252ZXJzZXMYCiABKAgingIKBlJlY29yZBINCgVtb2RlbBgBIAEoCRINCgVmaXJzdBgCIAEoDRIMCgRsYXN0GAMgASgNEhQKDGZpbmdlcnByaW50cxgEIAEoDBINCgVzdGF0ZRgFIAEoCRIRCglhZGRyZXNzZXMYBiADKAkSDQoFZHR5cGUYByABKAkSEwoLZnJlZV90b2tlbnMYCCABKAQSEQoJZGVjb2RlX21zGAkgASgCEhQKDHByZWZpbGxfcmF0ZRgKIAEoAhINCgVxdWV1ZRgLIAEoDRIPCgdyZWxheWVkGAwgASgIEg4KBmNvZGVjcxgNIAMoCRIUCgxxdWFudGl6YXRpb24YDiABKAkSDwoHdmVyc2lvbhgPIAEoCRIMCgRuYW1lGBAgASgJImMKDFNpZ25lZFJlY29yZBISCgpwdWJsaWNfa2V5GAEgASgMEg4KBnJlY29yZBgCIAEoDBIPCgdleHBpcmVzGAMgASgBEgsKA2tleRgEIAEoCRIRCglzaWduYXR1cmUYBSABKAwiXwoFTW9kZWwSCwoDa2V5GAEgASgJEgwKBG5hbWUYAiABKAkSDgoGYmxvY2tzGAMgASgNEhMKC2hpZGRlbl9zaXplGAQgASgNEhYKDmNvbnRleHRfbGVuZ3RoGAUgASgNYgZwcm90bzM");
+  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSLqAQoOQ29udHJvbFJlcXVlc3QSHgoEb3BlbhgBIAEoCzIOLnN3YXJtLnYxLk9wZW5IABIiCgZhdHRhY2gYAiABKAsyEC5zd2FybS52MS5BdHRhY2hIABIkCgdwcmVwYXJlGAMgASgLMhEuc3dhcm0udjEuUHJlcGFyZUgAEiIKBnJlc3VtZRgEIAEoCzIQLnN3YXJtLnYxLlJlc3VtZUgAEiAKBXByb2JlGAUgASgLMg8uc3dhcm0udjEuUHJvYmVIABIgCgVjbG9zZRgGIAEoCzIPLnN3YXJtLnYxLkNsb3NlSABCBgoEa2luZCKmAQoET3BlbhIPCgdzZXNzaW9uGAEgASgMEg0KBW1vZGVsGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0SFAoMZmluZ2VycHJpbnRzGAUgAygMEg0KBWR0eXBlGAYgASgJEhMKC2hpZGRlbl9zaXplGAcgASgNEhEKCXBvc2l0aW9ucxgIIAEoDRIUCgxxdWFudGl6YXRpb24YCSABKAkiGQoGQXR0YWNoEg8KB3Nlc3Npb24YASABKAwitwEKB1ByZXBhcmUSDQoFZXBvY2gYASABKAQSJQoJc2VxdWVuY2VzGAIgAygLMhIuc3dhcm0udjEuU2VxdWVuY2USEAoIdXBzdHJlYW0YAyABKAkSKAoKZG93bnN0cmVhbRgEIAEoCzIULnN3YXJtLnYxLkRvd25zdHJlYW0SDwoHcmVsYXllZBgFIAEoCBITCgtpbnB1dF9jb2RlYxgGIAEoCRIUCgxvdXRwdXRfY29kZWMYByABKAkiTQoIU2VxdWVuY2USCgoCaWQYASABKA0SDgoGbGVuZ3RoGAIgASgNEg4KBnBhcmVudBgDIAEoDRIVCg1wYXJlbnRfbGVuZ3RoGAQgASgNIi0KCkRvd25zdHJlYW0SDwoHc2Vzc2lvbhgBIAEoDBIOCgZyZWNvcmQYAiABKAwigQEKBlJlc3VtZRINCgVlcG9jaBgBIAEoBBIgCgRjdXRzGAIgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIwoHcmVwbGF5cxgDIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiEKBXdhbnRzGAQgAygLMhIuc3dhcm0udjEuUG9zaXRpb24iLgoIUG9zaXRpb24SEAoIc2VxdWVuY2UYASABKA0SEAoIcG9zaXRpb24YAiABKA0iTQoFUHJvYmUSDQoFbm9uY2UYASABKAQSDwoHcGFkZGluZxgCIAEoDBITCgtyZXBseV9ieXRlcxgDIAEoDRIPCgd0YWxsaWVzGAQgASgIIgcKBUNsb3NlIvcBCgxDb250cm9sUmVwbHkSIgoGb3BlbmVkGAEgASgLMhAuc3dhcm0udjEuT3BlbmVkSAASHgoEaGF2ZRgCIAEoCzIOLnN3YXJtLnYxLkhhdmVIABImCghwcm9ncmVzcxgDIAEoCzISLnN3YXJtLnYxLlByb2dyZXNzSAASJwoJbGlua19kb3duGAQgASgLMhIuc3dhcm0udjEuTGlua0Rvd25IABIkCgdsZWF2aW5nGAUgASgLMhEuc3dhcm0udjEuTGVhdmluZ0gAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJsCgZPcGVuZWQSDwoHc2Vzc2lvbhgBIAEoDBIUCgxjYW5fcm9sbGJhY2sYAiABKAgSFQoNbWF4X3Bvc2l0aW9ucxgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCADKAwSDgoGY29kZWNzGAUgAygJIjMKBEhhdmUSDQoFZXBvY2gYASABKAQSHAoEaGVsZBgCIAMoCzIOLnN3YXJtLnYxLkhlbGQiOQoESGVsZBIQCghzZXF1ZW5jZRgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDwoHaGlzdG9yeRgDIAEoDSKYAQoIUHJvZ3Jlc3MSDQoFbm9uY2UYASABKAQSDQoFZXBvY2gYAiABKAQSDAoEYmVhdBgDIAEoBBIeCgVtb3ZlZBgEIAMoCzIPLnN3YXJtLnYxLk1vdmVkEg0KBXF1ZXVlGAUgASgNEg8KB3BhZGRpbmcYBiABKAwSIAoHdGFsbGllcxgHIAMoCzIPLnN3YXJtLnYxLlRhbGx5IpEBCgVUYWxseRIkCgVwaGFzZRgBIAEoDjIVLnN3YXJtLnYxLlRhbGx5LlBoYXNlEg0KBXN0ZXBzGAIgASgNEhEKCXBvc2l0aW9ucxgDIAEoDRINCgVxdWV1ZRgEIAEoARIPCgdjb21wdXRlGAUgASgBIiAKBVBoYXNlEgsKB1BSRUZJTEwQABIKCgZERUNPREUQASJQCgVNb3ZlZBIQCghzZXF1ZW5jZRgBIAEoDRIQCghyZWNlaXZlZBgCIAEoDRIQCghjb21wdXRlZBgDIAEoDRIRCglmb3J3YXJkZWQYBCABKA0iKQoITGlua0Rvd24SDQoFZXBvY2gYASABKAQSDgoGcmVhc29uGAIgASgJIhsKB0xlYXZpbmcSEAoIZGVhZGxpbmUYASABKAEinwIKB0ZhaWx1cmUSJAoEY29kZRgBIAEoDjIWLnN3YXJtLnYxLkZhaWx1cmUuQ29kZRIPCgdtZXNzYWdlGAIgASgJEhMKC3JldHJ5X2FmdGVyGAMgASgBEg0KBWVwb2NoGAQgASgEIrgBCgRDb2RlEgsKB1VOS05PV04QABIICgRCVVNZEAESFQoRU0VTU0lPTl9OT1RfRk9VTkQQAhIVChFDT05UUkFDVF9NSVNNQVRDSBADEhIKDkNPTVBVVEVfRkFJTEVEEAQSDQoJTUFMRk9STUVEEAUSEAoMVU5BVVRIT1JJWkVEEAYSBwoDR0FQEAcSDAoIVE9PX0xPTkcQCBILCgdJTlZBTElEEAkSEgoOTUlTU0lOR19CTE9DS1MQCiJ2CgREYXRhEiAKBWhlbGxvGAEgASgLMg8uc3dhcm0udjEuSGVsbG9IABIeCgRzdGVwGAIgASgLMg4uc3dhcm0udjEuU3RlcEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJsCgVIZWxsbxIPCgdzZXNzaW9uGAEgASgMEg0KBWVwb2NoGAIgASgEEiIKBHJvbGUYAyABKA4yFC5zd2FybS52MS5IZWxsby5Sb2xlIh8KBFJvbGUSCgoGSU5QVVRTEAASCwoHUkVTVUxUUxABIl0KBFN0ZXASJwoKb3BlcmF0aW9ucxgBIAMoCzITLnN3YXJtLnYxLk9wZXJhdGlvbhIcCgRyb3dzGAIgAygLMg4uc3dhcm0udjEuUm93cxIOCgZoaWRkZW4YAyABKAwiiQEKCU9wZXJhdGlvbhImCgRraW5kGAEgASgOMhguc3dhcm0udjEuT3BlcmF0aW9uLktpbmQSDgoGc291cmNlGAIgASgNEg4KBnRhcmdldBgDIAEoDRIOCgZsZW5ndGgYBCABKA0iJAoES2luZBIICgRGT1JLEAASCAoETU9WRRABEggKBEZSRUUQAiJECgRSb3dzEhAKCHNlcXVlbmNlGAEgASgNEg0KBXN0YXJ0GAIgASgNEg0KBWNvdW50GAMgASgNEgwKBHdhbnQYBCABKA0i3wEKBVF1ZXJ5EgoKAmlkGAEgASgMEg0KBW1vZGVsGAIgASgJEg4KBHRleHQYAyABKAlIABISCghtZXNzYWdlcxgEIAEoCUgAEiIKBnRva2VucxgFIAEoCzIQLnN3YXJtLnYxLlRva2Vuc0gAEg0KBXRvb2xzGAYgASgJEiQKCHNhbXBsaW5nGAcgASgLMhIuc3dhcm0udjEuU2FtcGxpbmcSEQoJZ2VuZXJhdGVkGAggAygNEhIKCnNlbnRfYnl0ZXMYCSABKA0SDQoFdHJhY2UYCiABKAhCCAoGcHJvbXB0IhUKBlRva2VucxILCgNpZHMYASADKA0izgMKCFNhbXBsaW5nEhcKCm1heF90b2tlbnMYASABKA1IAIgBARIYCgt0ZW1wZXJhdHVyZRgCIAEoAkgBiAEBEhIKBXRvcF9wGAMgASgCSAKIAQESEgoFdG9wX2sYBCABKA1IA4gBARISCgVtaW5fcBgFIAEoAkgEiAEBEh8KEnJlcGV0aXRpb25fcGVuYWx0eRgGIAEoAkgFiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYByABKAJIBogBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgIIAEoAkgHiAEBEgwKBHNlZWQYCSABKAQSDAoEc3RvcBgKIAMoCRIQCghsb2dwcm9icxgLIAEoCBIUCgx0b3BfbG9ncHJvYnMYDCABKA0SHAoEYmlhcxgNIAMoCzIOLnN3YXJtLnYxLkJpYXMSEgoKaWdub3JlX2VvcxgOIAEoCEINCgtfbWF4X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHkiJAoEQmlhcxINCgV0b2tlbhgBIAEoDRINCgV2YWx1ZRgCIAEoAiL5AQoKUXVlcnlSZXBseRImCghhY2NlcHRlZBgBIAEoCzISLnN3YXJtLnYxLkFjY2VwdGVkSAASIAoFZGVsdGEYAiABKAsyDy5zd2FybS52MS5EZWx0YUgAEiUKBXJvdXRlGAMgASgLMhQuc3dhcm0udjEuUm91dGVJblVzZUgAEiQKB3dhaXRpbmcYBCABKAsyES5zd2FybS52MS5XYWl0aW5nSAASJgoIZmluaXNoZWQYBSABKAsyEi5zd2FybS52MS5GaW5pc2hlZEgAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJMCghBY2NlcHRlZBINCgVtb2RlbBgBIAEoCRIMCgRuYW1lGAIgASgJEhUKDXByb21wdF90b2tlbnMYAyABKA0SDAoEc2VlZBgEIAEoBCJeCgVEZWx0YRIOCgZ0b2tlbnMYASADKA0SDAoEdGV4dBgCIAEoCRIjCghsb2dwcm9icxgDIAMoCzIRLnN3YXJtLnYxLkxvZ3Byb2ISEgoKc2VudF9ieXRlcxgEIAEoDSJXCgdMb2dwcm9iEg0KBXRva2VuGAEgASgNEg8KB2xvZ3Byb2IYAiABKAISDAoEdGV4dBgDIAEoDBIeCgN0b3AYBCADKAsyES5zd2FybS52MS5Mb2dwcm9iIlAKClJvdXRlSW5Vc2USIAoEaG9wcxgBIAMoCzISLnN3YXJtLnYxLlJvdXRlSG9wEhAKCHJlcm91dGVzGAIgASgNEg4KBnJlYXNvbhgDIAEoCSJGCghSb3V0ZUhvcBIPCgdwZWVyX2lkGAEgASgJEgwKBG5hbWUYAiABKAkSDQoFZmlyc3QYAyABKA0SDAoEbGFzdBgEIAEoDSJECgdXYWl0aW5nEg0KBWZpcnN0GAEgASgNEgwKBGxhc3QYAiABKA0SDQoFc2luY2UYAyABKAESDQoFd29yZHMYBCABKAkizAEKCEZpbmlzaGVkEikKBnJlYXNvbhgBIAEoDjIZLnN3YXJtLnYxLkZpbmlzaGVkLlJlYXNvbhIVCg1wcm9tcHRfdG9rZW5zGAIgASgNEhkKEWNvbXBsZXRpb25fdG9rZW5zGAMgASgNEg8KB3NlY29uZHMYBCABKAESIgoFdHJhY2UYBSADKAsyEy5zd2FybS52MS5UcmFjZVNwYW4iLgoGUmVhc29uEggKBFNUT1AQABIKCgZMRU5HVEgQARIOCgpUT09MX0NBTExTEAIiWQoJVHJhY2VTcGFuEgwKBG5hbWUYASABKAkSDwoHcGVlcl9pZBgCIAEoCRINCgVzdGFydBgDIAEoARIPCgdzZWNvbmRzGAQgASgBEg0KBWNvdW50GAUgASgNIhsKCk1hcFJlcXVlc3QSDQoFd2F0Y2gYASABKAgigwEKCFN3YXJtTWFwEgwKBHRpbWUYASABKAESHwoGbW9kZWxzGAIgAygLMg8uc3dhcm0udjEuTW9kZWwSJAoHc2VydmVycxgDIAMoCzITLnN3YXJtLnYxLk1hcFNlcnZlchIiCgVub2RlcxgEIAMoCzITLnN3YXJtLnYxLlF1ZXJ5Tm9kZSL5AQoJTWFwU2VydmVyEg8KB3BlZXJfaWQYASABKAkSDQoFbW9kZWwYAiABKAkSDQoFZmlyc3QYAyABKA0SDAoEbGFzdBgEIAEoDRINCgVzdGF0ZRgFIAEoCRIMCgRuYW1lGAYgASgJEhEKCWRlY29kZV9tcxgHIAEoAhIUCgxwcmVmaWxsX3JhdGUYCCABKAISDQoFcXVldWUYCSABKA0SEwoLZnJlZV90b2tlbnMYCiABKAQSDQoFZHR5cGUYCyABKAkSFAoMcXVhbnRpemF0aW9uGAwgASgJEg8KB3ZlcnNpb24YDSABKAkSDwoHcmVsYXllZBgOIAEoCCKxAQoJUXVlcnlOb2RlEg8KB3BlZXJfaWQYASABKAkSDQoFbW9kZWwYAiABKAkSDAoEbmFtZRgDIAEoCRIRCglhZGRyZXNzZXMYBCADKAkSDQoFZWRnZXMYBSADKAkSDwoHcnVubmluZxgGIAEoDRIQCghjYXBhY2l0eRgHIAEoDRIPCgd2ZXJzaW9uGAggASgJEg0KBWR0eXBlGAkgASgJEhEKCWNvbnZlcnNlcxgKIAEoCCKeAgoGUmVjb3JkEg0KBW1vZGVsGAEgASgJEg0KBWZpcnN0GAIgASgNEgwKBGxhc3QYAyABKA0SFAoMZmluZ2VycHJpbnRzGAQgASgMEg0KBXN0YXRlGAUgASgJEhEKCWFkZHJlc3NlcxgGIAMoCRINCgVkdHlwZRgHIAEoCRITCgtmcmVlX3Rva2VucxgIIAEoBBIRCglkZWNvZGVfbXMYCSABKAISFAoMcHJlZmlsbF9yYXRlGAogASgCEg0KBXF1ZXVlGAsgASgNEg8KB3JlbGF5ZWQYDCABKAgSDgoGY29kZWNzGA0gAygJEhQKDHF1YW50aXphdGlvbhgOIAEoCRIPCgd2ZXJzaW9uGA8gASgJEgwKBG5hbWUYECABKAkiYwoMU2lnbmVkUmVjb3JkEhIKCnB1YmxpY19rZXkYASABKAwSDgoGcmVjb3JkGAIgASgMEg8KB2V4cGlyZXMYAyABKAESCwoDa2V5GAQgASgJEhEKCXNpZ25hdHVyZRgFIAEoDCJfCgVNb2RlbBILCgNrZXkYASABKAkSDAoEbmFtZRgCIAEoCRIOCgZibG9ja3MYAyABKA0SEwoLaGlkZGVuX3NpemUYBCABKA0SFgoOY29udGV4dF9sZW5ndGgYBSABKA1iBnByb3RvMw");
 
 /**
  * @generated from message swarm.v1.ControlRequest
@@ -363,6 +363,13 @@ export type Probe = Message<"swarm.v1.Probe"> & {
    * @generated from field: uint32 reply_bytes = 3;
    */
   replyBytes: number;
+
+  /**
+   * where this session's time went so far is asked for
+   *
+   * @generated from field: bool tallies = 4;
+   */
+  tallies: boolean;
 };
 
 /**
@@ -573,6 +580,13 @@ export type Progress = Message<"swarm.v1.Progress"> & {
    * @generated from field: bytes padding = 6;
    */
   padding: Uint8Array;
+
+  /**
+   * as the probe asked
+   *
+   * @generated from field: repeated swarm.v1.Tally tallies = 7;
+   */
+  tallies: Tally[];
 };
 
 /**
@@ -581,6 +595,72 @@ export type Progress = Message<"swarm.v1.Progress"> & {
  */
 export const ProgressSchema: GenMessage<Progress> = /*@__PURE__*/
   messageDesc(file_swarm_wire_swarm, 14);
+
+/**
+ * Steps of one session at one hop, added up. Seconds.
+ *
+ * @generated from message swarm.v1.Tally
+ */
+export type Tally = Message<"swarm.v1.Tally"> & {
+  /**
+   * @generated from field: swarm.v1.Tally.Phase phase = 1;
+   */
+  phase: Tally_Phase;
+
+  /**
+   * @generated from field: uint32 steps = 2;
+   */
+  steps: number;
+
+  /**
+   * @generated from field: uint32 positions = 3;
+   */
+  positions: number;
+
+  /**
+   * from when a step came in until its first pass
+   *
+   * @generated from field: double queue = 4;
+   */
+  queue: number;
+
+  /**
+   * of the passes that it took part in
+   *
+   * @generated from field: double compute = 5;
+   */
+  compute: number;
+};
+
+/**
+ * Describes the message swarm.v1.Tally.
+ * Use `create(TallySchema)` to create a new message.
+ */
+export const TallySchema: GenMessage<Tally> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 15);
+
+/**
+ * @generated from enum swarm.v1.Tally.Phase
+ */
+export enum Tally_Phase {
+  /**
+   * up to the first step of which an output is wanted
+   *
+   * @generated from enum value: PREFILL = 0;
+   */
+  PREFILL = 0,
+
+  /**
+   * @generated from enum value: DECODE = 1;
+   */
+  DECODE = 1,
+}
+
+/**
+ * Describes the enum swarm.v1.Tally.Phase.
+ */
+export const Tally_PhaseSchema: GenEnum<Tally_Phase> = /*@__PURE__*/
+  enumDesc(file_swarm_wire_swarm, 15, 0);
 
 /**
  * @generated from message swarm.v1.Moved
@@ -612,7 +692,7 @@ export type Moved = Message<"swarm.v1.Moved"> & {
  * Use `create(MovedSchema)` to create a new message.
  */
 export const MovedSchema: GenMessage<Moved> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 15);
+  messageDesc(file_swarm_wire_swarm, 16);
 
 /**
  * @generated from message swarm.v1.LinkDown
@@ -634,7 +714,7 @@ export type LinkDown = Message<"swarm.v1.LinkDown"> & {
  * Use `create(LinkDownSchema)` to create a new message.
  */
 export const LinkDownSchema: GenMessage<LinkDown> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 16);
+  messageDesc(file_swarm_wire_swarm, 17);
 
 /**
  * @generated from message swarm.v1.Leaving
@@ -651,7 +731,7 @@ export type Leaving = Message<"swarm.v1.Leaving"> & {
  * Use `create(LeavingSchema)` to create a new message.
  */
 export const LeavingSchema: GenMessage<Leaving> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 17);
+  messageDesc(file_swarm_wire_swarm, 18);
 
 /**
  * @generated from message swarm.v1.Failure
@@ -685,7 +765,7 @@ export type Failure = Message<"swarm.v1.Failure"> & {
  * Use `create(FailureSchema)` to create a new message.
  */
 export const FailureSchema: GenMessage<Failure> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 18);
+  messageDesc(file_swarm_wire_swarm, 19);
 
 /**
  * @generated from enum swarm.v1.Failure.Code
@@ -757,7 +837,7 @@ export enum Failure_Code {
  * Describes the enum swarm.v1.Failure.Code.
  */
 export const Failure_CodeSchema: GenEnum<Failure_Code> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 18, 0);
+  enumDesc(file_swarm_wire_swarm, 19, 0);
 
 /**
  * @generated from message swarm.v1.Data
@@ -796,7 +876,7 @@ export type Data = Message<"swarm.v1.Data"> & {
  * Use `create(DataSchema)` to create a new message.
  */
 export const DataSchema: GenMessage<Data> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 19);
+  messageDesc(file_swarm_wire_swarm, 20);
 
 /**
  * @generated from message swarm.v1.Hello
@@ -823,7 +903,7 @@ export type Hello = Message<"swarm.v1.Hello"> & {
  * Use `create(HelloSchema)` to create a new message.
  */
 export const HelloSchema: GenMessage<Hello> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 20);
+  messageDesc(file_swarm_wire_swarm, 21);
 
 /**
  * @generated from enum swarm.v1.Hello.Role
@@ -848,7 +928,7 @@ export enum Hello_Role {
  * Describes the enum swarm.v1.Hello.Role.
  */
 export const Hello_RoleSchema: GenEnum<Hello_Role> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 20, 0);
+  enumDesc(file_swarm_wire_swarm, 21, 0);
 
 /**
  * Some positions of some sequences, and what to do before computing them.
@@ -879,7 +959,7 @@ export type Step = Message<"swarm.v1.Step"> & {
  * Use `create(StepSchema)` to create a new message.
  */
 export const StepSchema: GenMessage<Step> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 21);
+  messageDesc(file_swarm_wire_swarm, 22);
 
 /**
  * @generated from message swarm.v1.Operation
@@ -911,7 +991,7 @@ export type Operation = Message<"swarm.v1.Operation"> & {
  * Use `create(OperationSchema)` to create a new message.
  */
 export const OperationSchema: GenMessage<Operation> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 22);
+  messageDesc(file_swarm_wire_swarm, 23);
 
 /**
  * @generated from enum swarm.v1.Operation.Kind
@@ -943,7 +1023,7 @@ export enum Operation_Kind {
  * Describes the enum swarm.v1.Operation.Kind.
  */
 export const Operation_KindSchema: GenEnum<Operation_Kind> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 22, 0);
+  enumDesc(file_swarm_wire_swarm, 23, 0);
 
 /**
  * @generated from message swarm.v1.Rows
@@ -979,7 +1059,7 @@ export type Rows = Message<"swarm.v1.Rows"> & {
  * Use `create(RowsSchema)` to create a new message.
  */
 export const RowsSchema: GenMessage<Rows> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 23);
+  messageDesc(file_swarm_wire_swarm, 24);
 
 /**
  * The only frame is a Query. The asker keeps its side of the stream open as long as it wants the answer.
@@ -1065,7 +1145,7 @@ export type Query = Message<"swarm.v1.Query"> & {
  * Use `create(QuerySchema)` to create a new message.
  */
 export const QuerySchema: GenMessage<Query> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 24);
+  messageDesc(file_swarm_wire_swarm, 25);
 
 /**
  * @generated from message swarm.v1.Tokens
@@ -1082,7 +1162,7 @@ export type Tokens = Message<"swarm.v1.Tokens"> & {
  * Use `create(TokensSchema)` to create a new message.
  */
 export const TokensSchema: GenMessage<Tokens> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 25);
+  messageDesc(file_swarm_wire_swarm, 26);
 
 /**
  * What is absent is as the model's authors recommend; what they do not say is greedy.
@@ -1176,7 +1256,7 @@ export type Sampling = Message<"swarm.v1.Sampling"> & {
  * Use `create(SamplingSchema)` to create a new message.
  */
 export const SamplingSchema: GenMessage<Sampling> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 26);
+  messageDesc(file_swarm_wire_swarm, 27);
 
 /**
  * @generated from message swarm.v1.Bias
@@ -1198,7 +1278,7 @@ export type Bias = Message<"swarm.v1.Bias"> & {
  * Use `create(BiasSchema)` to create a new message.
  */
 export const BiasSchema: GenMessage<Bias> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 27);
+  messageDesc(file_swarm_wire_swarm, 28);
 
 /**
  * @generated from message swarm.v1.QueryReply
@@ -1259,7 +1339,7 @@ export type QueryReply = Message<"swarm.v1.QueryReply"> & {
  * Use `create(QueryReplySchema)` to create a new message.
  */
 export const QueryReplySchema: GenMessage<QueryReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 28);
+  messageDesc(file_swarm_wire_swarm, 29);
 
 /**
  * @generated from message swarm.v1.Accepted
@@ -1293,7 +1373,7 @@ export type Accepted = Message<"swarm.v1.Accepted"> & {
  * Use `create(AcceptedSchema)` to create a new message.
  */
 export const AcceptedSchema: GenMessage<Accepted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 29);
+  messageDesc(file_swarm_wire_swarm, 30);
 
 /**
  * Some tokens more. Their text may come later: a character can have several tokens, a stop text is held back. Without
@@ -1332,7 +1412,7 @@ export type Delta = Message<"swarm.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 30);
+  messageDesc(file_swarm_wire_swarm, 31);
 
 /**
  * @generated from message swarm.v1.Logprob
@@ -1366,7 +1446,7 @@ export type Logprob = Message<"swarm.v1.Logprob"> & {
  * Use `create(LogprobSchema)` to create a new message.
  */
 export const LogprobSchema: GenMessage<Logprob> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 31);
+  messageDesc(file_swarm_wire_swarm, 32);
 
 /**
  * @generated from message swarm.v1.RouteInUse
@@ -1397,7 +1477,7 @@ export type RouteInUse = Message<"swarm.v1.RouteInUse"> & {
  * Use `create(RouteInUseSchema)` to create a new message.
  */
 export const RouteInUseSchema: GenMessage<RouteInUse> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 32);
+  messageDesc(file_swarm_wire_swarm, 33);
 
 /**
  * @generated from message swarm.v1.RouteHop
@@ -1429,7 +1509,7 @@ export type RouteHop = Message<"swarm.v1.RouteHop"> & {
  * Use `create(RouteHopSchema)` to create a new message.
  */
 export const RouteHopSchema: GenMessage<RouteHop> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 33);
+  messageDesc(file_swarm_wire_swarm, 34);
 
 /**
  * @generated from message swarm.v1.Waiting
@@ -1465,7 +1545,7 @@ export type Waiting = Message<"swarm.v1.Waiting"> & {
  * Use `create(WaitingSchema)` to create a new message.
  */
 export const WaitingSchema: GenMessage<Waiting> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 34);
+  messageDesc(file_swarm_wire_swarm, 35);
 
 /**
  * @generated from message swarm.v1.Finished
@@ -1504,7 +1584,7 @@ export type Finished = Message<"swarm.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 35);
+  messageDesc(file_swarm_wire_swarm, 36);
 
 /**
  * @generated from enum swarm.v1.Finished.Reason
@@ -1532,7 +1612,7 @@ export enum Finished_Reason {
  * Describes the enum swarm.v1.Finished.Reason.
  */
 export const Finished_ReasonSchema: GenEnum<Finished_Reason> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 35, 0);
+  enumDesc(file_swarm_wire_swarm, 36, 0);
 
 /**
  * Where time went, in the terms of OpenTelemetry's spans: seconds since the query was taken.
@@ -1577,7 +1657,7 @@ export type TraceSpan = Message<"swarm.v1.TraceSpan"> & {
  * Use `create(TraceSpanSchema)` to create a new message.
  */
 export const TraceSpanSchema: GenMessage<TraceSpan> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 36);
+  messageDesc(file_swarm_wire_swarm, 37);
 
 /**
  * The swarm as a peer sees it, for those who take no part in the directory. The asker sends one MapRequest; the peer
@@ -1597,7 +1677,7 @@ export type MapRequest = Message<"swarm.v1.MapRequest"> & {
  * Use `create(MapRequestSchema)` to create a new message.
  */
 export const MapRequestSchema: GenMessage<MapRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 37);
+  messageDesc(file_swarm_wire_swarm, 38);
 
 /**
  * @generated from message swarm.v1.SwarmMap
@@ -1631,7 +1711,7 @@ export type SwarmMap = Message<"swarm.v1.SwarmMap"> & {
  * Use `create(SwarmMapSchema)` to create a new message.
  */
 export const SwarmMapSchema: GenMessage<SwarmMap> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 38);
+  messageDesc(file_swarm_wire_swarm, 39);
 
 /**
  * @generated from message swarm.v1.MapServer
@@ -1713,7 +1793,7 @@ export type MapServer = Message<"swarm.v1.MapServer"> & {
  * Use `create(MapServerSchema)` to create a new message.
  */
 export const MapServerSchema: GenMessage<MapServer> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 39);
+  messageDesc(file_swarm_wire_swarm, 40);
 
 /**
  * A query node's announcement, under `queries/<model key>`; in a map with its `peer_id`.
@@ -1787,7 +1867,7 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
  * Use `create(QueryNodeSchema)` to create a new message.
  */
 export const QueryNodeSchema: GenMessage<QueryNode> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 40);
+  messageDesc(file_swarm_wire_swarm, 41);
 
 /**
  * What a server announces. The key and the subkey it is stored under are part of what is signed.
@@ -1883,7 +1963,7 @@ export type Record = Message<"swarm.v1.Record"> & {
  * Use `create(RecordSchema)` to create a new message.
  */
 export const RecordSchema: GenMessage<Record> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 41);
+  messageDesc(file_swarm_wire_swarm, 42);
 
 /**
  * @generated from message swarm.v1.SignedRecord
@@ -1930,7 +2010,7 @@ export type SignedRecord = Message<"swarm.v1.SignedRecord"> & {
  * Use `create(SignedRecordSchema)` to create a new message.
  */
 export const SignedRecordSchema: GenMessage<SignedRecord> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 42);
+  messageDesc(file_swarm_wire_swarm, 43);
 
 /**
  * @generated from message swarm.v1.Model
@@ -1969,5 +2049,5 @@ export type Model = Message<"swarm.v1.Model"> & {
  * Use `create(ModelSchema)` to create a new message.
  */
 export const ModelSchema: GenMessage<Model> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 43);
+  messageDesc(file_swarm_wire_swarm, 44);
 
