@@ -14,6 +14,7 @@ NAMES = (
     "concurrent",
     "decode",
     "failover",
+    "gateway",
     "offload",
     "prefill",
     "prefix",
