@@ -84,6 +84,10 @@ def test_a_conversation_whole_and_as_a_stream() -> None:
         assert chunks[-1].usage is not None
         assert chunks[-1].usage.completion_tokens == 3
         assert len({c.id for c in chunks}) == 1
+        assert [c.model_extra for c in chunks if c.choices and c.choices[0].finish_reason] == [
+            {"seed": server.answerer.asked[1].sampling.seed}
+        ]
+        assert server.answerer.asked[1].sampling.seed < 1 << 53
         assert server.answerer.asked[0].sampling.seed == 4
         assert json.loads(server.answerer.asked[0].messages) == HELLO
 
@@ -266,6 +270,11 @@ def test_senseless_bodies_are_400s_in_openais_shape() -> None:
         for path, status in {"/v1/models/none": 404, "/v1/nothing": 404, "/v1/completions": 405}.items():
             answer = await server.http.get(path)
             assert (answer.status_code, set(answer.json())) == (status, {"error"})
+        for ask, param in ({"prompt": [1, "a"]}, "prompt"), ({"prompt": "x", "n": 0}, "n"):
+            answer = await server.http.post("/v1/completions", json={"model": "tiny", **ask})
+            assert answer.json()["error"]["param"] == param
+        with pytest.raises(openai.BadRequestError, match="need logprobs"):
+            await server.client.chat.completions.create(model="tiny", messages=HELLO, top_logprobs=2)
         with pytest.raises(openai.NotFoundError, match="tiny"):
             await server.client.completions.create(model="other", prompt="x")
 
@@ -305,6 +314,7 @@ def test_pages_of_others_and_names_of_others_are_refused() -> None:
             ({"origin": "https://evil.example"}, 403),
             ({"origin": "null"}, 403),
             ({"host": f"localhost:{port}"}, 200),
+            ({"host": "Gateway.example"}, 200),
             ({"origin": server.url}, 200),
             ({"origin": "http://localhost:3000"}, 200),
             ({"origin": "https://page.example"}, 200),
@@ -318,7 +328,7 @@ def test_pages_of_others_and_names_of_others_are_refused() -> None:
             answer = await server.http.options("/v1/completions", headers={"origin": origin, **ask})
             assert answer.status_code == status
 
-    served(work, settings=HttpSettings(origins=("https://page.example",)))
+    served(work, settings=HttpSettings(hosts=("gateway.EXAMPLE",), origins=("https://page.example/",)))
 
 
 @given(st.text(max_size=30), st.text(max_size=30))

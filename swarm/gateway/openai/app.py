@@ -178,8 +178,11 @@ def _handle_errors(app: FastAPI) -> None:
     async def senseless(request: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        return ApiError(400, f"{place}: {first['msg']}" if place else first["msg"], param=place or None).response()
+        if first["type"] == "json_invalid":
+            return ApiError(400, f"this is no JSON: {first['ctx']['error']}").response()
+        place = [str(part) for part in first["loc"] if part != "body"]
+        message = f"{'.'.join(place)}: {first['msg']}" if place else first["msg"]
+        return ApiError(400, message, param=place[0] if place else None).response()
 
     async def plain(request: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

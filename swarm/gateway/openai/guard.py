@@ -45,7 +45,7 @@ def refusal(settings: HttpSettings, headers: Mapping[str, str], path: str) -> Ap
     a Host and an Origin that are ours.
     """
     host, origin = host_of(headers.get("host", "")), headers.get("origin")
-    if ANY not in settings.hosts and host not in (*LOOPBACK, *settings.hosts):
+    if ANY not in settings.hosts and host not in (*LOOPBACK, *map(str.lower, settings.hosts)):
         return ApiError(403, f"this gateway is not {host or 'without a name'}; see --allow-host", code="host_refused")
     if origin is not None and not origin_allowed(settings, origin, headers.get("host", "")):
         return ApiError(403, f"pages of {origin} may not use this gateway; see --allow-origin", code="origin_refused")
@@ -56,7 +56,7 @@ def refusal(settings: HttpSettings, headers: Mapping[str, str], path: str) -> Ap
 
 def origin_allowed(settings: HttpSettings, origin: str, host: str) -> bool:
     """Whether pages of `origin` may ask: our own, those of this machine, and those that the settings name."""
-    if ANY in settings.origins or origin in settings.origins:
+    if ANY in settings.origins or origin in [allowed.rstrip("/") for allowed in settings.origins]:
         return True
     try:
         parts = urlsplit(origin)

@@ -87,9 +87,8 @@ class Shape:
         made = [self.choice(choice) for choice in choices]
         return {**self.head, "object": self.object, "choices": made, "usage": usage, "seed": choices[0].seed}
 
-    def event(self, choices: Sequence[dict[str, Any]], usage: CompletionUsage | None = None) -> dict[str, Any]:
-        """One chunk of a stream."""
-        told = {} if usage is None else {"usage": usage.model_dump(exclude_none=True)}
+    def event(self, choices: Sequence[dict[str, Any]], **told: Any) -> dict[str, Any]:
+        """One chunk of a stream. `told`: what it says of the whole."""
         return {**self.head, "object": self.chunk, "choices": list(choices), **told}
 
     def choice(self, choice: Choice) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from swarm.wire import swarm_pb2 as pb
 MOST_CHOICES = 16
 MOST_TOKENS = (1 << 31) - 1
 SEEDS = 1 << 64
+DRAWN_BITS = 53
+"""Of a seed that nobody gave: JavaScript can hand it back as it was."""
 
 Stop = str | Annotated[list[str], Field(max_length=16)] | None
 Tokens = Annotated[list[Annotated[int, Field(ge=0, le=MOST_TOKENS)]], Field(min_length=1)]
@@ -102,6 +104,8 @@ def _chat(request: ChatRequest) -> list[pb.Query]:
         raise ApiError(400, "only plain text can be asked for", param="response_format")
     if request.tool_choice not in (None, "none", "auto"):
         raise ApiError(400, "tools are the model's own choice: none or auto", param="tool_choice")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError(400, "top_logprobs need logprobs", param="top_logprobs")
     sampling = _sampling(request, request.max_completion_tokens or request.max_tokens)
     sampling.logprobs = bool(request.logprobs)
     sampling.top_logprobs = request.top_logprobs or 0
@@ -152,7 +156,7 @@ def _sampling(request: Request, most: int | None) -> pb.Sampling:
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
     given: Mapping[str, Any] = {name: getattr(request, name) for name in names}
     sampling = pb.Sampling(max_tokens=most, **{name: value for name, value in given.items() if value is not None})
-    sampling.seed = secrets.randbits(63) if request.seed is None else request.seed % SEEDS
+    sampling.seed = secrets.randbits(DRAWN_BITS) if request.seed is None else request.seed % SEEDS
     sampling.stop.extend([request.stop] if isinstance(request.stop, str) else request.stop or [])
     sampling.ignore_eos = request.ignore_eos
     for token, value in (request.logit_bias or {}).items():

@@ -137,7 +137,7 @@ async def events_of(
                 for event in pieces(choices[place], reply, shape):
                     yield event
         if usage:
-            yield _data(shape.event([], usage_of(choices, per_prompt)))
+            yield _data(shape.event([], usage=usage_of(choices, per_prompt).model_dump(exclude_none=True)))
     except SwarmError as error:
         yield _data(api_error(error).body)
         return
@@ -160,10 +160,10 @@ def pieces(choice: Choice, reply: pb.QueryReply, shape: Shape) -> list[bytes]:
         return [f": {' '.join(reply.waiting.words.split())}\n\n".encode()]
     made = []
     if text or len(choice.logprobs) > before:
-        made.append(shape.delta(choice, text, choice.logprobs[before:]))
+        made.append(_data(shape.event([shape.delta(choice, text, choice.logprobs[before:])])))
     if kind == "finished":
-        made.append(shape.last(choice))
-    return [_data(shape.event([each])) for each in made]
+        made.append(_data(shape.event([shape.last(choice)], seed=choice.seed)))
+    return made
 
 
 def _data(value: dict[str, Any]) -> bytes:
