@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.processes
 def processes() -> Iterator[LocalSwarm]:
     with LocalSwarm(MODEL) as local:
         local.start_bootstrap()
-        local.start_server("a", "0:4")
+        local.start_server("a", "0:4", "--metrics", "0")
         local.start_server("b", "4:8")
         for name in ("one", "two", "three"):
             local.start_gateway(name)
@@ -96,6 +97,27 @@ def test_openais_client_meets_a_real_swarm(processes: LocalSwarm, right: str) ->
         with pytest.raises(openai.BadRequestError) as long:
             client.completions.create(**{**ask, "max_tokens": 1_000_000})
         assert long.value.code == "context_length_exceeded"
+
+
+def test_metrics_are_shown_by_server_and_gateway(processes: LocalSwarm, swarm: Swarm) -> None:
+    ask(swarm, "tiny-llama")
+    place = next(line for line in processes.log("a").read_text().splitlines() if line.startswith("metrics"))
+    server = numbers(httpx.get(place.split()[1]).text)
+    assert server["swarm_blocks_served"] == 4
+    assert server['swarm_positions_total{phase="decode"}'] >= TOKENS - 1
+    assert server["swarm_sessions_opened_total"] >= 1
+    gateways = [
+        numbers(httpx.get(processes.url(name).replace("/v1", "/metrics")).text) for name in ("one", "two", "three")
+    ]
+    assert sum(each["swarm_generation_tokens_total"] for each in gateways) >= TOKENS
+    assert sum(each.get('swarm_request_success_total{finished_reason="length"}', 0) for each in gateways) >= 1
+    assert all(each["swarm_num_requests_running"] == 0 for each in gateways)
+
+
+def numbers(text: str) -> dict[str, float]:
+    """Samples of an exposition by their names and labels."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
 def test_thirty_two_streams_at_once_through_one_gateway(processes: LocalSwarm, right: str) -> None:

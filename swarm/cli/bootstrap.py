@@ -15,6 +15,7 @@ from swarm.cli.common import (
     edge_config,
     edge_options,
     identity_option,
+    metrics_option,
     network_config,
     network_options,
     on_signals,
@@ -22,7 +23,7 @@ from swarm.cli.common import (
     write_atomically,
 )
 from swarm.cli.identity import identity
-from swarm.cli.network import daemon_death, edge_of, joined, until
+from swarm.cli.network import daemon_death, edge_of, joined, showing_metrics, until
 from swarm.config import EdgeConfig, NetworkConfig
 
 PORT = 31337
@@ -37,6 +38,7 @@ LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write this peer's multiaddrs here, one a line, once it is ready.",
 )
+@metrics_option
 @edge_options
 @click.option(
     "--edge-address-file",
@@ -54,6 +56,7 @@ def main(
     edge_announce_maddrs: tuple[str, ...],
     no_edge: bool,
     edge_address_file: Path | None,
+    metrics: tuple[str, int] | None,
 ) -> None:
     """Run a peer that others join the swarm through.
 
@@ -69,34 +72,39 @@ def main(
             click.echo("another bootstrap peer of this user is running: this one has a temporary identity")
         config = network_config(initial_peers, host_maddrs or LISTEN, announce_maddrs, path)
         edge = edge_config(edge_maddrs, edge_announce_maddrs, no_edge, config)
-        asyncio.run(run(replace(config, relay=True), address_file, edge, edge_address_file, needed=bool(edge_maddrs)))
+        files = address_file, edge_address_file
+        asyncio.run(run(replace(config, relay=True), files, edge, metrics, needed=bool(edge_maddrs)))
 
 
 async def run(
     config: NetworkConfig,
-    address_file: Path | None,
+    files: tuple[Path | None, Path | None],
     edge: EdgeConfig | None,
-    edge_address_file: Path | None,
+    metrics: tuple[str, int] | None,
     *,
     needed: bool,
 ) -> None:
     """Be a bootstrap peer until a signal comes, without an edge where that is impossible and it is not `needed`.
 
+    `files`: where addresses are written, for peers and for browsers.
     Raises DaemonFailed, EdgeFailed, InvalidInput.
     """
     from swarm.net.map import MapService
+    from swarm.net.metrics import watch_directory
 
     leaving = asyncio.Event()
     on_signals(leaving.set)
     async with joined(config) as (host, directory):
         maps = MapService(directory)
         await maps.serve(host)
-        announce(best_first(host.addresses), address_file)
-        async with edge_of(host, edge, edge_address_file, needed=needed) as browsers:
+        announce(best_first(host.addresses), files[0])
+        async with edge_of(host, edge, files[1], needed=needed) as browsers:
             if browsers is not None:
                 await maps.serve(browsers)
                 announce_edge(best_first(browsers.addresses))
-            await until(leaving, [leaving.wait(), daemon_death(host)])
+            streams = lambda: 0 if browsers is None else browsers.streams  # noqa: E731
+            async with showing_metrics(metrics, lambda registry: watch_directory(registry, directory, maps, streams)):
+                await until(leaving, [leaving.wait(), daemon_death(host)])
 
 
 def announce(addresses: Sequence[str], address_file: Path | None) -> None:

@@ -56,6 +56,28 @@ def network_options(command: Command) -> Command:
     return command
 
 
+def metrics_option(command: Command) -> Command:
+    """Where Prometheus may look."""
+    return click.option(
+        "--metrics",
+        callback=_place,
+        metavar="[HOST:]PORT",
+        help="Show metrics for Prometheus at http://HOST:PORT/metrics, HOST being 127.0.0.1 unless it is said.",
+    )(command)
+
+
+def _place(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    return None if value is None else place_of(context, parameter, value)
+
+
+def place_of(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, int]:
+    """Callback of an option that holds HOST:PORT, or a port of this machine's own."""
+    host, _, port = value.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, for instance 127.0.0.1:8000")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
 def edge_options(command: Command) -> Command:
     """Where browsers can dial a peer."""
     options = (

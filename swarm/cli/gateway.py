@@ -22,6 +22,7 @@ from swarm.cli.common import (
     network_config,
     network_options,
     on_signals,
+    place_of,
     quiet,
     verbosity_options,
 )
@@ -32,7 +33,10 @@ from swarm.errors import InvalidInput, NetworkError
 from swarm.net.known import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from swarm.gateway.generation import Generator
+    from swarm.gateway.metrics import QueryMetrics
     from swarm.net.base import Directory, Host
     from swarm.net.edge import Edge
     from swarm.wire import swarm_pb2 as pb
@@ -40,14 +44,6 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PAGE = Path(__file__).parent.parent / "gateway" / "page"
 """The built web page, in packages that have it."""
-
-
-def place_of(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, int]:
-    """Callback of an option that holds HOST:PORT."""
-    host, _, port = value.rpartition(":")
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise click.BadParameter(f"{value!r} is not HOST:PORT, for instance 127.0.0.1:8000")
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -173,10 +169,17 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | Non
     """Be a query node until a signal comes. Raises SwarmError."""
     leaving = asyncio.Event()
     on_signals(leaving.set)
+    from prometheus_client import CollectorRegistry
+
+    from swarm.gateway.metrics import QueryMetrics
+
     loaded = await asyncio.to_thread(load, wishes)
     async with contextlib.AsyncExitStack() as stack:
         host, directory = await stack.enter_async_context(joined(network))
-        generator = await stack.enter_async_context(answering(host, directory, loaded, wishes))
+        registry = CollectorRegistry()
+        metrics = QueryMetrics(registry)
+        generator = await stack.enter_async_context(answering(host, directory, loaded, wishes, metrics))
+        metrics.watch(generator)
         edge = await stack.enter_async_context(edge_of(host, browsers))
         await offer(generator, wishes.config, directory, [each for each in (host, edge) if each is not None])
         dtype = str(loaded.ends.dtype).removeprefix("torch.")
@@ -188,7 +191,7 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | Non
 
         ends = [leaving.wait(), daemon_death(host), Announcer(directory, network, record).run(), looking(generator)]
         if side is not None:
-            ends.append(serve(generator, side, edge))
+            ends.append(serve(generator, side, edge, registry))
         say(generator, edge)
         await until(leaving, ends)
 
@@ -212,14 +215,17 @@ async def looking(generator: Generator) -> None:
         await asyncio.sleep(generator.view.config.view_refresh)
 
 
-async def serve(generator: Generator, side: HttpSide, edge: Edge | None) -> None:
-    """OpenAI's API and the page. Raises InvalidInput when the address is taken."""
+async def serve(generator: Generator, side: HttpSide, edge: Edge | None, registry: CollectorRegistry) -> None:
+    """OpenAI's API, the page and metrics. Raises InvalidInput when the address is taken."""
     from swarm.gateway.openai.app import create_app, serve_http
     from swarm.gateway.openai.guard import HttpSettings
+    from swarm.metrics import exposition
 
     settings = HttpSettings(side.hosts, side.origins, side.keys)
     peers = lambda: () if edge is None else best_first(edge.addresses)  # noqa: E731
-    app = create_app({generator.model.name: generator}, settings, page=PAGE, peers=peers)
+    app = create_app(
+        {generator.model.name: generator}, settings, page=PAGE, peers=peers, metrics=lambda: exposition(registry)
+    )
     await serve_http(app, side.host, side.port, lambda host, port: click.echo(f"http     http://{host}:{port}/v1"))
 
 
@@ -261,7 +267,9 @@ def load(wishes: Wishes) -> Loaded:
 
 
 @asynccontextmanager
-async def answering(host: Host, directory: Directory, loaded: Loaded, wishes: Wishes) -> AsyncIterator[Generator]:
+async def answering(
+    host: Host, directory: Directory, loaded: Loaded, wishes: Wishes, metrics: QueryMetrics
+) -> AsyncIterator[Generator]:
     """What answers, for as long as the block lasts."""
     from swarm.client.view import View
     from swarm.gateway.compute import Compute
@@ -275,7 +283,7 @@ async def answering(host: Host, directory: Directory, loaded: Loaded, wishes: Wi
     with contextlib.suppress(asyncio.CancelledError):
         await view.refresh(0.0)
     try:
-        yield Generator(host, view, Texts(loaded.tokenizer), compute, recommended, wishes.config)
+        yield Generator(host, view, Texts(loaded.tokenizer), compute, recommended, wishes.config, metrics)
     finally:
         await compute.close()
 

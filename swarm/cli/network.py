@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from swarm.cli.common import write_atomically
 from swarm.config import EdgeConfig, NetworkConfig
 from swarm.errors import EdgeFailed
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from swarm.net.directory import HivemindDirectory
     from swarm.net.edge import Edge
     from swarm.net.hivemind import HivemindHost
@@ -82,6 +86,37 @@ async def _keep_written(edge: Edge, file: Path | None) -> None:
             written = edge.addresses
             write_atomically(file, "".join(f"{address}\n" for address in written))
         await asyncio.sleep(_LOOK)
+
+
+@asynccontextmanager
+async def showing_metrics(
+    place: tuple[str, int] | None, register: Callable[[CollectorRegistry], object]
+) -> AsyncIterator[None]:
+    """Show metrics at `place`, if there is one, for as long as the block lasts. Raises InvalidInput."""
+    if place is None:
+        yield
+        return
+    from prometheus_client import CollectorRegistry
+
+    from swarm.metrics import serve_metrics
+
+    registry = CollectorRegistry()
+    register(registry)
+    shown: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ready(host: str, port: int) -> None:
+        click.echo(f"metrics  http://{host}:{port}/metrics")
+        shown.set_result(None)
+
+    showing = asyncio.create_task(serve_metrics(registry, *place, ready), name="metrics")
+    try:
+        await asyncio.wait({showing, shown}, return_when=asyncio.FIRST_COMPLETED)
+        if showing.done():
+            showing.result()
+        yield
+    finally:
+        showing.cancel()
+        await asyncio.gather(showing, return_exceptions=True)
 
 
 async def _patiently(closing: Awaitable[None]) -> None:

@@ -15,6 +15,7 @@ import click
 from swarm.cli.common import (
     best_first,
     identity_option,
+    metrics_option,
     network_config,
     network_options,
     on_signals,
@@ -24,7 +25,7 @@ from swarm.cli.common import (
     verbosity_options,
 )
 from swarm.cli.identity import identity
-from swarm.cli.network import daemon_death, joined
+from swarm.cli.network import daemon_death, joined, showing_metrics
 from swarm.config import QUANTIZATIONS, NetworkConfig, ServerConfig
 from swarm.errors import InvalidInput
 from swarm.net.known import HOW_TO_BEGIN
@@ -83,6 +84,7 @@ DTYPES = ("float32", "bfloat16", "float16")
     "with the same system prompt. Without this it serves the same client only: how soon an answer comes would tell "
     "others whether somebody has asked the same.",
 )
+@metrics_option
 @click.option("--dry-run", is_flag=True, help="Say what would be loaded and how much memory it takes, and exit.")
 @verbosity_options
 def main(
@@ -103,6 +105,7 @@ def main(
     revision: str | None,
     drain_timeout: float | None,
     share_prefixes: bool,
+    metrics: tuple[str, int] | None,
     dry_run: bool,
 ) -> None:
     """Host blocks of MODEL, a name on the Hugging Face hub or a folder, for everybody in the swarm.
@@ -131,15 +134,18 @@ def main(
     with identity(identity_path, "serve") as path:
         if path is None:
             click.echo("another server of this user is running: this one has a temporary identity")
-        asyncio.run(serve(hosting, replace(network, identity_path=path), config, public_name))
+        asyncio.run(serve(hosting, replace(network, identity_path=path), config, public_name, metrics))
     if hosting.loading:
         # It left before the span was loaded; the thread that loads it cannot be stopped, nor need it be waited for.
         sys.stdout.flush()
         os._exit(0)
 
 
-async def serve(hosting: Hosting, network: NetworkConfig, config: ServerConfig, name: str) -> None:
+async def serve(
+    hosting: Hosting, network: NetworkConfig, config: ServerConfig, name: str, metrics: tuple[str, int] | None
+) -> None:
     """Join, serve and leave. Raises SwarmError."""
+    from swarm.server.metrics import ServerMetrics
     from swarm.server.server import Server
 
     async with joined(network) as (host, directory):
@@ -158,7 +164,8 @@ async def serve(hosting: Hosting, network: NetworkConfig, config: ServerConfig, 
             on_state=lambda state: say(state, server, hosting, network),
         )
         on_signals(server.leave)
-        await server.run()
+        async with showing_metrics(metrics, lambda registry: ServerMetrics(registry, server)):
+            await server.run()
 
 
 def say(state: ServerState, server: Server, hosting: Hosting, network: NetworkConfig) -> None:

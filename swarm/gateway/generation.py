@@ -10,11 +10,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
 from swarm.config import GatewayConfig
 from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, ServerBusy
 from swarm.gateway.compute import Ask, Choice, Compute
+from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.sampling import MOST_ALTERNATIVES, Sampler, settings_of
 from swarm.gateway.texts import Answer, Texts
 from swarm.gateway.trace import Stopwatch, spans_of
@@ -116,7 +119,14 @@ class Generator:
     """Answers queries for one model with its own ends and the swarm's blocks. Satisfies `Answerer`."""
 
     def __init__(
-        self, host: Host, view: View, texts: Texts, compute: Compute, recommended: Recommended, config: GatewayConfig
+        self,
+        host: Host,
+        view: View,
+        texts: Texts,
+        compute: Compute,
+        recommended: Recommended,
+        config: GatewayConfig,
+        metrics: QueryMetrics | None = None,
     ) -> None:
         self.view = view
         self.texts = texts
@@ -125,6 +135,7 @@ class Generator:
         self._host = host
         self._compute = compute
         self._recommended = recommended
+        self._metrics = metrics or QueryMetrics(CollectorRegistry())
 
     @property
     def model(self) -> ModelInfo:
@@ -148,11 +159,21 @@ class Generator:
 
     async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         """See `Answerer`."""
+        try:
+            async with contextlib.aclosing(self._answer(query)) as replies:
+                async for reply in replies:
+                    yield reply
+        except BaseException as error:
+            self._metrics.failed(error)
+            raise
+
+    async def _answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         if self.running >= self.capacity:
             raise ServerBusy(f"{self.running} queries are being answered here", self.config.retry_after)
         self.running += 1
         try:
             ready = await self._look_through(query)
+            self._metrics.accepted(len(ready.prompt))
             accepted = pb.Accepted(model=self.model.key, name=self.model.name, prompt_tokens=len(ready.prompt))
             accepted.seed = ready.sampling.seed
             async with contextlib.aclosing(self._replies(ready)) as replies:
@@ -212,7 +233,7 @@ class Generator:
         """Write the answer. Its session ends with it, however it ends."""
         span = Span(0, self.model.blocks)
         row_bytes = self.model.hidden_size * self._compute.ends.dtype.itemsize
-        hear = _Hearing(query, replies, self.config.retry_after)
+        hear = _Hearing(query, replies, self.config.retry_after, self._metrics)
         session = Session(self._host, self.view, span, row_bytes=row_bytes, config=self.view.config, on_notice=hear)
         hear.session = session
         try:
@@ -221,6 +242,7 @@ class Generator:
             if rest:
                 replies.put(pb.QueryReply(delta=pb.Delta(text=rest, sent_bytes=query.answer.sent)))
             finished = self._finished(query, reason)
+            self._metrics.finished(pb.Finished.Reason.Name(reason).lower(), finished.seconds)
             if query.traced:
                 finished.trace.extend(spans_of(query.clock, await session.trace()))
             replies.put(pb.QueryReply(finished=finished))
@@ -247,7 +269,7 @@ class Generator:
             (row,) = await session.step([Rows(SEQUENCE, hidden, 1)])
             with query.clock.computing():
                 choice = await self._compute.choose(Ask(row, query.sampler, query.length, query.alternatives))
-            query.clock.token()
+            self._metrics.token(query.clock.token(), first=query.clock.tokens == 1)
             replies.put(pb.QueryReply(delta=self._take(query, choice)))
             reason = self._over(query, choice.token)
             if reason is not None:
@@ -284,16 +306,23 @@ class Generator:
 class _Hearing:
     """Tells an asker what its session says of routes and of waiting."""
 
-    def __init__(self, query: _Query, replies: Replies, retry_after: float) -> None:
+    def __init__(self, query: _Query, replies: Replies, retry_after: float, metrics: QueryMetrics) -> None:
         self.session: Session | None = None
+        self._metrics = metrics
+        self._waited = False
         self._query = query
         self._replies = replies
         self._retry_after = retry_after
 
     def __call__(self, notice: Notice) -> None:
+        if notice.kind == "rerouted":
+            self._metrics.rerouted()
         if notice.kind != "waiting" and notice.route is not None:
             self._replies.put(pb.QueryReply(route=self._route(notice, notice.route)))
         elif notice.blocks:
+            if not self._waited:
+                self._waited = True
+                self._metrics.waiting()
             first, last = notice.blocks[0]
             waiting = pb.Waiting(first=first, last=last, since=notice.seconds, words=notice.text)
             self._replies.put(pb.QueryReply(waiting=waiting))

@@ -33,11 +33,12 @@ class Stopwatch:
         seconds = loop.time() - began
         self.own = (self.own[0], self.own[1] + seconds) if self.tokens else (self.own[0] + seconds, self.own[1])
 
-    def token(self) -> None:
-        """A token has been chosen."""
-        self.last = asyncio.get_running_loop().time()
+    def token(self) -> float:
+        """A token has been chosen; returns the seconds since the one before, or since the beginning."""
+        before, self.last = self.last or self.began, asyncio.get_running_loop().time()
         self.first = self.first or self.last
         self.tokens += 1
+        return self.last - before
 
 
 def spans_of(clock: Stopwatch, hops: Sequence[tuple[Hop, Sequence[pb.Tally]]]) -> list[pb.TraceSpan]:

@@ -161,6 +161,16 @@ class HivemindDirectory:
         self._latest: dict[str, float] = {}
         self._rejoin = asyncio.create_task(self._stay_known(), name="directory")
 
+    @property
+    def stored(self) -> int:
+        """Keys that this node keeps for others."""
+        return len(self._node.protocol.storage)
+
+    @property
+    def known(self) -> int:
+        """Peers in this node's routing table."""
+        return len(self._node.protocol.routing_table.uid_to_peer_id)
+
     async def announce(self, record: ServerRecord, model: ModelInfo) -> ServerRecord:
         """As in `Directory`; `expires` of the record returned may be a moment later, to replace what was withdrawn.
 

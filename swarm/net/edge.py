@@ -108,6 +108,11 @@ class Edge:
         }
         return tuple(complete(address, hashes, self.peer_id) for address in where)
 
+    @property
+    def streams(self) -> int:
+        """Streams whose handlers run."""
+        return len(self._tasks)
+
     async def open_stream(self, peer_id: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Stream:
         raise PeerUnreachable(f"the edge dials nobody, neither {peer_id}")
 

@@ -40,6 +40,11 @@ class MapService:
         self._changed = asyncio.Condition()
         """Notified after each reading."""
 
+    @property
+    def lookers(self) -> int:
+        """Who looks now."""
+        return self._lookers
+
     async def serve(self, host: Host) -> None:
         """Answer what comes in over `host`."""
         await host.serve(messages.MAP_PROTOCOL, self.handle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,8 @@ class Handler:
         )
         self.sessions: dict[bytes, Session] = {}
         self.draining = False
+        self.opened = 0
+        self.refused: Counter[str] = Counter()
         self._around = Surroundings(
             host,
             engine,
@@ -153,6 +156,7 @@ class Handler:
         except (StreamClosed, TimeoutError):
             return
         except SwarmError as error:
+            self.refused[type(error).__name__] += 1
             await self._last_word(stream, pb.ControlReply(failure=messages.failure(error)))
             return
         control = _Control(session, stream)
@@ -191,6 +195,7 @@ class Handler:
         self._check_admission(message)
         session = Session(message.session, stream.peer_id, Span(message.first, message.last), self._around)
         self.sessions[session.id] = session
+        self.opened += 1
         self.budget.holders.append(session)
         log.info("%s: opened by %s", session, stream.peer_id)
         return session

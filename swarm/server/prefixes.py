@@ -141,6 +141,8 @@ class PrefixCache:
         self._holders: dict[bytes, dict[SequenceKey, Prefix]] = {}
         self._seen: dict[bytes, SequenceKey] = {}
         self._numbers = itertools.count()
+        self.hits = self.positions = 0
+        """How often a prompt began as one before, and how many positions that saved."""
 
     @property
     def kv_bytes(self) -> int:
@@ -161,6 +163,8 @@ class PrefixCache:
         if prefix is None:
             return None
         self._touch(prefix)
+        self.hits += 1
+        self.positions += chunks * self.chunk - beyond
         prefix.users += 1
         return Hit(prefix, chunks * self.chunk)
 

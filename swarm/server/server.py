@@ -15,7 +15,7 @@ from swarm._version import __version__
 from swarm.config import NetworkConfig, ServerConfig
 from swarm.errors import SwarmError
 from swarm.net.base import Directory, Host
-from swarm.server.engine import Engine, Runner, ThreadEngine
+from swarm.server.engine import Engine, Pass, Runner, ThreadEngine
 from swarm.server.handler import Handler, Offer
 from swarm.server.throughput import Throughput
 from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState, Span
@@ -101,6 +101,8 @@ class Server:
         self._rounds = SETTLE_ROUNDS if settle else 0
         self._make_engine = engine or self._thread_engine
         self._on_state = on_state
+        self.on_pass: Callable[[Pass], None] | None = None
+        """Hears of forward passes, if it is set before `run`."""
         self._now = now
         self._rng = rng or random.Random()
         self._loaded: Loaded | None = None
@@ -197,6 +199,8 @@ class Server:
         if loaded.cache_bytes is not None:
             self.config = replace(self.config, cache_bytes=loaded.cache_bytes)
         engine = self._make_engine(loaded.runner)
+        if self.on_pass is not None:
+            engine.on_pass = self.on_pass
         self.handler = Handler(host=self.host, engine=engine, offer=offer, config=self.config)
         await self.handler.start()
 

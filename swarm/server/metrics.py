@@ -1,0 +1,64 @@
+"""What a server tells Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import Metric
+
+from swarm.metrics import Looking, counter, gauge
+from swarm.types import ServerState
+
+if TYPE_CHECKING:
+    from swarm.server.engine import Pass
+    from swarm.server.server import Server
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class ServerMetrics:
+    """Counts passes, and looks at a server when somebody scrapes."""
+
+    def __init__(self, registry: CollectorRegistry, server: Server) -> None:
+        phase = ["phase"]
+        self._seconds = Histogram("swarm_pass_seconds", "Forward passes", phase, registry=registry, buckets=SECONDS)
+        self._steps = Histogram("swarm_pass_steps", "Steps in a pass", phase, registry=registry, buckets=SIZES)
+        self._positions = Counter("swarm_positions", "Positions computed", phase, registry=registry)
+        self._server = server
+        server.on_pass = self.observe
+        registry.register(Looking(self._look))
+
+    def observe(self, done: Pass) -> None:
+        """A pass is over."""
+        phase = "decode" if done.decoding else "prefill"
+        self._seconds.labels(phase).observe(done.seconds)
+        self._steps.labels(phase).observe(done.steps)
+        self._positions.labels(phase).inc(done.positions)
+
+    def _look(self) -> Iterable[Metric]:
+        server, handler = self._server, self._server.handler
+        yield gauge("swarm_blocks_served", "Blocks announced as online", self._blocks())
+        yield gauge("swarm_server_draining", "1 while it leaves", float(server.state is ServerState.DRAINING))
+        if handler is None:
+            return
+        load, prefixes = handler.load(), handler.prefixes
+        yield gauge("swarm_num_sessions_running", "Sessions", load.sessions)
+        yield gauge("swarm_num_steps_waiting", "Steps that wait or are being computed", load.queue)
+        yield gauge("swarm_kv_cache_usage_ratio", "Of the cache's budget", load.kv_bytes / max(handler.budget.total, 1))
+        yield gauge("swarm_kv_cache_bytes", "KV cache of sessions", load.kv_bytes)
+        yield gauge("swarm_history_bytes", "Outputs that can be sent again", load.history_bytes)
+        yield gauge("swarm_prefix_cache_bytes", "Kept of prompts for those to come", load.prefix_bytes)
+        yield counter("swarm_prefix_cache_hits", "Prompts that began as one before", prefixes.hits)
+        yield counter("swarm_prefix_cache_hit_positions", "Positions that were not computed again", prefixes.positions)
+        yield counter("swarm_sessions_opened", "Sessions", handler.opened)
+        refused = Counter("swarm_sessions_refused", "Sessions that were refused", ["error"], registry=None)
+        for name, count in handler.refused.items():
+            refused.labels(name).inc(count)
+        yield from refused.collect()
+
+    def _blocks(self) -> int:
+        online = self._server.state is ServerState.ONLINE and self._server.span is not None
+        return len(self._server.span) if online and self._server.span is not None else 0
