@@ -266,9 +266,9 @@ class Switch:
             try:
                 for address in self._config.host_maddrs:
                     self._listeners.append(await self._listen(transports, address, nursery))
-                found = [where(listener) for listener in self._listeners]
-                self._addresses = tuple(address for addresses in found for address in addresses)
-                self._bound = tuple(map(with_port, self._config.host_maddrs, (addresses[0] for addresses in found)))
+                bound = (str(listener.get_addrs()[0]) for listener in self._listeners)
+                self._bound = tuple(map(with_port, self._config.host_maddrs, bound))
+                self._addresses = tuple(each for address in self._bound for each in everywhere(address))
                 ready()
                 while not self._stopping.is_set():
                     # An edge that was left behind without a word ends as well.
@@ -471,15 +471,11 @@ def complete(address: str, hashes: dict[str, list[str]], peer_id: PeerId) -> str
     return f"{address}/p2p/{peer_id}"
 
 
-def where(listener: Listener) -> list[str]:
-    """The addresses of a listener without hashes and peer id; those of every interface where it listens at all."""
-    found: dict[str, None] = {}
-    for address in listener.get_addrs():
-        bare = str(address).partition("/certhash/")[0].partition("/p2p/")[0]
-        _, version, ip, rest = bare.split("/", 3)
-        ips = [ip] if not ipaddress.ip_address(ip).is_unspecified else interfaces(version)
-        found |= dict.fromkeys(f"/{version}/{ip}/{rest}" for ip in ips)
-    return list(found)
+def everywhere(address: str) -> list[str]:
+    """An address that is listened at, or, for an ip that means all of them, those of every interface."""
+    _, version, ip, rest = address.split("/", 3)
+    ips = interfaces(version) if ipaddress.ip_address(ip).is_unspecified else [ip]
+    return [f"/{version}/{each}/{rest}" for each in ips]
 
 
 def interfaces(version: str) -> list[str]:

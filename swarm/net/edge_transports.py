@@ -75,7 +75,7 @@ class Listener(Protocol):
     """One address at which browsers are served."""
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
-        """Where, with certificate hashes as of now."""
+        """With the port that it has got; the rest of it is not said."""
 
     async def close(self) -> None: ...
 
@@ -118,7 +118,7 @@ class Transports:
         if "/webrtc-direct" in address:
             return await self._webrtc(address, arrive)
         if "/webtransport" in address:
-            return await self._webtransport(address, arrive)
+            return await self._webtransport(address, arrive, nursery)
         return await WebSocketListener.start(address, self._keys, self._config, arrive, nursery)
 
     async def _webrtc(self, address: str, arrive: Arrive) -> Listener:
@@ -145,11 +145,7 @@ class Transports:
         await listener.listen(Multiaddr(address))
         return listener
 
-    async def _webtransport(self, address: str, arrive: Arrive) -> Listener:
-        host, port = _place(address)
-        # libp2p leaves its socket open when it cannot bind it.
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as trial:
-            trial.bind((host, port))
+    async def _webtransport(self, address: str, arrive: Arrive, nursery: trio.Nursery) -> Listener:
         config = WebTransportConfig(
             cert_manager=self._certificates,  # type: ignore[arg-type]
             handshake_timeout=self._config.handshake_timeout,
@@ -158,7 +154,7 @@ class Transports:
         listener = BoundedWebTransportListener(
             arrive, self._config.max_handshakes, self._keys.private_key, config, self._peer
         )
-        await listener.listen(Multiaddr(address))
+        await listener.begin(*_place(address), nursery)
         return listener
 
     async def close(self) -> None:
@@ -443,6 +439,27 @@ class BoundedWebTransportListener(WebTransportListener):
         super().__init__(self._arrived, private_key, config, peer)  # type: ignore[arg-type]
         self._arrive = arrive
         self._handshakes = Handshakes(max_handshakes)
+
+    async def begin(self, host: str, port: int, nursery: trio.Nursery) -> None:
+        """Listen. libp2p's own way leaves a socket open that cannot be bound, and knows hardly any IPv6."""
+        opened = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            await opened.bind((host, port))
+        except BaseException:
+            opened.close()
+            raise
+        self._socket, self._bound_port = opened, opened.getsockname()[1]
+        await nursery.start(self._run)
+
+    async def _run(self, task_status: Any) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._recv_loop)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def get_addrs(self) -> tuple[Multiaddr, ...]:
+        return (Multiaddr(f"/ip4/0.0.0.0/udp/{self._bound_port}/quic-v1/webtransport"),)
 
     async def _accept_new_connection(
         self, data: bytes, addr: tuple[str, int], dest_cid: bytes

@@ -46,6 +46,15 @@ TEST = "/swarm/test/it"
 Scenario = Callable[[Edge, Browser], Awaitable[None]]
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as trial:
+            trial.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 every_kind = pytest.mark.parametrize("address", [WS, WEBRTC, WEBTRANSPORT], ids=["ws", "webrtc", "webtransport"])
 
 
@@ -543,3 +552,25 @@ def test_announced_addresses_take_the_place_of_its_own(browser: Browser) -> None
         assert [a.count("/certhash/") for a in edge.addresses] == [1, 2, 0]
 
     run(browser, scenario, replace(ALL, announce_maddrs=announced))
+
+
+def test_an_ip_that_means_all_is_announced_as_those_of_this_machine(browser: Browser) -> None:
+    async def scenario(edge: Edge, browser: Browser) -> None:
+        found = [address.split("/")[1:5] for address in edge.addresses]
+        assert {version for version, *_ in found} == {"ip4"}
+        assert "127.0.0.1" in {ip for _, ip, *_ in found}
+        assert "0.0.0.0" not in {ip for _, ip, *_ in found}
+        assert len({port for *_, port in found}) == 1
+
+    run(browser, scenario, address="/ip4/0.0.0.0/udp/0/quic-v1/webtransport")
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("address", [WEBRTC, WEBTRANSPORT], ids=["webrtc", "webtransport"])
+def test_ipv6(browser: Browser, address: str) -> None:
+    async def scenario(edge: Edge, browser: Browser) -> None:
+        assert edge.addresses[0].startswith("/ip6/::1/udp/")
+        if address == WEBTRANSPORT:  # py-libp2p dials only this one
+            await until_served(browser, await browser.dial(edge.addresses[0]))
+
+    run(browser, scenario, address=address.replace("ip4/127.0.0.1", "ip6/::1"))
