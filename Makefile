@@ -54,6 +54,7 @@ bench: install
 PAGE := swarm/gateway/page
 
 page: install web/node_modules/.package-lock.json
+	cd web && PYTHON=$(abspath $(BIN))/python npm run --silent proto -- --check
 	cd web && npm run --silent check && npm run --silent test && npm run --silent build && npm run --silent size
 	rm -rf $(PAGE) && cp -r web/dist $(PAGE)
 

@@ -1,180 +1,237 @@
-/** The page: joins the swarm, shows it, and asks it. */
+/** The page: joins the swarm from the browser, shows it, and asks. */
 
-import { create } from '@bufbuild/protobuf'
+import { dialable, type Kind, kindOf, readLink, readPeersFile, remember, remembered, type Surroundings } from "./net/addresses";
+import { join, type Network } from "./net/node";
+import { askedOf, promptOf, type Settings } from "./query/ask";
+import { Run } from "./query/run";
+import { isOver, modelName, type Session, speed } from "./query/session";
+import { absorb, type ModelSeen, NOTHING, type Seen } from "./map/seen";
+import { Watch } from "./map/watch";
+import { ChatView, type Turn } from "./views/chat";
+import { Composer } from "./views/composer";
+import { find, setText } from "./views/dom";
+import { count, MapView, sinceWhen, whatIsMissing } from "./views/map";
+import { RouteView } from "./views/route";
+import type { QueryNode, SwarmMap } from "./swarm/wire/swarm_pb";
 
-import { ask, type Surroundings } from './asker'
-import { joinNetwork } from './libp2p'
-import type { Network } from './network'
-import { isAddress, peersInFile, peersInLink, remember, remembered } from './peers'
-import { blocksOf, changes, gapsOf, gapsSince, label, nodesFor, shortName, type Change } from './swarm-map'
-import { QuerySchema, SamplingSchema, type Model, type Query, type SwarmMap } from './swarm/wire/swarm_pb'
-import { begin, ended, reduce, type Turn } from './turn'
-import { byId, el } from './views/dom'
-import { drawMap } from './views/map'
-import { drawRoute } from './views/route'
-import { drawTrace } from './views/trace'
-import { turnView } from './views/turns'
+class Page {
+  seen: Seen = NOTHING;
+  turns: Turn[] = [];
+  run: Run | undefined;
+  lost = false;
+  avoided: Readonly<Record<string, number>> = {};
+  #painting = false;
+  #shown: Session | undefined;
+  readonly #watch: Watch;
+  readonly #chat = new ChatView(find("log"), find("scroller"), find("announcer"));
+  readonly #route = new RouteView(find("route"));
+  readonly #map = new MapView(find("map"));
+  readonly #composer = new Composer({
+    ask: (prompt, settings) => this.ask(prompt, settings),
+    stop: () => this.run?.stop(),
+    chosen: () => this.paint(),
+  });
 
-import { watch } from './watcher'
-
-const RECENT = 30_000
-const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
-
-const page = {
-  map: undefined as SwarmMap | undefined,
-  since: new Map<string, number>(),
-  recent: [] as (Change & { at: number })[],
-  turns: [] as Turn[],
-  running: undefined as AbortController | undefined,
-  avoided: new Map<string, number>(),
-}
-
-const form = byId<HTMLFormElement>('ask')
-const prompt = byId<HTMLTextAreaElement>('prompt')
-const models = byId<HTMLSelectElement>('model')
-
-function model(): Model | undefined {
-  return page.map?.models.find((each) => each.key === models.value) ?? page.map?.models[0]
-}
-
-function draw(): void {
-  const turn = page.turns.at(-1)
-  const inUse = new Set(turn !== undefined && !ended(turn) ? turn.route.map((hop) => hop.peerId) : [])
-  page.recent = page.recent.filter((change) => Date.now() - change.at < RECENT)
-  drawRoute(byId('route'), turn)
-  drawMap(byId('map'), page.map, model(), page.since, inUse, page.recent)
-  const names = new Map(page.map?.servers.map((server) => [server.peerId, label(server)]))
-  byId('trace-section').hidden = turn === undefined || turn.trace.length === 0
-  if (turn !== undefined && turn.trace.length > 0) drawTrace(byId('trace'), turn.trace, names)
-}
-
-function onMap(map: SwarmMap): void {
-  page.recent.push(...changes(page.map, map).map((change) => ({ ...change, at: Date.now() })))
-  page.map = map
-  const chosen = models.value
-  const options = map.models.map((each) => el('option', { value: each.key }, shortName(each.name)))
-  models.replaceChildren(...options)
-  if (map.models.some((each) => each.key === chosen)) models.value = chosen
-  const now = model()
-  if (now !== undefined) page.since = gapsSince(gapsOf(blocksOf(now, map.servers)), page.since, Date.now())
-  remember(map.nodes.flatMap((node) => node.edges))
-  draw()
-}
-
-function announce(words: string): void {
-  byId('announcer').textContent = words
-}
-
-/** The query that a question means: a conversation where the model has a template for one, else a text to go on with. */
-function queryOf(text: string, converses: boolean): Query {
-  const number = (id: string): number => Number(byId<HTMLInputElement>(id).value)
-  const seed = BigInt(Math.max(Math.trunc(number('seed')), 0)) || BigInt(crypto.getRandomValues(new Uint32Array(1))[0] ?? 1) + 1n
-  const sampling = create(SamplingSchema, { temperature: number('temperature'), maxTokens: Math.max(number('tokens'), 1), seed })
-  const id = crypto.getRandomValues(new Uint8Array(16))
-  const before = page.turns.filter((turn) => turn.text !== '')
-  const messages = [...before.flatMap((turn) => [{ role: 'user', content: turn.prompt }, { role: 'assistant', content: turn.text }]), { role: 'user', content: text }]
-  const asked = converses ? { case: 'messages' as const, value: JSON.stringify(messages) } : { case: 'text' as const, value: text }
-  return create(QuerySchema, { id, model: model()?.key ?? '', prompt: asked, sampling, trace: true })
-}
-
-async function submit(network: Network): Promise<void> {
-  const text = prompt.value.trim()
-  const chosen = model()
-  if (text === '' || chosen === undefined || page.running !== undefined) return
-  const converses = page.map?.nodes.some((node) => node.model === chosen.key && node.converses) ?? false
-  const query = queryOf(text, converses)
-  const view = turnView()
-  const index = page.turns.push(begin(text)) - 1
-  const turn = (): Turn => page.turns[index] ?? begin(text)
-  byId('turns').append(view.element)
-  prompt.value = ''
-  page.running = new AbortController()
-  setBusy(true)
-  announce('Asking')
-  const around: Surroundings = {
-    network,
-    nodes: (avoid) => (page.map === undefined ? [] : nodesFor(page.map, chosen.key, avoid)),
-    avoided: page.avoided,
-    label,
-    now: () => Date.now(),
-    sleep,
+  constructor(
+    private readonly network: Network,
+    private readonly surroundings: Surroundings,
+    peers: readonly string[],
+  ) {
+    this.#watch = new Watch(network, surroundings, peers, {
+      map: (map) => this.#onMap(map),
+      lost: () => this.#onLost(),
+    });
+    find("again").addEventListener("click", () => this.clear());
+    setInterval(() => this.paint(), 1000);
+    this.paint();
   }
-  for await (const event of ask(query, turn, around, page.running.signal)) {
-    page.turns[index] = reduce(turn(), event)
-    if (event.kind === 'lost' || event.kind === 'waiting') announce(turn().words)
-    show(view, turn())
+
+  get model(): ModelSeen | undefined {
+    return this.seen.models.get(this.#composer.model);
   }
-  page.running = undefined
-  setBusy(false)
-  announce(turn().status === 'done' ? `The answer is complete: ${turn().text}` : turn().words)
-  show(view, turn())
+
+  /** Begin a turn; false: nothing can be asked now, and it was said why. */
+  ask(prompt: string, settings: Settings): boolean {
+    const model = this.model;
+    if (model === undefined) {
+      this.#composer.complain("Not connected to the swarm yet.");
+      return false;
+    }
+    const nodes = this.#askable(model);
+    const converses = nodes.some((node) => node.converses);
+    const said = this.turns.map((turn) => ({ prompt: turn.prompt, answer: turn.session.text }));
+    const asked = askedOf(model.model.key, promptOf(said, prompt, converses), settings);
+    const able = converses ? nodes.filter((node) => node.converses) : nodes;
+    const run = new Run(this.network, this.surroundings, asked, able, this.avoided, () => this.paint());
+    this.run = run;
+    const turn: Turn = { prompt, session: run.session };
+    this.turns.push(turn);
+    this.#shown = undefined;
+    find("intro").hidden = true;
+    find("again").hidden = false;
+    this.#chat.add(turn);
+    this.paint();
+    return true;
+  }
+
+  clear(): void {
+    this.run?.stop();
+    this.run = undefined;
+    this.turns = [];
+    this.#chat.clear();
+    find("route").hidden = true;
+    find("intro").hidden = false;
+    find("again").hidden = true;
+    find("prompt").focus();
+    this.paint();
+  }
+
+  /** Say goodbye: over WebRTC a tab that is closed says nothing by itself. */
+  leave(): void {
+    this.#watch.end();
+    this.run?.stop();
+    this.network.close();
+  }
+
+  #askable({ nodes }: ModelSeen): QueryNode[] {
+    return nodes.filter((node) => dialable(node.edges, this.surroundings).length > 0);
+  }
+
+  #onMap(map: SwarmMap): void {
+    this.lost = false;
+    this.seen = absorb(this.seen, map, Date.now());
+    const edges = map.nodes.flatMap((node) => node.edges);
+    this.#watch.meet(edges);
+    if (edges.length > 0) remember(edges);
+    const asked = this.run?.session.asked;
+    const model = asked && this.seen.models.get(asked.model);
+    if (model !== undefined) {
+      const chats = asked?.prompt.case === "messages";
+      this.run?.meet(this.#askable(model).filter((node) => !chats || node.converses));
+    }
+    this.paint();
+  }
+
+  #onLost(): void {
+    this.lost = true;
+    this.paint();
+  }
+
+  /** Once a frame, however much has come. A hidden page is painted, too: its title and announcements are read. */
+  paint(): void {
+    if (this.#painting) return;
+    this.#painting = true;
+    const paint = (): void => {
+      this.#painting = false;
+      this.#paint();
+    };
+    if (document.hidden) setTimeout(paint, 200);
+    else requestAnimationFrame(paint);
+  }
+
+  #paint(): void {
+    const now = Date.now();
+    const models = [...this.seen.models.values()];
+    this.#composer.offer(models.map(({ model, nodes }) => ({
+      key: model.key,
+      name: modelName(model.name),
+      note: nodes.length > 0 ? "" : " (nobody answers)",
+    })));
+    const session = this.run?.session;
+    const running = session !== undefined && !isOver(session);
+    if (session !== undefined && session !== this.#shown) {
+      const turn = this.turns.at(-1);
+      if (turn !== undefined) turn.session = session;
+      this.avoided = session.avoided;
+      this.#chat.show(session, this.#shown);
+      this.#shown = session;
+    }
+    if (session !== undefined) this.#route.show(session, speed(session));
+    this.#composer.run(running);
+    this.#composer.invite(this.model?.nodes.some((node) => node.converses) ?? true);
+    this.#map.show(this.seen, this.model, running ? session : undefined, now);
+    this.#banner(now);
+  }
+
+  #banner(now: number): void {
+    const model = this.model;
+    const [state, words] = this.#connection();
+    setText(find("connection"), words);
+    find("connection").dataset["state"] = state;
+    const trouble = state === "lost" ? "No peer of the swarm answers; trying again" : model ? whatIsMissing(model) : "";
+    setText(find("trouble-words"), trouble);
+    setText(find("trouble-since"), trouble && model && state !== "lost" ? sinceWhen(model, now) : "");
+    find("trouble").hidden = trouble === "";
+  }
+
+  #connection(): [string, string] {
+    if (this.lost) return ["lost", "Not connected"];
+    const model = this.model;
+    if (model === undefined) return ["joining", this.seen.at === 0 ? "Joining …" : "Joined; no model is served"];
+    const servers = model.servers.filter(({ server, gone }) => gone === undefined && server.state === "online").length;
+    return ["joined", `Joined: ${count(servers, "server")}`];
+  }
 }
 
-function show(view: ReturnType<typeof turnView>, turn: Turn): void {
-  const bottom = scrollY + innerHeight > document.documentElement.scrollHeight - 120
-  view.show(turn)
-  draw()
-  if (bottom) view.element.scrollIntoView({ block: 'end' })
-}
-
-function setBusy(busy: boolean): void {
-  byId('send').hidden = busy
-  byId('stop').hidden = !busy
-  if (busy) byId('stop').focus()
-  else prompt.focus()
-}
-
-async function fromFile(): Promise<string[]> {
+/** The peers in the link, those in the file beside the page, and those of an earlier visit. */
+async function begin(): Promise<{ peers: string[]; only: Kind[] }> {
+  const link = readLink(location.hash);
+  let inFile: string[] = [];
   try {
-    return peersInFile(await (await fetch('peers.json')).json())
-  } catch {
-    return []
+    const response = await fetch("peers.json", { cache: "no-cache" });
+    if (response.ok) inFile = readPeersFile(await response.json());
+  } catch (error) {
+    console.info("no peers.json:", error);
+  }
+  return { peers: [...link.peers, ...inFile, ...remembered()], only: link.only };
+}
+
+const NO_ADDRESS =
+  "That is no address that a browser can dial: it begins with /ip4, /ip6 or /dns and ends with /p2p/ and the peer's id.";
+
+/** Without any peer the page can only ask for one. */
+function askForPeers(why: string): void {
+  setText(find("connection"), "Not connected");
+  find("connection").dataset["state"] = "lost";
+  setText(find("join-why"), why);
+  find("join").hidden = false;
+  find("intro").hidden = true;
+  find("join").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const addresses = find<HTMLInputElement>("join-address").value.split(/[\s,]+/).filter(Boolean);
+    const known = addresses.filter((address) => kindOf(address) !== undefined);
+    if (known.length === 0) return setText(find("join-why"), NO_ADDRESS);
+    location.hash = known.map((address) => `peer=${address}`).join("&");
+  });
+}
+
+function showViews(): void {
+  const buttons = [...document.querySelectorAll<HTMLButtonElement>("[data-show]")];
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      document.body.dataset["view"] = button.dataset["show"] ?? "chat";
+      for (const each of buttons) each.setAttribute("aria-pressed", String(each === button));
+    });
   }
 }
 
-async function main(): Promise<void> {
-  const given = [...peersInLink(location.hash), ...(await fromFile())]
-  const network = await joinNetwork()
-  form.addEventListener('submit', (event) => {
-    event.preventDefault()
-    void submit(network)
-  })
-  prompt.addEventListener('keydown', (event) => {
-    if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return
-    event.preventDefault()
-    form.requestSubmit()
-  })
-  byId('stop').addEventListener('click', () => page.running?.abort())
-  addEventListener('keydown', (event) => {
-    if (event.key === 'Escape') page.running?.abort()
-  })
-  models.addEventListener('change', draw)
-  byId('peers').addEventListener('submit', (event) => {
-    event.preventDefault()
-    const input = byId<HTMLInputElement>('peer')
-    const fits = isAddress(input.value.trim())
-    input.setCustomValidity(fits ? '' : 'an address of libp2p: /ip4/…/p2p/…')
-    if (!fits) return void input.reportValidity()
-    given.unshift(input.value.trim())
-    input.value = ''
-  })
-  setInterval(draw, 1000)
-  draw()
-  const connection = byId('connection')
-  await watch(
-    network,
-    () => [...given, ...remembered()],
-    {
-      map: onMap,
-      connection: (words, joined) => {
-        if (connection.textContent !== words) connection.textContent = words
-        connection.classList.toggle('joined', joined)
-      },
-    },
-    sleep,
-  )
+async function start(): Promise<void> {
+  showViews();
+  addEventListener("hashchange", () => location.reload());
+  const { peers, only } = await begin();
+  const secure = location.protocol === "https:";
+  const surroundings: Surroundings = { secure, webTransport: "WebTransport" in globalThis, only };
+  if (dialable(peers, surroundings).length === 0) {
+    const none = "This page knows no peer yet.";
+    askForPeers(peers.length === 0 ? none : "None of the peers that this page knows can be dialled from this browser.");
+    return;
+  }
+  const page = new Page(await join(), surroundings, peers);
+  addEventListener("pagehide", () => page.leave());
+  addEventListener("pageshow", (event) => event.persisted && location.reload());
 }
 
-main().catch((error: unknown) => {
-  byId('connection').textContent = `This browser cannot join: ${error instanceof Error ? error.message : String(error)}`
-})
+start().catch((error: unknown) => {
+  console.error(error);
+  askForPeers(`This browser cannot join: ${error instanceof Error ? error.message : String(error)}`);
+});

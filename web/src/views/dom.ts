@@ -1,25 +1,52 @@
-/** Elements without a framework. */
+/** Elements, written down. Text is always text: nothing that comes from the network is read as HTML. */
 
-type Child = Node | string
+type Attributes = Record<string, string | number | boolean | undefined | ((event: never) => void)>;
+type Child = Node | string | undefined | false;
 
-/** An element with attributes and children; attributes that are undefined are left out. */
-export function el<K extends keyof HTMLElementTagNameMap>(name: K, attributes: Record<string, string | undefined> = {}, ...children: Child[]): HTMLElementTagNameMap[K] {
-  const element = document.createElement(name)
-  for (const [key, value] of Object.entries(attributes)) if (value !== undefined) element.setAttribute(key, value)
-  element.append(...children)
-  return element
+function fill<E extends Element>(element: E, attributes: Attributes, children: Child[]): E {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === false) continue;
+    if (typeof value === "function") element.addEventListener(name.replace(/^on/, ""), value as EventListener);
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(...children.filter((child): child is Node | string => child !== undefined && child !== false));
+  return element;
 }
 
-export function svg(name: string, attributes: Record<string, string | number> = {}, ...children: Child[]): SVGElement {
-  const element = document.createElementNS('http://www.w3.org/2000/svg', name)
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value))
-  element.append(...children)
-  return element
+export function h<K extends keyof HTMLElementTagNameMap>(
+  tag: K,
+  attributes: Attributes = {},
+  ...children: Child[]
+): HTMLElementTagNameMap[K] {
+  return fill(document.createElement(tag), attributes, children);
 }
 
-/** The element of this id. */
-export function byId<T extends HTMLElement>(id: string): T {
-  const element = document.getElementById(id)
-  if (element === null) throw new Error(`there is no #${id}`)
-  return element as T
+export function s<K extends keyof SVGElementTagNameMap>(
+  tag: K,
+  attributes: Attributes = {},
+  ...children: Child[]
+): SVGElementTagNameMap[K] {
+  return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+export function find<E extends HTMLElement = HTMLElement>(id: string): E {
+  const element = document.getElementById(id);
+  if (element === null) throw new Error(`the page has no #${id}`);
+  return element as E;
+}
+
+/** Set text only if it differs: screen readers speak what is set. */
+export function setText(element: Element, text: string): void {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+export function isCalm(): boolean {
+  return matchMedia("(prefers-reduced-motion: reduce)").matches;
+}
+
+/** One of eight hues, always the same for a peer. */
+export function hueOf(peerId: string): string {
+  let hash = 0;
+  for (const letter of peerId.slice(-12)) hash = (hash * 31 + letter.charCodeAt(0)) >>> 0;
+  return `hue-${hash % 8}`;
 }

@@ -1,51 +1,145 @@
-/** Every block of a model with its replicas, and who comes and goes. */
+/** Every block of a model and who serves it: servers as bars over the blocks, come and gone live. */
 
-import { blocksOf, gapsOf, label, shortName, trouble, type Change } from '../swarm-map'
-import type { MapServer, Model, SwarmMap } from '../swarm/wire/swarm_pb'
-import { el } from './dom'
+import { blocksInWords, modelName, nameOf, type Session } from "../query/session";
+import { inWords, type ModelSeen, type Seen, type SeenServer, stateInWords } from "../map/seen";
+import { h, hueOf, setText } from "./dom";
 
-const MOST_SHOWN = 4
+/** ms for which it is shown that a server has come. */
+const FRESH = 1_500;
+/** Blocks of which each can be told its number of servers in the drawing. */
+const MOST_NUMBERED = 40;
 
-/** Draw a model's part of the map. `inUse`: peers on the route of the query under way. */
-export function drawMap(place: HTMLElement, map: SwarmMap | undefined, model: Model | undefined, since: Map<string, number>, inUse: ReadonlySet<string>, recent: readonly Change[]): void {
-  if (map === undefined || model === undefined) {
-    place.replaceChildren(el('p', { class: 'empty' }, map === undefined ? 'Waiting for a map of the swarm.' : 'Nobody serves a model here yet.'))
-    return
+export class MapView {
+  readonly #title = h("h2", { id: "swarm-title" });
+  readonly #words = h("p", { class: "map-words" });
+  readonly #blocks = h("div", { class: "blocks", "aria-hidden": "true" });
+  readonly #servers = h("ul", { class: "servers", "aria-label": "Servers, by the blocks that they serve" });
+  readonly #nodes = h("ul", { class: "nodes" });
+  readonly #nodesTitle = h("h3", {}, "Query nodes");
+  readonly #happenings = h("ol", { class: "happenings" });
+  readonly #happeningsTitle = h("h3", {}, "What happened");
+  #drawn = "";
+
+  constructor(section: HTMLElement) {
+    section.append(this.#title, this.#words, this.#blocks, this.#servers, this.#nodesTitle, this.#nodes);
+    section.append(this.#happeningsTitle, this.#happenings);
   }
-  const servers = map.servers.filter((server) => server.model === model.key)
-  const blocks = blocksOf(model, servers)
-  const wrong = trouble(model, blocks, since, Date.now())
-  const summary = `${shortName(model.name)}: ${blocks.length} blocks, ${servers.length} server${servers.length === 1 ? '' : 's'}`
-  const cells = blocks.map((block) => {
-    const depth = Math.min(block.replicas.length, MOST_SHOWN)
-    const used = block.replicas.some((peerId) => inUse.has(peerId))
-    return el('i', { class: `block deep${depth}${used ? ' used' : ''}`, title: `block ${block.index}: ${block.replicas.length} server${block.replicas.length === 1 ? '' : 's'}` })
-  })
-  const gaps = gapsOf(blocks)
-  place.replaceChildren(
-    el('p', { class: 'summary' }, summary),
-    el('div', { class: 'blocks', role: 'img', 'aria-label': gaps.length === 0 ? `All ${blocks.length} blocks are served` : wrong }, ...cells),
-    ...(wrong === '' ? [] : [el('p', { class: 'trouble', role: 'alert' }, wrong)]),
-    el('ul', { class: 'servers' }, ...[...servers].sort((a, b) => a.first - b.first || a.last - b.last).map((server) => serverLine(server, inUse, recent))),
-    ...gone(recent, map),
-  )
+
+  show(seen: Seen, model: ModelSeen | undefined, running: Session | undefined, now: number): void {
+    this.#nodesTitle.hidden = model === undefined;
+    this.#happeningsTitle.hidden = seen.happenings.length === 0;
+    setText(this.#title, model === undefined ? "The swarm" : modelName(model.model.name));
+    setText(this.#words, model === undefined ? "No map yet." : summary(model));
+    const inUse = new Set(running?.route?.hops.map((hop) => hop.peerId));
+    if (running?.node !== undefined) inUse.add(running.node.peerId);
+    const key = this.#key(seen, model, inUse, now);
+    if (key === this.#drawn) return;
+    this.#drawn = key;
+    this.#blocks.replaceChildren(...(model === undefined ? [] : drawBlocks(model)));
+    this.#servers.replaceChildren(...(model === undefined ? [] : model.servers.map((each) => drawServer(each, model, inUse, now))));
+    this.#nodes.replaceChildren(...(model?.nodes ?? []).map((node) => drawNode(node, inUse)));
+    this.#happenings.replaceChildren(
+      ...seen.happenings.slice(0, 8).map(({ at, words, kind }) =>
+        h("li", { class: kind }, h("time", {}, clock(at)), " ", words),
+      ),
+    );
+  }
+
+  #key(seen: Seen, model: ModelSeen | undefined, inUse: Set<string>, now: number): string {
+    const fresh = model?.servers.filter((each) => isFresh(each.since, now)).length;
+    const gone = model?.servers.filter((each) => each.gone !== undefined).length;
+    return [model?.model.key, seen.at, [...inUse].join(), fresh, gone].join(" ");
+  }
 }
 
-function serverLine(server: MapServer, inUse: ReadonlySet<string>, recent: readonly Change[]): HTMLElement {
-  const came = recent.some((change) => change.peerId === server.peerId && change.kind === 'came')
-  const marks = [server.state === 'online' ? '' : server.state, came ? 'new' : '', inUse.has(server.peerId) ? 'in use' : ''].filter((mark) => mark !== '')
-  const speed = server.decodeMs > 0 ? `${server.decodeMs.toFixed(1)} ms a block` : ''
-  return el(
-    'li',
-    { class: inUse.has(server.peerId) ? 'used' : undefined },
-    el('b', {}, label(server)),
-    el('span', {}, `${server.first}–${server.last - 1}`),
-    el('span', { class: 'quiet' }, [speed, server.queue > 0 ? `${server.queue} waiting` : '', ...marks].filter((part) => part !== '').join(' · ')),
-  )
+function summary({ model, servers, replicas, nodes }: ModelSeen): string {
+  const online = servers.filter(({ server, gone }) => gone === undefined && server.state === "online").length;
+  const least = Math.min(...replicas);
+  const cover = least === 0 ? "not every block is served" : least === 1 ? "each block at least once" : `each block at least ${least} times`;
+  return `${model.blocks} blocks on ${count(online, "server")}, ${cover}; ${count(nodes.length, "query node")}.`;
 }
 
-function gone(recent: readonly Change[], map: SwarmMap): HTMLElement[] {
-  const there = new Set(map.servers.map((server) => server.peerId))
-  const left = recent.filter((change) => change.kind === 'left' && !there.has(change.peerId))
-  return left.length === 0 ? [] : [el('p', { class: 'quiet' }, `left: ${left.map((change) => `…${change.peerId.slice(-6)}`).join(', ')}`)]
+export function count(number: number, what: string): string {
+  return `${number} ${what}${number === 1 ? "" : "s"}`;
+}
+
+function drawBlocks({ model, replicas }: ModelSeen): HTMLElement[] {
+  const most = Math.max(2, ...replicas);
+  return replicas.map((number, block) => {
+    const cell = h("span", { class: number === 0 ? "block missing" : "block", title: `block ${block}: ${count(number, "server")}` });
+    cell.style.setProperty("--full", String(0.25 + (0.75 * number) / most));
+    if (model.blocks <= MOST_NUMBERED) cell.append(h("b", {}, String(number)), h("i", {}, String(block)));
+    return cell;
+  });
+}
+
+function drawServer(
+  { server, since, gone }: SeenServer,
+  { model }: ModelSeen,
+  inUse: ReadonlySet<string>,
+  now: number,
+): HTMLElement {
+  const state = gone === undefined ? server.state : "gone";
+  const facts = [
+    blocksInWords(server.first, server.last),
+    state === "online" ? "" : state === "gone" ? "left" : stateInWords(state),
+    server.decodeMs > 0 ? `${server.decodeMs.toFixed(server.decodeMs < 10 ? 1 : 0)} ms a token` : "",
+    server.queue > 0 ? `${server.queue} waiting` : "",
+    server.quantization === "none" ? "" : server.quantization,
+    server.relayed ? "relayed" : "",
+    inUse.has(server.peerId) ? "in use" : "",
+  ];
+  const classes = ["server", hueOf(server.peerId), `is-${state}`];
+  if (inUse.has(server.peerId)) classes.push("in-use");
+  if (gone === undefined && isFresh(since, now)) classes.push("fresh");
+  const bar = h("span", { class: "bar", "aria-hidden": "true" });
+  bar.style.marginInlineStart = `${(100 * server.first) / model.blocks}%`;
+  bar.style.inlineSize = `${(100 * (server.last - server.first)) / model.blocks}%`;
+  return h(
+    "li",
+    { class: classes.join(" "), title: server.peerId },
+    bar,
+    h("span", { class: "who" }, nameOf(server)),
+    h("span", { class: "facts" }, facts.filter(Boolean).join(" · ")),
+  );
+}
+
+function isFresh(since: number | undefined, now: number): boolean {
+  return since !== undefined && now - since < FRESH;
+}
+
+function drawNode(node: ModelSeen["nodes"][number], inUse: ReadonlySet<string>): HTMLElement {
+  const used = inUse.has(node.peerId);
+  const facts = [`${node.running} of ${node.capacity} busy`, used ? "in use" : "", node.edges.length ? "" : "not for browsers"];
+  return h(
+    "li",
+    { class: `node ${hueOf(node.peerId)}${used ? " in-use" : ""}`, title: node.peerId },
+    h("span", { class: "who" }, nameOf(node)),
+    h("span", { class: "facts" }, facts.filter(Boolean).join(" · ")),
+  );
+}
+
+function clock(at: number): string {
+  return new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+}
+
+/** What is wrong with the swarm, in words; without how long, which changes all the time. */
+export function whatIsMissing({ gaps, model, nodes }: ModelSeen): string {
+  if (gaps.length > 0) {
+    const named = gaps.slice(0, 3).map((gap) => blocksInWords(gap.first, gap.last));
+    const more = gaps.length > 3 ? " and more" : "";
+    const one = gaps.reduce((blocks, gap) => blocks + gap.last - gap.first, 0) === 1;
+    return `${capital(named.join(", "))}${more} of ${modelName(model.name)} ${one ? "has" : "have"} no server; answers wait until somebody serves ${one ? "it" : "them"}`;
+  }
+  if (nodes.length === 0) return `Nobody answers queries for ${modelName(model.name)} just now; waiting for a query node`;
+  if (nodes.every((node) => node.edges.length === 0)) return `The query nodes for ${modelName(model.name)} cannot be reached from browsers`;
+  return "";
+}
+
+export function sinceWhen({ gaps }: ModelSeen, now: number): string {
+  return gaps.length === 0 ? "" : `since ${inWords(now - Math.min(...gaps.map((gap) => gap.since)))}`;
+}
+
+function capital(words: string): string {
+  return words.charAt(0).toUpperCase() + words.slice(1);
 }

@@ -1,16 +1,77 @@
-/** Where the time of an answer went, as bars beside each other in time. */
+/** Where the time of an answer went, as a waterfall. */
 
-import type { TraceSpan } from '../swarm/wire/swarm_pb'
-import { el } from './dom'
+import type { Finished, RouteHop, TraceSpan } from "../swarm/wire/swarm_pb";
+import { blocksInWords, nameOf } from "../query/session";
+import { h, hueOf } from "./dom";
 
-export function drawTrace(place: HTMLElement, trace: readonly TraceSpan[], names: ReadonlyMap<string, string>): void {
-  const end = Math.max(...trace.map((span) => span.start + span.seconds), 0.001)
-  const rows = trace.map((span) => {
-    const who = span.peerId === '' ? 'query node' : (names.get(span.peerId) ?? `…${span.peerId.slice(-6)}`)
-    const bar = el('i', { class: `bar ${span.name.split(' ')[0] ?? ''}` })
-    bar.style.setProperty('--start', `${(100 * span.start) / end}%`)
-    bar.style.setProperty('--length', `${Math.max((100 * span.seconds) / end, 0.5)}%`)
-    return el('li', {}, el('span', {}, `${who} · ${span.name}`), el('span', { class: 'track' }, bar), el('span', { class: 'quiet' }, `${(1000 * span.seconds).toFixed(0)} ms${span.count > 1 ? ` in ${span.count}` : ''}`))
-  })
-  place.replaceChildren(el('ol', { class: 'trace' }, ...rows))
+export interface Row {
+  name: string;
+  who: string;
+  hue: string;
+  /** Shares of the whole. */
+  start: number;
+  length: number;
+  words: string;
+}
+
+/** Shorter shares of the whole are not shown. */
+const LEAST = 1e-4;
+
+/** One row a span, in order of their beginnings. */
+export function rowsOf(finished: Finished, hops: readonly RouteHop[]): Row[] {
+  const whole = Math.max(1e-9, finished.seconds, ...finished.trace.map((span) => span.start + span.seconds));
+  return finished.trace
+    .filter((span) => span.seconds >= LEAST * whole)
+    .sort((a, b) => a.start - b.start)
+    .map((span) => ({
+      name: span.name,
+      who: whoOf(span, hops),
+      hue: span.peerId ? hueOf(span.peerId) : "",
+      start: clamp(span.start / whole),
+      length: clamp(span.seconds / whole),
+      words: wordsOf(span),
+    }));
+}
+
+function clamp(share: number): number {
+  return Math.min(1, Math.max(0, share));
+}
+
+function whoOf(span: TraceSpan, hops: readonly RouteHop[]): string {
+  if (!span.peerId) return span.name.startsWith("wire") ? "between them" : "query node";
+  const hop = hops.find((each) => each.peerId === span.peerId);
+  return hop === undefined ? nameOf({ name: "", peerId: span.peerId }) : `${nameOf(hop)}, ${blocksInWords(hop.first, hop.last)}`;
+}
+
+function wordsOf({ seconds, count }: TraceSpan): string {
+  const time = duration(seconds);
+  return count > 1 ? `${time} in ${count} steps` : time;
+}
+
+export function duration(seconds: number): string {
+  if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  return `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`;
+}
+
+export function drawTrace(finished: Finished, hops: readonly RouteHop[]): HTMLElement {
+  const rows = rowsOf(finished, hops).map((row) => {
+    const bar = h("span", { class: `span ${row.hue}`, "aria-hidden": "true" });
+    bar.style.marginInlineStart = `${Math.min(99.4, 100 * row.start)}%`;
+    bar.style.inlineSize = `${Math.max(0.6, Math.min(100 * row.length, 100 - 100 * row.start))}%`;
+    return h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, row.name, h("span", {}, row.who)),
+      h("td", { class: "lane" }, bar),
+      h("td", { class: "time" }, row.words),
+    );
+  });
+  return h(
+    "table",
+    { class: "trace" },
+    h("caption", { class: "unseen" }, "Where the time went"),
+    h("thead", { class: "unseen" }, h("tr", {}, h("th", {}, "what and who"), h("th", {}, "when"), h("th", {}, "how long"))),
+    h("tbody", {}, ...rows),
+  );
 }

@@ -1,0 +1,324 @@
+/**
+ * One query's life, as a pure function: what has come, who answers, what to do when they fall silent.
+ *
+ * The state of an answer is with the page. When a query node dies another one gets the same query with the tokens so
+ * far, and goes on. `step` decides; what it wants done is in the commands that it returns.
+ */
+
+import type { Finished, QueryNode, QueryReply, RouteHop } from "../swarm/wire/swarm_pb";
+import { Failure_Code } from "../swarm/wire/swarm_pb";
+
+export interface Patience {
+  /** ms until a node that is asked must have said something. */
+  opening: number;
+  /** ms without a sign of life after which a node is taken for dead. */
+  silence: number;
+  /** ms that a node may wait for blocks before another one is tried, which may know a way; doubles each time. */
+  waiting: number;
+  /** ms for which a node that failed is left alone; doubles while one after the other fails. */
+  avoid: number;
+  /** Nodes that may fail one after the other without a token between. */
+  failures: number;
+}
+
+export const PATIENCE: Patience = { opening: 12_000, silence: 8_000, waiting: 20_000, avoid: 5_000, failures: 8 };
+
+export type Prompt = { case: "text"; value: string } | { case: "messages"; value: string };
+
+export interface Asked {
+  id: Uint8Array;
+  model: string;
+  prompt: Prompt;
+  seed: bigint;
+  temperature: number | undefined;
+  maxTokens: number | undefined;
+  trace: boolean;
+}
+
+export type Phase = "choosing" | "asking" | "answering" | "waiting" | "finished" | "stopped" | "failed";
+
+export interface Note {
+  at: number;
+  words: string;
+}
+
+export interface RouteSeen {
+  hops: RouteHop[];
+  reroutes: number;
+}
+
+export interface Session {
+  asked: Asked;
+  phase: Phase;
+  nodes: readonly QueryNode[];
+  /** Peer id to the time, in ms, until which it is left alone. */
+  avoided: Readonly<Record<string, number>>;
+  node: QueryNode | undefined;
+  /** Counts the nodes asked; what an earlier one still says does not count. */
+  attempt: number;
+  generated: readonly number[];
+  sentBytes: number;
+  text: string;
+  heardAt: number;
+  waitingSince: number | undefined;
+  waitingPatience: number;
+  /** Why nothing comes just now, in words; empty: it does. */
+  trouble: string;
+  route: RouteSeen | undefined;
+  promptTokens: number;
+  failures: number;
+  notes: readonly Note[];
+  finished: Finished | undefined;
+  /** When tokens came: [ms, how many]. The last of them, for the speed. */
+  arrivals: readonly (readonly [number, number])[];
+  startedAt: number;
+  endedAt: number | undefined;
+}
+
+export type Event =
+  | { type: "nodes"; nodes: readonly QueryNode[] }
+  | { type: "reply"; attempt: number; reply: QueryReply }
+  | { type: "broke"; attempt: number; why: string }
+  | { type: "tick" }
+  | { type: "stop" };
+
+export type Command = { type: "ask"; attempt: number; node: QueryNode } | { type: "drop" };
+
+type Step = [Session, Command[]];
+
+const KEPT_ARRIVALS = 64;
+const HOPELESS: readonly Failure_Code[] = [Failure_Code.INVALID, Failure_Code.TOO_LONG];
+
+export function begin(
+  asked: Asked,
+  nodes: readonly QueryNode[],
+  avoided: Readonly<Record<string, number>>,
+  now: number,
+  patience: Patience = PATIENCE,
+): Step {
+  const session: Session = {
+    asked,
+    phase: "choosing",
+    nodes,
+    avoided,
+    node: undefined,
+    attempt: 0,
+    generated: [],
+    sentBytes: 0,
+    text: "",
+    heardAt: now,
+    waitingSince: undefined,
+    waitingPatience: patience.waiting,
+    trouble: "",
+    route: undefined,
+    promptTokens: 0,
+    failures: 0,
+    notes: [],
+    finished: undefined,
+    arrivals: [],
+    startedAt: now,
+    endedAt: undefined,
+  };
+  return choose(session, now);
+}
+
+export function isOver(session: Session): boolean {
+  return session.phase === "finished" || session.phase === "stopped" || session.phase === "failed";
+}
+
+/** What follows from `event` at the time `now`, in ms. */
+export function step(session: Session, event: Event, now: number, patience: Patience = PATIENCE): Step {
+  if (isOver(session)) return [session, []];
+  switch (event.type) {
+    case "nodes":
+      return onNodes({ ...session, nodes: event.nodes }, now);
+    case "reply":
+      return event.attempt === session.attempt ? onReply(session, event.reply, now, patience) : [session, []];
+    case "broke":
+      return event.attempt === session.attempt ? leave(session, event.why, now, patience) : [session, []];
+    case "tick":
+      return onTick(session, now, patience);
+    case "stop":
+      return [{ ...session, phase: "stopped", trouble: "", endedAt: now }, [{ type: "drop" }]];
+  }
+}
+
+/** The node with the most room, of those that did not fail just now. */
+export function pick(session: Session, now: number): QueryNode | undefined {
+  const usable = session.nodes.filter((node) => (session.avoided[node.peerId] ?? 0) <= now);
+  return usable.reduce<QueryNode | undefined>(
+    (best, node) => (best === undefined || load(node) < load(best) ? node : best),
+    undefined,
+  );
+}
+
+function load(node: QueryNode): number {
+  return node.capacity > 0 ? node.running / node.capacity : 1;
+}
+
+/** A model's name; of a folder its own name only. */
+export function modelName(name: string): string {
+  return name.startsWith("/") ? name.replace(/\/+$/, "").slice(name.replace(/\/+$/, "").lastIndexOf("/") + 1) : name;
+}
+
+export function nameOf(peer: { name: string; peerId: string }): string {
+  return peer.name || `…${peer.peerId.slice(-6)}`;
+}
+
+function noted(session: Session, words: string, now: number): Session {
+  return { ...session, notes: [...session.notes, { at: now, words }] };
+}
+
+function choose(session: Session, now: number): Step {
+  const node = pick(session, now);
+  if (node === undefined) {
+    const trouble = session.nodes.length > 0 ? "no query node answers; trying again" : "no query node is known; waiting";
+    return [{ ...session, phase: "choosing", node: undefined, trouble }, []];
+  }
+  const attempt = session.attempt + 1;
+  const asking: Session = {
+    ...session,
+    phase: "asking",
+    node,
+    attempt,
+    heardAt: now,
+    waitingSince: undefined,
+    trouble: "",
+  };
+  return [asking, [{ type: "ask", attempt, node }]];
+}
+
+function onNodes(session: Session, now: number): Step {
+  return session.phase === "choosing" ? choose(session, now) : [session, []];
+}
+
+function onTick(session: Session, now: number, patience: Patience): Step {
+  if (session.phase === "choosing") return choose(session, now);
+  const quiet = now - session.heardAt;
+  if (quiet > (session.phase === "asking" ? patience.opening : patience.silence)) {
+    return leave(session, "went silent", now, patience);
+  }
+  if (session.waitingSince !== undefined && now - session.waitingSince > session.waitingPatience) {
+    return elsewhere(session, now);
+  }
+  return [session, []];
+}
+
+/** Another node may know a way around the blocks that this one waits for; alone, it goes on waiting. */
+function elsewhere(session: Session, now: number): Step {
+  const here = session.node as QueryNode;
+  const longer: Session = { ...session, waitingPatience: 2 * session.waitingPatience, waitingSince: now };
+  const others = { ...longer, nodes: session.nodes.filter((node) => node.peerId !== here.peerId) };
+  const other = pick(others, now);
+  if (other === undefined) return [longer, []];
+  const words = `${nameOf(here)} waits for blocks; trying ${nameOf(other)}`;
+  const [asking, commands] = choose(noted(others, words, now), now);
+  return [{ ...asking, nodes: session.nodes }, [{ type: "drop" }, ...commands]];
+}
+
+/** Go on with another node; the answer so far goes with the query. */
+function leave(session: Session, why: string, now: number, patience: Patience, wait?: number): Step {
+  const pause = wait ?? patience.avoid * 2 ** session.failures;
+  const left = session.node as QueryNode;
+  const failures = session.failures + 1;
+  const avoiding: Session = { ...session, failures, avoided: { ...session.avoided, [left.peerId]: now + pause } };
+  if (failures >= patience.failures) {
+    return fail(avoiding, `${failures} query nodes failed one after the other; the last one ${why}`, now);
+  }
+  const [next, commands] = choose(avoiding, now);
+  const going = next.node === undefined ? "looking for another" : `going on with ${nameOf(next.node)}`;
+  return [noted(next, `${nameOf(left)} ${why}, ${going}`, now), [{ type: "drop" }, ...commands]];
+}
+
+function fail(session: Session, words: string, now: number): Step {
+  return [{ ...noted(session, words, now), phase: "failed", trouble: words, endedAt: now }, [{ type: "drop" }]];
+}
+
+function onReply(session: Session, reply: QueryReply, now: number, patience: Patience): Step {
+  const heard: Session = { ...session, heardAt: now };
+  const kind = reply.kind;
+  switch (kind.case) {
+    case "accepted":
+      return [{ ...heard, phase: "answering", promptTokens: kind.value.promptTokens }, []];
+    case "delta":
+      return onDelta(heard, kind.value, now, patience);
+    case "route": {
+      const { hops, reroutes, reason } = kind.value;
+      const moved: Session = {
+        ...heard,
+        phase: "answering",
+        route: { hops, reroutes },
+        waitingSince: undefined,
+        trouble: "",
+      };
+      return [reroutes > 0 && reason ? noted(moved, `another route: ${reason}`, now) : moved, []];
+    }
+    case "waiting": {
+      const { first, last, since, words } = kind.value;
+      const trouble = words || `${blocksInWords(first, last)} have had no server for ${Math.round(since)} s; waiting`;
+      return [{ ...heard, phase: "waiting", trouble, waitingSince: session.waitingSince ?? now }, []];
+    }
+    case "finished":
+      return [{ ...heard, phase: "finished", trouble: "", finished: kind.value, endedAt: now }, [{ type: "drop" }]];
+    case "failure":
+      return onFailure(heard, kind.value.code, kind.value.message, kind.value.retryAfter, now, patience);
+    default:
+      return [heard, []];
+  }
+}
+
+function onDelta(
+  session: Session,
+  delta: { tokens: number[]; text: string; sentBytes: number },
+  now: number,
+  patience: Patience,
+): Step {
+  if (delta.sentBytes < session.sentBytes) return leave(session, "answered nonsense", now, patience);
+  if (delta.tokens.length === 0 && delta.text === "") return [session, []];
+  const arrivals = [...session.arrivals, [now, delta.tokens.length] as const].slice(-KEPT_ARRIVALS);
+  const moved: Session = {
+    ...session,
+    phase: "answering",
+    trouble: "",
+    generated: [...session.generated, ...delta.tokens],
+    text: session.text + delta.text,
+    sentBytes: delta.sentBytes,
+    arrivals,
+    waitingSince: undefined,
+    waitingPatience: patience.waiting,
+    failures: 0,
+  };
+  return [moved, []];
+}
+
+function onFailure(
+  session: Session,
+  code: Failure_Code,
+  message: string,
+  retryAfter: number,
+  now: number,
+  patience: Patience,
+): Step {
+  if (HOPELESS.includes(code)) return fail(session, message || "the query cannot be answered", now);
+  if (code === Failure_Code.BUSY) {
+    const [next, commands] = leave(session, "is busy", now, patience, Math.max(0.2, retryAfter) * 1000);
+    return [{ ...next, failures: session.failures }, commands];
+  }
+  return leave(session, `failed (${message || "it did not say why"})`, now, patience);
+}
+
+/** `first` ≤ block < `last`. */
+export function blocksInWords(first: number, last: number): string {
+  return last - first === 1 ? `block ${first}` : `blocks ${first}–${last - 1}`;
+}
+
+/** Tokens per second over the last arrivals; undefined: too few. */
+export function speed(session: Session, windowMs = 5_000): number | undefined {
+  const end = session.endedAt ?? session.arrivals.at(-1)?.[0] ?? 0;
+  const recent = isOver(session) ? session.arrivals : session.arrivals.filter(([at]) => at >= end - windowMs);
+  const from = recent[0];
+  const to = recent.at(-1);
+  if (from === undefined || to === undefined || to[0] - from[0] < 200) return undefined;
+  const tokens = recent.slice(1).reduce((sum, [, count]) => sum + count, 0);
+  return tokens / ((to[0] - from[0]) / 1000);
+}
