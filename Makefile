@@ -7,7 +7,7 @@ N ?= 100
 NAME ?=
 ARGS ?=
 
-.PHONY: help install test lint format demo chaos bench page proto clean
+.PHONY: help install test lint format demo chaos bench page package docs proto clean
 
 help:
 	@echo "make install        everything into .venv (a second run takes no time)"
@@ -17,6 +17,8 @@ help:
 	@echo "make chaos N=100    N random failure scenarios on the simulated network"
 	@echo "make bench NAME=x   one benchmark against its baseline; without NAME lists them"
 	@echo "make page           build and test the web page, and put it where the gateway serves it"
+	@echo "make package        build the wheel, install it into an empty environment, and use it"
+	@echo "make docs           the documentation as a site, into site/"
 	@echo "make proto          regenerate swarm/wire/swarm_pb2.py and the page's twin from swarm.proto"
 
 install: $(INSTALLED)
@@ -58,6 +60,12 @@ page: install web/node_modules/.package-lock.json
 	cd web && npm run --silent check && npm run --silent test && npm run --silent build && npm run --silent size
 	rm -rf $(PAGE) && cp -r web/dist $(PAGE)
 
+package: page
+	PYTHON=$(abspath $(BIN))/python bash scripts/check_wheel.sh
+
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
+
 web/node_modules/.package-lock.json: web/package-lock.json
 	cd web && npm ci --no-audit --no-fund --loglevel=error
 
@@ -66,5 +74,5 @@ proto: install web/node_modules/.package-lock.json
 	cd web && PYTHON=$(abspath $(BIN))/python npm run --silent proto
 
 clean:
-	rm -rf web/node_modules web/dist $(PAGE)
+	rm -rf web/node_modules web/dist $(PAGE) site
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
