@@ -24,7 +24,7 @@ def main(commands: Path, name: str) -> None:
             peer = (place / "addresses").read_text().splitlines()[0]
             for blocks in ("0:4", "4:8"):
                 server = start(commands, place, "swarm-serve", name, "--blocks", blocks, "--initial-peers", peer)
-                started.append(server)  # noqa: PERF401 - what has begun must end, also when the next does not begin
+                started.append(server)
             status = [commands / "swarm-status", name, "--initial-peers", peer, "--wait", "--timeout", str(PATIENCE)]
             subprocess.run(status, check=True)
             print(use(name, peer))
