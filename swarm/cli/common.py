@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
+import json
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ from swarm.types import Span
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 MULTIADDR = "MULTIADDR"
+SUBJECT = re.compile(r"session ([0-9a-f]{8}) \((\d+:\d+)\): ")
 
 
 def network_options(command: Command) -> Command:
@@ -130,11 +132,11 @@ def identity_option(command: Command) -> Command:
 
 
 def verbosity_options(command: Command) -> Command:
-    """-v, -q and --version. Sets up logging, and turns SwarmError into a line and exit code 1."""
+    """-v, -q, --log-json and --version. Sets up logging, and turns SwarmError into a line and exit code 1."""
 
     @functools.wraps(command)
-    def wrapped(*args: Any, verbose: int, quiet: bool, **kwargs: Any) -> Any:
-        start_logging(verbose, quiet)
+    def wrapped(*args: Any, verbose: int, quiet: bool, log_json: bool, **kwargs: Any) -> Any:
+        start_logging(verbose, quiet, as_json=log_json)
         try:
             return command(*args, **kwargs)
         except SwarmError as error:
@@ -144,19 +146,42 @@ def verbosity_options(command: Command) -> Command:
             sys.exit(1)
 
     wrapped = click.version_option(__version__, prog_name="swarm")(wrapped)
+    wrapped = click.option("--log-json", is_flag=True, help="Log one JSON object a line.")(wrapped)
     wrapped = click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only; no progress bars.")(wrapped)
     return click.option(  # type: ignore[return-value]
         "-v", "--verbose", count=True, help="More of what happens, and tracebacks; -vv for debugging."
     )(wrapped)
 
 
-def start_logging(verbose: int, quiet: bool) -> None:
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (unix seconds), level, logger, message, and `error` with a traceback.
+
+    What our messages say of sessions and spans at their beginning, `session 1a2b3c4d (0:8): …`, is told apart, too.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        message = record.getMessage()
+        fields: dict[str, Any] = {"time": record.created, "level": record.levelname.lower(), "logger": record.name}
+        subject = SUBJECT.match(message)
+        if subject is not None:
+            fields |= {"session": subject[1], "span": subject[2]}
+        fields["message"] = message
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def start_logging(verbose: int, quiet: bool, *, as_json: bool = False) -> None:
     """Log to stderr: warnings with -q, what matters by default, more with -v; other libraries one step quieter."""
     level = logging.WARNING if quiet else (logging.INFO, logging.DEBUG)[min(verbose, 1)]
     logging.basicConfig(
         stream=sys.stderr, level=logging.DEBUG if verbose > 1 else logging.WARNING, format="%(asctime)s %(message)s"
     )
     logging.getLogger("swarm").setLevel(level)
+    if as_json:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines())
 
 
 def quiet() -> bool:

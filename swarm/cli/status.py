@@ -30,6 +30,7 @@ POLL = 1.0
 @network_options
 @click.option("--wait", is_flag=True, help="Wait until every block of MODEL is served.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="With --wait: give up after so long, with exit code 3.")
+@click.option("--watch", "watching", is_flag=True, help="Show MODEL as it changes, until Ctrl-C.")
 @click.option("--json", "json_", is_flag=True, help="One JSON document instead of text.")
 @verbosity_options
 def main(
@@ -39,6 +40,7 @@ def main(
     announce_maddrs: tuple[str, ...],
     wait: bool,
     timeout: float | None,
+    watching: bool,
     json_: bool,
 ) -> None:
     """Show who serves which blocks of MODEL: a name or a key that the swarm knows, or a folder or name to look up.
@@ -48,11 +50,15 @@ def main(
     Exit codes: 0 shown (with --wait: every block is served), 1 an error that is printed, 2 wrong usage,
     3 --timeout passed and blocks are missing.
     """
-    if wait and model is None:
-        raise click.UsageError("--wait needs a MODEL")
+    if (wait or watching) and model is None:
+        raise click.UsageError("--wait and --watch need a MODEL")
     config = network_config(initial_peers, host_maddrs, announce_maddrs)
     if not config.initial_peers:
         raise InvalidInput(HOW_TO_BEGIN)
+    if watching and model is not None:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(follow(config, model))
+        return
     text, whole = asyncio.run(run(config, model, wait=wait, timeout=timeout, json_=json_))
     click.echo(text)
     sys.exit(3 if wait and not whole else 0)
@@ -68,6 +74,15 @@ async def run(
         info, records = await (until_whole(directory, model, timeout) if wait else look(directory, model))
     report = json.dumps(as_json(info, records), indent=2) if json_ else as_text(info, records)
     return report, not missing(records, info.blocks)
+
+
+async def follow(config: NetworkConfig, model: str) -> None:
+    """Join, and show a model until cancelled."""
+    from swarm.cli.watch import watch
+
+    async with joined(config) as (_, directory):
+        info, _ = await look(directory, model)
+        await watch(info, lambda: asyncio.ensure_future(directory.lookup(info.key, info.blocks)))
 
 
 def listing(models: Sequence[ModelInfo], json_: bool) -> str:
