@@ -26,6 +26,7 @@ class Scripted:
         self.gate.set()
         self.asked: list[pb.Query] = []
         self.ended = 0
+        self.told = 0
 
     async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         self.asked.append(query)
@@ -52,6 +53,7 @@ class Scripted:
                         for i in range(query.sampling.top_logprobs)
                     ]
                     delta.logprobs.add(token=place, logprob=-0.5, text=text.encode(), top=top)
+                self.told += 1
                 yield pb.QueryReply(delta=delta)
                 await asyncio.sleep(0)
             short = len(words) < len(self.says.split(" "))

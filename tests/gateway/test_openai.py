@@ -384,3 +384,18 @@ def test_an_address_that_is_taken_is_an_error() -> None:
             await serve_http(create_app({}, HttpSettings()), "127.0.0.1", port)
 
     served(work)
+
+
+def test_a_reader_who_takes_nothing_holds_the_answer_up_and_is_given_up() -> None:
+    async def work(server: Served) -> None:
+        body = json.dumps({"model": "tiny", "prompt": "x", "stream": True}).encode()
+        host, port = server.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1000)
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await until(lambda: server.answerer.running == 1)
+        await until(lambda: server.answerer.running == 0)
+        assert server.answerer.told < len(server.answerer.says.split(" ")) // 2
+        writer.close()
+
+    served(work, says=f"{'w' * 10_000} " * 5_000, settings=HttpSettings(stuck=0.2))
