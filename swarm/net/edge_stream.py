@@ -226,7 +226,7 @@ class Bridge:
                 self._changed = trio.Event()
                 await self._changed.wait()
             if self._outbox:
-                data = self._outbox.popleft()
+                data = self._next()
                 if not await self._write(data):
                     self.reset()
                     return
@@ -234,6 +234,13 @@ class Bridge:
         with trio.move_on_after(self._config.linger):
             await _quietly(self._stream.close())
         self._scope.deadline = trio.current_time() + self._config.linger
+
+    def _next(self) -> bytes:
+        """What is to be sent next; small frames together."""
+        data = self._outbox.popleft()
+        while self._outbox and len(data) + len(self._outbox[0]) <= PIECE:
+            data += self._outbox.popleft()
+        return data
 
     async def _write(self, data: bytes) -> bool:
         """Whether the peer took it in time."""

@@ -67,6 +67,8 @@ KEEPALIVE = (15, 5, 3)
 """A silent TCP connection is probed after so many seconds, every so many, and is dead after so many."""
 SILENCE = 12.0
 """Seconds after which a silent WebRTC connection is dead; browsers check theirs every 3 to 6."""
+FIRST_CONTACTS = 2.0
+"""New WebRTC connections per second from one ip, after a few at once: it cannot take all places for handshakes."""
 IDLE = 30.0
 """Seconds after which a silent QUIC connection is dead; browsers keep theirs alive."""
 
@@ -142,6 +144,7 @@ class Transports:
             bridge_factory=bridge,
             local_peer_id=self._peer,
         )
+        listener._first_contact_limiter = type(listener._first_contact_limiter)(rate=FIRST_CONTACTS)
         await listener.listen(Multiaddr(address))
         return listener
 

@@ -1,0 +1,53 @@
+"""A command's edge: needed or not, and its addresses in a file."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from swarm.cli import network
+from swarm.cli.network import edge_of
+from swarm.config import EdgeConfig
+from swarm.errors import EdgeFailed
+from swarm.net.identity import Identity
+
+HOST: Any = SimpleNamespace(identity=Identity.generate())
+CONFIG = EdgeConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0/ws",))
+
+
+def test_an_edge_that_nobody_asked_for_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with edge_of(HOST, None) as nothing:
+            assert nothing is None
+        async with edge_of(HOST, CONFIG) as edge:
+            assert edge is not None
+            taken = EdgeConfig(host_maddrs=(edge.addresses[0].partition("/p2p/")[0],))
+            async with edge_of(HOST, taken, needed=False) as nothing:
+                assert nothing is None
+            with pytest.raises(EdgeFailed):
+                async with edge_of(HOST, taken):
+                    pass
+
+    asyncio.run(main())
+    assert "browsers cannot reach this peer" in caplog.text
+
+
+def test_the_file_of_addresses_is_written_and_follows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "_LOOK", 0.01)
+    file = tmp_path / "addresses"
+
+    async def main() -> None:
+        async with edge_of(HOST, CONFIG, file) as edge:
+            assert edge is not None
+            first = await asyncio.to_thread(file.read_text)
+            assert first == f"{edge.addresses[0]}\n"
+            monkeypatch.setattr(type(edge), "addresses", ("/one", "/two"))
+            while await asyncio.to_thread(file.read_text) == first:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert file.read_text() == "/one\n/two\n"
