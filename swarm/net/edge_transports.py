@@ -377,6 +377,10 @@ class BoundedWebTransport(WebTransportConnection):
         """The ip, while it is in its handshakes."""
         self._armed = trio.Event()
         self._moved = trio.Event()
+        self._ended: set[int] = set()
+        """Streams of which nothing more comes."""
+        self._forgotten: set[int] = set()
+        """Streams that nobody here uses any more."""
 
     async def _timer_loop(self) -> None:
         while not self._closed:
@@ -418,6 +422,8 @@ class BoundedWebTransport(WebTransportConnection):
 
     async def _handle_quic_event(self, event: QuicEvent) -> None:
         await super()._handle_quic_event(event)
+        if isinstance(event, StreamReset):
+            self._end(event.stream_id)
         if isinstance(event, ConnectionTerminated) or self._ends_session(event):
             self.life.cancel()
 
@@ -427,10 +433,29 @@ class BoundedWebTransport(WebTransportConnection):
             return event.stream_id == self._session_id
         return isinstance(event, StreamDataReceived) and event.end_stream and event.stream_id == self._session_id
 
+    async def _on_wt_stream_data(self, stream_id: int, data: bytes, stream_ended: bool, session_id: int) -> None:
+        await super()._on_wt_stream_data(stream_id, data, stream_ended, session_id)
+        if stream_ended:
+            self._end(stream_id)
+
+    def _end(self, stream_id: int) -> None:
+        self._ended.add(stream_id)
+        if stream_id in self._forgotten:
+            self._drop(stream_id)
+
     def forget(self, stream: Any) -> None:
-        """Drop what libp2p keeps of a stream that both sides have ended."""
-        if stream._read_closed:
-            self._streams.pop(stream.stream_id, None)
+        """Drop what libp2p keeps of a stream, once its peer has ended it: what still comes would begin a new one."""
+        self._forgotten.add(stream.stream_id)
+        if stream.stream_id in self._ended:
+            self._drop(stream.stream_id)
+        else:
+            with contextlib.suppress(Exception):  # aioquic raises many kinds
+                self._quic.stop_stream(stream.stream_id, 0)
+
+    def _drop(self, stream_id: int) -> None:
+        self._streams.pop(stream_id, None)
+        self._ended.discard(stream_id)
+        self._forgotten.discard(stream_id)
 
 
 class BoundedWebTransportListener(WebTransportListener):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import threading
@@ -222,6 +223,9 @@ def test_a_frame_above_the_limit_or_without_a_length_resets_the_stream_alone(
         await bad.write(wrong)
         assert isinstance(await result, FrameTooLarge if wrong == b"\xe9\x07" else MalformedFrame)
         assert await bad.receive() is None
+        with contextlib.suppress(Exception):
+            for _ in range(20):
+                await bad.write(bytes(1000))
         await good.send(b"still here")
         assert await good.receive() == b"still here"
 
@@ -517,6 +521,23 @@ def test_a_thread_that_fails_is_replaced_at_the_same_addresses(
 
     run(browser, scenario)
     assert "on purpose" in caplog.text
+
+
+def test_webtransport_keeps_nothing_of_streams_that_have_ended(browser: Browser) -> None:
+    async def scenario(edge: Edge, browser: Browser) -> None:
+        connection = await browser.dial(edge.addresses[0])
+        for _ in range(5):
+            sink = await browser.open(connection, ECHO)
+            await sink.send(b"x")
+            assert await sink.receive() == b"x"
+            await sink.close_write()
+            assert await sink.receive() is None
+        await until_served(browser, connection)
+        (there,) = set(edge._switch._listeners[0]._connections.values())  # type: ignore[attr-defined]
+        while len(there._streams) > 2:  # the handshake's and the last one
+            await asyncio.sleep(0.02)
+
+    run(browser, scenario, address=WEBTRANSPORT)
 
 
 def test_it_tells_who_it_is_and_answers_pings(browser: Browser) -> None:
