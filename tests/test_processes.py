@@ -84,15 +84,35 @@ def test_the_swarm_generates_what_one_process_does(swarm: LocalSwarm, model: Any
     assert generate(model) == right
 
 
-def test_the_quickstart_notebook_runs(swarm: LocalSwarm, monkeypatch: pytest.MonkeyPatch, right: list[int]) -> None:
-    monkeypatch.setenv("SWARM_INITIAL_PEERS", swarm.peer)
-    monkeypatch.setenv("SWARM_MODEL", str(MODEL))
-    notebook = json.loads((MODEL.parent.parent / "notebooks" / "quickstart.ipynb").read_text())
+def run_notebook(name: str) -> dict[str, Any]:
+    """Execute the code of a notebook; what it leaves."""
+    notebook = json.loads((MODEL.parent.parent / "notebooks" / f"{name}.ipynb").read_text())
     names: dict[str, Any] = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), names)
-    assert names["longer"][0].tolist() == right
+    return names
+
+
+def test_the_quickstart_notebook_runs(swarm: LocalSwarm, monkeypatch: pytest.MonkeyPatch, right: list[int]) -> None:
+    monkeypatch.setenv("SWARM_INITIAL_PEERS", swarm.peer)
+    monkeypatch.setenv("SWARM_MODEL", str(MODEL))
+    assert run_notebook("quickstart")["longer"][0].tolist() == right
+
+
+def test_the_notebook_of_a_lost_server_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWARM_ROOT", str(MODEL.parent.parent))
+    left = run_notebook("survive_a_lost_server")
+    assert left["text"] == left["alone"]
+    assert left["streamer"].killed in ("bob", "dave")
+    assert [notice.kind for notice in left["notices"]] == ["route", "rerouted"]
+
+
+def test_the_notebook_of_what_travels_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWARM_ROOT", str(MODEL.parent.parent))
+    left = run_notebook("what_travels_over_the_wire")
+    assert left["read"][0] == 1.0
+    assert left["sizes"][8192, "int8"] < 0.27 * left["sizes"][8192, "raw"]
 
 
 def test_a_server_is_killed(swarm: LocalSwarm, model: Any, right: list[int]) -> None:
