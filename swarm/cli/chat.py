@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swarm.cli.common import network_config, network_options, quiet, verbosity_options
+from swarm.cli.common import model_options, network_config, network_options, quiet, verbosity_options
 from swarm.errors import ContextTooLong, DaemonFailed, InvalidInput, SwarmError
 from swarm.gateway.texts import Growing, Texts, load_tokenizer
 from swarm.net.known import HOW_TO_BEGIN
@@ -59,12 +59,7 @@ class Wishes:
 @click.option("--seed", type=click.IntRange(min=0), help="Makes answers that are drawn by chance repeatable.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="That of the servers; auto: the checkpoint's.")
-@click.option("--revision", help="Branch, tag or commit of the model, the same as the servers'.")
-@click.option(
-    "--token",
-    envvar="HF_TOKEN",
-    help="Access token of the Hugging Face hub; else HF_TOKEN, else the one saved by its login.",
-)
+@model_options
 @click.option(
     "--max-wait",
     type=click.FloatRange(min=0),

@@ -122,6 +122,18 @@ def edge_beside(host_maddrs: Sequence[str]) -> tuple[str, ...]:
     return f"/{ip}/udp/{one}/webrtc-direct", f"/{ip}/udp/{two}/quic-v1/webtransport", f"/{ip}/tcp/{one}/ws"
 
 
+def model_options(command: Command) -> Command:
+    """Which version of a model, and with whose permission."""
+    command = click.option(
+        "--revision", help="Branch, tag or commit of the model; everybody in a swarm must use the same commit."
+    )(command)
+    return click.option(
+        "--token",
+        envvar="HF_TOKEN",
+        help="Access token of the Hugging Face hub; else HF_TOKEN, else the one saved by its login.",
+    )(command)
+
+
 def identity_option(command: Command) -> Command:
     """Where the private key of this peer is kept."""
     return click.option(

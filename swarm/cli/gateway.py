@@ -19,6 +19,7 @@ from swarm.cli.common import (
     edge_config,
     edge_options,
     identity_option,
+    model_options,
     network_config,
     network_options,
     on_signals,
@@ -51,12 +52,7 @@ PAGE = Path(__file__).parent.parent / "gateway" / "page"
 @network_options
 @identity_option
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="That of the servers; auto: the checkpoint's.")
-@click.option("--revision", help="Branch, tag or commit of the model, the same as the servers'.")
-@click.option(
-    "--token",
-    envvar="HF_TOKEN",
-    help="Access token of the Hugging Face hub; else HF_TOKEN, else the one saved by its login.",
-)
+@model_options
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads for embeddings and head.")
 @click.option("--public-name", default="", help="A name to show beside this query node.")
 @click.option(

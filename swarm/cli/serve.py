@@ -16,6 +16,7 @@ from swarm.cli.common import (
     best_first,
     identity_option,
     metrics_option,
+    model_options,
     network_config,
     network_options,
     on_signals,
@@ -65,12 +66,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 )
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads on a CPU.")
 @click.option("--public-name", default="", help="A name to show beside this server in swarm-status.")
-@click.option(
-    "--token",
-    envvar="HF_TOKEN",
-    help="Access token of the Hugging Face hub; else HF_TOKEN, else the one saved by its login.",
-)
-@click.option("--revision", help="Branch, tag or commit of the model; everybody in a swarm must use the same commit.")
+@model_options
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(min=0),
