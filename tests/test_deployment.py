@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
-from click.shell_completion import get_completion_class
+from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
 from swarm.gateway.metrics import QueryMetrics
@@ -86,11 +86,21 @@ def test_the_dashboard_and_the_handbook_name_metrics_that_there_are() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_shells_complete_every_command(name: str, shell: str) -> None:
-    complete = get_completion_class(shell)
-    assert complete is not None
-    variable = f"_SWARM_{name.upper()}_COMPLETE"
-    completion = complete(command(name), {}, f"swarm-{name}", variable)
-    if shell != "bash":  # it asks bash for its version
-        assert variable in completion.source()
-    offered = {item.value for item in completion.get_completions([], "--")}
-    assert "--initial-peers" in offered
+    assert f"_SWARM_{name.upper()}_COMPLETE={shell}_complete" in told_to_shells(name, f"{shell}_source")
+    assert "plain,--initial-peers" in told_to_shells(name, "bash_complete", "--")
+
+
+@pytest.mark.parametrize("name", ["chat", "gateway", "serve", "status"])
+def test_shells_complete_a_model_by_its_folder_and_leave_addresses_alone(name: str) -> None:
+    assert told_to_shells(name, "bash_complete", "models/ti") == "dir,models/ti\n"
+    assert told_to_shells(name, "bash_complete", "--initial-peers", "/ip4/12").strip() == ""
+
+
+def told_to_shells(name: str, instruction: str, *words: str) -> str:
+    """What a command answers to its shell's question, the cursor being at the end of the last word."""
+    question = {
+        f"_SWARM_{name.upper()}_COMPLETE": instruction,
+        "COMP_WORDS": shlex.join([f"swarm-{name}", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    return CliRunner().invoke(command(name), prog_name=f"swarm-{name}", env=question).output

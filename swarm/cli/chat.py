@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swarm.cli.common import model_options, network_config, network_options, quiet, verbosity_options
+from swarm.cli.common import folders, model_options, network_config, network_options, quiet, verbosity_options
 from swarm.errors import ContextTooLong, DaemonFailed, InvalidInput, SwarmError
 from swarm.gateway.texts import Growing, Texts, load_tokenizer
 from swarm.net.known import HOW_TO_BEGIN
@@ -48,7 +48,7 @@ class Wishes:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.argument("model", shell_complete=folders)
 @network_options
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of an answer at most.")
 @click.option(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from swarm._version import __version__
 from swarm.config import EdgeConfig, NetworkConfig
@@ -56,6 +57,11 @@ def network_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes MODEL in a shell: a name on the hub is not known here, a folder is."""
+    return [CompletionItem(incomplete, type="dir")]
 
 
 def metrics_option(command: Command) -> Command:

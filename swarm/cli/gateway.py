@@ -18,6 +18,7 @@ from swarm.cli.common import (
     best_first,
     edge_config,
     edge_options,
+    folders,
     identity_option,
     model_options,
     network_config,
@@ -48,7 +49,7 @@ PAGE = Path(__file__).parent.parent / "gateway" / "page"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.argument("model", shell_complete=folders)
 @network_options
 @identity_option
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="That of the servers; auto: the checkpoint's.")

@@ -14,6 +14,7 @@ import click
 
 from swarm.cli.common import (
     best_first,
+    folders,
     identity_option,
     metrics_option,
     model_options,
@@ -42,7 +43,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.argument("model", shell_complete=folders)
 @click.option("--blocks", callback=span_of, metavar="FIRST:LAST", help="The blocks to host, e.g. 10:20 for 10 to 19.")
 @network_options
 @identity_option

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from swarm.cli.common import network_config, network_options, quiet, verbosity_options
+from swarm.cli.common import folders, network_config, network_options, quiet, verbosity_options
 from swarm.cli.network import joined
 from swarm.cli.report import as_json, as_text, missing, served_by
 from swarm.config import NetworkConfig
@@ -26,7 +26,7 @@ POLL = 1.0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=folders)
 @network_options
 @click.option("--wait", is_flag=True, help="Wait until every block of MODEL is served.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="With --wait: give up after so long, with exit code 3.")
