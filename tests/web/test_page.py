@@ -192,3 +192,25 @@ def test_an_answer_outlives_the_query_node_that_it_came_from(
     assert not thrown
     for name in names:
         swarm.kill(name)
+
+
+def test_what_is_missing_is_told_in_words_and_waited_for(
+    site: str, swarm: LocalSwarm, browser: Browser, right: str, shots: Path
+) -> None:
+    swarm.start_gateway("patient")
+    swarm.wait_until_ready("patient")
+    browser("open", url=link(site, swarm, "webrtc-direct"), width=390, height=800, dark=True, calm=True)
+    browser.wait("[...document.querySelectorAll('#map .node .who')].some((who) => who.textContent === 'patient')")
+    browser.ask(PROMPT, TOKENS)
+    browser.wait(LONG)
+    swarm.kill("bob")
+    stuck = browser.wait("document.querySelector('#log .state')?.textContent.includes('no server')")
+    browser("picture", path=str(shots / "missing.png"))
+    assert stuck["running"] and not stuck["sideways"]
+    assert stuck["state"].startswith("Blocks 4–7 have no server; waiting")
+    swarm.start_server("bella", "4:8")
+    whole = browser.wait(ENDED)
+    assert whole["text"] == right
+    assert whole["hops"] == ["alice: blocks 0–3", "bella: blocks 4–7"]
+    assert whole["sparks"] == 0
+    assert any("bella" in note for note in whole["notes"])

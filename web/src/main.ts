@@ -139,7 +139,7 @@ class Page {
     })));
     const session = this.run?.session;
     const running = session !== undefined && !isOver(session);
-    if (session !== undefined && session !== this.#shown) {
+    if (session !== undefined && (running || session !== this.#shown)) {
       const turn = this.turns.at(-1);
       if (turn !== undefined) turn.session = session;
       this.avoided = session.avoided;
@@ -195,6 +195,8 @@ function askForPeers(why: string): void {
   find("connection").dataset["state"] = "lost";
   setText(find("join-why"), why);
   find("join").hidden = false;
+  document.body.dataset["view"] = "join";
+  find("join-address").focus();
   find("intro").hidden = true;
   find("join").addEventListener("submit", (event) => {
     event.preventDefault();

@@ -50,6 +50,7 @@ const actions = {
   fill: ({ id, value }) => page.fill(`#${id}`, value),
   settings: ({ open }) => page.evaluate((open) => void (document.getElementById("settings").open = open), open),
   trace: () => page.evaluate(() => document.querySelectorAll(".more details").forEach((each) => void (each.open = true))),
+  bottom: () => page.evaluate(() => void (document.getElementById("scroller").scrollTop = 1e9)),
   press: ({ key }) => page.keyboard.press(key),
   click: ({ selector }) => page.click(selector),
   wait: async ({ until, timeout = 60_000 }) => {

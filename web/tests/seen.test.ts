@@ -30,7 +30,7 @@ describe("the map", () => {
     const whole = map([["a", 0, 3], ["b", 3, 6]]);
     const seen = only(after([whole, 0], [map([["a", 0, 3]]), 10_000], [map([["a", 0, 2]]), 30_000]));
     expect(whatIsMissing(seen)).toBe("Blocks 2–5 of tiny have no server; answers wait until somebody serves them");
-    expect(sinceWhen(seen, 50_000)).toBe("since 40 s");
+    expect(sinceWhen(seen, 50_000)).toBe("(for 40 s)");
     expect(whatIsMissing(only(after([whole, 0])))).toBe("");
     expect(whatIsMissing(only(after([map([["a", 0, 6]], []), 0])))).toContain("Nobody answers queries for tiny");
   });

@@ -22,6 +22,10 @@ const delta = (tokens: number[], text: string, sentBytes: number): QueryReply =>
 const failure = (code: Failure_Code, retryAfter = 0): QueryReply =>
   create(QueryReplySchema, { kind: { case: "failure", value: { code, message: "no", retryAfter } } });
 const finished = (): QueryReply => create(QueryReplySchema, { kind: { case: "finished", value: { seconds: 1 } } });
+const route = (...hops: [name: string, first: number, last: number][]): QueryReply => {
+  const value = { hops: hops.map(([name, first, last]) => ({ peerId: `peer-${name}`, name, first, last })) };
+  return create(QueryReplySchema, { kind: { case: "route", value } });
+};
 const waiting = (): QueryReply => create(QueryReplySchema, { kind: { case: "waiting", value: { first: 2, last: 5, since: 4 } } });
 
 /** A session that is told one thing after the other. */
@@ -86,7 +90,8 @@ describe("a query", () => {
 
   it("tries another node when one waits for blocks for long, then has more patience", () => {
     const told = new Told().hear(accepted(), waiting());
-    expect(told.session).toMatchObject({ phase: "waiting", trouble: "blocks 2–4 have had no server for 4 s; waiting" });
+    expect(told.session).toMatchObject({ phase: "waiting", trouble: "blocks 2–4 have no server; waiting" });
+    expect(told.session.missingSince).toBe(told.now - 4_000);
     const wait = (ms: number): void => {
       for (let passed = 0; passed < ms; passed += 1_000) told.hear(delta([], "", 0)).tell({ type: "tick" }, 990);
     };
@@ -100,6 +105,20 @@ describe("a query", () => {
     expect(told.session.attempt).toBe(2);
     wait(PATIENCE.waiting);
     expect(told.session.attempt).toBe(3);
+  });
+
+  it("asks nodes that failed lately only where there is no other", () => {
+    const told = new Told().hear(accepted(), delta([1], "a", 1)).tell({ type: "broke", attempt: 1, why: "went away" });
+    told.hear(accepted(), waiting());
+    const wait = (ms: number): void => {
+      for (let passed = 0; passed < ms; passed += 1_000) told.hear(delta([], "", 1)).tell({ type: "tick" }, 990);
+    };
+    wait(PATIENCE.waiting + 4_000);
+    expect(told.session.node?.name).toBe("three");
+    told.tell({ type: "broke", attempt: 3, why: "went away" });
+    expect(told.session.node?.name).toBe("two");
+    told.tell({ type: "broke", attempt: 4, why: "went away" });
+    expect(told.session.node?.name).toBe("one");
   });
 
   it("waits with its only node", () => {
@@ -145,6 +164,17 @@ describe("a query", () => {
     const told = new Told([]);
     expect(told.session).toMatchObject({ phase: "choosing", trouble: "no query node is known; waiting" });
     expect(told.tell({ type: "nodes", nodes: NODES }).asked).toBe("one");
+  });
+
+  it("says who has taken over when the route changes, and nothing when it is the same at another node", () => {
+    const told = new Told().hear(accepted(), route(["a", 0, 3], ["b", 3, 6]));
+    expect(told.session.notes).toEqual([]);
+    told.hear(route(["a", 0, 3], ["c", 3, 5], ["d", 5, 6]));
+    expect(told.session.notes.map((note) => note.words)).toEqual([
+      "another route: c (blocks 3–4), d (block 5) instead of b (blocks 3–5)",
+    ]);
+    told.tell({ type: "broke", attempt: 1, why: "went away" }).hear(accepted(), route(["a", 0, 3], ["c", 3, 5], ["d", 5, 6]));
+    expect(told.session.notes).toHaveLength(2);
   });
 
   it("stops when it is told to, and hears nothing more", () => {

@@ -72,7 +72,7 @@ export class Run {
   }
 
   async #ask(attempt: number, node: QueryNode, signal: AbortSignal): Promise<void> {
-    let why = "hung up";
+    let why = "went away";
     try {
       const addresses = dialable(node.edges, this.surroundings);
       const query = encodeQuery(this.session);
@@ -83,8 +83,9 @@ export class Run {
         this.#on({ type: "reply", attempt, reply: fromBinary(QueryReplySchema, frame) });
       }
     } catch (error) {
+      if (signal.aborted) return;
       console.info(`asking ${node.peerId}:`, error);
-      why = this.session.phase === "asking" ? "does not answer" : "went away";
+      if (this.session.phase === "asking") why = "does not answer";
     }
     if (!signal.aborted) this.#on({ type: "broke", attempt, why });
   }

@@ -64,6 +64,8 @@ export interface Session {
   waitingPatience: number;
   /** Why nothing comes just now, in words; empty: it does. */
   trouble: string;
+  /** Since when the blocks have been missing that `trouble` tells of, in ms. */
+  missingSince: number | undefined;
   route: RouteSeen | undefined;
   promptTokens: number;
   failures: number;
@@ -110,6 +112,7 @@ export function begin(
     waitingSince: undefined,
     waitingPatience: patience.waiting,
     trouble: "",
+    missingSince: undefined,
     route: undefined,
     promptTokens: 0,
     failures: 0,
@@ -143,17 +146,26 @@ export function step(session: Session, event: Event, now: number, patience: Pati
   }
 }
 
-/** The node with the most room, of those that did not fail just now. */
+/** ms for which a node that failed is asked only where there is no other: so long a dead one stays on the map. */
+const REMEMBERED = 60_000;
+
+/** The node with the most room, of those that did not fail just now; those that failed lately come last. */
 export function pick(session: Session, now: number): QueryNode | undefined {
+  const rank = (node: QueryNode): number => (failedLately(session, node, now) ? 1 : 0) + load(node) / 2;
   const usable = session.nodes.filter((node) => (session.avoided[node.peerId] ?? 0) <= now);
   return usable.reduce<QueryNode | undefined>(
-    (best, node) => (best === undefined || load(node) < load(best) ? node : best),
+    (best, node) => (best === undefined || rank(node) < rank(best) ? node : best),
     undefined,
   );
 }
 
+function failedLately({ avoided }: Session, node: QueryNode, now: number): boolean {
+  const until = avoided[node.peerId];
+  return until !== undefined && until > now - REMEMBERED;
+}
+
 function load(node: QueryNode): number {
-  return node.capacity > 0 ? node.running / node.capacity : 1;
+  return node.capacity > 0 ? Math.min(1, node.running / node.capacity) : 1;
 }
 
 /** A model's name; of a folder its own name only. */
@@ -208,7 +220,8 @@ function onTick(session: Session, now: number, patience: Patience): Step {
 function elsewhere(session: Session, now: number): Step {
   const here = session.node as QueryNode;
   const longer: Session = { ...session, waitingPatience: 2 * session.waitingPatience, waitingSince: now };
-  const others = { ...longer, nodes: session.nodes.filter((node) => node.peerId !== here.peerId) };
+  const able = session.nodes.filter((node) => node.peerId !== here.peerId && !failedLately(session, node, now));
+  const others = { ...longer, nodes: able };
   const other = pick(others, now);
   if (other === undefined) return [longer, []];
   const words = `${nameOf(here)} waits for blocks; trying ${nameOf(other)}`;
@@ -243,20 +256,23 @@ function onReply(session: Session, reply: QueryReply, now: number, patience: Pat
     case "delta":
       return onDelta(heard, kind.value, now, patience);
     case "route": {
-      const { hops, reroutes, reason } = kind.value;
+      const { hops, reroutes } = kind.value;
       const moved: Session = {
         ...heard,
         phase: "answering",
         route: { hops, reroutes },
         waitingSince: undefined,
+        missingSince: undefined,
         trouble: "",
       };
-      return [reroutes > 0 && reason ? noted(moved, `another route: ${reason}`, now) : moved, []];
+      const change = session.route === undefined ? "" : changeInWords(session.route.hops, hops);
+      return [change ? noted(moved, change, now) : moved, []];
     }
     case "waiting": {
-      const { first, last, since, words } = kind.value;
-      const trouble = words || `${blocksInWords(first, last)} have had no server for ${Math.round(since)} s; waiting`;
-      return [{ ...heard, phase: "waiting", trouble, waitingSince: session.waitingSince ?? now }, []];
+      const { first, last, since } = kind.value;
+      const trouble = `${blocksInWords(first, last)} ${last - first === 1 ? "has" : "have"} no server; waiting`;
+      const missingSince = Math.min(session.missingSince ?? now, now - 1000 * since);
+      return [{ ...heard, phase: "waiting", trouble, missingSince, waitingSince: session.waitingSince ?? now }, []];
     }
     case "finished":
       return [{ ...heard, phase: "finished", trouble: "", finished: kind.value, endedAt: now }, [{ type: "drop" }]];
@@ -285,6 +301,7 @@ function onDelta(
     sentBytes: delta.sentBytes,
     arrivals,
     waitingSince: undefined,
+    missingSince: undefined,
     waitingPatience: patience.waiting,
     failures: 0,
   };
@@ -305,6 +322,18 @@ function onFailure(
     return [{ ...next, failures: session.failures }, commands];
   }
   return leave(session, `failed (${message || "it did not say why"})`, now, patience);
+}
+
+/** Who is not on the route any more, and who has taken over; empty: nobody is new. */
+export function changeInWords(before: readonly RouteHop[], after: readonly RouteHop[]): string {
+  const isIn = (hop: RouteHop, hops: readonly RouteHop[]): boolean => hops.some((each) => each.peerId === hop.peerId);
+  const left = before.filter((hop) => !isIn(hop, after));
+  const came = after.filter((hop) => !isIn(hop, before));
+  const list = (hops: readonly RouteHop[]): string =>
+    hops.map((hop) => `${nameOf(hop)} (${blocksInWords(hop.first, hop.last)})`).join(", ");
+  if (left.length > 0 && came.length > 0) return `another route: ${list(came)} instead of ${list(left)}`;
+  if (left.length > 0) return `another route, without ${list(left)}`;
+  return came.length > 0 ? `another route, over ${list(came)}` : "";
 }
 
 /** `first` ≤ block < `last`. */

@@ -2,7 +2,8 @@
 
 import { isOver, type Session, speed } from "../query/session";
 import { Finished_Reason } from "../swarm/wire/swarm_pb";
-import { h, setText } from "./dom";
+import { inWords } from "../map/seen";
+import { capital, h, setText } from "./dom";
 import { drawTrace, duration } from "./trace";
 
 export interface Turn {
@@ -56,7 +57,11 @@ class TurnView {
 }
 
 function stateInWords(session: Session): string {
-  if (session.trouble && session.phase !== "failed") return `${session.trouble} …`;
+  if (session.trouble && session.phase !== "failed") {
+    const { missingSince } = session;
+    const since = missingSince === undefined ? "" : `, for ${inWords(Date.now() - missingSince)} now`;
+    return `${capital(session.trouble)}${since} …`;
+  }
   const tokens = `${session.generated.length} token${session.generated.length === 1 ? "" : "s"}`;
   const took = session.endedAt === undefined ? "" : ` in ${duration((session.endedAt - session.startedAt) / 1000)}`;
   const rate = speed(session);

@@ -40,13 +40,25 @@ export function setText(element: Element, text: string): void {
   if (element.textContent !== text) element.textContent = text;
 }
 
+export function capital(words: string): string {
+  return words.charAt(0).toUpperCase() + words.slice(1);
+}
+
 export function isCalm(): boolean {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;
 }
 
-/** One of eight hues, always the same for a peer. */
+const HUES = 8;
+const hues = new Map<string, number>();
+
+/** One of eight hues, the same for a peer as long as the page is open; different ones for as many peers as there are. */
 export function hueOf(peerId: string): string {
-  let hash = 0;
-  for (const letter of peerId.slice(-12)) hash = (hash * 31 + letter.charCodeAt(0)) >>> 0;
-  return `hue-${hash % 8}`;
+  let hue = hues.get(peerId);
+  if (hue === undefined) {
+    const used = new Array<number>(HUES).fill(0);
+    for (const each of hues.values()) used[each] = (used[each] ?? 0) + 1;
+    hue = used.indexOf(Math.min(...used));
+    hues.set(peerId, hue);
+  }
+  return `hue-${hue}`;
 }

@@ -2,7 +2,7 @@
 
 import { blocksInWords, modelName, nameOf, type Session } from "../query/session";
 import { inWords, type ModelSeen, type Seen, type SeenServer, stateInWords } from "../map/seen";
-import { h, hueOf, setText } from "./dom";
+import { capital, h, hueOf, setText } from "./dom";
 
 /** ms for which it is shown that a server has come. */
 const FRESH = 1_500;
@@ -80,17 +80,19 @@ function drawServer(
   now: number,
 ): HTMLElement {
   const state = gone === undefined ? server.state : "gone";
-  const facts = [
-    blocksInWords(server.first, server.last),
-    state === "online" ? "" : state === "gone" ? "left" : stateInWords(state),
+  const where = blocksInWords(server.first, server.last);
+  const used = state !== "gone" && inUse.has(server.peerId);
+  const facts = state === "gone" ? [where, "left"] : [
+    where,
+    state === "online" ? "" : stateInWords(state),
     server.decodeMs > 0 ? `${server.decodeMs.toFixed(server.decodeMs < 10 ? 1 : 0)} ms a token` : "",
     server.queue > 0 ? `${server.queue} waiting` : "",
     server.quantization === "none" ? "" : server.quantization,
     server.relayed ? "relayed" : "",
-    inUse.has(server.peerId) ? "in use" : "",
+    used ? "in use" : "",
   ];
   const classes = ["server", hueOf(server.peerId), `is-${state}`];
-  if (inUse.has(server.peerId)) classes.push("in-use");
+  if (used) classes.push("in-use");
   if (gone === undefined && isFresh(since, now)) classes.push("fresh");
   const bar = h("span", { class: "bar", "aria-hidden": "true" });
   bar.style.marginInlineStart = `${(100 * server.first) / model.blocks}%`;
@@ -113,7 +115,7 @@ function drawNode(node: ModelSeen["nodes"][number], inUse: ReadonlySet<string>):
   const facts = [`${node.running} of ${node.capacity} busy`, used ? "in use" : "", node.edges.length ? "" : "not for browsers"];
   return h(
     "li",
-    { class: `node ${hueOf(node.peerId)}${used ? " in-use" : ""}`, title: node.peerId },
+    { class: used ? "node in-use" : "node", title: node.peerId },
     h("span", { class: "who" }, nameOf(node)),
     h("span", { class: "facts" }, facts.filter(Boolean).join(" · ")),
   );
@@ -137,9 +139,5 @@ export function whatIsMissing({ gaps, model, nodes }: ModelSeen): string {
 }
 
 export function sinceWhen({ gaps }: ModelSeen, now: number): string {
-  return gaps.length === 0 ? "" : `since ${inWords(now - Math.min(...gaps.map((gap) => gap.since)))}`;
-}
-
-function capital(words: string): string {
-  return words.charAt(0).toUpperCase() + words.slice(1);
+  return gaps.length === 0 ? "" : `(for ${inWords(now - Math.min(...gaps.map((gap) => gap.since)))})`;
 }

@@ -46,7 +46,7 @@ function stopsOf(session: Session): Stop[] {
   const { node, route } = session;
   const stops: Stop[] = [{ label: "You", detail: "this page", hue: "", kind: "you", blocks: 0 }];
   if (node !== undefined) {
-    stops.push({ label: nameOf(node), detail: "query node", hue: hueOf(node.peerId), kind: "node", blocks: 0 });
+    stops.push({ label: nameOf(node), detail: "query node", hue: "", kind: "node", blocks: 0 });
   }
   for (const hop of route?.hops ?? []) {
     const detail = blocksInWords(hop.first, hop.last);
@@ -91,8 +91,8 @@ function right(box: Box | undefined): number {
 }
 
 function upright(stops: readonly Stop[], width: number): Layout {
-  const height = 36;
-  const gap = 14;
+  const height = 30;
+  const gap = 8;
   const boxes = stops.map((stop, index) => ({
     ...stop,
     x: MARGIN,
@@ -101,16 +101,17 @@ function upright(stops: readonly Stop[], width: number): Layout {
     height,
   }));
   const last = boxes.at(-1);
-  const total = (last?.y ?? 0) + height + 6;
-  if (last === undefined || boxes.length < 2) return { boxes, path: "", lines: [], width, height: total, upright: true };
+  const below = (last?.y ?? 0) + height + gap;
+  if (last === undefined || boxes.length < 2) return { boxes, path: "", lines: [], width, height: below, upright: true };
   const x = MARGIN + 22;
   const edge = MARGIN + last.width;
   const out = edge + 20;
-  const [top, bottom] = [6 + height / 2, last.y + height / 2];
+  const top = 6 + height / 2;
+  const turn = `Q${x} ${below} ${x + 6} ${below}`;
+  const back = `H${out - 8}Q${out} ${below} ${out} ${below - 8}V${top + 8}Q${out} ${top} ${out - 8} ${top}H${edge}`;
   const lines = boxes.slice(1).map((box) => `M${x} ${box.y - gap}V${box.y}`);
-  const back = `H${out - 8}Q${out} ${bottom} ${out} ${bottom - 8}V${top + 8}Q${out} ${top} ${out - 8} ${top}H${edge}`;
-  lines.push(`M${edge} ${bottom}${back}`);
-  return { boxes, path: `M${x} ${top}V${bottom}${back}`, lines, width, height: total, upright: true };
+  lines.push(`M${x} ${last.y + height}V${below - 6}${turn}${back}`);
+  return { boxes, path: `M${x} ${top}V${below - 6}${turn}${back}`, lines, width, height: below + 6, upright: true };
 }
 
 function clip(text: string, width: number): string {

@@ -70,7 +70,7 @@ export function drawTrace(finished: Finished, hops: readonly RouteHop[]): HTMLEl
   return h(
     "table",
     { class: "trace" },
-    h("caption", { class: "unseen" }, "Where the time went"),
+    h("caption", {}, "Sums over all tokens, put one after the other."),
     h("thead", { class: "unseen" }, h("tr", {}, h("th", {}, "what and who"), h("th", {}, "when"), h("th", {}, "how long"))),
     h("tbody", {}, ...rows),
   );
