@@ -29,6 +29,8 @@ class HopLink:
         self.hop = hop
         self.session = os.urandom(messages.SESSION_BYTES)
         self.lost = False
+        self.ended = False
+        """Whether the session was closed from here, or is not known there: there is nothing to take up again."""
         self.can_rollback = True
         self.max_positions = 0
         self.rtt_ms: float | None = None

@@ -390,7 +390,7 @@ class Session:
         task = asyncio.ensure_future(link.close())
         self._probing.add(task)
         task.add_done_callback(self._probing.discard)
-        link.lost = True
+        link.lost = link.ended = True
 
     def _break(self) -> None:
         """End this epoch's streams; the maintainer builds the next. Idle sessions wait for their next step."""
@@ -516,7 +516,7 @@ class Session:
 
     async def _reattach(self) -> None:
         """A control stream that was lost may have been just that: take the session up again where the peer answers."""
-        lost = [link for link in self._links if link.lost]
+        lost = [link for link in self._links if link.lost and not link.ended]
         now = asyncio.get_running_loop().time()
         avoided = self.view.peers.now(now)
         tries = [link for link in lost if link.hop.peer_id not in avoided and link not in self._leaving]
@@ -527,6 +527,7 @@ class Session:
             async with asyncio.timeout(self.config.silence):
                 await link.attach()
         except SessionNotFound:
+            link.ended = True
             link.drop()
         except (SwarmError, TimeoutError) as error:
             log.info("%s is gone: %s", link, error)
@@ -593,6 +594,7 @@ class Session:
                 raise error
             seconds = error.retry_after if isinstance(error, ServerBusy) else None
             if isinstance(error, SessionNotFound):
+                link.ended = True
                 link.drop()
             else:
                 self._give_up_on(link, seconds)

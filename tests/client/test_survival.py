@@ -222,6 +222,23 @@ def test_a_session_waits_for_blocks_that_nobody_hosts() -> None:
     run(main())
 
 
+def test_who_waits_does_not_take_up_again_what_it_has_closed() -> None:
+    """Each refusal would be a chance to take a server that lives for one that is lost."""
+
+    async def main() -> None:
+        world = World()
+        for name, span in SPANS.items():
+            await world.add(name, span)
+        await world.kill("b")
+        session = world.session()
+        world.later(42.0, world.add("b2", Span(3, 6)))
+        assert await generate(session, PROMPT, 20) == reference(PROMPT, 20)
+        assert [world.servers[name].handler.refused.total() for name in ("a", "c")] == [0, 0]
+        await world.close()
+
+    run(main())
+
+
 def test_max_wait_bounds_the_waiting_and_the_session_can_go_on_later() -> None:
     async def main() -> None:
         world = World()
