@@ -6,10 +6,16 @@ import importlib
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
@@ -17,6 +23,7 @@ from swarm.gateway.metrics import QueryMetrics
 
 ROOT = Path(__file__).parent.parent
 BOOTSTRAP = ROOT / "bootstrap"
+CONTAINERFILE = BOOTSTRAP / "Containerfile"
 COMMANDS = ("bootstrap", "chat", "gateway", "serve", "status")
 METRIC = re.compile(r"swarm_[a-z0-9_]+")
 SUFFIXES = ("_bucket", "_sum", "_count", "_total")
@@ -37,7 +44,7 @@ def calls(text: str) -> list[tuple[str, set[str]]]:
     return [(name, set(re.findall(r"(--[a-z][a-z-]+)", rest))) for name, rest in found]
 
 
-FILES = [*BOOTSTRAP.glob("*.service"), BOOTSTRAP / "compose.yaml", BOOTSTRAP / "Containerfile", ROOT / "README.md"]
+FILES = [*BOOTSTRAP.glob("*.service"), BOOTSTRAP / "compose.yaml", CONTAINERFILE, ROOT / "README.md"]
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("index", "contribute", "private", "operating")]
 
 
@@ -48,14 +55,91 @@ def test_options_that_are_written_down_exist(file: Path) -> None:
         assert used - options(name) - known == set(), f"{file.name}: swarm-{name}"
 
 
-def test_services_begin_with_the_command_and_can_write_only_their_state() -> None:
-    for name in ("bootstrap", "serve", "gateway"):
-        text = (BOOTSTRAP / f"swarm-{name}.service").read_text()
-        start = re.search(r"ExecStart=((?:.|\\\n)*?[^\\])\n", text)
-        assert start is not None
-        assert shlex.split(start[1].replace("\\\n", " "))[0] == f"/opt/swarm/bin/swarm-{name}"
-        assert "ProtectSystem=strict" in text
-        assert "DynamicUser=yes" in text
+def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The command's own look at its arguments. Raises click.UsageError."""
+    return command(name).make_context(f"swarm-{name}", list(arguments)).params
+
+
+@pytest.mark.parametrize("name", ["bootstrap", "serve", "gateway"])
+def test_services_begin_with_the_command_and_can_write_only_their_state(name: str) -> None:
+    text = (BOOTSTRAP / f"swarm-{name}.service").read_text()
+    start = re.search(r"ExecStart=((?:.|\\\n)*?[^\\])\n", text)
+    assert start is not None
+    line = start[1].replace("\\\n", " ").replace("$SWARM_OPTIONS", "--public-name mine")
+    executable, *arguments = shlex.split(line)
+    assert executable == f"/opt/swarm/bin/swarm-{name}"
+    assert parse(name, arguments)["identity_path"].startswith("${STATE_DIRECTORY}/")
+    assert "ProtectSystem=strict" in text
+    assert "DynamicUser=yes" in text
+
+
+@pytest.mark.parametrize("name", ["bootstrap", "serve", "gateway"])
+def test_systemd_understands_the_services(name: str, tmp_path: Path) -> None:
+    systemd = shutil.which("systemd-analyze")
+    if systemd is None:
+        pytest.skip("no systemd here")
+    unit = tmp_path / f"swarm-{name}.service"
+    text = (BOOTSTRAP / unit.name).read_text()
+    unit.write_text(text.replace(f"/opt/swarm/bin/swarm-{name}", sys.executable))
+    checked = subprocess.run([systemd, "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def compose() -> dict[str, Any]:
+    return dict(yaml.safe_load((BOOTSTRAP / "compose.yaml").read_text()))
+
+
+def composed(service: str) -> tuple[str, dict[str, Any]]:
+    """The command of ours that a service ends up running, and its look at its arguments."""
+    line = compose()["services"][service]["command"][-1].partition("exec ")[2]
+    line = line.replace('"$$MODEL"', "MODEL").replace('"$$(head -n 1 /bootstrap/addresses)"', "/ip4/10.0.0.1/tcp/1")
+    name, *arguments = shlex.split(line)
+    return name, parse(name.removeprefix("swarm-"), arguments)
+
+
+def test_containers_are_started_with_arguments_that_the_commands_take() -> None:
+    commands = {service: composed(service)[0] for service in ("bootstrap", "server", "gateway")}
+    assert commands == {"bootstrap": "swarm-bootstrap", "server": "swarm-serve", "gateway": "swarm-gateway"}
+
+
+def targets(job: dict[str, Any]) -> list[str]:
+    """Where a job of Prometheus looks: HOST:PORT."""
+    fixed = [target for each in job.get("static_configs", ()) for target in each["targets"]]
+    return fixed + [f"{name}:{each['port']}" for each in job.get("dns_sd_configs", ()) for name in each["names"]]
+
+
+def test_prometheus_looks_where_containers_show_metrics() -> None:
+    jobs = yaml.safe_load((BOOTSTRAP / "prometheus.yml").read_text())["scrape_configs"]
+    shown = {f"{service}:{composed(service)[1]['metrics'][1]}" for service in ("bootstrap", "server")}
+    gateway = composed("gateway")[1]
+    assert {target for job in jobs for target in targets(job)} == shown | {f"gateway:{gateway['http'][1]}"}
+    assert "gateway" in gateway["allow_host"]
+
+
+def mounts() -> list[list[str]]:
+    return [mount.split(":") for service in compose()["services"].values() for mount in service["volumes"]]
+
+
+def test_containers_mount_what_there_is() -> None:
+    for source, *_ in mounts():
+        assert (BOOTSTRAP / source).exists() if source.startswith("./") else source in compose()["volumes"]
+    ours = {where for source, where, *options in mounts() if source in ("bootstrap", "models") and not options}
+    # A volume gets its owner from the image's folder.
+    assert f"install -d -o swarm -g swarm {' '.join(sorted(ours, reverse=True))}" in CONTAINERFILE.read_text()
+
+
+def test_containers_publish_what_the_image_exposes() -> None:
+    ours = [service for service in compose()["services"].values() if "build" in service]
+    inside = {port.rpartition(":")[2] for service in ours for port in service.get("ports", ())}
+    exposed = CONTAINERFILE.read_text().partition("EXPOSE ")[2].partition("\n")[0].split()
+    assert {port if "/" in port else f"{port}/tcp" for port in inside} == set(exposed)
+
+
+def test_browsers_are_told_ports_of_the_gateway_that_are_published() -> None:
+    told = composed("gateway")[1]["edge_announce_maddrs"]
+    ports = {re.sub(r"/ip4/127.0.0.1/(udp|tcp)/(\d+)/.*", r"127.0.0.1:\2:\2/\1", address) for address in told}
+    assert ports <= set(compose()["services"]["gateway"]["ports"])
+    assert len(ports) == 2
 
 
 def shown() -> set[str]:
@@ -73,7 +157,7 @@ def bare(name: str) -> str:
 
 def test_the_dashboard_and_the_handbook_name_metrics_that_there_are() -> None:
     there = {bare(name) for name in shown()}
-    dashboard = json.loads((BOOTSTRAP / "grafana.json").read_text())
+    dashboard = json.loads((BOOTSTRAP / "grafana" / "swarm.json").read_text())
     drawn = {
         bare(m) for panel in dashboard["panels"] for target in panel["targets"] for m in METRIC.findall(target["expr"])
     }
