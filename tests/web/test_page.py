@@ -109,7 +109,7 @@ class Browser:
 
     def joined(self) -> None:
         """Until it shows a model whose every block is served, and query nodes."""
-        self.wait("document.querySelector('#map .node') && document.querySelector('#trouble').hidden")
+        self.wait("document.querySelector('#map .node') && !document.querySelector('#trouble-words').textContent")
 
     def ask(self, prompt: str, tokens: int) -> None:
         self("settings", open=True)
@@ -153,6 +153,11 @@ def shots(tmp_path: Path) -> Path:
     return Path(os.environ.get("SWARM_SCREENSHOTS", tmp_path))
 
 
+def shown(node: str) -> str:
+    """That the map has this query node."""
+    return f"[...document.querySelectorAll('#map .node .who')].some((who) => who.textContent === '{node}')"
+
+
 def link(site: str, swarm: LocalSwarm, kind: str) -> str:
     edges = (swarm.folder / "edges").read_text().split()
     return f"{site}#via={kind}" + "".join(f"&peer={edge}" for edge in edges)
@@ -168,7 +173,8 @@ def test_an_answer_outlives_the_query_node_that_it_came_from(
     swarm.wait_until_ready(*names)
     browser("open", url=link(site, swarm, kind))
     browser.joined()
-    browser.wait("document.querySelectorAll('#map .node').length >= 2")
+    for name in names:
+        browser.wait(shown(name))
     browser.ask(PROMPT, TOKENS)
     whole = browser.wait(ENDED)
     browser("trace")
@@ -187,6 +193,10 @@ def test_an_answer_outlives_the_query_node_that_it_came_from(
     other = next(name for name in names if name != used)
     assert again["node"] == other
     assert used in again["notes"][0] and other in again["notes"][-1]
+    browser.ask("More", TOKENS)
+    browser.wait(LONG)
+    browser("press", key="Escape")
+    assert browser.wait(ENDED)["state"].startswith("Stopped after")
     # js-libp2p's WebTransport throws into the void when its session breaks; that is no matter of the page's.
     thrown = [line for line in browser("said") if line.startswith("thrown") and "'includes'" not in line]
     assert not thrown
@@ -200,7 +210,7 @@ def test_what_is_missing_is_told_in_words_and_waited_for(
     swarm.start_gateway("patient")
     swarm.wait_until_ready("patient")
     browser("open", url=link(site, swarm, "webrtc-direct"), width=390, height=800, dark=True, calm=True)
-    browser.wait("[...document.querySelectorAll('#map .node .who')].some((who) => who.textContent === 'patient')")
+    browser.wait(shown("patient"))
     browser.ask(PROMPT, TOKENS)
     browser.wait(LONG)
     swarm.kill("bob")

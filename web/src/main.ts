@@ -161,7 +161,8 @@ class Page {
     const trouble = state === "lost" ? "No peer of the swarm answers; trying again" : model ? whatIsMissing(model) : "";
     setText(find("trouble-words"), trouble);
     setText(find("trouble-since"), trouble && model && state !== "lost" ? sinceWhen(model, now) : "");
-    find("trouble").hidden = trouble === "";
+    // Never hidden: what is said in a place that was hidden until now is not read aloud.
+    find("trouble").classList.toggle("none", trouble === "");
   }
 
   #connection(): [string, string] {

@@ -132,6 +132,7 @@ describe("a query", () => {
     expect(told.session).toMatchObject({ phase: "choosing", failures: 0 });
     expect(told.tell({ type: "tick" }, 2_000).asked).toBeUndefined();
     expect(told.tell({ type: "tick" }, 1_500).asked).toBe("one");
+    expect(told.session.notes.map((note) => note.words)).toEqual(["one is busy, looking for another", "going on with one"]);
   });
 
   it("ends at once where every node would say the same", () => {

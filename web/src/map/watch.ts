@@ -50,8 +50,10 @@ export class Watch {
       const peer = this.#peers[turn % this.#peers.length];
       const seen = peer !== undefined && (await this.#watch(peer));
       failures = seen ? 0 : failures + 1;
-      if (seen) turn--;
-      else if (failures >= this.#peers.length) {
+      if (seen) {
+        turn--;
+        await pause(PAUSE_MIN);
+      } else if (failures >= this.#peers.length) {
         this.watcher.lost();
         const rounds = failures / Math.max(1, this.#peers.length);
         await pause(Math.min(PAUSE_MAX, PAUSE_MIN * 2 ** rounds));

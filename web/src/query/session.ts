@@ -89,6 +89,10 @@ export type Command = { type: "ask"; attempt: number; node: QueryNode } | { type
 type Step = [Session, Command[]];
 
 const KEPT_ARRIVALS = 64;
+/** What peers say is shown up to here: they may say anything. */
+const MOST_NOTES = 100;
+const MOST_LETTERS = 300;
+const LONGEST_NAME = 40;
 const HOPELESS: readonly Failure_Code[] = [Failure_Code.INVALID, Failure_Code.TOO_LONG];
 
 export function begin(
@@ -174,10 +178,11 @@ export function modelName(name: string): string {
 }
 
 export function nameOf(peer: { name: string; peerId: string }): string {
-  return peer.name || `…${peer.peerId.slice(-6)}`;
+  return peer.name.slice(0, LONGEST_NAME) || `…${peer.peerId.slice(-6)}`;
 }
 
 function noted(session: Session, words: string, now: number): Session {
+  if (session.notes.length >= MOST_NOTES) return session;
   return { ...session, notes: [...session.notes, { at: now, words }] };
 }
 
@@ -200,12 +205,19 @@ function choose(session: Session, now: number): Step {
   return [asking, [{ type: "ask", attempt, node }]];
 }
 
+/** Choose after there was nobody to be chosen for a while. */
+function chooseLater(session: Session, now: number): Step {
+  const [next, commands] = choose(session, now);
+  if (next.node === undefined || session.attempt === 0) return [next, commands];
+  return [noted(next, `going on with ${nameOf(next.node)}`, now), commands];
+}
+
 function onNodes(session: Session, now: number): Step {
-  return session.phase === "choosing" ? choose(session, now) : [session, []];
+  return session.phase === "choosing" ? chooseLater(session, now) : [session, []];
 }
 
 function onTick(session: Session, now: number, patience: Patience): Step {
-  if (session.phase === "choosing") return choose(session, now);
+  if (session.phase === "choosing") return chooseLater(session, now);
   const quiet = now - session.heardAt;
   if (quiet > (session.phase === "asking" ? patience.opening : patience.silence)) {
     return leave(session, "went silent", now, patience);
@@ -277,7 +289,7 @@ function onReply(session: Session, reply: QueryReply, now: number, patience: Pat
     case "finished":
       return [{ ...heard, phase: "finished", trouble: "", finished: kind.value, endedAt: now }, [{ type: "drop" }]];
     case "failure":
-      return onFailure(heard, kind.value.code, kind.value.message, kind.value.retryAfter, now, patience);
+      return onFailure(heard, kind.value.code, kind.value.message.slice(0, MOST_LETTERS), kind.value.retryAfter, now, patience);
     default:
       return [heard, []];
   }

@@ -23,13 +23,13 @@ class TurnView {
   #closed = false;
 
   constructor({ prompt }: Turn, number: number) {
-    const title = h("h3", { class: "unseen" }, `Question ${number}`);
-    this.#answer.append(h("h4", { class: "unseen" }, "Answer"), this.#text, this.#notes, this.#state, this.#more);
+    const title = h("h2", { class: "unseen" }, `Question ${number}`);
+    this.#answer.append(h("h3", { class: "unseen" }, "Answer"), this.#text, this.#notes, this.#state, this.#more);
     this.element = h("li", { class: "turn" }, title, h("p", { class: "prompt" }, prompt), this.#answer);
   }
 
   show(session: Session): void {
-    setText(this.#text, session.text.trimStart());
+    grow(this.#text, session.text.trimStart());
     this.#answer.classList.toggle("running", !isOver(session));
     this.#answer.classList.toggle("failed", session.phase === "failed");
     this.#answer.setAttribute("aria-busy", String(!isOver(session)));
@@ -45,10 +45,12 @@ class TurnView {
     const facts = [`seed ${asked.seed}`];
     if (asked.temperature !== undefined) facts.push(`temperature ${asked.temperature}`);
     if (finished !== undefined) facts.push(`${finished.promptTokens} tokens asked`);
-    this.#more.append(
-      h("button", { type: "button", class: "quiet", onclick: () => void navigator.clipboard?.writeText(session.text) }, "Copy"),
-      h("span", { class: "facts" }, facts.join(" · ")),
-    );
+    this.#more.append(h("span", { class: "facts" }, facts.join(" · ")));
+    // Only pages that came over https, or from this machine, may write to the clipboard.
+    if (isSecureContext) {
+      const copy = (): void => void navigator.clipboard.writeText(session.text.trimStart());
+      this.#more.prepend(h("button", { type: "button", class: "quiet", onclick: copy }, "Copy"));
+    }
     if (finished !== undefined && finished.trace.length > 0) {
       const hops = session.route?.hops ?? [];
       this.#more.append(h("details", {}, h("summary", {}, "Where the time went"), drawTrace(finished, hops)));
@@ -56,11 +58,18 @@ class TurnView {
   }
 }
 
+/** A text that grows is cheaper than one that is written anew, and keeps what is selected in it. */
+function grow(element: Element, text: string): void {
+  const shown = element.firstChild;
+  if (shown instanceof Text && text.startsWith(shown.data)) shown.appendData(text.slice(shown.data.length));
+  else element.textContent = text;
+}
+
 function stateInWords(session: Session): string {
   if (session.trouble && session.phase !== "failed") {
     const { missingSince } = session;
-    const since = missingSince === undefined ? "" : `, for ${inWords(Date.now() - missingSince)} now`;
-    return `${capital(session.trouble)}${since} …`;
+    const waited = missingSince === undefined ? 0 : Date.now() - missingSince;
+    return `${capital(session.trouble)}${waited < 1000 ? "" : `, for ${inWords(waited)} now`} …`;
   }
   const tokens = `${session.generated.length} token${session.generated.length === 1 ? "" : "s"}`;
   const took = session.endedAt === undefined ? "" : ` in ${duration((session.endedAt - session.startedAt) / 1000)}`;
