@@ -7,7 +7,7 @@ N ?= 100
 NAME ?=
 ARGS ?=
 
-.PHONY: help install test lint format demo chaos bench page package docs proto clean
+.PHONY: help install test lint format demo chaos bench page wheel package docs proto clean
 
 help:
 	@echo "make install        everything into .venv (a second run takes no time)"
@@ -17,7 +17,8 @@ help:
 	@echo "make chaos N=100    N random failure scenarios on the simulated network"
 	@echo "make bench NAME=x   one benchmark against its baseline; without NAME lists them"
 	@echo "make page           build and test the web page, and put it where the gateway serves it"
-	@echo "make package        build the wheel, install it into an empty environment, and use it"
+	@echo "make wheel          sdist and wheel, with the page, into dist/"
+	@echo "make package        make wheel, then install it into an empty environment, and use it"
 	@echo "make docs           the documentation as a site, into site/"
 	@echo "make proto          regenerate swarm/wire/swarm_pb2.py and the page's twin from swarm.proto"
 
@@ -60,8 +61,13 @@ page: install web/node_modules/.package-lock.json
 	cd web && npm run --silent check && npm run --silent test && npm run --silent build && npm run --silent size
 	rm -rf $(PAGE) && cp -r web/dist $(PAGE)
 
-package: page
-	PYTHON=$(abspath $(BIN))/python bash scripts/check_wheel.sh
+# The wheel is built from the sdist, so that nothing can be in it that the sdist has not.
+wheel: page
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist . >/dev/null
+
+package: wheel
+	PYTHON=$(abspath $(BIN))/python bash scripts/check_wheel.sh dist/*.whl
 
 docs: install
 	$(BIN)/mkdocs build --strict --quiet

@@ -1,33 +1,40 @@
-"""The quickstart's code against a swarm of two servers, with nothing but the installed package.
+"""The quickstart's code against a swarm of two servers and a gateway, with nothing but the installed package.
 
 python quickstart.py FOLDER_OF_THE_COMMANDS MODEL
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 PATIENCE = 120.0
+PROMPT = "A function definition"
+TOKENS = 24
 
 
 def main(commands: Path, name: str) -> None:
-    """A bootstrap peer, two servers, and the code that the README shows."""
+    """A bootstrap peer, two servers and a gateway, and the code that the documentation shows."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        started = [start(commands, place, "swarm-bootstrap", "--address-file", str(place / "addresses"), "--no-edge")]
+        started = [start(commands, place, "bootstrap", "--address-file", str(place / "addresses"), "--no-edge")]
         try:
-            wait(lambda: (place / "addresses").exists())
+            wait((place / "addresses").exists)
             peer = (place / "addresses").read_text().splitlines()[0]
-            for blocks in ("0:4", "4:8"):
-                server = start(commands, place, "swarm-serve", name, "--blocks", blocks, "--initial-peers", peer)
-                started.append(server)
+            join = ("--initial-peers", peer, "--quiet")
+            started += [start(commands, place, "serve", name, "--blocks", blocks, *join) for blocks in ("0:4", "4:8")]
             status = [commands / "swarm-status", name, "--initial-peers", peer, "--wait", "--timeout", str(PATIENCE)]
             subprocess.run(status, check=True)
-            print(use(name, peer))
+            right = generate(name, peer)
+            started.append(start(commands, place, "gateway", name, "--http", "127.0.0.1:0", *join))
+            ask(name, peer, place / f"{len(started)}.log", right)
+            print(right)
         finally:
             for process in started:
                 process.terminate()
@@ -36,32 +43,52 @@ def main(commands: Path, name: str) -> None:
 
 
 def start(commands: Path, place: Path, command: str, *options: str) -> subprocess.Popen[bytes]:
-    key = place / f"{command}-{'-'.join(options[:3]).replace('/', '_')}.key"
-    listen = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0", "--identity-path", str(key)]
-    return subprocess.Popen([commands / command, *options, *listen], stdout=subprocess.DEVNULL)
+    """A command with a key and a log of its own, numbered in the order of starting."""
+    number = len(list(place.glob("*.log"))) + 1
+    own = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0", "--identity-path", str(place / f"{number}.key")]
+    with (place / f"{number}.log").open("wb") as log:
+        return subprocess.Popen([commands / f"swarm-{command}", *options, *own], stdout=log)
 
 
-def wait(ready: object) -> None:
+def wait(ready: Callable[[], object]) -> None:
+    """Until something is the case."""
     deadline = time.monotonic() + PATIENCE
-    while not ready():  # type: ignore[operator]
+    while not ready():
         if time.monotonic() > deadline:
             sys.exit("a peer did not come up")
         time.sleep(0.1)
 
 
-def use(name: str, peer: str) -> str:
+def generate(name: str, peer: str) -> str:
+    """The model in Python; what comes after the prompt. It must be what the model says on this machine."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from swarm import DistributedLlama
 
     tokenizer = AutoTokenizer.from_pretrained(name)
-    inputs = tokenizer("A function definition", return_tensors="pt")
+    inputs = tokenizer(PROMPT, return_tensors="pt")
     model = DistributedLlama.from_pretrained(name, initial_peers=[peer])
-    ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0]
+    ids = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0]
     local = AutoModelForCausalLM.from_pretrained(name)
-    if ids.tolist() != local.generate(**inputs, max_new_tokens=24, do_sample=False)[0].tolist():
+    if ids.tolist() != local.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0].tolist():
         sys.exit("the swarm says something else than the model on this machine")
-    return str(tokenizer.decode(ids))
+    return str(tokenizer.decode(ids[inputs["input_ids"].shape[1] :]))
+
+
+def ask(name: str, peer: str, log: Path, right: str) -> None:
+    """The same text from the gateway, and its page."""
+    import swarm
+
+    url = re.compile(r"^http +(http://.*)/v1$", re.MULTILINE)
+    wait(lambda: url.search(log.read_text()))
+    with swarm.connect([peer]) as joined:
+        text = "".join(joined.ask(Path(name).name, PROMPT, max_tokens=TOKENS, temperature=0.0))
+    if text != right:
+        sys.exit(f"the gateway says {text!r}, and not {right!r}")
+    found = url.search(log.read_text())
+    with urllib.request.urlopen(found[1] if found else "") as page:
+        if b"<title>" not in page.read():
+            sys.exit("the gateway shows no page")
 
 
 if __name__ == "__main__":
