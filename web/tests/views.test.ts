@@ -41,7 +41,7 @@ describe("a trace", () => {
       ],
     });
     const hops = [{ peerId: "p", name: "alice", first: 0, last: 4 }] as never;
-    expect(rowsOf(finished, hops).map(({ name, who, start, length, words }) => [name, who, start, length, words])).toEqual([
+    expect(rowsOf(finished, hops).map(({ name, who, start, length, time, steps }) => [name, who, start, length, time + steps])).toEqual([
       ["compute prefill", "query node", 0, 0.25, "1.00 s"],
       ["compute decode", "alice, blocks 0–3", 0.5, 0.5, "2.00 s in 10 steps"],
     ]);

@@ -52,7 +52,7 @@ export class Composer {
 
   /** A model without a chat template goes on with a text. */
   invite(converses: boolean): void {
-    this.#prompt.placeholder = converses ? "Ask the swarm" : "Begin a text; the model goes on with it";
+    this.#prompt.placeholder = converses ? "Ask the swarm" : "Begin a text";
   }
 
   run(running: boolean): void {

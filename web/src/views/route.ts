@@ -148,7 +148,8 @@ export class RouteView {
     const state = isOver(session) ? "idle" : session.trouble ? "stuck" : "busy";
     this.figure.dataset["state"] = state;
     setText(this.#words, this.#inWords(session));
-    if (rate !== undefined) setText(this.#rate, `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} tokens/s`);
+    if (session.trouble) setText(this.#rate, "");
+    else if (rate !== undefined) setText(this.#rate, `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} tokens/s`);
     else if (session.generated.length === 0) setText(this.#rate, "");
     const fresh = session.generated.length - this.#tokens;
     this.#tokens = session.generated.length;

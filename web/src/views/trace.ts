@@ -11,7 +11,8 @@ export interface Row {
   /** Shares of the whole. */
   start: number;
   length: number;
-  words: string;
+  time: string;
+  steps: string;
 }
 
 /** Shorter shares of the whole are not shown. */
@@ -29,7 +30,8 @@ export function rowsOf(finished: Finished, hops: readonly RouteHop[]): Row[] {
       hue: span.peerId ? hueOf(span.peerId) : "",
       start: clamp(span.start / whole),
       length: clamp(span.seconds / whole),
-      words: wordsOf(span),
+      time: duration(span.seconds),
+      steps: span.count > 1 ? ` in ${span.count} steps` : "",
     }));
 }
 
@@ -43,10 +45,6 @@ function whoOf(span: TraceSpan, hops: readonly RouteHop[]): string {
   return hop === undefined ? nameOf({ name: "", peerId: span.peerId }) : `${nameOf(hop)}, ${blocksInWords(hop.first, hop.last)}`;
 }
 
-function wordsOf({ seconds, count }: TraceSpan): string {
-  const time = duration(seconds);
-  return count > 1 ? `${time} in ${count} steps` : time;
-}
 
 export function duration(seconds: number): string {
   if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
@@ -64,7 +62,7 @@ export function drawTrace(finished: Finished, hops: readonly RouteHop[]): HTMLEl
       {},
       h("th", { scope: "row" }, row.name, h("span", {}, row.who)),
       h("td", { class: "lane" }, bar),
-      h("td", { class: "time" }, row.words),
+      h("td", { class: "time" }, row.time, h("span", { class: "steps" }, row.steps)),
     );
   });
   return h(
