@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ settings.register_profile("swarm", derandomize=True, deadline=None)
 settings.load_profile("swarm")
 
 ByName = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Commands that run inside a test make the log louder or quieter; that ends with the test."""
+    logger = logging.getLogger("swarm")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

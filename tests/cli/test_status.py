@@ -139,7 +139,7 @@ def test_waiting_gives_up_and_shows_what_it_saw_last() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
-        (["--wait"], 2, "--wait needs a MODEL"),
+        (["--wait"], 2, "--wait and --watch need a MODEL"),
         ([], 1, "swarm-bootstrap"),
         (["--initial-peers", "localhost:31337"], 1, "not the address of a peer"),
     ],

@@ -62,7 +62,9 @@ def test_signatures() -> None:
     assert not verify(one.public_bytes, b"", b"data")
 
 
-@pytest.mark.parametrize("public", [b"", b"x" * 36, Identity.generate().public_bytes + b"x"])
+@pytest.mark.parametrize(
+    "public", [b"", b"x" * 36, Identity.generate().public_bytes + b"x"], ids=["nothing", "letters", "too long"]
+)
 def test_what_is_no_key_is_refused(public: bytes) -> None:
     with pytest.raises(InvalidInput):
         peer_id_of(public)
@@ -75,7 +77,9 @@ def _halves_of_two_keys() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", bytes(68), Identity.generate().private_bytes[:-1], _halves_of_two_keys()]
+    "content",
+    [b"", b"hello", bytes(68), Identity.generate().private_bytes[:-1], _halves_of_two_keys()],
+    ids=["nothing", "text", "zeros", "too short", "halves of two keys"],
 )
 def test_a_broken_file_is_named_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "key"
