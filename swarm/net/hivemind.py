@@ -43,6 +43,8 @@ _STREAM_INFO_LIMIT = 64 * 1024
 _SHORTEST_PEER_ID = 34
 _LINGER = 10.0
 """How long what was sent before a stream was closed may take to leave."""
+_SETTLE = 0.5
+"""How long after the last words a stream may be ended: over QUIC p2pd ends it by a reset, which overtakes them."""
 _BACKLOG = 4096
 """Streams that peers may open while this loop is busy; one more is lost."""
 _REFRESH = 20.0
@@ -52,18 +54,28 @@ _OTHERS = 0.5
 
 
 class HivemindStream:
-    """A stream through p2pd; satisfies `Stream`. In `siblings` from its making until it is closed."""
+    """A stream through p2pd; satisfies `Stream`. In `siblings` from its making until it is closed.
 
-    __slots__ = ("_closed", "_peer_id", "_reader", "_siblings", "_writer")
+    When it is closed soon after its last words, it is in `ending` until those may be taken to have arrived.
+    """
+
+    __slots__ = ("_closed", "_ending", "_peer_id", "_reader", "_siblings", "_spoke", "_writer")
 
     def __init__(
-        self, peer_id: PeerId, reader: StreamReader, writer: StreamWriter, siblings: set[HivemindStream]
+        self,
+        peer_id: PeerId,
+        reader: StreamReader,
+        writer: StreamWriter,
+        siblings: set[HivemindStream],
+        ending: set[_Farewell],
     ) -> None:
         self._peer_id = peer_id
         self._reader = reader
         self._writer = writer
         self._closed = False
+        self._spoke = -_SETTLE
         self._siblings = siblings
+        self._ending = ending
         siblings.add(self)
 
     @property
@@ -75,6 +87,7 @@ class HivemindStream:
             raise StreamClosed(f"the stream to {self._peer_id} is closed")
         try:
             write_frame(self._writer, frame)
+            self._spoke = asyncio.get_running_loop().time()
             await self._writer.drain()
         except OSError as error:
             raise StreamClosed(f"the stream to {self._peer_id} was lost: {error}") from error
@@ -95,7 +108,7 @@ class HivemindStream:
         self._siblings.discard(self)
         if not self._writer.transport.is_closing():
             with contextlib.suppress(RuntimeError, OSError):  # the loop, or p2pd, may have ended
-                _Farewell.take_over(self._writer)
+                _Farewell.take_over(self._writer, self._spoke + _SETTLE, self._ending)
 
 
 class _Farewell(asyncio.Protocol):
@@ -105,27 +118,43 @@ class _Farewell(asyncio.Protocol):
     lose the last words on their way out.
     """
 
-    def __init__(self, writer: StreamWriter) -> None:
+    def __init__(self, writer: StreamWriter, ending: set[_Farewell]) -> None:
         self._writer = writer  # whose finaliser would complain
-        self._patience = asyncio.get_running_loop().call_later(_LINGER, writer.transport.abort)
+        self._ending = ending
+        loop = asyncio.get_running_loop()
+        self._timers = [loop.call_later(_LINGER, writer.transport.abort)]
 
     @classmethod
-    def take_over(cls, writer: StreamWriter) -> None:
-        """Become the protocol of `writer`, whose readers and writers hear that the connection was lost."""
-        transport = writer.transport
+    def take_over(cls, writer: StreamWriter, settled: float, ending: set[_Farewell]) -> None:
+        """Become the protocol of `writer`, whose readers and writers hear that the connection was lost.
+
+        The other side hears it by the loop's time `settled`, or ends the stream itself before.
+        """
+        transport, loop, farewell = writer.transport, asyncio.get_running_loop(), cls(writer, ending)
         before = transport.get_protocol()
-        transport.set_protocol(cls(writer))
+        transport.set_protocol(farewell)
         before.connection_lost(None)
-        transport.write_eof()
+        if settled > loop.time():
+            ending.add(farewell)
+            farewell._timers.append(loop.call_at(settled, farewell._end))
+        else:
+            farewell._end()
         # Both: an end that the reader has seen already is only shown again to who begins to read.
         transport.pause_reading()  # type: ignore[attr-defined]
         transport.resume_reading()  # type: ignore[attr-defined]
+
+    def _end(self) -> None:
+        self._ending.discard(self)
+        with contextlib.suppress(RuntimeError, OSError):
+            self._writer.transport.write_eof()
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._patience.cancel()
+        self._ending.discard(self)
+        for timer in self._timers:
+            timer.cancel()
 
 
 class HivemindHost:
@@ -149,6 +178,7 @@ class HivemindHost:
         self._server: asyncio.Server | None = None
         self._socket = daemon.folder / "streams.sock"
         self._streams: set[HivemindStream] = set()
+        self._ending: set[_Farewell] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self) -> None:
@@ -188,7 +218,7 @@ class HivemindHost:
                 reader, writer = await self.daemon.open(raw, protocol)
         except (Refused, TimeoutError) as error:
             raise self._unreachable(peer_id, addresses, error) from error
-        return HivemindStream(peer_id, reader, writer, self._streams)
+        return HivemindStream(peer_id, reader, writer, self._streams, self._ending)
 
     def _unreachable(self, peer_id: PeerId, addresses: Sequence[str], error: Exception) -> SwarmError:
         if self.died.is_set():
@@ -210,7 +240,8 @@ class HivemindHost:
         try:
             info = p2pd_pb2.StreamInfo.FromString(await read_frame(reader, _STREAM_INFO_LIMIT))
             handler = self._handlers[info.proto]
-            stream = HivemindStream(base58.b58encode(info.peer).decode(), reader, writer, self._streams)
+            peer_id = base58.b58encode(info.peer).decode()
+            stream = HivemindStream(peer_id, reader, writer, self._streams, self._ending)
         except (Exception, asyncio.CancelledError) as error:
             log.debug("a stream ended before it began: %s", error)
             writer.transport.abort()
@@ -300,9 +331,16 @@ class HivemindHost:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._settle()
         if self._p2p is not None:
             await self._p2p.shutdown()
         await self.daemon.stop()
+
+    async def _settle(self) -> None:
+        """Let last words arrive, if p2pd still carries them."""
+        patience = asyncio.get_running_loop().time() + _SETTLE
+        while self._ending and not self.died.is_set() and asyncio.get_running_loop().time() < patience:
+            await asyncio.sleep(0.02)
 
 
 async def create_host(config: NetworkConfig) -> HivemindHost:

@@ -85,6 +85,38 @@ def test_a_host_forgets_streams_that_are_closed() -> None:
     pair(scenario)
 
 
+@pytest.mark.parametrize("transport", ["udp/0/quic-v1", "tcp/0"])
+def test_last_words_arrive_over_every_transport(transport: str) -> None:
+    async def main() -> None:
+        config = replace(CONFIG, host_maddrs=(f"/ip4/127.0.0.1/{transport}",))
+        one, two = await create_host(config), await create_host(config)
+        heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def hear(stream: Stream) -> None:
+            heard.put_nowait(await stream.receive(10))
+            await stream.send(b"farewell")
+
+        await one.serve(PROTOCOL, hear)
+        async with asyncio.timeout(30):
+            for _ in range(20):
+                stream = await two.open_stream(one.peer_id, PROTOCOL, one.addresses)
+                await stream.send(b"bye")
+                stream.close()
+            assert [await heard.get() for _ in range(20)] == [b"bye"] * 20
+            for _ in range(20):
+                stream = await two.open_stream(one.peer_id, PROTOCOL, one.addresses)
+                await stream.send(b"hello")
+                assert await stream.receive(10) == b"farewell"
+                stream.close()
+            stream = await two.open_stream(one.peer_id, PROTOCOL, one.addresses)
+            await stream.send(b"leaving")
+            await two.close()
+            assert [await heard.get() for _ in range(21)] == [b"hello"] * 20 + [b"leaving"]
+        await one.close()
+
+    asyncio.run(main())
+
+
 def test_initial_peers_that_do_not_answer_beside_one_that_does_are_named(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(one: HivemindHost, two: HivemindHost) -> None:
         pass
