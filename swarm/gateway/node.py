@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from swarm.config import QUERY_FRAME_LIMIT, GatewayConfig, NetworkConfig
 from swarm.errors import NetworkError, StreamClosed, SwarmError
 from swarm.gateway.answers import Answerer
-from swarm.net.base import Directory, Host, Stream
+from swarm.net.base import Directory, Host, Stream, unless_left
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 
@@ -40,16 +40,7 @@ class QueryNode:
         except SwarmError as error:
             await self._send(stream, pb.QueryReply(failure=messages.failure(error)))
             raise
-        answering = asyncio.create_task(self._answer(stream, query), name=f"query {query.id.hex()[:8]}")
-        leaving = asyncio.create_task(_departure(stream), name="asker")
-        try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                answering.result()
-        finally:
-            for task in (answering, leaving):
-                task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+        await unless_left(stream, self._answer(stream, query))
 
     async def _answer(self, stream: Stream, query: pb.Query) -> None:
         try:
@@ -95,12 +86,6 @@ class QueryNode:
         except TimeoutError:
             stream.close()
             raise StreamClosed(f"{stream.peer_id} takes nothing any more") from None
-
-
-async def _departure(stream: Stream) -> None:
-    """Wait until the asker closes its side; whatever else it says ends the query, too."""
-    with contextlib.suppress(SwarmError):
-        await stream.receive(1)
 
 
 class Announcer:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
+from swarm.errors import SwarmError
 from swarm.types import ModelInfo, PeerId, ServerRecord
 from swarm.wire import swarm_pb2 as pb
 
@@ -92,3 +95,24 @@ class Directory(Protocol):
 
     def verify(self, signed: bytes) -> ServerRecord:
         """The record inside bytes that somebody showed (a record's `signed`). Raises RecordRefused."""
+
+
+async def unless_left(stream: Stream, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` for who opened `stream`, until it is done, or the other side closes the stream or says anything more.
+
+    Raises what the work raises.
+    """
+    tasks = [asyncio.ensure_future(each) for each in (work, _departure(stream))]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _departure(stream: Stream) -> None:
+    with contextlib.suppress(SwarmError):
+        await stream.receive(1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
 
 from swarm.config import MAP_FRAME_LIMIT, MapConfig
-from swarm.errors import NetworkError, StreamClosed, SwarmError
-from swarm.net.base import Directory, Host, Stream
+from swarm.errors import NetworkError, StreamClosed
+from swarm.net.base import Directory, Host, Stream, unless_left
 from swarm.types import ModelInfo, ServerRecord
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -61,23 +60,11 @@ class MapService:
             return
         self._lookers += 1
         try:
-            await (self._watch(stream) if request.watch else self._answer(stream, None))
+            await (unless_left(stream, self._tell(stream)) if request.watch else self._answer(stream, None))
         finally:
             self._lookers -= 1
             if not self._lookers and self._reading is not None:
                 self._reading.cancel()
-
-    async def _watch(self, stream: Stream) -> None:
-        telling = asyncio.create_task(self._tell(stream), name="map")
-        leaving = asyncio.create_task(_departure(stream), name="watcher")
-        try:
-            await asyncio.wait({telling, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if telling.done():
-                telling.result()
-        finally:
-            for task in (telling, leaving):
-                task.cancel()
-            await asyncio.gather(telling, leaving, return_exceptions=True)
 
     async def _tell(self, stream: Stream) -> None:
         known = None
@@ -180,9 +167,3 @@ def server_of(record: ServerRecord) -> pb.MapServer:
         version=record.version,
         relayed=record.relayed,
     )
-
-
-async def _departure(stream: Stream) -> None:
-    """Wait until the watcher closes its side; whatever else it says ends the watch, too."""
-    with contextlib.suppress(SwarmError):
-        await stream.receive(1)
