@@ -277,7 +277,7 @@ async def answering(
     view = View(directory, loaded.info, dtype, ClientConfig(max_wait=wishes.max_wait))
     compute = Compute(loaded.ends)
     recommended = Recommended.of(loaded.generation, loaded.tokenizer)
-    with contextlib.suppress(asyncio.CancelledError):
+    with contextlib.suppress(NetworkError):
         await view.refresh(0.0)
     try:
         yield Generator(host, view, Texts(loaded.tokenizer), compute, recommended, wishes.config, metrics)

@@ -31,6 +31,9 @@ class Answerer(Protocol):
     def missing(self) -> Span | None:
         """The first blocks that nobody serves, as last seen; None: all are served."""
 
+    async def look(self) -> Span | None:
+        """`missing`, looked for again where some were: their servers may have come since."""
+
     def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         """Replies from `accepted` to `finished`. Closing the generator ends the query and frees it at every hop.
 

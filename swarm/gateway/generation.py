@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
 from swarm.config import GatewayConfig
-from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, ServerBusy
+from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, NetworkError, ServerBusy
 from swarm.gateway.compute import Ask, Choice, Compute
 from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.sampling import MOST_ALTERNATIVES, Sampler, settings_of
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 SEQUENCE = 1
 """Each query has a session of its own, with one sequence in it."""
 QUERY_BYTES = 16
+LOOK_AGAIN = 1.0
+"""Seconds for which missing blocks are taken for missing without another look, however many ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,13 @@ class Generator:
         except MissingBlocks as missing:
             return Span(*missing.blocks[0]) if missing.blocks else Span(0, self.model.blocks)
         return None
+
+    async def look(self) -> Span | None:
+        """See `Answerer`."""
+        if self.missing is not None:
+            with contextlib.suppress(NetworkError):
+                await self.view.refresh(LOOK_AGAIN)
+        return self.missing
 
     async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         """See `Answerer`."""

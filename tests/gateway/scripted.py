@@ -28,6 +28,9 @@ class Scripted:
         self.ended = 0
         self.told = 0
 
+    async def look(self) -> Span | None:
+        return self.missing
+
     async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         self.asked.append(query)
         if self.error is not None and not self.fails_after:

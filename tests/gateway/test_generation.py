@@ -21,7 +21,7 @@ from swarm.gateway.texts import Texts
 from swarm.models.ends import Ends
 from swarm.models.shell import load_client_model
 from swarm.net.loop import shared_loop
-from swarm.types import ServerRecord
+from swarm.types import ServerRecord, Span
 from swarm.wire import swarm_pb2 as pb
 from tests.checkpoints import Served, prompt, settled
 
@@ -262,6 +262,27 @@ def test_who_leaves_in_the_middle_frees_every_hop(nodes: Callable[..., Generator
     shared_loop().run(main())
     assert node.running == 0
     served("llama", 2).assert_free()
+
+
+def test_blocks_are_looked_for_again_before_they_are_called_missing(
+    nodes: Callable[..., Generator], served: Serve
+) -> None:
+    records = served("llama", 2).network.records
+    early, late = nodes("llama"), nodes("llama")
+
+    async def look(node: Generator) -> tuple[Span | None, Span | None]:
+        return node.missing, await node.look()
+
+    everything = Span(0, early.model.blocks)
+    assert shared_loop().run(look(early)) == (everything, None)
+    assert shared_loop().run(look(early)) == (None, None)
+    keys = [key for key, record in records.items() if record.span.first > 0 and record.model == late.model.key]
+    taken = {key: records.pop(key) for key in keys}
+    try:
+        first = min(record.span.first for record in taken.values())
+        assert shared_loop().run(look(late)) == (everything, Span(first, everything.last))
+    finally:
+        records.update(taken)
 
 
 def test_missing_blocks_are_said_and_waited_for(nodes: Callable[..., Generator], served: Serve) -> None:

@@ -53,6 +53,9 @@ class Scripted:
         self.pace = pace
         self.fails = fails
 
+    async def look(self) -> Span | None:
+        return self.missing
+
     async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         if self.running >= self.capacity:
             raise ServerBusy("full", 0.5)

@@ -225,9 +225,9 @@ class Desk:
         """Answer a request, whole or as a stream. Raises ApiError."""
         answerer = self.answerer(request.model)
         queries = queries_of(request)
-        if answerer.missing is not None:
-            name, gap = answerer.model.name, answerer.missing
-            raise api_error(MissingBlocks(f"blocks {gap} of {name} have no server now"))
+        gap = await answerer.look()
+        if gap is not None:
+            raise api_error(MissingBlocks(f"blocks {gap} of {answerer.model.name} have no server now"))
         tools = isinstance(request, ChatRequest) and bool(request.usable_tools)
         choices = [Choice(index, Sorting() if tools else None) for index in range(len(queries))]
         replies = merged([answerer.answer(query) for query in queries])
