@@ -52,10 +52,11 @@ class LocalSwarm:
         serve = ["swarm-serve", self.model, "--blocks", blocks, "--dtype", self.dtype, "--public-name", name]
         self._start(name, *serve, "--initial-peers", self.peer, "--threads", str(self.threads), *options)
 
-    def start_gateway(self, name: str, *options: str) -> None:
-        """Start a query node; does not wait until it is up."""
-        gateway = ["swarm-gateway", self.model, "--dtype", self.dtype, "--public-name", name, "--http", "127.0.0.1:0"]
-        self._start(name, *gateway, "--initial-peers", self.peer, "--threads", str(self.threads), *options)
+    def start_gateway(self, name: str, *options: str, model: str | Path | None = None) -> None:
+        """Start a query node, perhaps with another copy of the model; does not wait until it is up."""
+        gateway = ["swarm-gateway", str(model or self.model), "--dtype", self.dtype, "--public-name", name]
+        gateway += ["--http", "127.0.0.1:0", "--initial-peers", self.peer, "--threads", str(self.threads)]
+        self._start(name, *gateway, *options)
 
     def _start(self, name: str, command: str, *arguments: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scripts.local_swarm import LocalSwarm
+from scripts.local_swarm import BIN, LocalSwarm
 from swarm.client.swarm import Swarm, connect
 from swarm.errors import InvalidInput
+from swarm.models.quantize import quantize
 from swarm.wire import swarm_pb2 as pb
 
 MODEL = Path(__file__).parent.parent / "models" / "tiny-llama"
 PROMPT = "A function definition"
 TOKENS = 48
+TEMPLATE = """{%- if tools %}Tools: {{ tools | tojson }}
+{% endif %}
+{%- for message in messages %}
+{%- if not loop.first and message.role == messages[loop.index0 - 1].role %}
+{{- raise_exception("roles must alternate") }}
+{%- endif %}
+{{- message.role }}: {{ message.content }}
+{% endfor %}
+{%- if add_generation_prompt %}assistant:{% endif %}"""
 
 pytestmark = pytest.mark.processes
 
@@ -97,6 +109,82 @@ def test_openais_client_meets_a_real_swarm(processes: LocalSwarm, right: str) ->
         with pytest.raises(openai.BadRequestError) as long:
             client.completions.create(**{**ask, "max_tokens": 1_000_000})
         assert long.value.code == "context_length_exceeded"
+
+
+@pytest.fixture
+def conversing(processes: LocalSwarm, tmp_path: Path) -> Iterator[Path]:
+    """The query node "chat", whose copy of the model has a chat template."""
+    folder = tmp_path / "tiny-llama"
+    shutil.copytree(MODEL, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    processes.start_gateway("chat", model=folder)
+    processes.wait_until_ready("chat")
+    yield folder
+    leave(processes, "chat")
+
+
+def leave(processes: LocalSwarm, *names: str) -> None:
+    """What Ctrl-C does."""
+    for name in names:
+        processes.interrupt(name)
+    for name in names:
+        assert processes.processes.pop(name).wait(60) == 0, processes.log(name).read_text()
+
+
+def test_a_chat_goes_through_the_models_own_template(processes: LocalSwarm, conversing: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(conversing)
+    local = AutoModelForCausalLM.from_pretrained(conversing, dtype=torch.float32)
+    messages: list[Any] = [
+        {"role": "system", "content": "Python"},
+        {"role": "user", "content": PROMPT},
+        {"role": "assistant", "content": "is executable."},
+        {"role": "user", "content": "A class"},
+    ]
+    tool = {"type": "function", "function": {"name": "look_up", "description": "Read the manual", "parameters": {}}}
+    with openai.OpenAI(base_url=processes.url("chat"), api_key="none", max_retries=0) as client:
+        for tools in ([], [tool]):
+            inputs = tokenizer.apply_chat_template(
+                messages, tools=tools or None, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            length = inputs["input_ids"].shape[1]
+            output = local.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+            right = tokenizer.decode(output[0, length:], skip_special_tokens=True)
+            ask: Any = {"model": "tiny-llama", "messages": messages, "max_tokens": TOKENS, "temperature": 0}
+            ask |= {"tools": tools} if tools else {}
+            whole = client.chat.completions.create(**ask)
+            assert whole.choices[0].message.content == right
+            assert whole.usage is not None
+            assert whole.usage.prompt_tokens == length
+            stream = client.chat.completions.create(**ask, stream=True)
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == right
+        with pytest.raises(openai.BadRequestError, match="roles must alternate"):
+            client.chat.completions.create(**{**ask, "messages": [*messages, messages[-1]]})
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no int8")
+def test_servers_that_compute_with_int8_answer_those_who_ask_for_it(processes: LocalSwarm, right: str) -> None:
+    """The oracle is plain transformers with int8 in its blocks."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    local = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    for layer in local.model.layers:
+        quantize(layer)
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    output = local.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    expected = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    processes.start_server("eight", "0:8", "--quantization", "int8")
+    processes.start_gateway("eight-too", "--quantization", "int8", "--no-edge")
+    processes.wait_until_online("eight")
+    processes.wait_until_ready("eight-too")
+    ask: Any = {"model": "tiny-llama", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+    for name, text in (("eight-too", expected), ("one", right)):
+        with openai.OpenAI(base_url=processes.url(name), api_key="none", max_retries=0) as client:
+            assert client.completions.create(**ask).choices[0].text == text
+    command = [BIN / "swarm-chat", str(MODEL), "-p", processes.peer, "--quantization", "int8", "--dtype", "float32"]
+    options = ["--temperature", "0", "--max-new-tokens", str(TOKENS), "--max-wait", "60"]
+    said = subprocess.run([*command, *options], input=PROMPT, capture_output=True, text=True, timeout=120, check=False)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.strip() == expected.strip()
+    leave(processes, "eight-too", "eight")
 
 
 def test_metrics_are_shown_by_server_and_gateway(processes: LocalSwarm, swarm: Swarm) -> None:

@@ -9,12 +9,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from swarm.cli.common import folders, model_options, network_config, network_options, quiet, verbosity_options
+from swarm.cli.common import (
+    client_options,
+    folders,
+    model_options,
+    network_config,
+    network_options,
+    quiet,
+    verbosity_options,
+)
+from swarm.config import ClientConfig
 from swarm.errors import ContextTooLong, DaemonFailed, InvalidInput, SwarmError
 from swarm.gateway.texts import Growing, Texts, load_tokenizer
 from swarm.net.known import HOW_TO_BEGIN
@@ -23,7 +32,6 @@ if TYPE_CHECKING:
     from swarm.client.session import Notice
     from swarm.models.checkpoint import Checkpoint
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 LONGEST = 1024
 """Tokens of an answer, where neither the user nor the model's authors say how many."""
 WARNING = "Whoever serves blocks on the route can read what you type and what the model answers."
@@ -58,14 +66,8 @@ class Wishes:
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Makes answers that are drawn by chance repeatable.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="That of the servers; auto: the checkpoint's.")
+@client_options
 @model_options
-@click.option(
-    "--max-wait",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="How long to wait for blocks that nobody serves; by default for ever.",
-)
 @verbosity_options
 def main(
     model: str,
@@ -79,7 +81,7 @@ def main(
     dtype: str,
     revision: str | None,
     token: str | None,
-    max_wait: float | None,
+    client: ClientConfig,
 ) -> None:
     """Talk to MODEL, a name on the Hugging Face hub or a folder, whose blocks others serve.
 
@@ -101,7 +103,7 @@ def main(
     speech = Speech(load_tokenizer(model, token, revision), system)
     given = {"host_maddrs": tuple(host_maddrs), "announce_maddrs": tuple(announce_maddrs)}
     with connect(network.initial_peers, **{name: value for name, value in given.items() if value}) as swarm:
-        loading = {"swarm": swarm, "dtype": dtype, "max_wait": max_wait, "token": token, "revision": revision}
+        loading = {"swarm": swarm, "dtype": dtype, "token": token, "revision": revision, **asdict(client)}
         loaded = load_model(model, checkpoint, screen, loading)
         screen.note(WARNING, always=True)
         talk(Chat(loaded, speech, Wishes(max_new_tokens, temperature, seed, system), screen), screen)

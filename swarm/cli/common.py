@@ -20,7 +20,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from swarm._version import __version__
-from swarm.config import EdgeConfig, NetworkConfig
+from swarm.config import CODEC_CHOICES, QUANTIZATIONS, ClientConfig, EdgeConfig, NetworkConfig
 from swarm.errors import InvalidInput, SwarmError
 from swarm.net.known import VARIABLE, initial_peers
 from swarm.types import Span
@@ -28,6 +28,7 @@ from swarm.types import Span
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 MULTIADDR = "MULTIADDR"
+DTYPES = ("float32", "bfloat16", "float16")
 SUBJECT = re.compile(r"session ([0-9a-f]{8}) \((\d+:\d+)\): ")
 
 
@@ -138,6 +139,47 @@ def model_options(command: Command) -> Command:
         envvar="HF_TOKEN",
         help="Access token of the Hugging Face hub; else HF_TOKEN, else the one saved by its login.",
     )(command)
+
+
+def client_options(command: Command) -> Command:
+    """Which servers are used, and how. The command gets `dtype`, and the rest as `client`, a ClientConfig."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, quantization: str, codec: str, max_wait: float | None, **kwargs: Any) -> Any:
+        client = ClientConfig(quantization=quantization, codec=codec, max_wait=max_wait)
+        return command(*args, client=client, **kwargs)
+
+    options = (
+        click.option(
+            "--dtype",
+            type=click.Choice(("auto", *DTYPES)),
+            default="auto",
+            help="That of the servers; auto: the checkpoint's.",
+        ),
+        click.option(
+            "--quantization",
+            type=click.Choice(QUANTIZATIONS),
+            default="none",
+            help="That of the servers: only those that compute with it are used.",
+        ),
+        click.option(
+            "--codec",
+            type=click.Choice(CODEC_CHOICES),
+            default="raw",
+            help="How hidden states travel: exactly (raw), as 8-bit integers (int8: a quarter to a half of the bytes, "
+            "about half a percent off), or so on slow links only (auto).",
+        ),
+        click.option(
+            "--max-wait",
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            help="How long to wait for blocks that nobody serves; by default for ever.",
+        ),
+    )
+    wrapping: Any = wrapped
+    for option in reversed(options):
+        wrapping = option(wrapping)
+    return wrapping  # type: ignore[no-any-return]
 
 
 def identity_option(command: Command) -> Command:

@@ -16,6 +16,7 @@ import click
 from swarm._version import __version__
 from swarm.cli.common import (
     best_first,
+    client_options,
     edge_config,
     edge_options,
     folders,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from swarm.net.edge import Edge
     from swarm.wire import swarm_pb2 as pb
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 PAGE = Path(__file__).parent.parent / "gateway" / "page"
 """The built web page, in packages that have it."""
 
@@ -52,7 +52,7 @@ PAGE = Path(__file__).parent.parent / "gateway" / "page"
 @click.argument("model", shell_complete=folders)
 @network_options
 @identity_option
-@click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="That of the servers; auto: the checkpoint's.")
+@client_options
 @model_options
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads for embeddings and head.")
 @click.option("--public-name", default="", help="A name to show beside this query node.")
@@ -62,12 +62,6 @@ PAGE = Path(__file__).parent.parent / "gateway" / "page"
     default=GatewayConfig().capacity,
     show_default=True,
     help="Queries at a time; one more is told to come again.",
-)
-@click.option(
-    "--max-wait",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="How long a query waits for blocks that nobody serves; by default for ever.",
 )
 @click.option(
     "--http",
@@ -106,7 +100,7 @@ def main(
     threads: int | None,
     public_name: str,
     capacity: int,
-    max_wait: float | None,
+    client: ClientConfig,
     http: tuple[str, int],
     no_http: bool,
     allow_host: tuple[str, ...],
@@ -127,7 +121,7 @@ def main(
     if not network.initial_peers:
         raise InvalidInput(HOW_TO_BEGIN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    wishes = Wishes(model, dtype, revision, token, threads, public_name, GatewayConfig(capacity=capacity), max_wait)
+    wishes = Wishes(model, dtype, revision, token, threads, public_name, GatewayConfig(capacity=capacity), client)
     side = None if no_http else HttpSide(*http, allow_host, allow_origin, api_keys)
     with identity(identity_path, "gateway") as path:
         if path is None:
@@ -148,7 +142,7 @@ class Wishes:
     threads: int | None
     name: str
     config: GatewayConfig
-    max_wait: float | None
+    client: ClientConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +178,8 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | Non
 
         def record() -> pb.QueryNode:
             edges = () if edge is None else best_first(edge.addresses)
-            return describe(generator, wishes.name, best_first(host.addresses), edges, dtype, __version__)
+            addresses = best_first(host.addresses)
+            return describe(generator, wishes.name, addresses, edges, dtype, __version__, wishes.client)
 
         ends = [leaving.wait(), daemon_death(host), Announcer(directory, network, record).run(), looking(generator)]
         if side is not None:
@@ -274,7 +269,7 @@ async def answering(
     from swarm.gateway.texts import Texts
 
     dtype = str(loaded.ends.dtype).removeprefix("torch.")
-    view = View(directory, loaded.info, dtype, ClientConfig(max_wait=wishes.max_wait))
+    view = View(directory, loaded.info, dtype, wishes.client)
     compute = Compute(loaded.ends)
     recommended = Recommended.of(loaded.generation, loaded.tokenizer)
     with contextlib.suppress(NetworkError):

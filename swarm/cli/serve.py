@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from swarm.cli.common import (
+    DTYPES,
     best_first,
     folders,
     identity_option,
@@ -37,9 +38,6 @@ from swarm.types import ServerState, Span
 if TYPE_CHECKING:
     from swarm.server.hosting import Hosting
     from swarm.server.server import Server
-
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -84,8 +84,9 @@ class Asker:
         """
         query, failures = begin(query), 0
         self.nodes = []
+        first: pb.QueryNode | None = None
         while True:
-            node = await self._node()
+            node = await self._node(first)
             before = len(query.generated)
             self.nodes.append(node.peer_id)
             self.on_node(node)
@@ -93,6 +94,7 @@ class Asker:
                 async with contextlib.aclosing(self._ask(node, query)) as replies:
                     async for reply in replies:
                         absorb(query, reply)
+                        first = first or (node if query.generated else None)
                         yield reply
                         if reply.WhichOneof("kind") == "finished":
                             return
@@ -137,21 +139,36 @@ class Asker:
         seconds = error.retry_after if isinstance(error, ServerBusy) else self.config.retry_max
         self._avoided[peer_id] = asyncio.get_running_loop().time() + seconds
 
-    async def _node(self) -> pb.QueryNode:
-        """The node with the most room, of those that did not fail just now. Raises PeerUnreachable."""
+    async def _node(self, first: pb.QueryNode | None) -> pb.QueryNode:
+        """The node with the most room, of those that did not fail just now. Raises PeerUnreachable.
+
+        One that computes otherwise than the `first` would go on with other words: it is not taken.
+        """
         loop, wait = asyncio.get_running_loop(), self.config.retry_base
         began = loop.time()
         while True:
             with contextlib.suppress(NetworkError):
                 nodes = await self._directory.query_nodes(self.model)
                 now = loop.time()
-                usable = [node for node in nodes if self._avoided.get(node.peer_id, 0.0) <= now]
+                usable = [
+                    node
+                    for node in nodes
+                    if self._avoided.get(node.peer_id, 0.0) <= now and (first is None or way(node) == way(first))
+                ]
                 if usable:
                     return min(usable, key=lambda node: (load(node), self._random.random()))
             if self.config.max_wait is not None and loop.time() - began >= self.config.max_wait:
-                raise PeerUnreachable(f"no query node of this model has answered for {self.config.max_wait:.0f} s")
+                alike = "" if first is None else f" that computes in {way(first)}"
+                waited = f"has answered for {self.config.max_wait:.0f} s"
+                raise PeerUnreachable(f"no query node of this model{alike} {waited}")
             await asyncio.sleep(wait)
             wait = min(2 * wait, self.config.retry_max)
+
+
+def way(node: pb.QueryNode) -> str:
+    """How a node's answers are computed, as far as that changes them."""
+    quantized = "" if node.quantization in ("", "none") else f", quantized to {node.quantization}"
+    return f"{node.dtype}{quantized}" + ("" if node.codec in ("", "raw") else f", sent as {node.codec}")
 
 
 def load(node: pb.QueryNode) -> float:

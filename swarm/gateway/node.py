@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from swarm.config import QUERY_FRAME_LIMIT, GatewayConfig, NetworkConfig
+from swarm.config import QUERY_FRAME_LIMIT, ClientConfig, GatewayConfig, NetworkConfig
 from swarm.errors import NetworkError, StreamClosed, SwarmError
 from swarm.gateway.answers import Answerer
 from swarm.net.base import Directory, Host, Stream, unless_left
@@ -145,9 +145,16 @@ def fitting(addresses: Sequence[str], limit: int = EDGE_BYTES) -> list[str]:
 
 
 def describe(
-    answerer: Answerer, name: str, addresses: Sequence[str], edges: Sequence[str], dtype: str, version: str
+    answerer: Answerer,
+    name: str,
+    addresses: Sequence[str],
+    edges: Sequence[str],
+    dtype: str,
+    version: str,
+    client: ClientConfig | None = None,
 ) -> pb.QueryNode:
-    """A query node's record."""
+    """A query node's record. `client`: how it uses servers."""
+    client = client or ClientConfig()
     return pb.QueryNode(
         model=answerer.model.key,
         name=name,
@@ -158,4 +165,6 @@ def describe(
         version=version,
         dtype=dtype,
         converses=answerer.converses,
+        quantization=client.quantization,
+        codec=client.codec,
     )

@@ -193,7 +193,7 @@ def read_node(opened: Opened) -> pb.QueryNode:
         node.ParseFromString(opened.value)
     except DecodeError as error:
         raise RecordRefused("these bytes are no query node") from error
-    texts = (node.model, node.name, node.version, node.dtype)
+    texts = (node.model, node.name, node.version, node.dtype, node.quantization, node.codec)
     addresses = [*node.addresses, *node.edges]
     if not opened.value or node.peer_id or not node.model or "/" in node.model or opened.key != node_key(node.model):
         raise RecordRefused(f"the query node announced by {opened.peer_id} makes no sense")

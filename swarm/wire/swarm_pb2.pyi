@@ -584,7 +584,7 @@ class MapServer(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., state: _Optional[str] = ..., name: _Optional[str] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., free_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., version: _Optional[str] = ..., relayed: _Optional[bool] = ...) -> None: ...
 
 class QueryNode(_message.Message):
-    __slots__ = ("peer_id", "model", "name", "addresses", "edges", "running", "capacity", "version", "dtype", "converses")
+    __slots__ = ("peer_id", "model", "name", "addresses", "edges", "running", "capacity", "version", "dtype", "converses", "quantization", "codec")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -595,6 +595,8 @@ class QueryNode(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     CONVERSES_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     model: str
     name: str
@@ -605,7 +607,9 @@ class QueryNode(_message.Message):
     version: str
     dtype: str
     converses: bool
-    def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., dtype: _Optional[str] = ..., converses: _Optional[bool] = ...) -> None: ...
+    quantization: str
+    codec: str
+    def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., dtype: _Optional[str] = ..., converses: _Optional[bool] = ..., quantization: _Optional[str] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class Record(_message.Message):
     __slots__ = ("model", "first", "last", "fingerprints", "state", "addresses", "dtype", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "quantization", "version", "name")

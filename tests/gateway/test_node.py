@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.client.asker import Asker, absorb, begin
-from swarm.config import AskerConfig, GatewayConfig, NetworkConfig
+from swarm.config import AskerConfig, ClientConfig, GatewayConfig, NetworkConfig
 from swarm.errors import (
     ContextTooLong,
     GenerationFailed,
@@ -84,11 +84,12 @@ class Nodes:
         self.asker = Asker(self.client, self.network.directory(self.client), "m", CONFIG)
         self.tasks: list[asyncio.Task[None]] = []
 
-    async def add(self, name: str, answerer: Scripted | None = None) -> Scripted:
+    async def add(self, name: str, answerer: Scripted | None = None, dtype: str = "float32", **client: str) -> Scripted:
         host = self.hosts[name] = self.network.host(name)
         answerer = self.answerers[name] = answerer or Scripted()
         await QueryNode(answerer, GatewayConfig(open_timeout=2.0, heartbeat=1.0, stuck=5.0)).serve(host)
-        record = lambda: describe(answerer, name, host.addresses, (), "float32", "")  # noqa: E731
+        how = ClientConfig(**client)  # type: ignore[arg-type]
+        record = lambda: describe(answerer, name, host.addresses, (), dtype, "", how)  # noqa: E731
         now = asyncio.get_running_loop().time
         announcer = Announcer(self.network.directory(host), NetworkConfig(), record, now)
         self.tasks.append(asyncio.ensure_future(announcer.run()))
@@ -133,6 +134,47 @@ def test_another_node_goes_on_when_one_is_lost(end: str, at: int) -> None:
 
         assert await nodes.ask(on_token=lose) == reference(5)
         assert len(nodes.asker.nodes) == 2
+
+    scenario(work)
+
+
+@pytest.mark.parametrize("other", [{"dtype": "bfloat16"}, {"quantization": "int8"}, {"codec": "int8"}])
+def test_an_answer_goes_on_only_where_it_is_computed_alike(other: dict[str, str]) -> None:
+    async def work(nodes: Nodes) -> None:
+        await nodes.add("a")
+
+        def lose(count: int) -> None:
+            if count == 3:
+                nodes.network.kill("a")
+
+        asking = asyncio.ensure_future(nodes.ask(on_token=lose))
+        await asyncio.sleep(0.1)
+        await nodes.add("other", **other)
+        await asyncio.sleep(12.0)
+        assert not asking.done()
+        await nodes.add("alike")
+        assert await asking == reference(5)
+        assert nodes.asker.nodes[-1] == "alike"
+        assert "other" not in nodes.asker.nodes
+
+    scenario(work)
+
+
+def test_who_waits_for_a_node_that_computes_alike_is_told_so() -> None:
+    async def work(nodes: Nodes) -> None:
+        await nodes.add("a", codec="int8")
+        await nodes.add("other")
+        nodes.answerers["other"].running = 3
+
+        def lose(count: int) -> None:
+            if count == 1:
+                nodes.tasks[0].cancel()
+            elif count == 5:
+                nodes.network.kill("a")
+
+        with pytest.raises(PeerUnreachable, match="float32, sent as int8"):
+            await nodes.ask(on_token=lose)
+        nodes.answerers["other"].running = 0
 
     scenario(work)
 

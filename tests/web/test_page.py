@@ -54,7 +54,7 @@ def dist() -> Path:
     """The page as it is now, built."""
     if shutil.which("npm") is None:
         pytest.skip("there is no npm to build the page with")
-    if not (WEB / "node_modules" / "playwright-core").exists():
+    if not all((WEB / "node_modules" / name).exists() for name in ("playwright-core", "axe-core")):
         installed = run("npm", "ci", "--no-audit", "--no-fund", cwd=WEB)
         if installed.returncode:
             pytest.skip(f"npm cannot install what the page is built with: {installed.stderr[-300:]}")
@@ -182,6 +182,7 @@ def test_an_answer_outlives_the_query_node_that_it_came_from(
     assert whole["trace"] > 0
     assert whole["text"] == right, browser("said")
     assert whole["hops"] == ["alice: blocks 0–3", "bob: blocks 4–7"]
+    assert browser("barriers") == []
     browser("click", selector="#again")
     browser.ask(PROMPT, TOKENS)
     used = browser.wait(LONG)["node"]
@@ -217,6 +218,7 @@ def test_what_is_missing_is_told_in_words_and_waited_for(
     stuck = browser.wait("document.querySelector('#log .state')?.textContent.includes('no server')")
     browser("picture", path=str(shots / "missing.png"))
     assert stuck["running"] and not stuck["sideways"]
+    assert browser("barriers") == []
     assert stuck["state"].startswith("Blocks 4–7 have no server; waiting")
     swarm.start_server("bella", "4:8")
     whole = browser.wait(ENDED)

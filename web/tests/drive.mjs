@@ -1,7 +1,10 @@
 // Opens the built page in a headless browser and does what stdin says, a line of JSON each: {"do": ..., ...}. Answers
 // with a line of JSON. Driven by tests/web/test_page.py.
+import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
+
+const AXE = readFileSync(new URL("../node_modules/axe-core/axe.min.js", import.meta.url), "utf8");
 
 const [executablePath] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
@@ -62,6 +65,13 @@ const actions = {
   },
   picture: ({ path }) => page.screenshot({ path }),
   said: async () => said,
+  // What stands in the way of those who cannot see or point, each as "rule: where".
+  barriers: async () => {
+    await page.evaluate(AXE);
+    const { passes, violations } = await page.evaluate("axe.run()");
+    if (passes.length === 0) throw new Error("axe checked nothing");
+    return violations.flatMap(({ id, nodes }) => nodes.map(({ target }) => `${id}: ${target.join(" ")}`));
+  },
 };
 
 for await (const line of createInterface({ input: process.stdin })) {

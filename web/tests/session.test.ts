@@ -74,6 +74,16 @@ describe("a query", () => {
     expect(told.hear(accepted(), delta([3], "on", 4), finished()).session.text).toBe("Upon");
   });
 
+  it("goes on only with nodes that compute as the first did, and says so", () => {
+    const float = (name: string): QueryNode => ({ ...node(name), dtype: "float32" });
+    const others = [{ ...float("half"), dtype: "bfloat16" }, { ...float("int"), quantization: "int8" }, { ...float("wire"), codec: "int8" }];
+    const told = new Told([float("one"), ...others]).hear(accepted(), delta([1], "a", 1));
+    told.tell({ type: "broke", attempt: 1, why: "went away" }).tell({ type: "nodes", nodes: others }).tell({ type: "tick" }, 60_000);
+    expect(told.session).toMatchObject({ phase: "choosing", trouble: "no query node that computes alike (float32) is known; waiting" });
+    told.tell({ type: "nodes", nodes: [...others, float("two")] });
+    expect(told.asked).toBe("two");
+  });
+
   it("does not listen to a node that it has left", () => {
     const told = new Told().hear(delta([1], "a", 1)).tell({ type: "broke", attempt: 1, why: "went away" });
     told.tell({ type: "reply", attempt: 1, reply: delta([9], "zzz", 9) }).tell({ type: "broke", attempt: 1, why: "again" });

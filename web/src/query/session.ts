@@ -54,6 +54,8 @@ export interface Session {
   /** Peer id to the time, in ms, until which it is left alone. */
   avoided: Readonly<Record<string, number>>;
   node: QueryNode | undefined;
+  /** How the tokens so far were computed; a node that computes otherwise would go on with other words. */
+  way: string | undefined;
   /** Counts the nodes asked; what an earlier one still says does not count. */
   attempt: number;
   generated: readonly number[];
@@ -108,6 +110,7 @@ export function begin(
     nodes,
     avoided,
     node: undefined,
+    way: undefined,
     attempt: 0,
     generated: [],
     sentBytes: 0,
@@ -153,14 +156,24 @@ export function step(session: Session, event: Event, now: number, patience: Pati
 /** ms for which a node that failed is asked only where there is no other: so long a dead one stays on the map. */
 const REMEMBERED = 60_000;
 
+/** How a node's answers are computed, as far as that changes them. */
+export function wayOf({ dtype, quantization, codec }: QueryNode): string {
+  const quantized = ["", "none"].includes(quantization) ? "" : `, quantized to ${quantization}`;
+  return dtype + quantized + (["", "raw"].includes(codec) ? "" : `, sent as ${codec}`);
+}
+
 /** The node with the most room, of those that did not fail just now; those that failed lately come last. */
 export function pick(session: Session, now: number): QueryNode | undefined {
   const rank = (node: QueryNode): number => (failedLately(session, node, now) ? 1 : 0) + load(node) / 2;
-  const usable = session.nodes.filter((node) => (session.avoided[node.peerId] ?? 0) <= now);
+  const usable = alike(session).filter((node) => (session.avoided[node.peerId] ?? 0) <= now);
   return usable.reduce<QueryNode | undefined>(
     (best, node) => (best === undefined || rank(node) < rank(best) ? node : best),
     undefined,
   );
+}
+
+function alike({ nodes, way }: Session): readonly QueryNode[] {
+  return way === undefined ? nodes : nodes.filter((node) => wayOf(node) === way);
 }
 
 function failedLately({ avoided }: Session, node: QueryNode, now: number): boolean {
@@ -189,7 +202,9 @@ function noted(session: Session, words: string, now: number): Session {
 function choose(session: Session, now: number): Step {
   const node = pick(session, now);
   if (node === undefined) {
-    const trouble = session.nodes.length > 0 ? "no query node answers; trying again" : "no query node is known; waiting";
+    const kind = session.way === undefined || session.nodes.length === 0 ? "" : ` that computes alike (${session.way})`;
+    const trouble =
+      alike(session).length > 0 ? "no query node answers; trying again" : `no query node${kind} is known; waiting`;
     return [{ ...session, phase: "choosing", node: undefined, trouble }, []];
   }
   const attempt = session.attempt + 1;
@@ -307,6 +322,7 @@ function onDelta(
   const moved: Session = {
     ...session,
     phase: "answering",
+    way: session.way ?? wayOf(session.node as QueryNode),
     trouble: "",
     generated: [...session.generated, ...delta.tokens],
     text: session.text + delta.text,
