@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -15,15 +14,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.chaos import play_seed
-
-
-def outcome(seed: int) -> tuple[int, str]:
-    """How the scenario of a seed ended, or what went wrong in it."""
-    try:
-        return seed, play_seed(seed)
-    except BaseException:
-        return seed, traceback.format_exc(limit=-4)
+from tests.chaos import outcome
 
 
 @click.command()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -298,3 +299,11 @@ def play_seed(seed: int, arithmetic: Arithmetic | None = None) -> str:
         return await Scenario(seed, arithmetic).play()
 
     return run(main())
+
+
+def outcome(seed: int, arithmetic: Callable[[], Arithmetic] | None = None) -> tuple[int, str]:
+    """How the scenario of a seed ended, or what went wrong in it. For processes beside this one."""
+    try:
+        return seed, play_seed(seed, arithmetic and arithmetic())
+    except BaseException:
+        return seed, traceback.format_exc(limit=-4)

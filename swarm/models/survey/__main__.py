@@ -8,10 +8,9 @@ python -m swarm.models.survey llama gpt2                         only these type
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
-
-import torch
 
 from swarm.models.survey.run import all_types, survey
 from swarm.models.survey.table import as_page
@@ -21,10 +20,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*")
     parser.add_argument("--write", type=Path, metavar="FILE")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), metavar="N", help="processes")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     outcomes = []
-    for outcome in survey(options.types or all_types()):
+    for outcome in survey(options.types or all_types(), options.jobs):
         sys.stdout.write(f"{outcome.model_type:28} {outcome.kind:10} {outcome.why}\n")
         sys.stdout.flush()
         outcomes.append(outcome)

@@ -1,13 +1,16 @@
-"""The survey itself: references in one process, what is examined in this one."""
+"""The survey itself: references in processes of their own, what is examined in others."""
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from swarm.models.survey.examine import Outcome, examine
@@ -18,14 +21,23 @@ def all_types() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def survey(types: Sequence[str]) -> Iterator[Outcome]:
-    """The outcome for each type, one after another."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_references(Path(folder), types)
-        yield from (examine(Path(folder) / model_type) for model_type in types)
+def survey(types: Sequence[str], jobs: int = 1) -> Iterator[Outcome]:
+    """The outcome for each type, in this order, from `jobs` processes of one thread each."""
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        write_references(Path(folder), types, jobs)
+        yield from pool.map(examine, [Path(folder) / model_type for model_type in types])
 
 
-def write_references(folder: Path, types: Sequence[str]) -> None:
+def write_references(folder: Path, types: Sequence[str], jobs: int) -> None:
     """Small checkpoints of these types in `folder`, with what plain transformers makes of them."""
-    command = [sys.executable, "-W", "ignore", "-m", "swarm.models.survey.reference", str(folder), *types]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-W", "ignore", "-m", "swarm.models.survey.reference", str(folder)]
+    silent = subprocess.DEVNULL
+    parts = [types[first::jobs] for first in range(min(jobs, len(types)))]
+    running = [subprocess.Popen([*command, *part], stdout=silent, stderr=silent) for part in parts]
+    failed = [process.returncode for process in running if process.wait()]
+    if failed:
+        raise subprocess.CalledProcessError(failed[0], command)
