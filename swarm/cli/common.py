@@ -245,8 +245,13 @@ def start_logging(verbose: int, quiet: bool, *, as_json: bool = False) -> None:
 
 
 def quiet() -> bool:
-    """Whether -q was given: no progress bars then."""
+    """Whether -q was given."""
     return logging.getLogger("swarm").level >= logging.WARNING
+
+
+def progress_bars() -> bool:
+    """Whether somebody sees progress bars: not in a log, not with -q."""
+    return sys.stderr.isatty() and not quiet()
 
 
 def span_of(context: click.Context, parameter: click.Parameter, value: str | None) -> Span | None:

@@ -26,7 +26,7 @@ from swarm.cli.common import (
     network_options,
     on_signals,
     place_of,
-    quiet,
+    progress_bars,
     verbosity_options,
 )
 from swarm.cli.identity import identity
@@ -254,7 +254,7 @@ def load(wishes: Wishes) -> Loaded:
     dtype = None if wishes.dtype == "auto" else wishes.dtype
     info = describe(checkpoint, dtype=dtype).info
     tokenizer = load_tokenizer(wishes.model, wishes.token, wishes.revision)
-    model, _ = load_client_model(checkpoint, dtype=dtype, progress=not quiet())
+    model, _ = load_client_model(checkpoint, dtype=dtype, progress=progress_bars())
     return Loaded(Ends(model), info, tokenizer, model.generation_config)
 
 

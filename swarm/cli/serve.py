@@ -22,7 +22,7 @@ from swarm.cli.common import (
     network_config,
     network_options,
     on_signals,
-    quiet,
+    progress_bars,
     size_of,
     span_of,
     verbosity_options,
@@ -122,7 +122,7 @@ def main(
     config = ServerConfig(share_prefixes=share_prefixes)
     if drain_timeout is not None:
         config = replace(config, drain_timeout=drain_timeout)
-    hosting = Hosting(wishes, config, progress=not quiet())
+    hosting = Hosting(wishes, config, progress=progress_bars())
     if dry_run:
         click.echo("\n".join(summary(hosting, hosting.choose([]))))
         return

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from swarm.cli.common import folders, network_config, network_options, quiet, verbosity_options
+from swarm.cli.common import folders, network_config, network_options, progress_bars, verbosity_options
 from swarm.cli.network import joined
 from swarm.cli.report import as_json, as_text, missing, served_by
 from swarm.config import NetworkConfig
@@ -112,7 +112,7 @@ async def until_whole(directory: Directory, model: str, timeout: float | None) -
         async with asyncio.timeout(timeout):
             info = await _until_known(directory, model)
             # None: no bar where nobody watches, in a file or a pipe.
-            with tqdm(total=info.blocks, desc="served", unit=" blocks", disable=quiet() or None) as bar:
+            with tqdm(total=info.blocks, desc="served", unit=" blocks", disable=not progress_bars()) as bar:
                 while missing(records := await directory.lookup(info.key, info.blocks), info.blocks):
                     bar.n = sum(count > 0 for count in served_by(records, info.blocks))
                     bar.refresh()
