@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from swarm.gateway.generation import Generator
     from swarm.gateway.metrics import QueryMetrics
     from swarm.net.base import Directory, Host
-    from swarm.net.edge import Edge
+    from swarm.net.edge.host import Edge
     from swarm.wire import swarm_pb2 as pb
 
 PAGE = Path(__file__).parent.parent / "gateway" / "page"

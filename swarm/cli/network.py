@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from swarm.net.directory import HivemindDirectory
-    from swarm.net.edge import Edge
+    from swarm.net.edge.host import Edge
     from swarm.net.hivemind import HivemindHost
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ async def edge_of(
 
 async def _start_edge(host: HivemindHost, config: EdgeConfig, needed: bool) -> Edge | None:
     # In a thread, because it takes a second or two in which others may need this loop.
-    module = await asyncio.to_thread(importlib.import_module, "swarm.net.edge")
+    module = await asyncio.to_thread(importlib.import_module, "swarm.net.edge.host")
     try:
         edge: Edge = await module.Edge.start(host.identity, config)
         return edge

@@ -25,10 +25,11 @@ from swarm.errors import (
     ProtocolError,
     StreamClosed,
 )
-from swarm.net import edge as edge_module
-from swarm.net import edge_stream, edge_transports
 from swarm.net.base import Stream, StreamHandler
-from swarm.net.edge import Edge
+from swarm.net.edge import host as edge_host
+from swarm.net.edge import stream as edge_stream
+from swarm.net.edge import webrtc
+from swarm.net.edge.host import Edge
 from swarm.net.identity import Identity
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -277,7 +278,7 @@ def test_a_peer_that_vanishes_ends_its_streams(browser: Browser, address: str) -
 
 
 def test_a_webrtc_peer_that_says_nothing_any_more_has_gone(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge_transports, "SILENCE", 1.0)
+    monkeypatch.setattr(webrtc, "SILENCE", 1.0)
 
     async def scenario(edge: Edge, browser: Browser) -> None:
         ended = asyncio.Event()
@@ -506,7 +507,7 @@ def test_an_edge_that_was_left_open_ends_with_its_loop(browser: Browser) -> None
 def test_a_thread_that_fails_is_replaced_at_the_same_addresses(
     browser: Browser, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge_module, "_AGAIN", 0.05)
+    monkeypatch.setattr(edge_host, "_AGAIN", 0.05)
 
     async def scenario(edge: Edge, browser: Browser) -> None:
         def fail() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import InvalidInput
-from swarm.net.edge_certificates import DAY, LIFE, SKEW, Certificates, Window, plan
+from swarm.net.edge.certificates import DAY, LIFE, SKEW, Certificates, Window, plan
 
 NOW = 1_800_000_000.0
 BROWSERS_TAKE = 14 * DAY

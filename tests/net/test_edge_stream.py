@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import MalformedFrame, ProtocolError, StreamClosed
-from swarm.net.edge_negotiation import LONGEST, MULTISTREAM, negotiate
-from swarm.net.edge_stream import UNSENT, EdgeStream
+from swarm.net.edge.negotiation import LONGEST, MULTISTREAM, negotiate
+from swarm.net.edge.stream import UNSENT, EdgeStream
 from swarm.net.memory import run
 from swarm.wire.framing import encode_length
 

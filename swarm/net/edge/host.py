@@ -26,10 +26,11 @@ from swarm._version import __version__
 from swarm.config import EdgeConfig
 from swarm.errors import EdgeFailed, InvalidInput, PeerUnreachable, ServerBusy, SwarmError
 from swarm.net.base import Stream, StreamHandler
-from swarm.net.edge_certificates import Certificates
-from swarm.net.edge_negotiation import negotiate
-from swarm.net.edge_stream import PIECE, Bridge, EdgeStream, read_some, write_all
-from swarm.net.edge_transports import Listener, Transports
+from swarm.net.edge.certificates import Certificates
+from swarm.net.edge.listening import Listener
+from swarm.net.edge.negotiation import negotiate
+from swarm.net.edge.stream import PIECE, Bridge, EdgeStream, read_some, write_all
+from swarm.net.edge.transports import Transports
 from swarm.net.identity import Identity
 from swarm.types import PeerId
 from swarm.wire import messages
