@@ -23,7 +23,8 @@ from swarm.errors import ContextTooLong, InvalidInput, UnsupportedModel
 from swarm.models.blocks import find_blocks
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.cost import describe
-from swarm.models.drafts import Drafter, ModelDrafter, NgramDrafter
+from swarm.models.draft_model import ModelDrafter
+from swarm.models.drafts import Drafter, NgramDrafter
 from swarm.models.remote import RemoteSpan, rearrange
 from swarm.models.shell import load_client_model, returns_tuple
 from swarm.models.speculative import SpeculativeDecoding

@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 SEQUENCE = 1
 """Each query has a session of its own, with one sequence in it."""
 QUERY_BYTES = 16
-LOOK_AGAIN = 1.0
-"""Seconds for which missing blocks are taken for missing without another look, however many ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,8 @@ class Generator:
         """See `Answerer`."""
         if self.missing is not None:
             with contextlib.suppress(NetworkError):
-                await self.view.refresh(LOOK_AGAIN)
+                # All who ask at a time share one reading.
+                await self.view.refresh(0.0)
         return self.missing
 
     async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:

@@ -17,7 +17,7 @@ import inspect
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +27,10 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.drafts import Drafter
-from swarm.models.pace import MOST, Acceptance, Costs, WindowTime, best_depth
+from swarm.models.pace import MOST
+from swarm.models.pacer import WINDOW, Pacer
 from swarm.models.remote import RemoteLayer, when_begun
 
-WINDOW = 8
-"""Drafted tokens in one window: a pass over so many rows takes about as long as over one."""
 THREADS = 2 * (MOST // WINDOW + 1)
 """Each window waits in one; those that are void end with the next step."""
 
@@ -41,18 +40,14 @@ class SpeculativeDecoding:
 
     `streamer`: the library does not hand its own on to a decoding method that it did not choose itself.
 
-    After a call, `windows` and `rows` say how much was sent and `drafted` and `right` how many drafted tokens were
-    verified and how many of them were right. Raises InvalidInput for batches, beams and a disabled cache,
-    UnsupportedModel for blocks that cannot forget single positions.
+    After a call, `windows` and `rows` say how much was sent. Raises InvalidInput for batches, beams and a disabled
+    cache, UnsupportedModel for blocks that cannot forget single positions.
     """
 
     def __init__(self, drafter: Drafter, streamer: Any = None) -> None:
-        self.drafter = drafter
+        self.pacer = Pacer(drafter)
         self.streamer = streamer
-        self.acceptance = Acceptance()
-        self.window_time = WindowTime()
-        self.draft_seconds = 0.0
-        self.windows = self.rows = self.drafted = self.right = 0
+        self.windows = self.rows = 0
 
     def __call__(
         self,
@@ -86,12 +81,11 @@ class SpeculativeDecoding:
 
     def _send_ahead(self, text: _Text, flight: _Flight) -> None:
         """Send what is certain, and drafts behind it, as many as pay."""
-        self.drafter.learn(text.tokens)
+        self.pacer.drafter.learn(text.tokens)
         while True:
             certain = [] if flight.windows else [(text.tokens[-1], None)]
             ahead = [*text.tokens, *flight.drafts]
-            room = min(self._depth(ahead), text.room) - len(flight.drafts)
-            drafts = self._draft(ahead, min(room, flight.largest)) if room > 0 else []
+            drafts = self.pacer.drafts(ahead, len(flight.drafts), text.room, flight.largest)
             if not certain and not drafts:
                 return
             flight.send([*certain, *drafts])
@@ -100,30 +94,11 @@ class SpeculativeDecoding:
             if not drafts or len(flight.windows) == flight.most:
                 return
 
-    def _depth(self, ahead: Sequence[int]) -> int:
-        """How many drafted tokens to have on their way."""
-        kind = self.drafter.kind(ahead)
-        if kind is None:
-            return 0
-        costs = Costs(self.window_time.base, self.window_time.per_row + self.draft_seconds)
-        depth = best_depth(self.acceptance.rate(kind), costs) if costs.base else 1
-        if depth == 0:
-            self.acceptance.pass_over(kind)
-        return depth
-
-    def _draft(self, ahead: Sequence[int], count: int) -> list[tuple[int, int | None]]:
-        began = time.monotonic()
-        draft = self.drafter.draft(ahead, count)
-        if draft.tokens:
-            each = (time.monotonic() - began) / len(draft.tokens)
-            self.draft_seconds += 0.2 * (each - self.draft_seconds)
-        return [(token, draft.kind) for token in draft.tokens]
-
     def _verify(self, text: _Text, flight: _Flight) -> bool:
         """Take the outputs of the oldest window. True when the text is finished."""
         window, logits = flight.receive()
         if window.alone:
-            self.window_time.note(len(window.tokens), time.monotonic() - window.sent)
+            self.pacer.came_back(len(window.tokens), time.monotonic() - window.sent)
         following = [*window.tokens[1:], *(later.tokens[0] for later in list(flight.windows)[:1])]
         for index, row in enumerate(logits):
             if text.extend(row):
@@ -132,9 +107,7 @@ class SpeculativeDecoding:
                 return False
             token, kind = following[index]
             right = token == text.tokens[-1]
-            self.acceptance.note(kind, right=right)
-            self.drafted += 1
-            self.right += right
+            self.pacer.verified(kind, right=right)
             if not right:
                 flight.back_to(len(text) - 1)
                 break

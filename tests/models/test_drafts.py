@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import InvalidInput
-from swarm.models.drafts import Draft, ModelDrafter, NgramDrafter
+from swarm.models.draft_model import ModelDrafter
+from swarm.models.drafts import Draft, NgramDrafter
 from tests.checkpoints import GREEDY, prompt, reference, save
 
 texts = st.lists(st.integers(0, 3), min_size=1, max_size=60)

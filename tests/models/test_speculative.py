@@ -16,6 +16,7 @@ from transformers import TextIteratorStreamer
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.drafts import Draft, NgramDrafter
 from swarm.models.pace import MOST
+from swarm.models.pacer import Pacer
 from swarm.models.speculative import SpeculativeDecoding
 from swarm.models.survey.configs import VOCABULARY
 from tests.checkpoints import GREEDY, Served, left_padded, make_tokenizer, prompt, reference, settled
@@ -42,15 +43,23 @@ class Prophet:
         return Draft(tuple((self.text[i] + (i in self.wrong)) % VOCABULARY for i in after))
 
 
-class Eager(SpeculativeDecoding):
+class Reckless(Pacer):
     """Always sends as much as it may, so that many windows are on their way at once."""
+
+    def __init__(self, drafter: Any, depth: int = MOST) -> None:
+        super().__init__(drafter)
+        self.always = depth
+
+    def depth(self, ahead: Sequence[int]) -> int:
+        return self.always
+
+
+class Eager(SpeculativeDecoding):
+    """With a reckless pacer."""
 
     def __init__(self, drafter: Any, depth: int = MOST, streamer: Any = None) -> None:
         super().__init__(drafter, streamer)
-        self.depth = depth
-
-    def _depth(self, ahead: Sequence[int]) -> int:
-        return self.depth
+        self.pacer = Reckless(drafter, depth)
 
 
 def run(model: Any, decoding: SpeculativeDecoding | None, ids: torch.Tensor, new: int, **options: Any) -> list[int]:
@@ -70,7 +79,7 @@ def test_wrong_drafts_anywhere_change_nothing(llama: Any, wrong: set[int], depth
     plain = run(llama, None, ids, 50)
     decoding = Eager(Prophet(plain, sorted(wrong)), depth)
     assert run(llama, decoding, ids, 50) == plain
-    assert decoding.right <= decoding.drafted
+    assert decoding.pacer.right <= decoding.pacer.drafted
 
 
 @pytest.mark.parametrize("spans", [1, 2, 4])
@@ -82,7 +91,7 @@ def test_many_windows_through_a_swarm(served: Serve, whole: Whole, kind: str, sp
     for wrong in ((), (11,), (12, 20, 21, 22, 30), range(9, 60, 3), range(9, 60)):
         decoding = Eager(Prophet(text, wrong))
         assert run(servers.model(), decoding, inputs["input_ids"], new) == text
-    assert decoding.right == 0
+    assert decoding.pacer.right == 0
     servers.assert_free()
 
 
@@ -92,7 +101,7 @@ def test_right_drafts_save_round_trips(served: Serve, whole: Whole) -> None:
     decoding = Eager(Prophet(expected[0].tolist()))
     run(servers.model(), decoding, inputs["input_ids"], 40)
     assert decoding.windows <= 6
-    assert decoding.right == decoding.drafted == 38
+    assert decoding.pacer.right == decoding.pacer.drafted == 38
 
 
 def test_the_users_way_in(served: Serve, whole: Whole) -> None:
