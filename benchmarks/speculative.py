@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +14,16 @@ from benchmarks.decode import Clock
 from benchmarks.results import Result, output_options, ratios, report
 from benchmarks.wide import wide_swarm
 
+if TYPE_CHECKING:
+    from swarm.client.swarm import Swarm
+    from swarm.gateway.generation import Generator
+
 MODEL = Path(__file__).parent.parent / "models" / "tiny-llama"
 SPANS = ("0:3", "3:6", "6:8")
 PROMPT = "A function definition"
 TEXTS: dict[str, dict[str, Any]] = {"repetitive": {"repetition_penalty": 0.5}, "ordinary": {}}
 """A penalty below one makes the model say one sentence again and again."""
+NODE_WAYS = {"query node, plain": "none", "query node, n-grams": "ngram"}
 
 
 @click.command()
@@ -52,20 +60,25 @@ def main(
     }
     compute = ("--pass-ms", str(pass_ms), "--position-ms", str(position_ms))
     rows: list[dict[str, Any]] = []
-    with wide_swarm(MODEL, SPANS, rtt_ms, rate_mbit, *compute) as swarm:
+    with wide_swarm(MODEL, SPANS, rtt_ms, rate_mbit, *compute) as swarm, query_node(swarm, tokenizer) as node:
         model = DistributedLlama.from_pretrained(str(MODEL), swarm=swarm, dtype="float32", progress=False)
         run(model, tokenizer, 4)
         for name, style in TEXTS.items():
             expected = run(whole, tokenizer, tokens, **style)[0]
-            times: dict[str, list[float]] = {way: [] for way in ways}
+            times: dict[str, list[float]] = {way: [] for way in (*ways, *NODE_WAYS)}
             equal = True
             for _ in range(rounds):
                 for way, options in ways.items():
                     text, milliseconds = run(model, tokenizer, tokens, **style, **options)
                     times[way].append(milliseconds)
                     equal &= text == expected
+                for way, speculation in NODE_WAYS.items():
+                    text, milliseconds = swarm.loop.run(ask(node, tokens, speculation=speculation, **style))
+                    times[way].append(milliseconds)
+                    equal &= text == expected[-tokens:]
             for way, each in times.items():
-                row = {"text": f"{name}, {way}", "ms per token": each, "× plain decode": ratios(times["plain"], each)}
+                plain = times["plain" if way in ways else "query node, plain"]
+                row = {"text": f"{name}, {way}", "ms per token": each, "× plain decode": ratios(plain, each)}
                 rows.append({**row, "text as plain": "yes" if equal else "NO"})
     title = f"Speculation over three hops, {rtt_ms:.0f} ms round trip and {rate_mbit:.0f} Mbit/s each"
     goal = "n-grams: 3 times plain decode on repetitive text, never below 0.95 on ordinary text"
@@ -84,3 +97,35 @@ def run(model: Any, tokenizer: Any, tokens: int, **options: Any) -> tuple[list[i
     greedy = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     output = model.generate(ids, attention_mask=mask, streamer=clock, **greedy, **options)
     return output[0].tolist(), 1000 * (clock.times[-1] - clock.times[1]) / (tokens - 1)
+
+
+@contextmanager
+def query_node(swarm: Swarm, tokenizer: Any) -> Iterator[Generator]:
+    """What answers queries, in this process."""
+    from swarm.client.view import View
+    from swarm.config import ClientConfig, GatewayConfig
+    from swarm.gateway.compute import Compute
+    from swarm.gateway.generation import Generator, Recommended
+    from swarm.gateway.texts import Texts
+    from swarm.models.cost import describe
+    from swarm.models.ends import Ends
+    from swarm.models.shell import load_client_model
+
+    compute = Compute(Ends(load_client_model(MODEL, dtype="float32", progress=False)[0]))
+    view = View(swarm.directory, describe(MODEL, dtype="float32").info, "float32", ClientConfig())
+    recommended = Recommended({}, frozenset())
+    yield Generator(swarm.host, view, Texts(tokenizer), compute, recommended, GatewayConfig())
+    swarm.loop.run(compute.close())
+
+
+async def ask(node: Generator, tokens: int, **sampling: Any) -> tuple[list[int], float]:
+    """Greedy; the ids of the answer, and ms per token after the first."""
+    from swarm.wire import swarm_pb2 as pb
+
+    ids: list[int] = []
+    began = 0.0
+    asked = pb.Query(id=bytes(16), text=PROMPT, sampling=pb.Sampling(max_tokens=tokens, **sampling))
+    async for reply in node.answer(asked):
+        began = began if ids else time.perf_counter()
+        ids += reply.delta.tokens
+    return ids, 1000 * (time.perf_counter() - began) / (tokens - 1)

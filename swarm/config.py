@@ -10,7 +10,14 @@ MIB = 1024 * 1024
 
 QUANTIZATIONS = ("none", "int8")
 """How linear layers compute: as the checkpoint says, or with 8-bit integers."""
+SPECULATIONS = ("none", "ngram")
 CODEC_CHOICES = ("raw", "int8", "auto")
+
+
+def check_speculation(speculation: str) -> None:
+    """Raises InvalidInput for a kind that there is not."""
+    if speculation not in SPECULATIONS:
+        raise InvalidInput(f"speculation={speculation!r}: there is {', '.join(SPECULATIONS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +171,8 @@ class GatewayConfig:
     """Queries at a time; one more is told to come again."""
     max_tokens: int = 1024
     """Of an answer, where neither the asker nor the model's authors say how many."""
+    speculation: str = "none"
+    """Whether guesses are sent ahead where the asker does not say: `ngram`, what followed the same words before."""
     retry_after: float = 2.0
     """When to come again, who was turned away."""
     open_timeout: float = 10.0
@@ -172,6 +181,9 @@ class GatewayConfig:
     """An asker that takes nothing for so long is given up."""
     heartbeat: float = 2.0
     """A query node that has nothing to say for so long gives a sign of life."""
+
+    def __post_init__(self) -> None:
+        check_speculation(self.speculation)
 
 
 @dataclass(frozen=True, slots=True)

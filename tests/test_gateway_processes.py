@@ -104,6 +104,12 @@ def test_openais_client_meets_a_real_swarm(processes: LocalSwarm, right: str) ->
         assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == right
         assert chunks[-1].usage is not None
         assert chunks[-1].usage.completion_tokens == TOKENS
+        guessed = client.completions.create(**{**ask, "max_tokens": 200}, extra_body={"speculation": "ngram"})
+        plain = client.completions.create(**{**ask, "max_tokens": 200}, extra_body={"speculation": "none"})
+        assert guessed.choices[0].text == plain.choices[0].text
+        assert plain.choices[0].text.startswith(right)
+        verified = numbers(httpx.get(processes.url("one").replace("/v1", "/metrics")).text)
+        assert verified["swarm_spec_decode_num_draft_tokens_total"] > 0
         with pytest.raises(openai.BadRequestError, match="chat template"):
             client.chat.completions.create(model="tiny-llama", messages=[{"role": "user", "content": "x"}])
         with pytest.raises(openai.BadRequestError) as long:

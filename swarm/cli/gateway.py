@@ -31,7 +31,7 @@ from swarm.cli.common import (
 )
 from swarm.cli.identity import identity
 from swarm.cli.network import daemon_death, edge_of, joined, until
-from swarm.config import ClientConfig, EdgeConfig, GatewayConfig, NetworkConfig
+from swarm.config import SPECULATIONS, ClientConfig, EdgeConfig, GatewayConfig, NetworkConfig
 from swarm.errors import InvalidInput, NetworkError
 from swarm.net.known import HOW_TO_BEGIN
 
@@ -62,6 +62,13 @@ PAGE = Path(__file__).parent.parent / "gateway" / "page"
     default=GatewayConfig().capacity,
     show_default=True,
     help="Queries at a time; one more is told to come again.",
+)
+@click.option(
+    "--speculation",
+    type=click.Choice(SPECULATIONS),
+    default="none",
+    help="Guesses sent ahead, for queries that do not say; ngram: what followed the same words before. Over far "
+    "servers answers come sooner, and a busy swarm has more to compute.",
 )
 @click.option(
     "--http",
@@ -101,6 +108,7 @@ def main(
     public_name: str,
     capacity: int,
     client: ClientConfig,
+    speculation: str,
     http: tuple[str, int],
     no_http: bool,
     allow_host: tuple[str, ...],
@@ -121,7 +129,8 @@ def main(
     if not network.initial_peers:
         raise InvalidInput(HOW_TO_BEGIN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    wishes = Wishes(model, dtype, revision, token, threads, public_name, GatewayConfig(capacity=capacity), client)
+    config = GatewayConfig(capacity=capacity, speculation=speculation)
+    wishes = Wishes(model, dtype, revision, token, threads, public_name, config, client)
     side = None if no_http else HttpSide(*http, allow_host, allow_origin, api_keys)
     with identity(identity_path, "gateway") as path:
         if path is None:

@@ -5,40 +5,62 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from swarm.gateway.sampling import Sampler, logprobs
 
 if TYPE_CHECKING:
+    import torch
+
     from swarm.models.ends import Ends
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The next token of a sequence, its hidden states for the first block, and if asked for its log-probability and
-    those of the most likely tokens."""
+    """The next token of a sequence, and if asked for its log-probability and those of the most likely tokens."""
 
     token: int
-    hidden: bytes
     logprob: float = 0.0
     top: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the last block gave for a sequence's last position. `alternatives`: how many to tell; None: no logprobs."""
+    """What the last block gave for consecutive positions of a sequence.
 
-    row: bytes
+    `position`: of the token that the first row chooses; `drafts`: what was sent behind each row. The tokens are chosen
+    in turn as long as they are the drafts, and taken by the sampler. `alternatives`: how many to tell of each; None:
+    no log-probabilities.
+    """
+
+    rows: Sequence[bytes]
     sampler: Sampler
     position: int
+    drafts: Sequence[int] = ()
     alternatives: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Tokens of a sequence to be embedded, the first of which has position `start`."""
+
+    tokens: Sequence[int]
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Hidden states for the first block: of a text, or of the last one of `choices`."""
+
+    hidden: bytes
+    choices: Sequence[Choice] = ()
 
 
 @dataclass(slots=True, eq=False)
 class _Work:
-    ask: Ask | Sequence[int]
-    done: asyncio.Future[Choice | bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    ask: Ask | Text
+    done: asyncio.Future[Done] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Compute:
@@ -50,19 +72,16 @@ class Compute:
         self._waiting: list[_Work] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def embed(self, tokens: Sequence[int]) -> bytes:
-        """Hidden states of a prompt for the first block."""
-        hidden = await self._submit(_Work(tokens))
-        assert isinstance(hidden, bytes)
-        return hidden
+    async def embed(self, text: Text) -> bytes:
+        """Hidden states of tokens for the first block."""
+        return (await self._submit(text)).hidden
 
-    async def choose(self, ask: Ask) -> Choice:
-        """The next token of a sequence."""
-        choice = await self._submit(_Work(ask))
-        assert isinstance(choice, Choice)
-        return choice
+    async def choose(self, ask: Ask) -> Done:
+        """The next tokens of a sequence: one, and one more for each draft that was right."""
+        return await self._submit(ask)
 
-    async def _submit(self, work: _Work) -> Choice | bytes:
+    async def _submit(self, ask: Ask | Text) -> Done:
+        work = _Work(ask)
         self._waiting.append(work)
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="compute")
@@ -95,27 +114,40 @@ class Compute:
         self._thread.shutdown()
 
 
-def compute(ends: Ends, asks: Sequence[Ask | Sequence[int]]) -> list[Choice | bytes]:
-    """One pass over all: the head, the choices, and the embeddings of what was chosen and of prompts."""
+def compute(ends: Ends, asks: Sequence[Ask | Text]) -> list[Done]:
+    """One pass over all: the head, the choices, and the embeddings of what was chosen and of texts."""
     chosen = iter(choose(ends, [ask for ask in asks if isinstance(ask, Ask)]))
-    choices = [next(chosen) if isinstance(ask, Ask) else None for ask in asks]
-    texts, starts = [], []
-    for ask, choice in zip(asks, choices, strict=True):
-        texts.append([choice.token] if choice is not None else list(cast(Sequence[int], ask)))
-        starts.append(ask.position if isinstance(ask, Ask) else 0)
-    hidden = ends.embed(texts, starts)
-    pairs = zip(choices, hidden, strict=True)
-    return [states if choice is None else replace(choice, hidden=states) for choice, states in pairs]
+    choices = [next(chosen) if isinstance(ask, Ask) else [] for ask in asks]
+    texts = [_last(ask, each) if isinstance(ask, Ask) else ask for ask, each in zip(asks, choices, strict=True)]
+    hidden = ends.embed([text.tokens for text in texts], [text.start for text in texts])
+    return [Done(states, each) for states, each in zip(hidden, choices, strict=True)]
 
 
-def choose(ends: Ends, asks: Sequence[Ask]) -> list[Choice]:
-    """The next tokens, without their hidden states yet."""
+def _last(ask: Ask, choices: Sequence[Choice]) -> Text:
+    return Text([choices[-1].token], ask.position + len(choices) - 1)
+
+
+def choose(ends: Ends, asks: Sequence[Ask]) -> list[list[Choice]]:
+    """The next tokens of each."""
     if not asks:
         return []
-    logits, choices = ends.logits([ask.row for ask in asks]), []
+    logits = ends.logits([row for ask in asks for row in ask.rows])
     best = logits.argmax(dim=-1).tolist()
-    for ask, scores, first in zip(asks, logits, best, strict=True):
-        token = first if ask.sampler.settings.plain else ask.sampler.choose(scores)
+    results, first = [], 0
+    for ask in asks:
+        last = first + len(ask.rows)
+        results.append(_in_turn(ask, logits[first:last], best[first:last]))
+        first = last
+    return results
+
+
+def _in_turn(ask: Ask, logits: torch.Tensor, best: Sequence[int]) -> list[Choice]:
+    choices: list[Choice] = []
+    for index, scores in enumerate(logits):
+        token = best[index] if ask.sampler.settings.plain else ask.sampler.choose(scores)
+        ask.sampler.take(token)
         told = (0.0, ()) if ask.alternatives is None else logprobs(scores, token, ask.alternatives)
-        choices.append(Choice(token, b"", *told))
+        choices.append(Choice(token, *told))
+        if index >= len(ask.drafts) or ask.drafts[index] != token:
+            break
     return choices

@@ -14,21 +14,22 @@ from prometheus_client import CollectorRegistry
 
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
-from swarm.config import GatewayConfig
+from swarm.config import GatewayConfig, check_speculation
 from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, NetworkError, ServerBusy
-from swarm.gateway.compute import Ask, Choice, Compute
+from swarm.gateway.compute import Ask, Choice, Compute, Text
+from swarm.gateway.flight import Flight
 from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.sampling import MOST_ALTERNATIVES, Sampler, settings_of
 from swarm.gateway.texts import Answer, Texts
 from swarm.gateway.trace import Stopwatch, spans_of
+from swarm.models.drafts import NgramDrafter
+from swarm.models.pacer import Pacer
 from swarm.net.base import Host
-from swarm.types import ModelInfo, Route, Rows, Span, is_called
+from swarm.types import ModelInfo, Route, Span, is_called
 from swarm.wire import swarm_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-SEQUENCE = 1
-"""Each query has a session of its own, with one sequence in it."""
 QUERY_BYTES = 16
 
 
@@ -104,11 +105,16 @@ class _Query:
     sampling: pb.Sampling
     began: float
     clock: Stopwatch
+    pacer: Pacer | None
     traced: bool = False
 
     @property
     def length(self) -> int:
         return len(self.prompt) + len(self.tokens)
+
+    @property
+    def text(self) -> list[int]:
+        return [*self.prompt, *self.tokens]
 
     @property
     def alternatives(self) -> int | None:
@@ -222,8 +228,10 @@ class Generator:
             raise InvalidInput(f"{len(tokens)} tokens generated of at most {most}, each below {vocabulary}")
         answer = Answer(self.texts, prompt, query.sampling.stop, query.sent_bytes)
         sampler = Sampler(settings, prompt, tokens)
+        pacer = pacer_of(query.sampling.speculation or self.config.speculation)
         began = asyncio.get_running_loop().time()
-        return _Query(prompt, tokens, most, sampler, answer, query.sampling, began, Stopwatch(began), query.trace)
+        clock = Stopwatch(began)
+        return _Query(prompt, tokens, most, sampler, answer, query.sampling, began, clock, pacer, query.trace)
 
     def _most(self, prompt: int, sampling: pb.Sampling) -> int:
         """How many tokens the answer may have. Raises ContextTooLong."""
@@ -272,22 +280,72 @@ class Generator:
         if reason is not None:
             return reason
         with query.clock.computing():
-            hidden = await self._compute.embed([*query.prompt, *query.tokens])
-        while True:
-            (row,) = await session.step([Rows(SEQUENCE, hidden, 1)])
-            with query.clock.computing():
-                choice = await self._compute.choose(Ask(row, query.sampler, query.length, query.alternatives))
+            hidden = await self._compute.embed(Text(query.text))
+        flight = Flight(session)
+        try:
+            flight.send([(query.text[-1], None)], hidden)
+            while True:
+                hidden, reason = await self._take(query, flight, replies)
+                if reason is not None:
+                    return reason
+                await replies.room()
+                await self._send(query, flight, hidden, guess=session.can_rollback)
+        finally:
+            await flight.close()
+
+    async def _take(self, query: _Query, flight: Flight, replies: Replies) -> tuple[bytes, pb.Finished.Reason | None]:
+        """Tell what the oldest window brings: the last token's hidden states, and why it is the last, if it is."""
+        window, rows = await flight.receive()
+        if query.pacer is not None and window.alone and query.clock.tokens:
+            query.pacer.came_back(len(rows), asyncio.get_running_loop().time() - window.sent)
+        drafts = flight.following(window)
+        ask = Ask(rows, query.sampler, query.length, [token for token, _ in drafts], query.alternatives)
+        with query.clock.computing():
+            done = await self._compute.choose(ask)
+        right = False
+        for index, choice in enumerate(done.choices):
+            right = index < len(drafts) and drafts[index][0] == choice.token
+            if query.pacer is not None and index < len(drafts):
+                query.pacer.verified(drafts[index][1], right=right)
+                self._metrics.verified(right=right)
             self._metrics.token(query.clock.token(), first=query.clock.tokens == 1)
-            replies.put(pb.QueryReply(delta=self._take(query, choice)))
+            replies.put(pb.QueryReply(delta=self._delta(query, choice)))
             reason = self._over(query, choice.token)
             if reason is not None:
-                return reason
-            hidden = choice.hidden
-            await replies.room()
+                return b"", reason
+        if right:
+            flight.confirm()
+        else:
+            flight.back_to(query.length - 1)
+        return done.hidden, None
 
-    def _take(self, query: _Query, choice: Choice) -> pb.Delta:
+    async def _send(self, query: _Query, flight: Flight, hidden: bytes, *, guess: bool) -> None:
+        """Send the last token, unless it is on its way, and guesses behind it, as many as pay."""
+        while True:
+            certain = [] if flight.windows else [(query.tokens[-1], None)]
+            drafts = self._guess(query, flight) if guess else []
+            if not certain and not drafts:
+                return
+            states = hidden if certain else b""
+            if drafts:
+                text = Text([token for token, _ in drafts], query.length + len(flight.drafts))
+                with query.clock.computing():
+                    states += await self._compute.embed(text)
+            flight.send([*certain, *drafts], states)
+            if not drafts or len(flight.windows) == flight.most:
+                return
+
+    @staticmethod
+    def _guess(query: _Query, flight: Flight) -> list[tuple[int, int]]:
+        if query.pacer is None:
+            return []
+        text, flying = query.text, flight.drafts
+        query.pacer.drafter.learn(text)
+        room = query.most - len(query.tokens) - 1
+        return query.pacer.drafts([*text, *flying], len(flying), room, flight.largest)
+
+    def _delta(self, query: _Query, choice: Choice) -> pb.Delta:
         query.tokens.append(choice.token)
-        query.sampler.take(choice.token)
         text = query.answer.add(choice.token)
         delta = pb.Delta(tokens=[choice.token], text=text, sent_bytes=query.answer.sent)
         if query.alternatives is not None:
@@ -309,6 +367,12 @@ class Generator:
         seconds = asyncio.get_running_loop().time() - query.began
         prompt, completion = len(query.prompt), len(query.tokens)
         return pb.Finished(reason=reason, prompt_tokens=prompt, completion_tokens=completion, seconds=seconds)
+
+
+def pacer_of(speculation: str) -> Pacer | None:
+    """What decides on guesses. Raises InvalidInput for a kind of speculation that there is not."""
+    check_speculation(speculation)
+    return Pacer(NgramDrafter()) if speculation == "ngram" else None
 
 
 class _Hearing:

@@ -25,6 +25,8 @@ class QueryMetrics:
         self._failed = Counter("swarm_request_failure", "Queries that ended otherwise", ["error"], registry=registry)
         self._prompt = Counter("swarm_prompt_tokens", "Tokens of prompts", registry=registry)
         self._generated = Counter("swarm_generation_tokens", "Tokens generated", registry=registry)
+        self._drafted = Counter("swarm_spec_decode_num_draft_tokens", "Guesses verified", registry=registry)
+        self._right = Counter("swarm_spec_decode_num_accepted_tokens", "Guesses that were right", registry=registry)
         self._reroutes = Counter("swarm_reroutes", "Routes changed in the middle of a query", registry=registry)
         self._missing = Counter("swarm_waited_for_blocks", "Queries that had to wait for blocks", registry=registry)
         self._first = Histogram(
@@ -54,6 +56,11 @@ class QueryMetrics:
         """One more, so long after the one before or the beginning."""
         self._generated.inc()
         (self._first if first else self._each).observe(seconds)
+
+    def verified(self, *, right: bool) -> None:
+        """A guess met the token that the model chose."""
+        self._drafted.inc()
+        self._right.inc(right)
 
     def rerouted(self) -> None:
         """A server was lost, and replaced."""

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from swarm.client.view import View
 from swarm.config import ClientConfig, GatewayConfig
 from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, ServerBusy
+from swarm.gateway import generation
 from swarm.gateway.compute import Compute
 from swarm.gateway.generation import Generator, Recommended
 from swarm.gateway.texts import Texts
 from swarm.models.ends import Ends
+from swarm.models.pace import MOST
 from swarm.models.shell import load_client_model
 from swarm.net.loop import shared_loop
 from swarm.types import ServerRecord, Span
 from swarm.wire import swarm_pb2 as pb
 from tests.checkpoints import Served, prompt, settled
+from tests.drafting import Prophet, Reckless
 
 Serve = Callable[[str, int], Served]
 KINDS = ("llama", "gemma2+untied", "gpt2", "bloom+untied", "qwen3_moe")
@@ -135,6 +140,98 @@ def test_another_node_goes_on_from_any_token(nodes: Callable[..., Generator], sa
         assert got.finished.completion_tokens == 10
 
 
+SAMPLINGS = [
+    {},
+    {"temperature": 1.0, "seed": 5},
+    {"temperature": 0.9, "seed": 7, "repetition_penalty": 1.3, "frequency_penalty": 0.5, "top_k": 20},
+]
+
+
+def guessing(monkeypatch: pytest.MonkeyPatch, text: Sequence[int], wrong: Sequence[int], depth: int = MOST) -> Reckless:
+    """From now on queries are answered with guesses at this text, some of which are wrong."""
+    pacer = Reckless(Prophet(text, wrong), depth)
+    monkeypatch.setattr(generation, "pacer_of", lambda speculation: pacer)
+    return pacer
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("wrong", [(), (12,), (20, 21, 33), range(60)])
+def test_guesses_change_nothing_but_the_time(
+    nodes: Callable[..., Generator],
+    served: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    sampling: dict[str, Any],
+    wrong: Sequence[int],
+) -> None:
+    ids = prompt(9, 4)[0].tolist()
+    options = {"logprobs": True, "top_logprobs": 2, **sampling}
+    plain = ask(nodes("llama"), query(ids, 40, **options))
+    pacer = guessing(monkeypatch, ids + plain.tokens, wrong)
+    got = ask(nodes("llama"), query(ids, 40, **options))
+    assert (got.tokens, got.text) == (plain.tokens, plain.text)
+    assert [each.logprob for each in got.logprobs] == pytest.approx([each.logprob for each in plain.logprobs], abs=1e-3)
+    assert got.finished.completion_tokens == 40
+    missed = sum(9 < place < 48 for place in wrong)
+    assert pacer.drafted - pacer.right == missed
+    assert pacer.right == 38 - missed
+    served("llama", 2).assert_free()
+
+
+@given(st.data())
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_answer_goes_on_and_ends_as_it_does_without_guesses(
+    nodes: Callable[..., Generator], served: Serve, data: st.DataObject
+) -> None:
+    ids = prompt(9, 4)[0].tolist()
+    known, most = data.draw(st.integers(0, 6)), data.draw(st.integers(7, 30))
+    options = data.draw(st.sampled_from(SAMPLINGS))
+    plain = ask(nodes("llama"), query(ids, most, **options))
+    stops = [plain.text[at : at + 2] for at in data.draw(st.lists(st.integers(8, max(8, most - 2)), max_size=1))]
+    stops = [stop for stop in stops if stop]
+    asked = query(ids, most, stop=stops, **options)
+    right = ask(nodes("llama"), asked)
+    asked.generated.extend(right.tokens[:known])
+    wrong = data.draw(st.lists(st.integers(9, 9 + most), max_size=4))
+    with pytest.MonkeyPatch.context() as patch:
+        guessing(patch, ids + plain.tokens, wrong, data.draw(st.integers(0, MOST)))
+        got = ask(nodes("llama"), asked)
+    assert right.tokens[:known] + got.tokens == right.tokens
+    assert got.text == right.text
+    assert got.finished.reason == right.finished.reason
+    served("llama", 2).assert_free()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "qwen3_next"])
+def test_guesses_out_of_the_text_itself(nodes: Callable[..., Generator], served: Serve, kind: str) -> None:
+    """Greedy text of a random model falls into a loop; blocks with a running state take no guesses."""
+    node, ids = nodes(kind), prompt(9, 4)[0].tolist()
+    plain = ask(node, query(ids, 30))
+    assert ask(node, query(ids, 30, speculation="ngram")).tokens == plain.tokens
+    assert ask(nodes(kind, speculation="ngram"), query(ids, 30)).tokens == plain.tokens
+    assert ask(nodes(kind, speculation="ngram"), query(ids, 30, speculation="none")).tokens == plain.tokens
+    served(kind, 2).assert_free()
+
+
+def test_who_leaves_with_guesses_on_their_way_frees_every_hop(
+    nodes: Callable[..., Generator], served: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = prompt(9, 4)[0].tolist()
+    guessing(monkeypatch, ids + ask(nodes("llama"), query(ids, 40)).tokens, (14, 25))
+    node = nodes("llama")
+
+    async def main() -> None:
+        async with aclosing(node.answer(query(ids, 40))) as replies:
+            told = 0
+            async for reply in replies:
+                told += reply.WhichOneof("kind") == "delta"
+                if told == 3:
+                    break
+
+    shared_loop().run(main())
+    assert node.running == 0
+    served("llama", 2).assert_free()
+
+
 def test_a_trace_tells_where_the_time_went_hop_by_hop(nodes: Callable[..., Generator], served: Serve) -> None:
     asked = query(prompt(20, 3)[0].tolist(), 6)
     asked.trace = True
@@ -208,6 +305,7 @@ def test_messages_go_through_the_template_and_are_checked(nodes: Callable[..., G
         {"sampling": pb.Sampling(temperature=float("nan"))},
         {"sampling": pb.Sampling(top_p=2.0)},
         {"sampling": pb.Sampling(stop=[""])},
+        {"sampling": pb.Sampling(speculation="clairvoyance")},
         {"sampling": pb.Sampling(stop=["x"] * 17)},
         {"sampling": pb.Sampling(bias=[pb.Bias(token=1 << 30, value=1)])},
     ],

@@ -163,8 +163,9 @@ def test_an_answer_goes_on_only_where_it_is_computed_alike(other: dict[str, str]
 def test_who_waits_for_a_node_that_computes_alike_is_told_so() -> None:
     async def work(nodes: Nodes) -> None:
         await nodes.add("a", codec="int8")
-        await nodes.add("other")
-        nodes.answerers["other"].running = 3
+        busy = Scripted()
+        busy.running = 3
+        await nodes.add("other", busy)
 
         def lose(count: int) -> None:
             if count == 1:
@@ -174,7 +175,7 @@ def test_who_waits_for_a_node_that_computes_alike_is_told_so() -> None:
 
         with pytest.raises(PeerUnreachable, match="float32, sent as int8"):
             await nodes.ask(on_token=lose)
-        nodes.answerers["other"].running = 0
+        busy.running = 0
 
     scenario(work)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -14,44 +14,14 @@ from hypothesis import strategies as st
 from transformers import TextIteratorStreamer
 
 from swarm.errors import InvalidInput, UnsupportedModel
-from swarm.models.drafts import Draft, NgramDrafter
+from swarm.models.drafts import NgramDrafter
 from swarm.models.pace import MOST
-from swarm.models.pacer import Pacer
 from swarm.models.speculative import SpeculativeDecoding
-from swarm.models.survey.configs import VOCABULARY
 from tests.checkpoints import GREEDY, Served, left_padded, make_tokenizer, prompt, reference, settled
+from tests.drafting import Prophet, Reckless
 
 Serve = Callable[[str, int], Served]
 Whole = Callable[[str], Any]
-
-
-class Prophet:
-    """Knows the text that will come, and is wrong where it is told to be."""
-
-    def __init__(self, text: Sequence[int], wrong: Sequence[int] = ()) -> None:
-        self.text = list(text)
-        self.wrong = set(wrong)
-
-    def learn(self, text: Sequence[int]) -> None:
-        """It knows already."""
-
-    def kind(self, text: Sequence[int]) -> int | None:
-        return 0
-
-    def draft(self, text: Sequence[int], count: int) -> Draft:
-        after = range(len(text), min(len(text) + count, len(self.text)))
-        return Draft(tuple((self.text[i] + (i in self.wrong)) % VOCABULARY for i in after))
-
-
-class Reckless(Pacer):
-    """Always sends as much as it may, so that many windows are on their way at once."""
-
-    def __init__(self, drafter: Any, depth: int = MOST) -> None:
-        super().__init__(drafter)
-        self.always = depth
-
-    def depth(self, ahead: Sequence[int]) -> int:
-        return self.always
 
 
 class Eager(SpeculativeDecoding):

@@ -49,6 +49,9 @@ class Request(BaseModel):
     seed: Annotated[int, Field(ge=-(1 << 63), lt=SEEDS)] | None = None
     stop: Stop = None
     ignore_eos: bool = False
+    speculation: Annotated[
+        Literal["none", "ngram"] | None, Field(description="ngram: send guesses ahead; the text stays the same")
+    ] = None
     user: str | None = None
 
 
@@ -159,6 +162,7 @@ def _sampling(request: Request, most: int | None) -> pb.Sampling:
     sampling.seed = secrets.randbits(DRAWN_BITS) if request.seed is None else request.seed % SEEDS
     sampling.stop.extend([request.stop] if isinstance(request.stop, str) else request.stop or [])
     sampling.ignore_eos = request.ignore_eos
+    sampling.speculation = request.speculation or ""
     for token, value in (request.logit_bias or {}).items():
         if not token.isascii() or not token.isdigit() or int(token) > MOST_TOKENS:
             raise ApiError(400, f"{token!r} is no token id", param="logit_bias")
