@@ -17,7 +17,7 @@ CODEC_CHOICES = ("raw", "int8", "auto")
 def check_speculation(speculation: str) -> None:
     """Raises InvalidInput for a kind that there is not."""
     if speculation not in SPECULATIONS:
-        raise InvalidInput(f"speculation={speculation!r}: there is {', '.join(SPECULATIONS)}")
+        raise InvalidInput(f"speculation={speculation[:40]!r}: there is {', '.join(SPECULATIONS)}")
 
 
 @dataclass(frozen=True, slots=True)
