@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("swarm", derandomize=True, deadline=None)
 settings.load_profile("swarm")
 
 ByName = Callable[[str], Path]
+
+
+class Lanes(LoadScopeScheduling):
+    """Swarms of real processes mostly wait, and would disturb each other: one worker has them, one after the other.
+    The other worker has the tests that compute."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "processes" if nodeid.startswith("tests/processes/") else "others"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Of tests of one name a worker would run one, and say nothing."""
+    twice = [name for name, times in Counter(item.nodeid for item in session.items).items() if times > 1]
+    assert not twice, f"tests of one name: {twice}"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    return Lanes(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,14 +162,21 @@ def test_a_flood_of_output_does_not_stop_it(monkeypatch: pytest.MonkeyPatch, tmp
         asyncio.run(create_host(CONFIG))
 
 
-def test_what_a_killed_process_left_behind_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """An empty folder. The paths of sockets must be short, and `tmp_path` is not always."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_what_a_killed_process_left_behind_is_removed(monkeypatch: pytest.MonkeyPatch, short_path: Path) -> None:
+    monkeypatch.setattr(module.tempfile, "tempdir", str(short_path))
     abandoned, living = module._private_folder(), module._private_folder()
     module._claim(abandoned).close()  # as the system does at the end of a process
     with module._claim(living):
         (abandoned / "control.sock").touch()
         fresh = module._private_folder()
-        assert set(tmp_path.iterdir()) == {living, fresh}
+        assert set(short_path.iterdir()) == {living, fresh}
 
 
 def test_its_death_is_noticed_and_ends_everything() -> None:

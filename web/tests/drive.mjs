@@ -1,5 +1,5 @@
 // Opens the built page in a headless browser and does what stdin says, a line of JSON each: {"do": ..., ...}. Answers
-// with a line of JSON. Driven by tests/web/test_page.py.
+// with a line of JSON. Driven by tests/processes/test_page.py.
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";

@@ -17,7 +17,7 @@ from scripts.local_swarm import LocalSwarm
 from swarm import DistributedLlama
 from swarm.client.swarm import connect
 
-MODEL = Path(__file__).parent.parent / "models" / "tiny-llama"
+MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
 PROMPT = "A function definition"
 TOKENS = 64
 

@@ -22,7 +22,7 @@ from swarm.errors import InvalidInput
 from swarm.models.quantize import quantize
 from swarm.wire import swarm_pb2 as pb
 
-MODEL = Path(__file__).parent.parent / "models" / "tiny-llama"
+MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
 PROMPT = "A function definition"
 TOKENS = 48
 TEMPLATE = """{%- if tools %}Tools: {{ tools | tojson }}

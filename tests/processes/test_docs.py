@@ -19,7 +19,7 @@ import pytest
 
 from scripts.local_swarm import BIN, LocalSwarm
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAME = "Llama-3.1-70B-Instruct"
 ADDRESS = re.compile(r"/ip4/203\.0\.113\.5/tcp/31337/p2p/12D3KooW\.\.\.")

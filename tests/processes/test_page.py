@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripts.local_swarm import LocalSwarm
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 WEB = ROOT / "web"
 MODEL = ROOT / "models" / "tiny-llama"
 PROMPT = "A function definition"
