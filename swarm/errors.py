@@ -19,7 +19,9 @@ SwarmError
 │   └── Unauthorized          a peer acted on a session or a link that is not its own
 ├── RemoteError               a server said no
 │   ├── ServerBusy            no room now; `retry_after` says when to ask again
-│   ├── SessionNotFound       the server does not know the session (restart, expiry); it is replayed
+│   ├── LimitExceeded         more than one session may ever have there; `limit`, `allowed`, `asked` say of what
+│   ├── SessionNotFound       the server does not know the session (restart, expiry); it is opened anew and replayed
+│   ├── Gap                   the session is there, positions before those that came are not; they are sent again
 │   ├── ContractMismatch      model, fingerprints, dtype or span differ from what the session needs
 │   ├── ComputeFailed         the server's engine failed on this step
 │   └── FrameRejected         the server calls our frame malformed or unauthorised: a bug, here or there
@@ -118,6 +120,21 @@ class ServerBusy(RemoteError):
 
 class SessionNotFound(RemoteError):
     """The server does not know this session: it restarted, or the session expired."""
+
+
+class LimitExceeded(RemoteError):
+    """One session may not have so much, now or later. `limit`: sequences or positions; of these there may be `allowed`,
+    and would have been `asked`."""
+
+    def __init__(self, message: str, limit: str = "", allowed: int = 0, asked: int = 0) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.allowed = allowed
+        self.asked = asked
+
+
+class Gap(RemoteError):
+    """Positions are missing before those that came: the cache was evicted, or the hop before left something out."""
 
 
 class ContractMismatch(RemoteError):

@@ -30,8 +30,10 @@ from swarm.errors import (
     ContextTooLong,
     DaemonFailed,
     FrameRejected,
+    Gap,
     GenerationFailed,
     InvalidInput,
+    LimitExceeded,
     MissingBlocks,
     ProtocolError,
     RemoteError,
@@ -336,8 +338,17 @@ class Session:
             self._count_failure(error)
         elif isinstance(error, ContextTooLong):
             self._fail(error)
+        elif isinstance(error, LimitExceeded):
+            # Another server may have more room; where none has, the step fails again and again, and that ends it.
+            self._give_up_on(link)
+            self._count_failure(error)
         elif isinstance(error, SessionNotFound):
-            # A gap: this hop holds less than it said, or the one before left something out.
+            # Forgotten, as by a restart: it is opened anew, there or elsewhere.
+            self._doubt(link)
+            link.ended = True
+            link.drop()
+        elif isinstance(error, Gap):
+            # This hop holds less than it said, or the one before left something out.
             self._doubt(link)
             for before, after in itertools.pairwise(self._links):
                 if after is link:

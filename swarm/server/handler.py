@@ -14,6 +14,8 @@ from swarm.config import CONTROL_FRAME_LIMIT, ServerConfig
 from swarm.errors import (
     ContextTooLong,
     ContractMismatch,
+    Gap,
+    LimitExceeded,
     MalformedFrame,
     ServerBusy,
     SessionNotFound,
@@ -39,7 +41,7 @@ PADDED_REPLIES = 4
 MAX_REPLIES = 1024
 """Replies that a client may leave unread before it is hung up on."""
 
-TOLD_TO_CLIENT = (ServerBusy, SessionNotFound, ContextTooLong)
+TOLD_TO_CLIENT = (ServerBusy, Gap, ContextTooLong, LimitExceeded)
 """Trouble with a step that the client must hear of, whoever sent the step."""
 
 
@@ -219,7 +221,11 @@ class Handler:
             raise ServerBusy("this server is leaving", retry_after=60.0)
         if len(self.sessions) >= self.config.max_sessions:
             raise ServerBusy(f"{len(self.sessions)} sessions are open")
-        wanted = message.positions * self.engine.runner.bytes_per_token(Span(message.first, message.last))
+        span = Span(message.first, message.last)
+        wanted, most = message.positions * self.engine.runner.bytes_per_token(span), self._most_positions(span)
+        if message.positions > most:
+            text = f"{message.positions} positions in one session; there is room for {most}"
+            raise LimitExceeded(text, "positions", most, message.positions)
         if not self.budget.make_room(wanted, None, asyncio.get_running_loop().time()):
             raise ServerBusy("the KV cache has no room for this session", retry_after=self.config.evict_after)
 
@@ -240,8 +246,15 @@ class Handler:
             max_positions=self.offer.max_positions,
             fingerprints=prints,
             codecs=self.offer.codecs,
+            max_sequences=self.config.max_sequences,
+            max_total_positions=self._most_positions(session.span),
+            prefix_chunk=self.config.prefix_chunk,
         )
         return pb.ControlReply(opened=opened)
+
+    def _most_positions(self, span: Span) -> int:
+        """Positions that one session on `span` may have, if nobody else has any."""
+        return self.budget.total // max(self.engine.runner.bytes_per_token(span), 1)
 
     def _detach(self, session: Session, control: _Control) -> None:
         """The control stream is over: at once if the client said so, else after a time of grace."""

@@ -15,10 +15,11 @@ from swarm.config import FRAME_LIMIT, ServerConfig
 from swarm.errors import (
     ComputeFailed,
     ContextTooLong,
+    Gap,
+    LimitExceeded,
     MalformedFrame,
     NetworkError,
     ServerBusy,
-    SessionNotFound,
     SwarmError,
     Unauthorized,
 )
@@ -207,7 +208,7 @@ class Session:
         log_, outbox = self.history.get(sequence), self._outbox
         if log_ is None or outbox is None or not log_.first <= start <= log_.last:
             # It may have been dropped since the client heard of it: a gap like any other.
-            raise SessionNotFound(f"the history of sequence {sequence} does not reach back to {start}")
+            raise Gap(f"the history of sequence {sequence} does not reach back to {start}")
         self.forwarded[sequence] = start
         for begin in range(start, log_.last, REPLAY_ROWS):
             end = min(begin + REPLAY_ROWS, log_.last)
@@ -278,13 +279,13 @@ class Session:
         return hits
 
     def _fresh(self, step: pb.Step, held: Mapping[int, int]) -> tuple[list[pb.Rows], memoryview]:
-        """The rows that are not held yet: what is a duplicate is cut off. Raises SessionNotFound on a gap."""
+        """The rows that are not held yet: what is a duplicate is cut off. Raises Gap."""
         fresh, pieces, end, row_bytes = [], [], 0, self.around.row_bytes
         hidden = memoryview(step.hidden)
         for row in step.rows:
             have = held.get(row.sequence, 0)
             if row.start > have:
-                raise SessionNotFound(f"sequence {row.sequence} is held up to {have}, the step begins at {row.start}")
+                raise Gap(f"sequence {row.sequence} is held up to {have}, the step begins at {row.start}")
             end += row.count * row_bytes
             count = row.start + row.count - have
             if count > 0:
@@ -296,14 +297,18 @@ class Session:
         return fresh, memoryview(b"".join(pieces))
 
     def _check_room(self, rows: Sequence[pb.Rows], after: Mapping[int, int]) -> None:
-        """Make room for the lengths that the sequences will have. Raises ContextTooLong or ServerBusy."""
+        """Make room for the lengths that the sequences will have. Raises ContextTooLong, LimitExceeded, ServerBusy."""
         limit, config = self.around.max_positions, self.around.config
         for row in rows:
             if limit and row.start + row.count > limit:
                 raise ContextTooLong(f"position {row.start + row.count} is beyond this model's {limit} positions")
         if len(after) > config.max_sequences:
-            raise ServerBusy(f"more than {config.max_sequences} sequences in one session")
-        wanted = max(sum(after.values()) - sum(self.received.values()), 0) * self._bytes_per_token
+            most, asked = config.max_sequences, len(after)
+            raise LimitExceeded(f"{asked} sequences in one session; it may have {most}", "sequences", most, asked)
+        asked, most = sum(after.values()), self.around.budget.total // max(self._bytes_per_token, 1)
+        if asked > most:
+            raise LimitExceeded(f"{asked} positions in one session; there is room for {most}", "positions", most, asked)
+        wanted = max(asked - sum(self.received.values()), 0) * self._bytes_per_token
         if not self.around.budget.make_room(wanted, self, self.last_used):
             raise ServerBusy("the KV cache is full", retry_after=config.evict_after)
         self.kv_bytes += wanted
@@ -551,7 +556,7 @@ class Session:
         if self.received == self.lengths:
             self._forget_all()
         else:
-            self._abandon(SessionNotFound("the KV cache was needed for others"))
+            self._abandon(Gap("the KV cache was needed for others"))
 
     def _forget_all(self) -> None:
         self._generation += 1

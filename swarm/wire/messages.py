@@ -12,7 +12,9 @@ from swarm.errors import (
     ContextTooLong,
     ContractMismatch,
     FrameRejected,
+    Gap,
     InvalidInput,
+    LimitExceeded,
     MalformedFrame,
     MissingBlocks,
     ProtocolError,
@@ -35,6 +37,7 @@ MAX_POSITION = 1 << 24
 MAX_SEQUENCES = 4096
 MAX_OPERATIONS = 8192
 MAX_PADDING = 64 * 1024
+MAX_LIMIT_NAME = 32
 
 M = TypeVar("M", bound=Message)
 
@@ -45,10 +48,11 @@ _ERRORS: dict[pb.Failure.Code, type[SwarmError]] = {
     pb.Failure.COMPUTE_FAILED: ComputeFailed,
     pb.Failure.MALFORMED: MalformedFrame,
     pb.Failure.UNAUTHORIZED: Unauthorized,
-    pb.Failure.GAP: SessionNotFound,
+    pb.Failure.GAP: Gap,
     pb.Failure.TOO_LONG: ContextTooLong,
     pb.Failure.INVALID: InvalidInput,
     pb.Failure.MISSING_BLOCKS: MissingBlocks,
+    pb.Failure.LIMIT: LimitExceeded,
 }
 
 
@@ -136,8 +140,12 @@ def failure(error: SwarmError, epoch: int = 0) -> pb.Failure:
     code = next((c for c, kind in _ERRORS.items() if type(error) is kind), None)
     if code is None:
         code = pb.Failure.MALFORMED if isinstance(error, ProtocolError) else pb.Failure.UNKNOWN
-    retry = error.retry_after if isinstance(error, ServerBusy) else 0.0
-    return pb.Failure(code=code, message=str(error)[:1000], retry_after=retry, epoch=epoch)
+    told = pb.Failure(code=code, message=str(error)[:1000], epoch=epoch)
+    if isinstance(error, ServerBusy):
+        told.retry_after = error.retry_after
+    elif isinstance(error, LimitExceeded):
+        told.limit, told.allowed, told.asked = error.limit, error.allowed, error.asked
+    return told
 
 
 def error_of(message: pb.Failure, peer: str) -> SwarmError:
@@ -145,6 +153,8 @@ def error_of(message: pb.Failure, peer: str) -> SwarmError:
     text = f"{peer}: {message.message[:1000] or 'no reason given'}"
     if message.code == pb.Failure.BUSY:
         return ServerBusy(text, retry_after=min(max(message.retry_after, 0.0), 60.0))
+    if message.code == pb.Failure.LIMIT:
+        return LimitExceeded(text, message.limit[:MAX_LIMIT_NAME], message.allowed, message.asked)
     if message.code in (pb.Failure.MALFORMED, pb.Failure.UNAUTHORIZED):
         return FrameRejected(text)
     return _ERRORS.get(message.code, RemoteError)(text)

@@ -142,18 +142,24 @@ class ControlReply(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs")
+    __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs", "max_sequences", "max_total_positions", "prefix_chunk")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CAN_ROLLBACK_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOTAL_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CHUNK_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     can_rollback: bool
     max_positions: int
     fingerprints: _containers.RepeatedScalarFieldContainer[bytes]
     codecs: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, session: _Optional[bytes] = ..., can_rollback: _Optional[bool] = ..., max_positions: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...
+    max_sequences: int
+    max_total_positions: int
+    prefix_chunk: int
+    def __init__(self, session: _Optional[bytes] = ..., can_rollback: _Optional[bool] = ..., max_positions: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., codecs: _Optional[_Iterable[str]] = ..., max_sequences: _Optional[int] = ..., max_total_positions: _Optional[int] = ..., prefix_chunk: _Optional[int] = ...) -> None: ...
 
 class Have(_message.Message):
     __slots__ = ("epoch", "held")
@@ -238,7 +244,7 @@ class Leaving(_message.Message):
     def __init__(self, deadline: _Optional[float] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("code", "message", "retry_after", "epoch")
+    __slots__ = ("code", "message", "retry_after", "epoch", "limit", "allowed", "asked")
     class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[Failure.Code]
@@ -252,6 +258,7 @@ class Failure(_message.Message):
         TOO_LONG: _ClassVar[Failure.Code]
         INVALID: _ClassVar[Failure.Code]
         MISSING_BLOCKS: _ClassVar[Failure.Code]
+        LIMIT: _ClassVar[Failure.Code]
     UNKNOWN: Failure.Code
     BUSY: Failure.Code
     SESSION_NOT_FOUND: Failure.Code
@@ -263,15 +270,22 @@ class Failure(_message.Message):
     TOO_LONG: Failure.Code
     INVALID: Failure.Code
     MISSING_BLOCKS: Failure.Code
+    LIMIT: Failure.Code
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
     code: Failure.Code
     message: str
     retry_after: float
     epoch: int
-    def __init__(self, code: _Optional[_Union[Failure.Code, str]] = ..., message: _Optional[str] = ..., retry_after: _Optional[float] = ..., epoch: _Optional[int] = ...) -> None: ...
+    limit: str
+    allowed: int
+    asked: int
+    def __init__(self, code: _Optional[_Union[Failure.Code, str]] = ..., message: _Optional[str] = ..., retry_after: _Optional[float] = ..., epoch: _Optional[int] = ..., limit: _Optional[str] = ..., allowed: _Optional[int] = ..., asked: _Optional[int] = ...) -> None: ...
 
 class Data(_message.Message):
     __slots__ = ("hello", "step", "failure")
@@ -614,7 +628,7 @@ class QueryNode(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., dtype: _Optional[str] = ..., converses: _Optional[bool] = ..., quantization: _Optional[str] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("model", "first", "last", "fingerprints", "state", "addresses", "dtype", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "quantization", "version", "name")
+    __slots__ = ("model", "first", "last", "fingerprints", "state", "addresses", "dtype", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "quantization", "version", "name", "prefill_positions")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
@@ -631,6 +645,7 @@ class Record(_message.Message):
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     first: int
     last: int
@@ -647,7 +662,8 @@ class Record(_message.Message):
     quantization: str
     version: str
     name: str
-    def __init__(self, model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., dtype: _Optional[str] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., quantization: _Optional[str] = ..., version: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    prefill_positions: int
+    def __init__(self, model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., dtype: _Optional[str] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., quantization: _Optional[str] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ...) -> None: ...
 
 class SignedRecord(_message.Message):
     __slots__ = ("public_key", "record", "expires", "key", "signature")

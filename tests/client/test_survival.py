@@ -64,6 +64,20 @@ def test_a_hop_killed_before_every_token(index: int) -> None:
 
 
 @pytest.mark.parametrize("index", range(3))
+def test_a_hop_that_forgot_the_session_is_opened_anew(index: int) -> None:
+    """Its data streams say SESSION_NOT_FOUND, not GAP: there is no session in which anything could be missing."""
+
+    async def forget(world: World, session: Session) -> None:
+        handler = world.servers[hop(session, index)].handler
+        for forgotten in list(handler.sessions.values()):
+            handler._end(forgotten)
+
+    world, session = run(survive(SPANS, 20, forget))
+    assert session.reroutes == 1
+    assert [server.handler.opened for server in world.servers.values()] == [1 + (i == index) for i in range(3)]
+
+
+@pytest.mark.parametrize("index", range(3))
 def test_a_hop_killed_while_a_token_is_under_way(index: int) -> None:
     """At each of many moments inside one step: between request, compute, hand-over and result."""
 

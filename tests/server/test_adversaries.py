@@ -435,8 +435,8 @@ def test_a_step_cannot_fork_one_sequence_into_more_than_there_is_room_for() -> N
         forks = [pb.Operation(kind=pb.Operation.FORK, source=0, target=i, length=2000) for i in range(1, 200)]
         await data.say(pb.Data(step=pb.Step(operations=forks)))
         await asyncio.sleep(2.0)
-        assert data.failures == [CODE.BUSY]
-        assert control.failures == [CODE.BUSY]
+        assert data.failures == control.failures == [CODE.LIMIT], "it could not have so much if it were alone"
+        assert data.heard[-1].failure.limit == "positions"
         assert server.bytes_held() <= CONFIG.cache_bytes
         assert server.handler.sessions[MINE].received == {0: 2000}, "nothing of the step was taken"
 
@@ -457,7 +457,9 @@ def test_no_session_has_more_sequences_than_are_allowed(rows: bool) -> None:
             step = pb.Step(operations=forks)
         await data.say(pb.Data(step=step))
         await asyncio.sleep(1.0)
-        assert data.failures == [CODE.BUSY]
+        assert data.failures == [CODE.LIMIT]
+        (failure,) = [frame.failure for frame in data.heard]
+        assert (failure.limit, failure.allowed, failure.asked) == ("sequences", len(many) - 1, len(many))
         assert len(world.servers["s"].handler.sessions[MINE].received) <= 1
 
     run(beside(attack))
@@ -552,7 +554,7 @@ def test_a_step_under_way_when_its_session_is_evicted_is_answered_at_once() -> N
         assert server.handler.load().queue
         server.handler.sessions[MINE].evict()
         await asyncio.sleep(0.02)
-        assert control.failures == [CODE.SESSION_NOT_FOUND]
+        assert control.failures == [CODE.GAP]
         assert data.over
         await asyncio.sleep(1.0)
         assert server.handler.sessions[MINE].lengths == {}

@@ -175,7 +175,7 @@ class Protocol(RuleBasedStateMachine):
                 ({"hidden_size": 2}, CODE.CONTRACT_MISMATCH),
                 ({"fingerprints": [b"8 bytes!"] * BLOCKS}, CODE.CONTRACT_MISMATCH),
                 ({"last": BLOCKS + 1, "fingerprints": [bytes(8)] * (BLOCKS + 1)}, CODE.CONTRACT_MISMATCH),
-                ({"positions": 1 << 30}, CODE.BUSY),
+                ({"positions": 1 << 30}, CODE.LIMIT),
                 ({"session": b"short"}, CODE.MALFORMED),
             ]
         )
@@ -454,10 +454,10 @@ class Protocol(RuleBasedStateMachine):
         if not model.resumed:
             model.pending.append(step)
         elif not model.accept(step):
-            assert self.inputs.failures == [CODE.SESSION_NOT_FOUND]
+            assert self.inputs.failures == [CODE.GAP]
             if self.control is not None:
                 (failure,) = self.replies("failure")
-                assert (failure.code, failure.epoch) == (CODE.SESSION_NOT_FOUND, model.epoch)
+                assert (failure.code, failure.epoch) == (CODE.GAP, model.epoch)
             self.inputs = None
 
     @precondition(lambda self: self.inputs is not None and self.model is not None and self.model.resumed)

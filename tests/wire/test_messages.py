@@ -166,6 +166,8 @@ def test_a_resume_out_of_bounds_is_malformed(field: str) -> None:
     ("error", "arrives"),
     [
         (errors.SessionNotFound("x"), errors.SessionNotFound),
+        (errors.Gap("x"), errors.Gap),
+        (errors.LimitExceeded("x"), errors.LimitExceeded),
         (errors.ContractMismatch("x"), errors.ContractMismatch),
         (errors.ComputeFailed("x"), errors.ComputeFailed),
         (errors.ContextTooLong("x"), errors.ContextTooLong),
@@ -194,8 +196,21 @@ def test_a_code_of_the_future_is_an_error_of_no_special_kind() -> None:
     assert type(messages.error_of(pb.Failure(code=99), "peer")) is errors.RemoteError  # type: ignore[arg-type]
 
 
-def test_a_gap_is_answered_by_replay_like_a_lost_session() -> None:
-    assert type(messages.error_of(pb.Failure(code=pb.Failure.GAP), "peer")) is errors.SessionNotFound
+def test_what_a_session_may_have_travels_in_numbers() -> None:
+    told = messages.failure(errors.LimitExceeded("x", "sequences", 256, 300))
+    assert (told.code, told.limit, told.allowed, told.asked) == (pb.Failure.LIMIT, "sequences", 256, 300)
+    found = messages.error_of(told, "peer")
+    assert isinstance(found, errors.LimitExceeded)
+    assert (found.limit, found.allowed, found.asked) == ("sequences", 256, 300)
+    told.limit = "x" * 10**6
+    assert len(messages.error_of(told, "peer").limit) == messages.MAX_LIMIT_NAME  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("code", [code for code in pb.Failure.Code.values() if code])
+def test_every_code_has_an_error_of_its_own(code: pb.Failure.Code) -> None:
+    broken = (pb.Failure.MALFORMED, pb.Failure.UNAUTHORIZED)
+    found = messages.error_of(pb.Failure(code=code), "peer")
+    assert type(found) is errors.FrameRejected if code in broken else messages.failure(found).code == code
 
 
 def test_a_novel_is_not_carried_in_an_error() -> None:
