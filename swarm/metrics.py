@@ -1,6 +1,7 @@
 """Numbers for Prometheus: how they are kept and shown. Seconds and bytes; never a label for a peer or a session.
 
-What a process can tell by looking is looked at when somebody scrapes (`Looking`); only what passes by is counted.
+What a process can tell by looking is looked at by a `ScrapeCollector`, when somebody scrapes; only what passes by is
+counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ PATIENCE = 10.0
 """Seconds that a scraper may take to ask."""
 
 
-class Looking(Collector):
+class ScrapeCollector(Collector):
     """Metrics that are read off when somebody scrapes."""
 
     def __init__(self, look: Callable[[], Iterable[Metric]]) -> None:

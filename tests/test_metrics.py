@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from swarm.errors import GenerationFailed, InvalidInput, ServerBusy
 from swarm.gateway.metrics import QueryMetrics
-from swarm.metrics import Looking, counter, exposition, gauge, serve_metrics
+from swarm.metrics import ScrapeCollector, counter, exposition, gauge, serve_metrics
 from tests.gateway.scripted import Scripted
 
 
@@ -27,7 +27,7 @@ def values(registry: CollectorRegistry) -> dict[str, float]:
 
 def test_what_is_looked_at_is_what_is_there_at_the_time() -> None:
     registry, now = CollectorRegistry(), [1.0]
-    registry.register(Looking(lambda: [gauge("swarm_x", "x", now[0]), counter("swarm_y", "y", 2)]))
+    registry.register(ScrapeCollector(lambda: [gauge("swarm_x", "x", now[0]), counter("swarm_y", "y", 2)]))
     assert values(registry) == {"swarm_x": 1.0, "swarm_y_total": 2.0}
     now[0] = 3.0
     assert values(registry)["swarm_x"] == 3.0
@@ -36,7 +36,7 @@ def test_what_is_looked_at_is_what_is_there_at_the_time() -> None:
 def test_scrapers_are_answered_and_others_do_no_harm() -> None:
     async def main() -> None:
         registry = CollectorRegistry()
-        registry.register(Looking(lambda: [gauge("swarm_x", "x", 1.0)]))
+        registry.register(ScrapeCollector(lambda: [gauge("swarm_x", "x", 1.0)]))
         bound: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
         ready = lambda host, port: bound.set_result((host, port))  # noqa: E731
         serving = asyncio.create_task(serve_metrics(registry, "127.0.0.1", 0, ready))

@@ -89,8 +89,8 @@ async def run(
     `files`: where addresses are written, for peers and for browsers.
     Raises DaemonFailed, EdgeFailed, InvalidInput.
     """
-    from swarm.net.map import MapService
-    from swarm.net.metrics import watch_directory
+    from swarm.gateway.map import MapService
+    from swarm.gateway.map_metrics import watch_directory
 
     leaving = asyncio.Event()
     on_signals(leaving.set)

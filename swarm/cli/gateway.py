@@ -199,8 +199,8 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | Non
 
 async def offer(generator: Generator, config: GatewayConfig, directory: Directory, hosts: Sequence[Host]) -> None:
     """Take queries over every host, and show the swarm."""
+    from swarm.gateway.map import MapService
     from swarm.gateway.node import QueryNode
-    from swarm.net.map import MapService
 
     node, maps = QueryNode(generator, config), MapService(directory)
     for host in hosts:

@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 
 from swarm.errors import ServerBusy, SwarmError
 from swarm.gateway.answers import Answerer
-from swarm.metrics import Looking, gauge
+from swarm.metrics import ScrapeCollector, gauge
 
 FIRST = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 EACH = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -46,7 +46,7 @@ class QueryMetrics:
             yield gauge("swarm_request_capacity", "Queries that can be answered at a time", answerer.capacity)
             yield gauge("swarm_blocks_missing", "Blocks from the first gap on", 0 if missing is None else len(missing))
 
-        self._registry.register(Looking(look))
+        self._registry.register(ScrapeCollector(look))
 
     def accepted(self, prompt_tokens: int) -> None:
         """A query was looked through."""

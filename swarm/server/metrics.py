@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import Metric
 
-from swarm.metrics import Looking, counter, gauge
+from swarm.metrics import ScrapeCollector, counter, gauge
 from swarm.types import ServerState
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class ServerMetrics:
         self._positions = Counter("swarm_positions", "Positions computed", phase, registry=registry)
         self._server = server
         server.on_pass = self.observe
-        registry.register(Looking(self._look))
+        registry.register(ScrapeCollector(self._look))
 
     def observe(self, done: Pass) -> None:
         """A pass is over."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from swarm.config import MAP_FRAME_LIMIT, MapConfig
 from swarm.errors import NetworkError, StreamClosed
 from swarm.net.base import Directory, Host, Stream, unless_left
+from swarm.tasks import ended
 from swarm.types import ModelInfo, ServerRecord
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -64,7 +65,8 @@ class MapService:
         finally:
             self._lookers -= 1
             if not self._lookers and self._reading is not None:
-                self._reading.cancel()
+                reading, self._reading = self._reading, None
+                await ended(reading)
 
     async def _tell(self, stream: Stream) -> None:
         known = None

@@ -10,8 +10,8 @@ import pytest
 
 from swarm.config import MapConfig
 from swarm.errors import NetworkError, StreamClosed
+from swarm.gateway.map import MapService, read_map
 from swarm.net.base import Stream
-from swarm.net.map import MapService, read_map
 from swarm.net.memory import MemoryDirectory, SimulatedNetwork, run
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 from swarm.wire import messages

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from swarm.metrics import Looking, gauge
+from swarm.gateway.map import MapService
+from swarm.metrics import ScrapeCollector, gauge
 from swarm.net.directory import HivemindDirectory
-from swarm.net.map import MapService
 
 
 def watch_directory(
@@ -23,4 +23,4 @@ def watch_directory(
         yield gauge("swarm_map_watchers", "Who looks at the map of the swarm", maps.lookers)
         yield gauge("swarm_edge_streams", "Streams of browsers", streams())
 
-    registry.register(Looking(look))
+    registry.register(ScrapeCollector(look))
