@@ -99,19 +99,19 @@ def watch(marks: Marks) -> None:
 
 async def serve(path: Path, blocks: str, peers: tuple[str, ...]) -> Any:
     """A server of these blocks, with its own p2pd, in this process's network thread. Returns once it is online."""
+    from swarm import net
     from swarm.config import NetworkConfig, ServerConfig
-    from swarm.net.hivemind import create_host, open_directory
     from swarm.server.hosting import Hosting, Wishes
     from swarm.server.server import Server
     from swarm.types import ServerState, Span
 
     network = NetworkConfig(initial_peers=peers, host_maddrs=LOOPBACK)
-    host = await create_host(network)
+    joined = await net.open(network)
     hosting = Hosting(Wishes(str(path), Span.parse(blocks), "cpu", "float32"), ServerConfig(), progress=False)
     online = asyncio.Event()
     server = Server(
-        host=host,
-        directory=await open_directory(host, network),
+        host=joined.host,
+        directory=joined.directory,
         model=hosting.info,
         choose=hosting.choose,
         load=hosting.load,
@@ -121,7 +121,7 @@ async def serve(path: Path, blocks: str, peers: tuple[str, ...]) -> Any:
     )
     running = asyncio.ensure_future(server.run())
     await online.wait()
-    return host, server, running
+    return joined, server, running
 
 
 @click.command()
@@ -131,22 +131,15 @@ def main(tokens: int, as_json: bool, save: bool) -> None:
     """One session through two servers, all in one process so that one clock times them, each with its own p2pd."""
     import torch
 
-    from swarm import DistributedLlama, connect
+    from swarm import DistributedLlama, connect, net
     from swarm.config import NetworkConfig
-    from swarm.net.hivemind import create_host, open_directory
     from swarm.net.loop import shared_loop
 
     torch.set_num_threads(1)
     path, loop, marks = llama_250m(), shared_loop(), Marks()
 
-    async def bootstrap() -> Any:
-        network = NetworkConfig(host_maddrs=LOOPBACK)
-        host = await create_host(network)
-        await open_directory(host, network)
-        return host
-
-    first = loop.run(bootstrap())
-    peers = tuple(first.addresses[:1])
+    first = loop.run(net.open(NetworkConfig(host_maddrs=LOOPBACK)))
+    peers = tuple(first.host.addresses[:1])
     servers = [loop.run(serve(path, blocks, peers)) for blocks in ("0:8", "8:16")]
     with connect(peers) as swarm:
         model = DistributedLlama.from_pretrained(str(path), swarm=swarm, dtype="float32", progress=False)
@@ -154,8 +147,8 @@ def main(tokens: int, as_json: bool, save: bool) -> None:
         watch(marks)
         generate(model, tokens)
     loop.run(end([server for _, server, _ in servers], [running for *_, running in servers]))
-    for host in [*(host for host, _, _ in servers), first]:
-        loop.run(host.close())
+    for network in [*(network for network, _, _ in servers), first]:
+        loop.run(network.close())
     report(result(marks), as_json, save)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from benchmarks.wide import link_of
+from swarm import net
 from swarm.config import NetworkConfig, ServerConfig
 from swarm.net.wide import WideHost
 from swarm.server.engine import Runner
@@ -140,17 +141,15 @@ def main(
     simulated: bool,
 ) -> None:
     """Serve blocks of MODEL."""
-    from swarm.net.hivemind import create_host, open_directory
-
     network = NetworkConfig(initial_peers=(peer,), host_maddrs=(host_maddrs,), identity_path=identity_path)
     hosting = Hosting(Wishes(model, Span.parse(blocks), "cpu", "float32", threads=1), ServerConfig(), progress=False)
     compute = Compute(pass_ms / 1000, position_ms / 1000) if pass_ms or position_ms else None
     link = link_of(rtt_ms, rate_mbit, jitter_ms, loss)
 
     async def run() -> None:
-        host = await create_host(network)
-        directory = await open_directory(host, network)
-        await serve(hosting, WideHost(host, link), directory, loader(hosting, compute, simulated), name)
+        async with await net.open(network) as joined:
+            host = WideHost(joined.host, link)
+            await serve(hosting, host, joined.directory, loader(hosting, compute, simulated), name)
 
     asyncio.run(run())
 

@@ -10,7 +10,7 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,7 @@ from swarm.client.routing import Conditions, find_route, repair
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 
 if TYPE_CHECKING:
-    from swarm.net.directory import HivemindDirectory
-    from swarm.net.hivemind import HivemindHost
+    from swarm.net import Network
 
 MODEL = ModelInfo("5c" * 32, "deep-model", blocks=126, hidden_size=16384)
 """As deep as the deepest open models."""
@@ -185,12 +184,6 @@ def status_report(records: Sequence[ServerRecord]) -> float:
 # ---- real -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    host: HivemindHost
-    directory: HivemindDirectory
-
-
 async def measure_directory(nodes: int) -> Result:
     """So many peers join, each announces, some more join and read."""
     began = time.perf_counter()
@@ -232,9 +225,9 @@ async def took_async(work: Awaitable[Any]) -> float:
 
 
 @asynccontextmanager
-async def started(nodes: int) -> AsyncIterator[list[Peer]]:
+async def started(nodes: int) -> AsyncIterator[list[Network]]:
     """Peers that joined through the first of them. All of them end, also when one of them could not start."""
-    peers: list[Peer] = []
+    peers: list[Network] = []
 
     async def enter(initial: Sequence[str]) -> None:
         peers.append(await join(initial))
@@ -249,24 +242,18 @@ async def started(nodes: int) -> AsyncIterator[list[Peer]]:
     finally:
         while peers:
             ending, peers[-BATCH:] = peers[-BATCH:], []
-            await asyncio.gather(*(peer.host.close() for peer in ending), return_exceptions=True)
+            await asyncio.gather(*(peer.close() for peer in ending), return_exceptions=True)
 
 
-async def join(initial: Sequence[str]) -> Peer:
+async def join(initial: Sequence[str]) -> Network:
     """A peer on loopback with a p2pd of its own."""
+    from swarm import net
     from swarm.config import NetworkConfig
-    from swarm.net.hivemind import create_host, open_directory
 
-    config = NetworkConfig(initial_peers=tuple(initial), host_maddrs=("/ip4/127.0.0.1/tcp/0",))
-    host = await create_host(config)
-    try:
-        return Peer(host, await open_directory(host, config))
-    except BaseException:
-        await host.close()
-        raise
+    return await net.open(NetworkConfig(initial_peers=tuple(initial), host_maddrs=("/ip4/127.0.0.1/tcp/0",)))
 
 
-async def announcement(peer: Peer, record: ServerRecord) -> None:
+async def announcement(peer: Network, record: ServerRecord) -> None:
     own = replace(record, peer_id=peer.host.peer_id, addresses=tuple(peer.host.addresses))
     await peer.directory.announce(replace(own, expires=time.time() + 290.0), MODEL)
 
@@ -284,4 +271,4 @@ async def read(initial: Sequence[str], times: dict[str, list[float]]) -> int:
         times["again"] += [await took_async(peer.directory.lookup(MODEL.key, MODEL.blocks)) for _ in range(2)]
         return len(await peer.directory.lookup(MODEL.key, MODEL.blocks))
     finally:
-        await peer.host.close()
+        await peer.close()

@@ -99,7 +99,7 @@ def cpu_seconds() -> float:
 async def daemon_trip(addresses: dict[str, Any], certificate: Path, stack: contextlib.AsyncExitStack) -> RoundTrip:
     """A stream of our own host."""
     from swarm.config import NetworkConfig
-    from swarm.net.hivemind import create_host
+    from swarm.net.hivemind.host import create_host
 
     host = await create_host(NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",)))
     stack.push_async_callback(host.close)
@@ -148,7 +148,7 @@ def serve_echo(pipe: Any, certificate: str) -> None:
 async def _serve_echo(pipe: Any, certificate: str) -> None:
     from swarm.config import NetworkConfig
     from swarm.errors import StreamClosed
-    from swarm.net.hivemind import create_host
+    from swarm.net.hivemind.host import create_host
     from swarm.wire.framing import read_frame, write_frame
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,9 @@ class WideSwarm(LocalSwarm):
 @contextmanager
 def wide_swarm(model: Path, spans: Sequence[str], rtt_ms: float, rate_mbit: float, *options: str) -> Iterator[Swarm]:
     """Servers of these spans, and a client as far away; `options` are those of `benchmarks.peer`."""
+    from swarm import net
     from swarm.client.swarm import Swarm
     from swarm.config import NetworkConfig
-    from swarm.net.hivemind import create_host, open_directory
     from swarm.net.loop import shared_loop
     from swarm.net.wide import WideHost
 
@@ -48,9 +49,8 @@ def wide_swarm(model: Path, spans: Sequence[str], rtt_ms: float, rate_mbit: floa
         network = NetworkConfig(initial_peers=(processes.peer,), host_maddrs=("/ip4/127.0.0.1/tcp/0",))
 
         async def join() -> Swarm:
-            host = await create_host(network)
-            directory = await open_directory(host, network)
-            return Swarm(WideHost(host, link_of(rtt_ms, rate_mbit)), directory, shared_loop())
+            joined = await net.open(network)
+            return Swarm(replace(joined, host=WideHost(joined.host, link_of(rtt_ms, rate_mbit))), shared_loop())
 
         with shared_loop().run(join()) as swarm:
             yield swarm

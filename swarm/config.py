@@ -36,6 +36,14 @@ class NetworkConfig:
     record_renewal: float = 20.0
     record_max_bytes: int = 4096
     record_max_lifetime: float = 300.0
+    max_keys: int = 8192
+    """Keys of the directory that this peer stores for the swarm."""
+    max_records_per_key: int = 1024
+    """Peers that may have a record under one key, here and in the answers of others."""
+    rejoin: float = 15.0
+    """How often the initial peers are told that we are here; they may have restarted and forgotten everybody."""
+    refresh: float = 20.0
+    """How often addresses are read anew and initial peers that were lost are dialled again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,8 +127,7 @@ class Served:
 
     def client(self, name: str) -> Swarm:
         """A client with a host of its own."""
-        host = self.network.host(name)
-        return Swarm(host, self.network.directory(host), shared_loop())
+        return Swarm(self.network.join(name), shared_loop())
 
     async def _start(self, spans: Sequence[Span]) -> None:
         for index, span in enumerate(spans):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from swarm import net
 from swarm.cli.common import (
     best_first,
     edge_config,
@@ -23,7 +24,7 @@ from swarm.cli.common import (
     write_atomically,
 )
 from swarm.cli.identity import identity
-from swarm.cli.network import daemon_death, edge_of, joined, showing_metrics, until
+from swarm.cli.network import edge_of, showing_metrics, until
 from swarm.config import EdgeConfig, NetworkConfig
 
 PORT = 31337
@@ -94,17 +95,18 @@ async def run(
 
     leaving = asyncio.Event()
     on_signals(leaving.set)
-    async with joined(config) as (host, directory):
+    async with await net.open(config) as network:
+        directory = network.directory
         maps = MapService(directory)
-        await maps.serve(host)
-        announce(best_first(host.addresses), files[0])
-        async with edge_of(host, edge, files[1], needed=needed) as browsers:
+        await maps.serve(network.host)
+        announce(best_first(network.host.addresses), files[0])
+        async with edge_of(network.identity, edge, files[1], needed=needed) as browsers:
             if browsers is not None:
                 await maps.serve(browsers)
                 announce_edge(best_first(browsers.addresses))
             streams = lambda: 0 if browsers is None else browsers.streams  # noqa: E731
             async with showing_metrics(metrics, lambda registry: watch_directory(registry, directory, maps, streams)):
-                await until(leaving, [leaving.wait(), daemon_death(host)])
+                await until(leaving, [leaving.wait(), network.lost()])
 
 
 def announce(addresses: Sequence[str], address_file: Path | None) -> None:

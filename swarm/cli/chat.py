@@ -26,7 +26,7 @@ from swarm.cli.common import (
 from swarm.config import ClientConfig
 from swarm.errors import ContextTooLong, DaemonFailed, InvalidInput, SwarmError
 from swarm.gateway.texts import Growing, Texts, load_tokenizer
-from swarm.net.known import HOW_TO_BEGIN
+from swarm.net.initial_peers import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
     from swarm.client.session import Notice

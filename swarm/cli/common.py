@@ -22,7 +22,7 @@ from click.shell_completion import CompletionItem
 from swarm._version import __version__
 from swarm.config import CODEC_CHOICES, QUANTIZATIONS, ClientConfig, EdgeConfig, NetworkConfig
 from swarm.errors import InvalidInput, SwarmError
-from swarm.net.known import VARIABLE, initial_peers
+from swarm.net.initial_peers import VARIABLE, initial_peers
 from swarm.types import Span
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from swarm import net
 from swarm._version import __version__
 from swarm.cli.common import (
     best_first,
@@ -30,10 +31,10 @@ from swarm.cli.common import (
     verbosity_options,
 )
 from swarm.cli.identity import identity
-from swarm.cli.network import daemon_death, edge_of, joined, until
+from swarm.cli.network import edge_of, until
 from swarm.config import SPECULATIONS, ClientConfig, EdgeConfig, GatewayConfig, NetworkConfig
 from swarm.errors import InvalidInput, NetworkError
-from swarm.net.known import HOW_TO_BEGIN
+from swarm.net.initial_peers import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -175,12 +176,13 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | Non
 
     loaded = await asyncio.to_thread(load, wishes)
     async with contextlib.AsyncExitStack() as stack:
-        host, directory = await stack.enter_async_context(joined(network))
+        joined = await stack.enter_async_context(await net.open(network))
+        host, directory = joined.host, joined.directory
         registry = CollectorRegistry()
         metrics = QueryMetrics(registry)
         generator = await stack.enter_async_context(answering(host, directory, loaded, wishes, metrics))
         metrics.watch(generator)
-        edge = await stack.enter_async_context(edge_of(host, browsers))
+        edge = await stack.enter_async_context(edge_of(joined.identity, browsers))
         await offer(generator, wishes.config, directory, [each for each in (host, edge) if each is not None])
         dtype = str(loaded.ends.dtype).removeprefix("torch.")
         from swarm.gateway.node import Announcer, describe
@@ -190,7 +192,7 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | Non
             addresses = best_first(host.addresses)
             return describe(generator, wishes.name, addresses, edges, dtype, __version__, wishes.client)
 
-        ends = [leaving.wait(), daemon_death(host), Announcer(directory, network, record).run(), looking(generator)]
+        ends = [leaving.wait(), joined.lost(), Announcer(directory, network, record).run(), looking(generator)]
         if side is not None:
             ends.append(serve(generator, side, edge, registry))
         say(generator, edge)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,45 +13,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swarm.cli.common import write_atomically
-from swarm.config import EdgeConfig, NetworkConfig
+from swarm.config import EdgeConfig
 from swarm.errors import EdgeFailed
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from swarm.net.directory import HivemindDirectory
     from swarm.net.edge.host import Edge
-    from swarm.net.hivemind import HivemindHost
+    from swarm.net.identity import Identity
 
 log = logging.getLogger(__name__)
 
 _LOOK = 60.0
 """How often the addresses for browsers are looked at."""
 CLOSE_PATIENCE = 5.0
-"""Seconds that leaving the network may take."""
-
-
-@asynccontextmanager
-async def joined(config: NetworkConfig) -> AsyncIterator[tuple[HivemindHost, HivemindDirectory]]:
-    """A host and the directory, for as long as the block lasts. Raises DaemonFailed, PeerUnreachable, InvalidInput."""
-    from swarm.net.hivemind import create_host, open_directory
-
-    host = await create_host(config)
-    try:
-        yield host, await open_directory(host, config)
-    finally:
-        await _patiently(host.close())
+"""Seconds that closing the edge may take."""
 
 
 @asynccontextmanager
 async def edge_of(
-    host: HivemindHost, config: EdgeConfig | None, address_file: Path | None = None, *, needed: bool = True
+    identity: Identity, config: EdgeConfig | None, address_file: Path | None = None, *, needed: bool = True
 ) -> AsyncIterator[Edge | None]:
-    """An edge with the host's identity, for as long as the block lasts; None if there is to be none.
+    """An edge with this peer's identity, for as long as the block lasts; None if there is to be none.
 
     `address_file` holds its addresses as of now. Raises EdgeFailed, unless it is not `needed`, and InvalidInput.
     """
-    edge = None if config is None else await _start_edge(host, config, needed)
+    edge = None if config is None else await _start_edge(identity, config, needed)
     if edge is None:
         yield None
         return
@@ -62,14 +49,18 @@ async def edge_of(
     finally:
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
-        await _patiently(edge.close())
+        try:
+            async with asyncio.timeout(CLOSE_PATIENCE):
+                await edge.close()
+        except TimeoutError:
+            log.warning("the edge did not close within %.0f s; leaving it behind", CLOSE_PATIENCE)
 
 
-async def _start_edge(host: HivemindHost, config: EdgeConfig, needed: bool) -> Edge | None:
+async def _start_edge(identity: Identity, config: EdgeConfig, needed: bool) -> Edge | None:
     # In a thread, because it takes a second or two in which others may need this loop.
     module = await asyncio.to_thread(importlib.import_module, "swarm.net.edge.host")
     try:
-        edge: Edge = await module.Edge.start(host.identity, config)
+        edge: Edge = await module.Edge.start(identity, config)
         return edge
     except EdgeFailed as error:
         if needed:
@@ -117,21 +108,6 @@ async def showing_metrics(
     finally:
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)
-
-
-async def _patiently(closing: Awaitable[None]) -> None:
-    """Wait for a goodbye, but not for ever: without its daemon nobody may answer."""
-    try:
-        async with asyncio.timeout(CLOSE_PATIENCE):
-            await closing
-    except TimeoutError:
-        log.warning("the network did not close within %.0f s; leaving it behind", CLOSE_PATIENCE)
-
-
-async def daemon_death(host: HivemindHost) -> None:
-    """Wait for p2pd to end unasked. Raises DaemonFailed then, so that a supervisor can start the command anew."""
-    await host.died.wait()
-    raise host.failure()
 
 
 async def until(leaving: asyncio.Event, works: Sequence[Coroutine[Any, Any, object]]) -> None:

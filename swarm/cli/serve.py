@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from swarm import net
 from swarm.cli.common import (
     DTYPES,
     best_first,
@@ -28,10 +29,10 @@ from swarm.cli.common import (
     verbosity_options,
 )
 from swarm.cli.identity import identity
-from swarm.cli.network import daemon_death, joined, showing_metrics
+from swarm.cli.network import showing_metrics
 from swarm.config import QUANTIZATIONS, NetworkConfig, ServerConfig
 from swarm.errors import InvalidInput
-from swarm.net.known import HOW_TO_BEGIN
+from swarm.net.initial_peers import HOW_TO_BEGIN
 from swarm.server.sizing import size
 from swarm.types import ServerState, Span
 
@@ -143,10 +144,10 @@ async def serve(
     from swarm.server.metrics import ServerMetrics
     from swarm.server.server import Server
 
-    async with joined(network) as (host, directory):
+    async with await net.open(network) as joined:
         server = Server(
-            host=host,
-            directory=directory,
+            host=joined.host,
+            directory=joined.directory,
             model=hosting.info,
             choose=hosting.choose,
             load=hosting.load,
@@ -155,7 +156,7 @@ async def serve(
             settle=hosting.wishes.blocks is None,
             name=name,
             dtype=hosting.dtype,
-            lost=lambda: daemon_death(host),
+            lost=joined.lost,
             on_state=lambda state: say(state, server, hosting, network),
         )
         on_signals(server.leave)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import click
 
+from swarm import net
 from swarm.cli.common import folders, network_config, network_options, progress_bars, verbosity_options
-from swarm.cli.network import joined
 from swarm.cli.report import as_json, as_text, missing, served_by
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput, ModelNotFound
 from swarm.net.base import Directory
-from swarm.net.known import HOW_TO_BEGIN
+from swarm.net.initial_peers import HOW_TO_BEGIN
 from swarm.types import ModelInfo, ServerRecord
 
 POLL = 1.0
@@ -68,7 +68,8 @@ async def run(
     config: NetworkConfig, model: str | None, *, wait: bool, timeout: float | None, json_: bool
 ) -> tuple[str, bool]:
     """Join, look, leave. Returns the report, and whether the model is whole."""
-    async with joined(config) as (_, directory):
+    async with await net.open(config) as network:
+        directory = network.directory
         if model is None:
             return listing(await directory.models(), json_), True
         info, records = await (until_whole(directory, model, timeout) if wait else look(directory, model))
@@ -80,7 +81,8 @@ async def follow(config: NetworkConfig, model: str) -> None:
     """Join, and show a model until cancelled."""
     from swarm.cli.watch import watch
 
-    async with joined(config) as (_, directory):
+    async with await net.open(config) as network:
+        directory = network.directory
         info, _ = await look(directory, model)
         await watch(info, lambda: asyncio.ensure_future(directory.lookup(info.key, info.blocks)))
 

@@ -10,14 +10,15 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from swarm import net
 from swarm.client.asker import Asker
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
 from swarm.config import AskerConfig, ClientConfig, NetworkConfig
 from swarm.errors import InvalidInput
-from swarm.net.base import Directory, Host
-from swarm.net.known import HOW_TO_BEGIN, initial_peers
+from swarm.net.initial_peers import HOW_TO_BEGIN, initial_peers
 from swarm.net.loop import LoopThread, shared_loop
+from swarm.net.network import Network
 from swarm.types import ModelInfo, ServerRecord, Span, is_called
 from swarm.wire import swarm_pb2 as pb
 
@@ -30,9 +31,10 @@ END_PATIENCE = 3.0
 class Swarm:
     """A connected client. Made by `connect`; methods may be called from any thread but the network's own."""
 
-    def __init__(self, host: Host, directory: Directory, loop: LoopThread) -> None:
-        self.host = host
-        self.directory = directory
+    def __init__(self, network: Network, loop: LoopThread) -> None:
+        self.network = network
+        self.host = network.host
+        self.directory = network.directory
         self.loop = loop
         self.closed = False
         self._sessions: dict[Session, asyncio.Task[None] | None] = {}
@@ -116,7 +118,7 @@ class Swarm:
         ending = [self._end(session) for session in self._sessions]
         if ending:
             await asyncio.wait(ending, timeout=END_PATIENCE)
-        await self.host.close()
+        await self.network.close()
 
     def close(self) -> None:
         """Leave the swarm. Sessions that are open end. May be called twice."""
@@ -179,7 +181,4 @@ def connect(peers: Sequence[str] = (), **network: Any) -> Swarm:
 
 
 async def _join(config: NetworkConfig) -> Swarm:
-    from swarm.net.hivemind import create_host, open_directory  # its import takes a second and starts nothing
-
-    host = await create_host(config)
-    return Swarm(host, await open_directory(host, config), shared_loop())
+    return Swarm(await net.open(config), shared_loop())

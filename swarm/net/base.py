@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from swarm.errors import SwarmError
+from swarm.tasks import first_of
 from swarm.types import ModelInfo, PeerId, ServerRecord
 from swarm.wire import swarm_pb2 as pb
 
@@ -69,6 +71,14 @@ class Host(Protocol):
         """Close every stream, stop serving and leave the network."""
 
 
+@dataclass(frozen=True, slots=True)
+class DirectoryStatistics:
+    """`keys`: stored here for the swarm; `peers`: others that take part, as far as this peer knows them."""
+
+    keys: int
+    peers: int
+
+
 class Directory(Protocol):
     """The shared table of who hosts what. Records are signed by their owner; reads drop what does not verify."""
 
@@ -96,21 +106,21 @@ class Directory(Protocol):
     def verify(self, signed: bytes) -> ServerRecord:
         """The record inside bytes that somebody showed (a record's `signed`). Raises RecordRefused."""
 
+    def statistics(self) -> DirectoryStatistics:
+        """What this peer's part of the directory holds, as of now."""
+
+    async def close(self) -> None:
+        """Take no more part in the directory. May be called twice."""
+
 
 async def unless_left(stream: Stream, work: Coroutine[Any, Any, None]) -> None:
     """Run `work` for who opened `stream`, until it is done, or the other side closes the stream or says anything more.
 
     Raises what the work raises.
     """
-    tasks = [asyncio.ensure_future(each) for each in (work, _departure(stream))]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done():
-            tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    working = asyncio.ensure_future(work)
+    if working in await first_of(working, _departure(stream)):
+        working.result()
 
 
 async def _departure(stream: Stream) -> None:

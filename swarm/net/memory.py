@@ -14,11 +14,13 @@ import random
 import selectors
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from swarm.errors import FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed, SwarmError
-from swarm.net.base import StreamHandler
+from swarm.errors import DaemonFailed, FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed, SwarmError
+from swarm.net.base import DirectoryStatistics, StreamHandler
 from swarm.net.conditions import Line, LinkConditions
+from swarm.net.identity import Identity
+from swarm.net.network import Network
 from swarm.types import ModelInfo, PeerId, ServerRecord
 from swarm.wire import swarm_pb2 as pb
 
@@ -86,6 +88,13 @@ class SimulatedNetwork:
         host = MemoryHost(self, name)
         self.hosts[name] = host
         return host
+
+    def join(self, name: str) -> Network:
+        """A new host and its view of the directory, as `swarm.net.open` gives them. Its identity is made from `name`;
+        the host's peer id, here, is the name itself."""
+        host = self.host(name)
+        identity = Identity(hashlib.sha256(name.encode()).digest())
+        return Network(host, self.directory(host), identity, host.lost)
 
     def directory(self, host: MemoryHost) -> MemoryDirectory:
         """The directory as `host` reads and writes it."""
@@ -273,6 +282,7 @@ class MemoryHost:
         self.network = network
         self._name = name
         self.alive = True
+        self._died = asyncio.Event()
         self.streams: dict[MemoryStream, None] = {}
         self._handlers: dict[str, StreamHandler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -330,10 +340,16 @@ class MemoryHost:
     def die(self) -> None:
         """End as a killed process does."""
         self.alive = False
+        self._died.set()
         for stream in list(self.streams):
             stream.close()
         for task in self._tasks:
             task.cancel()
+
+    async def lost(self) -> NoReturn:
+        """Wait until the host is killed. Raises DaemonFailed then."""
+        await self._died.wait()
+        raise DaemonFailed(f"{self._name} was killed")
 
     async def close(self) -> None:
         tasks = list(self._tasks)
@@ -396,6 +412,12 @@ class MemoryDirectory:
     def _living(self) -> Mapping[tuple[str, PeerId], ServerRecord]:
         now = asyncio.get_running_loop().time()
         return {key: r for key, r in self.network.records.items() if r.expires > now}
+
+    def statistics(self) -> DirectoryStatistics:
+        return DirectoryStatistics(len(self.network.records) + len(self.network.nodes), len(self.network.hosts) - 1)
+
+    async def close(self) -> None:
+        pass
 
     async def _reach(self) -> None:
         await asyncio.sleep(self.delay)

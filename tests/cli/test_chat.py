@@ -44,7 +44,7 @@ def test_wrong_usage(arguments: list[str]) -> None:
 
 def test_nobody_to_join_through_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SWARM_INITIAL_PEERS", raising=False)
-    monkeypatch.setattr("swarm.net.known.known_peers", lambda: ())
+    monkeypatch.setattr("swarm.net.initial_peers.packaged_peers", lambda: ())
     result = CliRunner().invoke(main, ["model"])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: no peers to join through")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -16,21 +14,21 @@ from swarm.config import EdgeConfig
 from swarm.errors import EdgeFailed
 from swarm.net.identity import Identity
 
-HOST: Any = SimpleNamespace(identity=Identity.generate())
+IDENTITY = Identity.generate()
 CONFIG = EdgeConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0/ws",))
 
 
 def test_an_edge_that_nobody_asked_for_may_fail(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        async with edge_of(HOST, None) as nothing:
+        async with edge_of(IDENTITY, None) as nothing:
             assert nothing is None
-        async with edge_of(HOST, CONFIG) as edge:
+        async with edge_of(IDENTITY, CONFIG) as edge:
             assert edge is not None
             taken = EdgeConfig(host_maddrs=(edge.addresses[0].partition("/p2p/")[0],))
-            async with edge_of(HOST, taken, needed=False) as nothing:
+            async with edge_of(IDENTITY, taken, needed=False) as nothing:
                 assert nothing is None
             with pytest.raises(EdgeFailed):
-                async with edge_of(HOST, taken):
+                async with edge_of(IDENTITY, taken):
                     pass
 
     # Commands that ran in this process before may have made the log quieter.
@@ -44,7 +42,7 @@ def test_the_file_of_addresses_is_written_and_follows_them(tmp_path: Path, monke
     file = tmp_path / "addresses"
 
     async def main() -> None:
-        async with edge_of(HOST, CONFIG, file) as edge:
+        async with edge_of(IDENTITY, CONFIG, file) as edge:
             assert edge is not None
             first = await asyncio.to_thread(file.read_text)
             assert first == f"{edge.addresses[0]}\n"

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+import swarm.net
 from swarm.config import NetworkConfig
 from swarm.errors import FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed
 from swarm.net.base import Directory, Host, Stream
 from swarm.net.conditions import LinkConditions
-from swarm.net.hivemind import HivemindHost, create_host, open_directory
 from swarm.net.memory import SimulatedNetwork, run
 from swarm.net.wide import WideHost
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
@@ -69,16 +69,16 @@ class Real:
 
     def __init__(self) -> None:
         self.runner = asyncio.Runner()
-        self.hosts: list[HivemindHost] = []
-        self.directories: list[Directory] = []
+        self.networks: list[swarm.net.Network] = []
         self.runner.run(self._start())
+        self.hosts = [network.host for network in self.networks]
+        self.directories = [network.directory for network in self.networks]
 
     async def _start(self) -> None:
         config = NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",), dial_timeout=5.0)
-        self.hosts.append(await create_host(config))
-        config = replace(config, initial_peers=tuple(self.hosts[0].addresses))
-        self.hosts.append(await create_host(config))
-        self.directories = [await open_directory(host, host.config) for host in self.hosts]
+        self.networks.append(await swarm.net.open(config))
+        config = replace(config, initial_peers=tuple(self.networks[0].host.addresses))
+        self.networks.append(await swarm.net.open(config))
 
     def run(self, scenario: Callable[[], Awaitable[None]]) -> None:
         async def main() -> None:
@@ -91,8 +91,8 @@ class Real:
         return time.time()
 
     def close(self) -> None:
-        for host in reversed(self.hosts):
-            self.runner.run(host.close())
+        for network in reversed(self.networks):
+            self.runner.run(network.close())
         self.runner.close()
 
 

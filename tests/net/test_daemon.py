@@ -21,9 +21,10 @@ import pytest
 
 from swarm.config import NetworkConfig
 from swarm.errors import DaemonFailed, InvalidInput, NetworkError, PeerUnreachable, StreamClosed
-from swarm.net import daemon as module
 from swarm.net.base import Stream
-from swarm.net.hivemind import HivemindHost, create_host, open_directory
+from swarm.net.hivemind import daemon as module
+from swarm.net.hivemind.directory import HivemindDirectory, open_directory
+from swarm.net.hivemind.host import HivemindHost, create_host
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, ServerRecord, Span
 
@@ -49,19 +50,25 @@ class Hosts:
     """Makes hosts, and closes them whatever happens."""
 
     def __init__(self) -> None:
-        self.made: list[HivemindHost] = []
+        self.made: list[HivemindHost | HivemindDirectory] = []
 
     async def __aenter__(self) -> Hosts:
         return self
 
     async def __aexit__(self, *error: object) -> None:
         async with asyncio.timeout(10):
-            for host in reversed(self.made):
-                await host.close()
+            for made in reversed(self.made):
+                await made.close()
 
     async def new(self, config: NetworkConfig = CONFIG) -> HivemindHost:
-        self.made.append(await create_host(config))
-        return self.made[-1]
+        host = await create_host(config)
+        self.made.append(host)
+        return host
+
+    async def open_directory(self, host: HivemindHost) -> HivemindDirectory:
+        directory = await open_directory(host)
+        self.made.append(directory)
+        return directory
 
     async def pair(self) -> tuple[HivemindHost, HivemindHost]:
         one = await self.new()
@@ -91,7 +98,7 @@ def test_it_starts_with_our_identity_and_leaves_nothing_behind(tmp_path: Path) -
         pid, folder = pid_of(host), host.daemon.folder
         assert not any(file.name.endswith(".key") for file in folder.iterdir())
         await host.close()
-        assert not host.died.is_set()
+        assert not host.daemon.died.is_set()
         assert not running(pid)
         assert not folder.exists()
 
@@ -183,12 +190,13 @@ def test_its_death_is_noticed_and_ends_everything() -> None:
     async def main(hosts: Hosts) -> None:
         one, two = await hosts.pair()
         await one.serve(PROTOCOL, echo)
-        await open_directory(one, one.config)
-        directory = await open_directory(two, two.config)
+        await hosts.open_directory(one)
+        directory = await hosts.open_directory(two)
         stream = await two.open_stream(one.peer_id, PROTOCOL)
         os.kill(pid_of(two), signal.SIGKILL)
         async with asyncio.timeout(5):
-            await two.died.wait()
+            with pytest.raises(DaemonFailed, match="signal 9"):
+                await two.lost()
             with pytest.raises(StreamClosed):
                 await stream.receive(1000)
         with pytest.raises(DaemonFailed, match="signal 9"):
@@ -231,7 +239,7 @@ def test_the_other_side_notices_a_death() -> None:
 CHILD = """
 import asyncio, os, sys
 from swarm.config import NetworkConfig
-from swarm.net.hivemind import create_host
+from swarm.net.hivemind.host import create_host
 async def main():
     host = await create_host(NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",)))
     print(host.daemon._process.pid, flush=True)
@@ -289,9 +297,9 @@ def test_initial_peers_that_do_not_answer_are_named() -> None:
 def test_one_that_answers_is_enough() -> None:
     async def main(hosts: Hosts) -> None:
         one = await hosts.new()
-        await open_directory(one, one.config)
+        await hosts.open_directory(one)
         two = await hosts.new(replace(CONFIG, initial_peers=(dead_peer(), *one.addresses)))
-        directory = await open_directory(two, two.config)
+        directory = await hosts.open_directory(two)
         assert await directory.models() == []
 
     scenario(main)
@@ -302,7 +310,7 @@ def test_a_peer_that_is_its_own_initial_peer_begins_a_swarm(tmp_path: Path) -> N
         path = str(tmp_path / "key")
         me = f"/ip4/127.0.0.1/tcp/9/p2p/{Identity.load_or_create(path).peer_id}"
         host = await hosts.new(replace(CONFIG, identity_path=path, initial_peers=(me,)))
-        await open_directory(host, host.config)
+        await hosts.open_directory(host)
         await host.close()
 
     scenario(main)
@@ -318,7 +326,7 @@ def test_an_initial_peer_that_listens_but_has_no_directory_is_named() -> None:
         one = await hosts.new()
         two = await hosts.new(replace(CONFIG, initial_peers=tuple(one.addresses)))
         with pytest.raises(PeerUnreachable, match=one.peer_id):
-            await open_directory(two, two.config)
+            await hosts.open_directory(two)
 
     scenario(main)
 

@@ -7,17 +7,16 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import base58
 import pytest
 
-import swarm.net.directory as directories
-import swarm.net.hivemind as hosts
+import swarm.net.hivemind.directory as directories
+from swarm import net
 from swarm.config import NetworkConfig
 from swarm.errors import NetworkError
 from swarm.net import records
-from swarm.net.directory import HivemindDirectory
-from swarm.net.hivemind import HivemindHost, create_host, open_directory
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, ServerRecord, Span
 
@@ -33,9 +32,10 @@ def record(peer_id: str, lifetime: float = 60.0) -> ServerRecord:
     return ServerRecord(peer_id, MODEL.key, Span(0, 4), tuple(bytes(8) for _ in range(4)), expires=expires)
 
 
-async def join(config: NetworkConfig) -> tuple[HivemindHost, HivemindDirectory]:
-    host = await create_host(config)
-    return host, await open_directory(host, config)
+async def join(config: NetworkConfig) -> tuple[net.Network, Any]:
+    """A peer and its directory, whose insides are looked at."""
+    network = await net.open(config)
+    return network, network.directory
 
 
 async def until(sound: Callable[[], Awaitable[bool]], patience: float = 15.0) -> None:
@@ -47,23 +47,23 @@ async def until(sound: Callable[[], Awaitable[bool]], patience: float = 15.0) ->
 def test_strangers_put_nothing_there_that_is_not_theirs() -> None:
     async def main() -> None:
         one, honest = await join(CONFIG)
-        two, forger = await join(replace(CONFIG, initial_peers=tuple(one.addresses)))
-        announced = await honest.announce(record(one.peer_id), MODEL)
+        two, forger = await join(replace(CONFIG, initial_peers=tuple(one.host.addresses)))
+        announced = await honest.announce(record(one.identity.peer_id), MODEL)
         until, later = announced.expires, announced.expires + 30
         stranger = Identity.generate()
         theirs = records.sign_record(stranger, record(stranger.peer_id))
         forged = {
-            "not signed": (KEY, b"hello", one.peer_id, later),
-            "no bytes": (KEY, {"a": 1}, one.peer_id, later),
-            "prolonged": (KEY, announced.signed, one.peer_id, later),
-            "under another's name": (KEY, theirs, one.peer_id, later),
-            "under another key": (records.span_key(MODEL.key, 1), announced.signed, one.peer_id, until),
-            "a tombstone of another": (KEY, records.sign(two.identity, KEY, b"", later), one.peer_id, later),
+            "not signed": (KEY, b"hello", one.identity.peer_id, later),
+            "no bytes": (KEY, {"a": 1}, one.identity.peer_id, later),
+            "prolonged": (KEY, announced.signed, one.identity.peer_id, later),
+            "under another's name": (KEY, theirs, one.identity.peer_id, later),
+            "under another key": (records.span_key(MODEL.key, 1), announced.signed, one.identity.peer_id, until),
+            "a tombstone of another": (KEY, records.sign(two.identity, KEY, b"", later), one.identity.peer_id, later),
             "no subkey": (KEY, announced.signed, None, until),
             "a subkey that is no peer": (KEY, announced.signed, 7, until),
-            "junk, well signed": (KEY, records.sign(two.identity, KEY, b"junk", until), two.peer_id, until),
-            "immortal": (KEY, records.sign(two.identity, KEY, b"", later + 1000), two.peer_id, later + 1000),
-            "too large": (KEY, bytes(100_000), two.peer_id, later),
+            "junk, well signed": (KEY, records.sign(two.identity, KEY, b"junk", until), two.identity.peer_id, until),
+            "immortal": (KEY, records.sign(two.identity, KEY, b"", later + 1000), two.identity.peer_id, later + 1000),
+            "too large": (KEY, bytes(100_000), two.identity.peer_id, later),
         }
         for what, (key, value, subkey, expires) in forged.items():
             assert not await forger._node.store(key, value, expires, subkey=subkey), what
@@ -78,9 +78,9 @@ def test_strangers_put_nothing_there_that_is_not_theirs() -> None:
 def test_what_expires_takes_nothing_living_along() -> None:
     async def main() -> None:
         one, first = await join(CONFIG)
-        two, second = await join(replace(CONFIG, initial_peers=tuple(one.addresses)))
-        living = await first.announce(record(one.peer_id), MODEL)
-        await second.announce(record(two.peer_id, 1.0), MODEL)
+        two, second = await join(replace(CONFIG, initial_peers=tuple(one.host.addresses)))
+        living = await first.announce(record(one.identity.peer_id), MODEL)
+        await second.announce(record(two.identity.peer_id, 1.0), MODEL)
         assert len(await first.lookup(MODEL.key, 4)) == 2
         deadline = time.time() + 1.5
         while time.time() < deadline:
@@ -93,27 +93,25 @@ def test_what_expires_takes_nothing_living_along() -> None:
     asyncio.run(main())
 
 
-def test_a_node_stores_only_so_many_peers_under_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directories, "MAX_SUBKEYS", 3)
-    storage, now = directories.CappedStorage(), time.time()
+def test_a_node_stores_only_so_many_peers_under_one_key() -> None:
+    storage, now = directories.CappedStorage(replace(CONFIG, max_records_per_key=3)), time.time()
     key = directories.DHTID.generate("key")
     assert [storage.store_subkey(key, f"peer{n}", b"x", now + 60) for n in range(5)] == [True] * 3 + [False] * 2
     assert storage.store_subkey(key, "peer1", b"y", now + 61)
 
 
-def test_a_server_is_found_though_enough_others_name_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directories, "MAX_SUBKEYS", 1)
-
+def test_a_server_is_found_though_enough_others_name_its_model() -> None:
     async def main() -> None:
-        one, first = await join(CONFIG)
-        two, second = await join(replace(CONFIG, initial_peers=tuple(one.addresses)))
-        await first.announce(record(one.peer_id), MODEL)
-        late = replace(record(two.peer_id), span=Span(1, 4), fingerprints=(bytes(8),) * 3)
+        few = replace(CONFIG, max_records_per_key=1)
+        one, first = await join(few)
+        two, second = await join(replace(few, initial_peers=tuple(one.host.addresses)))
+        await first.announce(record(one.identity.peer_id), MODEL)
+        late = replace(record(two.identity.peer_id), span=Span(1, 4), fingerprints=(bytes(8),) * 3)
         late = await second.announce(late, MODEL)
         assert late in await first.lookup(MODEL.key, 4)
         assert await second.models() == [MODEL]
         with pytest.raises(NetworkError, match="nobody in the directory took"):
-            await second.announce(record(two.peer_id), MODEL)
+            await second.announce(record(two.identity.peer_id), MODEL)
         await second.withdraw(late)
         assert late not in await first.lookup(MODEL.key, 4)
         await two.close()
@@ -129,34 +127,30 @@ def test_long_names_of_peers_are_spelled_and_not_remembered() -> None:
     assert directories.PeerID.from_base58(directories.PeerID(b"y" * 38).to_base58()) == directories.PeerID(b"y" * 38)
 
 
-def test_a_bootstrap_peer_that_comes_back_is_found_and_finds_everybody(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(directories, "_REJOIN", 0.3)
-    monkeypatch.setattr(hosts, "_REFRESH", 0.3)
-
+def test_a_bootstrap_peer_that_comes_back_is_found_and_finds_everybody(tmp_path: Path) -> None:
     async def main() -> None:
-        config = replace(CONFIG, identity_path=str(tmp_path / "key"))
+        soon = replace(CONFIG, rejoin=0.3, refresh=0.3)
+        config = replace(soon, identity_path=str(tmp_path / "key"))
         bootstrap, _ = await join(config)
-        port = bootstrap.addresses[0].split("/")[4]
-        one, first = await join(replace(CONFIG, initial_peers=tuple(bootstrap.addresses)))
-        two, _ = await join(replace(CONFIG, initial_peers=tuple(bootstrap.addresses)))
+        port = bootstrap.host.addresses[0].split("/")[4]
+        one, first = await join(replace(soon, initial_peers=tuple(bootstrap.host.addresses)))
+        two, _ = await join(replace(soon, initial_peers=tuple(bootstrap.host.addresses)))
         await bootstrap.close()
-        await first.announce(record(one.peer_id), MODEL)
+        await first.announce(record(one.identity.peer_id), MODEL)
         bootstrap, again = await join(replace(config, host_maddrs=(f"/ip4/127.0.0.1/tcp/{port}",)))
 
         async def knows_it() -> bool:
-            return [found.peer_id for found in await again.lookup(MODEL.key, 4)] == [one.peer_id]
+            return [found.peer_id for found in await again.lookup(MODEL.key, 4)] == [one.identity.peer_id]
 
         await until(knows_it)
-        three, third = await join(replace(CONFIG, initial_peers=tuple(bootstrap.addresses)))
-        assert [found.peer_id for found in await third.lookup(MODEL.key, 4)] == [one.peer_id]
-        for host in (three, two, one, bootstrap):
-            await host.close()
+        three, third = await join(replace(CONFIG, initial_peers=tuple(bootstrap.host.addresses)))
+        assert [found.peer_id for found in await third.lookup(MODEL.key, 4)] == [one.identity.peer_id]
+        for peer in (three, two, one, bootstrap):
+            await peer.close()
 
     asyncio.run(main())
 
 
-def test_the_clock_is_said_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_is_said_to_be_wrong() -> None:
     error = Exception("local time must be within 3 seconds  of others(local: 1.0, peer: 9.0)")
     assert "clock" in str(directories._not_joined(error, ("/ip4/127.0.0.1/tcp/9",)))

@@ -44,6 +44,6 @@ def test_libp2p_first() -> None:
 
 def test_hivemind_first() -> None:
     """Then libp2p stays out, which the host over p2pd does not need."""
-    assert run("import hivemind; import swarm.net.hivemind as net; print(net.HivemindHost.__name__)") == [
+    assert run("import hivemind; import swarm.net.hivemind.host as net; print(net.HivemindHost.__name__)") == [
         "HivemindHost"
     ]

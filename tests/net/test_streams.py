@@ -12,7 +12,7 @@ import pytest
 
 from swarm.config import NetworkConfig
 from swarm.net.base import Stream
-from swarm.net.hivemind import HivemindHost, create_host
+from swarm.net.hivemind.host import HivemindHost, create_host
 from swarm.net.identity import Identity
 
 CONFIG = NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",), dial_timeout=5.0)

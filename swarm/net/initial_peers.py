@@ -21,9 +21,9 @@ To begin a swarm of your own, run on a machine that others can reach:
 It prints the addresses to pass as --initial-peers."""
 
 
-def known_peers() -> tuple[str, ...]:
+def packaged_peers() -> tuple[str, ...]:
     """The bootstrap peers that came with the package; may be none."""
-    text = resources.files("swarm.net").joinpath("known_peers.txt").read_text(encoding="utf-8")
+    text = resources.files("swarm.net").joinpath("initial_peers.txt").read_text(encoding="utf-8")
     return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
@@ -33,7 +33,7 @@ def initial_peers(given: Iterable[str] = (), environment: Mapping[str, str] = os
     Each given text may hold several multiaddrs, separated by spaces or commas. The answer may be empty.
     Raises InvalidInput for what is no multiaddr of a peer.
     """
-    peers = _split(given) or _split([environment.get(VARIABLE, "")]) or known_peers()
+    peers = _split(given) or _split([environment.get(VARIABLE, "")]) or packaged_peers()
     for peer in peers:
         if not _MULTIADDR.fullmatch(peer):
             raise InvalidInput(

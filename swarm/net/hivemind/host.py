@@ -1,13 +1,12 @@
-"""The real network: a host over hivemind's p2pd, and a directory over hivemind's DHT."""
+"""A host whose connections p2pd holds, the daemon that hivemind brings."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, NoReturn
 
 import swarm.net.protobuf  # noqa: F401  isort: skip  (before hivemind)
 
@@ -18,167 +17,40 @@ from hivemind.utils.multiaddr import Multiaddr as HivemindMultiaddr
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from swarm.config import NetworkConfig
-from swarm.errors import (
-    DaemonFailed,
-    FrameTooLarge,
-    InvalidInput,
-    MalformedFrame,
-    PeerUnreachable,
-    StreamClosed,
-    SwarmError,
-)
+from swarm.errors import InvalidInput, PeerUnreachable, SwarmError
 from swarm.net.base import StreamHandler
-from swarm.net.daemon import STREAM_BUFFER, Daemon, Refused
-from swarm.net.directory import HivemindDirectory, join_directory
+from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
+from swarm.net.hivemind.stream import SETTLE, Farewell, HivemindStream
 from swarm.net.identity import Identity
 from swarm.types import PeerId
-from swarm.wire.framing import read_frame, write_frame
+from swarm.wire.framing import read_frame
 
 log = logging.getLogger(__name__)
 
-FOREIGN = (SwarmError,)
-"""What `refresh_addresses` may raise."""
-
 _STREAM_INFO_LIMIT = 64 * 1024
 _SHORTEST_PEER_ID = 34
-_LINGER = 10.0
-"""How long what was sent before a stream was closed may take to leave."""
-_SETTLE = 0.5
-"""How long after the last words a stream may be ended: over QUIC p2pd ends it by a reset, which overtakes them."""
 _BACKLOG = 4096
 """Streams that peers may open while this loop is busy; one more is lost."""
-_REFRESH = 20.0
-"""How often addresses are read anew and initial peers that were lost are dialled again."""
 _OTHERS = 0.5
 """How long a joining peer waits for further initial peers once one has answered."""
 
 
-class HivemindStream:
-    """A stream through p2pd; satisfies `Stream`. In `siblings` from its making until it is closed.
-
-    When it is closed soon after its last words, it is in `ending` until those may be taken to have arrived.
-    """
-
-    __slots__ = ("_closed", "_ending", "_peer_id", "_reader", "_siblings", "_spoke", "_writer")
-
-    def __init__(
-        self,
-        peer_id: PeerId,
-        reader: StreamReader,
-        writer: StreamWriter,
-        siblings: set[HivemindStream],
-        ending: set[_Farewell],
-    ) -> None:
-        self._peer_id = peer_id
-        self._reader = reader
-        self._writer = writer
-        self._closed = False
-        self._spoke = -_SETTLE
-        self._siblings = siblings
-        self._ending = ending
-        siblings.add(self)
-
-    @property
-    def peer_id(self) -> PeerId:
-        return self._peer_id
-
-    async def send(self, frame: bytes) -> None:
-        if self._closed or self._writer.is_closing():
-            raise StreamClosed(f"the stream to {self._peer_id} is closed")
-        try:
-            write_frame(self._writer, frame)
-            self._spoke = asyncio.get_running_loop().time()
-            await self._writer.drain()
-        except OSError as error:
-            raise StreamClosed(f"the stream to {self._peer_id} was lost: {error}") from error
-
-    async def receive(self, limit: int) -> bytes:
-        if self._closed:
-            raise StreamClosed(f"the stream from {self._peer_id} is closed")
-        try:
-            return await read_frame(self._reader, limit)
-        except (FrameTooLarge, MalformedFrame):
-            self.close()
-            raise
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._siblings.discard(self)
-        if not self._writer.transport.is_closing():
-            with contextlib.suppress(RuntimeError, OSError):  # the loop, or p2pd, may have ended
-                _Farewell.take_over(self._writer, self._spoke + _SETTLE, self._ending)
-
-
-class _Farewell(asyncio.Protocol):
-    """What a stream is after it was closed: what was sent still leaves, what comes is thrown away.
-
-    Closing the socket instead would make p2pd reset the stream when it holds something that nobody has read, and
-    lose the last words on their way out.
-    """
-
-    def __init__(self, writer: StreamWriter, ending: set[_Farewell]) -> None:
-        self._writer = writer  # whose finaliser would complain
-        self._ending = ending
-        loop = asyncio.get_running_loop()
-        self._timers = [loop.call_later(_LINGER, writer.transport.abort)]
-
-    @classmethod
-    def take_over(cls, writer: StreamWriter, settled: float, ending: set[_Farewell]) -> None:
-        """Become the protocol of `writer`, whose readers and writers hear that the connection was lost.
-
-        The other side hears it by the loop's time `settled`, or ends the stream itself before.
-        """
-        transport, loop, farewell = writer.transport, asyncio.get_running_loop(), cls(writer, ending)
-        before = transport.get_protocol()
-        transport.set_protocol(farewell)
-        before.connection_lost(None)
-        if settled > loop.time():
-            ending.add(farewell)
-            farewell._timers.append(loop.call_at(settled, farewell._end))
-        else:
-            farewell._end()
-        # Both: an end that the reader has seen already is only shown again to who begins to read.
-        transport.pause_reading()  # type: ignore[attr-defined]
-        transport.resume_reading()  # type: ignore[attr-defined]
-
-    def _end(self) -> None:
-        self._ending.discard(self)
-        with contextlib.suppress(RuntimeError, OSError):
-            self._writer.transport.write_eof()
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._ending.discard(self)
-        for timer in self._timers:
-            timer.cancel()
-
-
 class HivemindHost:
-    """A peer whose connections p2pd holds; satisfies `Host`.
-
-    `died` is set when p2pd ends unasked: the host is then of no use, `failure` says what happened.
-    """
+    """A peer whose connections p2pd holds; satisfies `Host`."""
 
     def __init__(self, config: NetworkConfig, identity: Identity, daemon: Daemon) -> None:
         self.config = config
         self.identity = identity
         self.daemon = daemon
-        self.died = daemon.died
         self.joined: tuple[str, ...] = ()
         """The initial peers that answered."""
-        self.closers: list[Callable[[], Awaitable[None]]] = []
-        """What has to end before the host does; called by `close`, last first."""
         self._p2p: P2P | None = None
         self._addresses: tuple[str, ...] = ()
         self._handlers: dict[str, StreamHandler] = {}
         self._server: asyncio.Server | None = None
         self._socket = daemon.folder / "streams.sock"
         self._streams: set[HivemindStream] = set()
-        self._ending: set[_Farewell] = set()
+        self._ending: set[Farewell] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self) -> None:
@@ -221,7 +93,7 @@ class HivemindHost:
         return HivemindStream(peer_id, reader, writer, self._streams, self._ending)
 
     def _unreachable(self, peer_id: PeerId, addresses: Sequence[str], error: Exception) -> SwarmError:
-        if self.died.is_set():
+        if self.daemon.died.is_set():
             return self.daemon.failure()
         reason = f"no answer for {self.config.dial_timeout:.0f} s" if isinstance(error, TimeoutError) else str(error)
         where = f" at {', '.join(addresses)}" if addresses else ""
@@ -296,17 +168,18 @@ class HivemindHost:
 
     async def _refresh(self) -> None:
         """Addresses change (port mappings, relays), and bootstrap peers restart."""
-        while not self.died.is_set():
-            await asyncio.sleep(_REFRESH)
+        while not self.daemon.died.is_set():
+            await asyncio.sleep(self.config.refresh)
             try:
                 await self.refresh_addresses()
                 await asyncio.gather(*(self._dial(p, a) for p, a in self._initial().items()), return_exceptions=True)
             except SwarmError as error:
                 log.debug("cannot read the addresses anew: %s", error)
 
-    def failure(self) -> DaemonFailed:
-        """The error to raise once `died` is set."""
-        return self.daemon.failure()
+    async def lost(self) -> NoReturn:
+        """Wait until p2pd ends unasked, after which this host is of no use. Raises DaemonFailed then."""
+        await self.daemon.died.wait()
+        raise self.daemon.failure()
 
     async def refresh_addresses(self) -> None:
         """Ask p2pd where others can see this host; done by itself now and then. Raises DaemonFailed."""
@@ -321,8 +194,6 @@ class HivemindHost:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        while self.closers:
-            await self.closers.pop()()
         if self._server is not None:
             self._server.close()
         for stream in list(self._streams):
@@ -338,8 +209,8 @@ class HivemindHost:
 
     async def _settle(self) -> None:
         """Let last words arrive, if p2pd still carries them."""
-        patience = asyncio.get_running_loop().time() + _SETTLE
-        while self._ending and not self.died.is_set() and asyncio.get_running_loop().time() < patience:
+        patience = asyncio.get_running_loop().time() + SETTLE
+        while self._ending and not self.daemon.died.is_set() and asyncio.get_running_loop().time() < patience:
             await asyncio.sleep(0.02)
 
 
@@ -359,14 +230,6 @@ async def create_host(config: NetworkConfig) -> HivemindHost:
         await host.close()
         raise
     return host
-
-
-async def open_directory(host: HivemindHost, config: NetworkConfig) -> HivemindDirectory:
-    """Take part in the directory. Raises NetworkError, PeerUnreachable."""
-    p2p = await host.p2p()
-    directory = await join_directory(p2p, host.daemon, host.identity, host.joined, config)
-    host.closers.append(directory.close)
-    return directory
 
 
 async def _some(dials: dict[asyncio.Task[None], list[str]]) -> list[asyncio.Task[None]]:
@@ -414,6 +277,3 @@ def _dialable(peer_id: PeerId, addresses: Sequence[str]) -> list[bytes]:
         except Exception as error:  # multiaddr raises many kinds
             log.debug("%s is not an address: %s", address, error)
     return raw
-
-
-__all__ = ["HivemindDirectory", "HivemindHost", "create_host", "open_directory"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swarm.errors import InvalidInput
-from swarm.net.known import initial_peers, known_peers
+from swarm.net.initial_peers import initial_peers, packaged_peers
 
 ONE = "/ip4/203.0.113.5/tcp/31337/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
 TWO = "/dns4/swarm.example/tcp/31337/p2p/12D3KooWHSLXoZz1tqZ5tFQ5Sw6ZWZ7C2J3HjhqkVhmJkqJgRJ7N"
@@ -19,7 +19,7 @@ TWO = "/dns4/swarm.example/tcp/31337/p2p/12D3KooWHSLXoZz1tqZ5tFQ5Sw6ZWZ7C2J3Hjhq
         ([f"{ONE},{TWO}"], {}, (ONE, TWO)),
         ([], {"SWARM_INITIAL_PEERS": f"{ONE}, {TWO}"}, (ONE, TWO)),
         ([], {"SWARM_INITIAL_PEERS": f"{ONE}\n{TWO}\n"}, (ONE, TWO)),
-        ([], {}, known_peers()),
+        ([], {}, packaged_peers()),
     ],
 )
 def test_given_before_environment_before_packaged(

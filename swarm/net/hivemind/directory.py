@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import swarm.net.protobuf  # noqa: F401  isort: skip  (before hivemind)
 
@@ -20,32 +21,28 @@ from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
-from hivemind.p2p import P2P, PeerID
+from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings import datastructures
 
 from swarm.config import NetworkConfig
 from swarm.errors import NetworkError, PeerUnreachable, RecordRefused
 from swarm.net import records
-from swarm.net.daemon import Daemon
+from swarm.net.base import DirectoryStatistics
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, PeerId, ServerRecord
 from swarm.wire import swarm_pb2 as pb
 
+if TYPE_CHECKING:
+    from swarm.net.hivemind.daemon import Daemon
+    from swarm.net.hivemind.host import HivemindHost
+
 log = logging.getLogger(__name__)
-
-MAX_SUBKEYS = 1024
-"""Peers that may have a record under one key at one node."""
-
-MAX_KEYS = 8192
-"""Keys that one node stores."""
 
 _OPERATION_TIMEOUT = 30.0
 _REPLY_TIMEOUT = 3.0
 _REPLICAS = 5
 _WORKERS = 16
 """Peers that a read asks at the same time. A read of a deep model asks hundreds of questions."""
-_REJOIN = 15.0
-"""How often the initial peers are told that we are here; they may have restarted and forgotten everybody."""
 _NEVER_ENOUGH = float("nan")
 """An expiration that no answer reaches, not even one that claims to live for ever: a read asks every node it meets."""
 _LATER = 0.001
@@ -98,12 +95,29 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
             raise RecordRefused(f"the life of a record of {opened.peer_id} was changed")
         records.check_content(opened)
 
+    def drop_invalid(self, key: bytes, entries: DictionaryDHTValue) -> bool:
+        """Keep only the valid entries of an answer, and not too many. Always true: what is left may be read.
+
+        hivemind throws an answer away for one bad entry. Then one record that only some peers refuse, because of their
+        clock or their version, would hide everybody's.
+        """
+        with entries.freeze():
+            for place, (subkey, (value, expires)) in enumerate(list(entries.items())):
+                record = DHTRecord(key, msgpack.packb(subkey), value, expires)
+                if place >= self._config.max_records_per_key or not self.validate(record):
+                    del entries[subkey]
+        return True
+
     def merge_with(self, other: RecordValidatorBase) -> bool:
         return False
 
 
 class CappedStorage(DHTLocalStorage):  # type: ignore[misc]
     """What this node stores for others, with a bound on the keys and on the peers under one key."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self._config = config
 
     def store_subkey(self, key: DHTID, subkey: str, value: bytes, expiration_time: float) -> bool:
         """As in hivemind; refuses a key or a peer too many. What is there already counts as stored.
@@ -112,13 +126,13 @@ class CappedStorage(DHTLocalStorage):  # type: ignore[misc]
         time of what it does not take, too: sent again and again, one record would fill the memory.
         """
         found = self.get(key)
-        if found is None and len(self) >= MAX_KEYS:
+        if found is None and len(self) >= self._config.max_keys:
             return False
         if found is not None and isinstance(found.value, DictionaryDHTValue):
             before = found.value.get(subkey)
             if before is not None and before.expiration_time >= expiration_time:
                 return bool(before == (value, expiration_time))
-            if before is None and len(found.value) >= MAX_SUBKEYS:
+            if before is None and len(found.value) >= self._config.max_records_per_key:
                 return False
         return bool(super().store_subkey(key, subkey, value, expiration_time))
 
@@ -131,20 +145,6 @@ class NoCache(DHTLocalStorage):  # type: ignore[misc]
 
     def store_subkey(self, *entry: object) -> bool:
         return False
-
-
-def drop_invalid(validator: RecordValidatorBase, key: bytes, entries: DictionaryDHTValue) -> bool:
-    """Keep only the valid entries of an answer, and no more than `MAX_SUBKEYS`. Always true: what is left may be read.
-
-    hivemind throws an answer away for one bad entry. Then one record that only some peers refuse, because of their
-    clock or their version, would hide everybody's.
-    """
-    with entries.freeze():
-        for place, (subkey, (value, expires)) in enumerate(list(entries.items())):
-            record = DHTRecord(key, msgpack.packb(subkey), value, expires)
-            if place >= MAX_SUBKEYS or not validator.validate(record):
-                del entries[subkey]
-    return True
 
 
 class HivemindDirectory:
@@ -161,15 +161,10 @@ class HivemindDirectory:
         self._latest: dict[str, float] = {}
         self._rejoin = asyncio.create_task(self._stay_known(), name="directory")
 
-    @property
-    def stored(self) -> int:
-        """Keys that this node keeps for others."""
-        return len(self._node.protocol.storage)
-
-    @property
-    def known(self) -> int:
-        """Peers in this node's routing table."""
-        return len(self._node.protocol.routing_table.uid_to_peer_id)
+    def statistics(self) -> DirectoryStatistics:
+        """What this node keeps and knows, as of now."""
+        protocol = self._node.protocol
+        return DirectoryStatistics(len(protocol.storage), len(protocol.routing_table.uid_to_peer_id))
 
     async def announce(self, record: ServerRecord, model: ModelInfo) -> ServerRecord:
         """As in `Directory`; `expires` of the record returned may be a moment later, to replace what was withdrawn.
@@ -286,7 +281,7 @@ class HivemindDirectory:
 
     async def _stay_known(self) -> None:
         while self._initial:
-            await asyncio.sleep(_REJOIN)
+            await asyncio.sleep(self._config.rejoin)
             pings = (self._node.protocol.call_ping(peer) for peer in self._initial)
             await asyncio.gather(*pings, return_exceptions=True)
 
@@ -297,15 +292,14 @@ class HivemindDirectory:
         await asyncio.gather(self._rejoin, return_exceptions=True)
 
 
-async def join_directory(
-    p2p: P2P, daemon: Daemon, identity: Identity, initial_peers: Sequence[str], config: NetworkConfig
-) -> HivemindDirectory:
-    """Take part in the DHT through connected peers. Raises NetworkError, PeerUnreachable."""
+async def open_directory(host: HivemindHost) -> HivemindDirectory:
+    """Take part in the DHT, through the initial peers that `host` reached. Raises NetworkError, PeerUnreachable."""
+    config, initial_peers = host.config, host.joined
     initial = sorted({PeerID.from_base58(_last_peer(address)) for address in initial_peers})
     validator = SignedRecords(config)
     try:
         node = await DHTNode.create(
-            p2p=p2p,
+            p2p=await host.p2p(),
             initial_peers=initial_peers,
             record_validator=validator,
             num_replicas=_REPLICAS,
@@ -320,9 +314,9 @@ async def join_directory(
         )
     except Exception as error:
         raise _not_joined(error, initial_peers) from error
-    node.protocol.storage, node.protocol.cache = CappedStorage(), NoCache()
-    node.protocol._validate_dictionary = functools.partial(drop_invalid, validator)
-    return HivemindDirectory(node, daemon, identity, initial, config)
+    node.protocol.storage, node.protocol.cache = CappedStorage(config), NoCache()
+    node.protocol._validate_dictionary = validator.drop_invalid
+    return HivemindDirectory(node, host.daemon, host.identity, initial, config)
 
 
 def _not_joined(error: Exception, initial_peers: Sequence[str]) -> NetworkError:

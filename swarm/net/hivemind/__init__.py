@@ -1,0 +1,1 @@
+"""The network over hivemind: streams through its daemon p2pd, a directory in its DHT."""
