@@ -220,8 +220,9 @@ async def looking(generator: Generator) -> None:
 
 async def serve(generator: Generator, side: HttpSide, edge: Edge | None, registry: CollectorRegistry) -> None:
     """OpenAI's API, the page and metrics. Raises InvalidInput when the address is taken."""
-    from swarm.gateway.openai.app import create_app, serve_http
+    from swarm.gateway.openai.app import create_app
     from swarm.gateway.openai.guard import HttpSettings
+    from swarm.gateway.openai.server import serve_http
     from swarm.metrics import exposition
 
     settings = HttpSettings(side.hosts, side.origins, side.keys)

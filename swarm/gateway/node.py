@@ -7,11 +7,12 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from swarm.config import QUERY_FRAME_LIMIT, ClientConfig, GatewayConfig, NetworkConfig
 from swarm.errors import NetworkError, StreamClosed, SwarmError
 from swarm.gateway.answers import Answerer
+from swarm.gateway.heartbeat import Heartbeat
 from swarm.net.base import Directory, Host, Stream, unless_left
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -43,40 +44,18 @@ class QueryNode:
         await unless_left(stream, self._answer(stream, query))
 
     async def _answer(self, stream: Stream, query: pb.Query) -> None:
+        sent = query.sent_bytes
         try:
-            async with contextlib.aclosing(self._replies(query)) as replies:
+            async with Heartbeat(self.answerer.answer(query), self.config.heartbeat) as replies:
                 async for reply in replies:
-                    await self._send(stream, reply)
+                    if reply is not None and reply.WhichOneof("kind") == "delta":
+                        sent = reply.delta.sent_bytes
+                    await self._send(stream, reply or pb.QueryReply(delta=pb.Delta(sent_bytes=sent)))
         except StreamClosed:
             raise
         except SwarmError as error:
             log.info("query %s of %s ends: %s", query.id.hex()[:8], stream.peer_id, error)
             await self._send(stream, pb.QueryReply(failure=messages.failure(error)))
-
-    async def _replies(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
-        """The answer, with signs of life where it pauses."""
-        async with contextlib.aclosing(self.answerer.answer(query)) as replies:
-            sent = query.sent_bytes
-            reply: asyncio.Task[pb.QueryReply] | None = None
-            try:
-                while True:
-                    reply = reply or asyncio.ensure_future(anext(replies))
-                    done, _ = await asyncio.wait({reply}, timeout=self.config.heartbeat)
-                    if not done:
-                        yield pb.QueryReply(delta=pb.Delta(sent_bytes=sent))
-                        continue
-                    try:
-                        value = reply.result()
-                    except StopAsyncIteration:
-                        return
-                    reply = None
-                    if value.WhichOneof("kind") == "delta":
-                        sent = value.delta.sent_bytes
-                    yield value
-            finally:
-                if reply is not None:
-                    reply.cancel()
-                    await asyncio.gather(reply, return_exceptions=True)
 
     async def _send(self, stream: Stream, reply: pb.QueryReply) -> None:
         """Raises StreamClosed, also for an asker who takes nothing any more."""

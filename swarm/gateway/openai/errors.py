@@ -6,7 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from swarm.errors import (
     ContextTooLong,
@@ -73,3 +78,37 @@ def api_error(error: SwarmError) -> ApiError:
     if isinstance(error, MissingBlocks):
         return ApiError(503, message, "server_error", "blocks_missing", retry_after=WAIT_FOR_BLOCKS)
     return ApiError(502, message, "server_error", "generation_failed")
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Everything that goes wrong has OpenAI's shape."""
+    app.add_exception_handler(ApiError, _ours)
+    app.add_exception_handler(RequestValidationError, _senseless)
+    app.add_exception_handler(HTTPException, _plain)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _ours(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _senseless(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"this is no JSON: {first['ctx']['error']}").response()
+    place = [str(part) for part in first["loc"] if part != "body"]
+    message = f"{'.'.join(place)}: {first['msg']}" if place else first["msg"]
+    return ApiError(400, message, param=place[0] if place else None).response()
+
+
+async def _plain(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = ApiError(error.status_code, str(error.detail)).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unexpected(request: HttpRequest, error: Exception) -> Response:
+    return ApiError(500, "the gateway failed", "server_error").response()

@@ -1,26 +1,35 @@
-"""Who may speak to the HTTP side: hosts, origins, keys, and how much. Pure ASGI, in front of everything."""
+"""Who may speak to the HTTP side: hosts, origins, keys, and how much. In front of everything."""
 
 from __future__ import annotations
 
 import contextlib
 import hmac
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from swarm.errors import InvalidInput
 from swarm.gateway.openai.errors import ApiError
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-ANY = "*"
-OPEN_PATHS = ("/health", "/version")
-"""Of those that keys protect (all of the API), these need none."""
+LOOPBACK_ORIGINS = rf"https?://({'|'.join(map(re.escape, LOOPBACK))})(:\d+)?"
+PROTECTED = "/v1/"
+"""What keys protect, where there are some."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """Who may use the HTTP side. `hosts` and `origins`: names beyond loopback, or "*"; no `keys`: none are needed."""
+    """Who may use the HTTP side. `hosts` and `origins`: names beyond loopback, or "*"; no `keys`: none are needed.
+
+    Raises InvalidInput for a host with a * that is not all of it, nor its first part.
+    """
 
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -31,80 +40,109 @@ class HttpSettings:
     heartbeat: float = 10.0
     """Seconds of silence after which a stream says that it is alive."""
 
-
-def host_of(header: str) -> str:
-    """`127.0.0.1:8000` → `127.0.0.1`."""
-    name = header.rpartition(":")[0] if not header.endswith("]") and ":" in header else header
-    return name.lower()
-
-
-def refusal(settings: HttpSettings, headers: Mapping[str, str], path: str) -> ApiError | None:
-    """Why a request must not be served; None: it may.
-
-    A page on another site can make a browser send requests here, also by a name that it lets point here; neither has
-    a Host and an Origin that are ours.
-    """
-    host, origin = host_of(headers.get("host", "")), headers.get("origin")
-    if ANY not in settings.hosts and host not in (*LOOPBACK, *map(str.lower, settings.hosts)):
-        return ApiError(403, f"this gateway is not {host or 'without a name'}; see --allow-host", code="host_refused")
-    if origin is not None and not origin_allowed(settings, origin, headers.get("host", "")):
-        return ApiError(403, f"pages of {origin} may not use this gateway; see --allow-origin", code="origin_refused")
-    if settings.keys and path.startswith("/v1/") and path not in OPEN_PATHS and not _known(settings.keys, headers):
-        return ApiError(401, "a valid API key is needed", "authentication_error", "invalid_api_key")
-    return None
+    def __post_init__(self) -> None:
+        for host in self.hosts:
+            if host != "*" and "*" in host.removeprefix("*."):
+                raise InvalidInput(f"a host is a name, *.name or *, not {host!r}")
 
 
-def origin_allowed(settings: HttpSettings, origin: str, host: str) -> bool:
-    """Whether pages of `origin` may ask: our own, those of this machine, and those that the settings name."""
-    if ANY in settings.origins or origin in [allowed.rstrip("/") for allowed in settings.origins]:
-        return True
-    try:
-        parts = urlsplit(origin)
-        name = parts.hostname or ""
-    except ValueError:
-        return False
-    return parts.netloc.lower() == host.lower() or (f"[{name}]" if ":" in name else name) in LOOPBACK
+def protect(app: Starlette, settings: HttpSettings) -> None:
+    """Let in only what `settings` allow. A page on another site can make a browser send requests here, also by a name
+    that it lets point here; neither has a Host and an Origin that are ours."""
+    # What is added last is asked first.
+    app.add_middleware(Body, limit=settings.body_limit)
+    app.add_middleware(Keys, keys=settings.keys)
+    app.add_middleware(
+        Origins,
+        allow_origins=[origin.rstrip("/") for origin in settings.origins],
+        allow_origin_regex=LOOPBACK_ORIGINS,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        allow_private_network=True,
+    )
+    app.add_middleware(Hosts, hosts=[*LOOPBACK, *settings.hosts])
 
 
-def _known(keys: Sequence[str], headers: Mapping[str, str]) -> bool:
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    given = key.strip().encode(errors="replace")
-    matches = [hmac.compare_digest(given, known.encode()) for known in keys]
-    return scheme.lower() == "bearer" and any(matches)
+class Hosts:
+    """Starlette's check of the Host, with a refusal of ours."""
 
-
-class Guard:
-    """ASGI middleware: refuses, limits bodies, and tells browsers which origins may read the answers."""
-
-    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
-        self.app = app
-        self.settings = settings
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self._app = app
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if "origin" in headers:
-            send = _allowing(headers["origin"], self.settings, headers.get("host", ""), send)
-        preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
-        error = refusal(self.settings, {**headers, **({"authorization": ""} if preflight else {})}, scope["path"])
-        if preflight and (error is None or error.status == 401):
-            await _answer_preflight(send, headers.get("access-control-request-headers", ""))
-            return
-        if error is None and int(_digits(headers.get("content-length", "0"))) > self.settings.body_limit:
-            error = self._too_large()
-        if error is not None:
-            await error.response()(scope, receive, send)
-            return
-        limit = _Limit(receive, self.settings.body_limit)
-        with contextlib.suppress(_TooMuch):
-            await self.app(scope, limit.receive, limit.instead(send))
-        if limit.exceeded:
-            await self._too_large().response()(scope, receive, send)
+        async def serve(scope: Scope, receive: Receive, _: Send) -> None:
+            await self._app(scope, receive, send)
 
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"more than {self.settings.body_limit} bytes", code="request_too_large")
+        async def refuse(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await refusal.response()(scope, receive, send)
+
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        words = f"this gateway is not {host[:100] or 'without a name'}; see --allow-host"
+        refusal = ApiError(403, words, code="host_refused")
+        await TrustedHostMiddleware(serve, self._hosts, www_redirect=False)(scope, receive, refuse)
+
+
+class Origins(CORSMiddleware):
+    """Starlette's answers to browsers, and a refusal for pages that may not ask: reading is not all they could do."""
+
+    async def simple_response(self, scope: Scope, receive: Receive, send: Send, request_headers: Headers) -> None:
+        """Serve, or refuse."""
+        origin = request_headers.get("origin")
+        if origin is None or self.is_allowed_origin(origin) or is_own(origin, request_headers.get("host", "")):
+            await super().simple_response(scope, receive, send, request_headers)
+            return
+        words = f"pages of {origin[:100]} may not use this gateway; see --allow-origin"
+        await ApiError(403, words, code="origin_refused").response()(scope, receive, send)
+
+
+def is_own(origin: str, host: str) -> bool:
+    """Whether a page comes from where the request goes."""
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False
+
+
+class Keys:
+    """Refuses requests without one of some keys, where there are some."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._keys or not scope["path"].startswith(PROTECTED) or self._known(scope):
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(401, "a valid API key is needed", "authentication_error", "invalid_api_key")
+        await error.response()(scope, receive, send)
+
+    def _known(self, scope: Scope) -> bool:
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        given = key.strip().encode(errors="replace")
+        matches = [hmac.compare_digest(given, known.encode()) for known in self._keys]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+class Body:
+    """Refuses bodies of more than `limit` bytes, whether they say so or not."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        said = Headers(scope=scope).get("content-length", "0") if scope["type"] == "http" else "0"
+        limit = _Limit(receive, self._limit)
+        limit.exceeded = said.isascii() and said.isdigit() and int(said[:20]) > self._limit
+        if not limit.exceeded:
+            with contextlib.suppress(_TooMuch):
+                await self._app(scope, limit.receive, limit.instead(send))
+        if limit.exceeded:
+            error = ApiError(413, f"more than {self._limit} bytes", code="request_too_large")
+            await error.response()(scope, receive, send)
 
 
 class _TooMuch(Exception):
@@ -136,28 +174,3 @@ class _Limit:
                 await send(message)
 
         return checked
-
-
-def _digits(text: str) -> str:
-    return text if text.isascii() and text.isdigit() else "0"
-
-
-def _allowing(origin: str, settings: HttpSettings, host: str, send: Send) -> Send:
-    async def allowing(message: Message) -> None:
-        if message["type"] == "http.response.start" and origin_allowed(settings, origin, host):
-            allowed = [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
-            message = {**message, "headers": [*message["headers"], *allowed]}
-        await send(message)
-
-    return allowing
-
-
-async def _answer_preflight(send: Send, wanted: str) -> None:
-    headers = [
-        (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-        (b"access-control-allow-headers", wanted.encode("latin-1")),
-        (b"access-control-max-age", b"600"),
-        (b"content-length", b"0"),
-    ]
-    await send({"type": "http.response.start", "status": 204, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})

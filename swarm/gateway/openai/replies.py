@@ -10,7 +10,7 @@ from typing import Any
 
 from openai.types import CompletionUsage
 
-from swarm.gateway.openai.tools import Sorting, ToolCall
+from swarm.gateway.openai.tools import ToolCall, ToolCallParser
 from swarm.wire import swarm_pb2 as pb
 
 REASONS = {pb.Finished.STOP: "stop", pb.Finished.LENGTH: "length", pb.Finished.TOOL_CALLS: "tool_calls"}
@@ -18,10 +18,10 @@ REASONS = {pb.Finished.STOP: "stop", pb.Finished.LENGTH: "length", pb.Finished.T
 
 @dataclass(slots=True)
 class Choice:
-    """One answer as far as it has come. `sorting`: where tools may be called."""
+    """One answer as far as it has come. `parser`: where tools may be called."""
 
     index: int
-    sorting: Sorting | None = None
+    parser: ToolCallParser | None = None
     text: str = ""
     logprobs: list[pb.Logprob] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Choice:
             case "delta":
                 self.logprobs.extend(reply.delta.logprobs)
                 self.completion_tokens += len(reply.delta.tokens)
-                return self._show(reply.delta.text if self.sorting is None else self.sorting.add(reply.delta.text))
+                return self._show(reply.delta.text if self.parser is None else self.parser.add(reply.delta.text))
             case "finished":
                 return self._end(reply.finished)
         return ""
@@ -46,9 +46,9 @@ class Choice:
     def _end(self, finished: pb.Finished) -> str:
         self.completion_tokens = finished.completion_tokens
         self.reason = REASONS[finished.reason]
-        if self.sorting is None:
+        if self.parser is None:
             return ""
-        rest, self.calls = self.sorting.end()
+        rest, self.calls = self.parser.end()
         if self.calls:
             self.reason = "tool_calls"
         return self._show(rest)

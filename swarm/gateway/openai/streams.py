@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from swarm.errors import SwarmError
+from swarm.gateway.heartbeat import Heartbeat
 from swarm.gateway.openai.errors import ApiError, api_error
 from swarm.gateway.openai.replies import Choice, Shape, usage_of
+from swarm.tasks import ended, first_of
 from swarm.wire import swarm_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -22,9 +24,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
+ALIVE = b": still here\n\n"
 
 
-class Left(Exception):
+class ClientGone(Exception):
     """Whoever asked has gone."""
 
 
@@ -34,23 +37,13 @@ async def departure(receive: Receive) -> None:
         pass
 
 
-async def unless_left(work: Awaitable[T], receive: Receive) -> T:
-    """The result of `work`, which is cancelled if the client goes. Raises Left, and what the work raises."""
-    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(departure(receive))
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise Left
-    finally:
-        await ended(task, leaving)
-
-
-async def ended(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel what still runs, and wait for it."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def unless_gone(work: Awaitable[T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled if the client goes. Raises ClientGone, and what the work raises."""
+    task: asyncio.Future[Any] = asyncio.ensure_future(work)
+    if task not in await first_of(task, departure(receive)):
+        raise ClientGone
+    result: T = task.result()
+    return result
 
 
 async def merged(
@@ -76,50 +69,31 @@ async def merged(
 
 
 class EventStream(Response):
-    """Server-sent events, until they end or nobody reads them. A reader who takes nothing is given up."""
+    """Server-sent events, until they end or nobody reads them. A reader who takes nothing is given up.
+
+    Where nothing came for `heartbeat` seconds, a comment says that it goes on: proxies end silent connections.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], stuck: float) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], heartbeat: float, stuck: float) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
+        self._heartbeat = heartbeat
         self._stuck = stuck
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(Left, TimeoutError, OSError):
-            await unless_left(self._send(send), receive)
+        with contextlib.suppress(ClientGone, TimeoutError, OSError):
+            await unless_gone(self._send(send), receive)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with contextlib.aclosing(self._events) as events:
+        async with Heartbeat(self._events, self._heartbeat) as events:
             async for event in events:
                 async with asyncio.timeout(self._stuck):
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    await send({"type": "http.response.body", "body": event or ALIVE, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-async def paced(events: AsyncIterator[bytes], heartbeat: float) -> AsyncGenerator[bytes, None]:
-    """The same, with a comment wherever nothing came for `heartbeat` seconds: proxies end silent connections."""
-    following: asyncio.Future[bytes] | None = None
-    try:
-        while True:
-            following = following or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({following}, timeout=heartbeat)
-            if not done:
-                yield b": still here\n\n"
-                continue
-            try:
-                event = following.result()
-            except StopAsyncIteration:
-                return
-            following = None
-            yield event
-    finally:
-        if following is not None:
-            await ended(following)
-        if isinstance(events, AsyncGenerator):
-            await events.aclose()
 
 
 async def events_of(

@@ -24,7 +24,7 @@ class ToolCall:
     arguments: str
 
 
-class Sorting:
+class ToolCallParser:
     """Lets text through as it comes, and holds back what may be a call until the end."""
 
     def __init__(self) -> None:

@@ -1,0 +1,111 @@
+"""Takes HTTP requests to the answerers, and their answers back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+
+from fastapi import Request as HttpRequest
+from openai.types import Model as ModelObject
+from starlette.responses import Response
+
+from swarm.errors import MissingBlocks, SwarmError
+from swarm.gateway.answers import Answerer
+from swarm.gateway.openai.errors import ApiError, api_error
+from swarm.gateway.openai.guard import HttpSettings
+from swarm.gateway.openai.replies import Choice, Shape
+from swarm.gateway.openai.requests import ChatRequest, CompletionRequest, queries_of
+from swarm.gateway.openai.schema import Health
+from swarm.gateway.openai.streams import ClientGone, EventStream, events_of, merged, unless_gone
+from swarm.gateway.openai.tools import ToolCallParser
+from swarm.types import is_called
+from swarm.wire import swarm_pb2 as pb
+
+GONE = 499
+"""What some proxies call a client that has gone; nobody reads it."""
+
+
+class Endpoint:
+    """Serves the models of some answerers, each under its name."""
+
+    def __init__(self, answerers: Mapping[str, Answerer], settings: HttpSettings) -> None:
+        self.answerers = answerers
+        self.settings = settings
+        self._began = int(time.time())
+
+    def models(self) -> list[ModelObject]:
+        """All that are answered for."""
+        return [self._model(name) for name in self.answerers]
+
+    def model(self, name: str) -> ModelObject:
+        """One of them. Raises ApiError."""
+        self.answerer(name)
+        return self._model(name)
+
+    def _model(self, name: str) -> ModelObject:
+        return ModelObject(id=name, created=self._began, object="model", owned_by="swarm")
+
+    def answerer(self, name: str) -> Answerer:
+        """Who answers for a model. Raises ApiError."""
+        found = next((answerer for known, answerer in self.answerers.items() if is_called(known, name)), None)
+        if found is None:
+            known = ", ".join(self.answerers)
+            raise ApiError(404, f"there is no model {name!r} here, but {known}", code="model_not_found", param="model")
+        return found
+
+    def health(self) -> Health:
+        """As of now."""
+        gaps = {name: answerer.missing for name, answerer in self.answerers.items()}
+        words = [f"blocks {gap} of {name} have no server" for name, gap in gaps.items() if gap is not None]
+        running = sum(answerer.running for answerer in self.answerers.values())
+        return Health(status="waiting" if words else "ok", detail="; ".join(words), running=running)
+
+    async def serve(self, request: ChatRequest | CompletionRequest, http: HttpRequest, kind: type[Shape]) -> Response:
+        """Answer a request, whole or as a stream. Raises ApiError."""
+        answerer = self.answerer(request.model)
+        queries = queries_of(request)
+        gap = await answerer.look()
+        if gap is not None:
+            raise api_error(MissingBlocks(f"blocks {gap} of {answerer.model.name} have no server now"))
+        tools = isinstance(request, ChatRequest) and bool(request.usable_tools)
+        choices = [Choice(index, ToolCallParser() if tools else None) for index in range(len(queries))]
+        replies = merged([answerer.answer(query) for query in queries])
+        shape = kind(request.model, f"fp_{answerer.model.key[:12]}")
+        per_prompt = request.n or 1
+        try:
+            if not request.stream:
+                return await unless_gone(_whole(replies, choices, shape, per_prompt), http.receive)
+            first = await unless_gone(anext(replies), http.receive)
+        except SwarmError as error:
+            raise api_error(error) from error
+        except ClientGone:
+            return Response(status_code=GONE)
+        finally:
+            if not request.stream:
+                await replies.aclose()
+        usage = request.stream_options is not None and request.stream_options.include_usage
+        events = events_of(_behind(first, replies), choices, shape, per_prompt, usage=usage)
+        return EventStream(events, self.settings.heartbeat, self.settings.stuck)
+
+
+async def _whole(
+    replies: AsyncGenerator[tuple[int, pb.QueryReply], None],
+    choices: Sequence[Choice],
+    shape: Shape,
+    per_prompt: int,
+) -> Response:
+    async for place, reply in replies:
+        choices[place].take(reply)
+    body = json.dumps(shape.whole(choices, per_prompt), ensure_ascii=False).encode(errors="replace")
+    return Response(body, media_type="application/json")
+
+
+async def _behind(
+    first: tuple[int, pb.QueryReply], replies: AsyncGenerator[tuple[int, pb.QueryReply], None]
+) -> AsyncGenerator[tuple[int, pb.QueryReply], None]:
+    async with contextlib.aclosing(replies):
+        yield first
+        async for reply in replies:
+            yield reply
