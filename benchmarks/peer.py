@@ -17,11 +17,11 @@ import click
 from benchmarks.wide import link_of
 from swarm import net
 from swarm.config import NetworkConfig, ServerConfig
-from swarm.net.wide import WideHost
 from swarm.server.engine import Runner
 from swarm.server.hosting import Hosting, Wishes
 from swarm.server.server import Loaded, Server
 from swarm.server.throughput import Throughput
+from swarm.testing import DelayedHost
 from swarm.types import Segment, SequenceKey, ServerState, Span
 from swarm.wire.rows import Buffer
 
@@ -148,7 +148,7 @@ def main(
 
     async def run() -> None:
         async with await net.open(network) as joined:
-            host = WideHost(joined.host, link)
+            host = DelayedHost(joined.host, link)
             await serve(hosting, host, joined.directory, loader(hosting, compute, simulated), name)
 
     asyncio.run(run())

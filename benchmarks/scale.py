@@ -172,7 +172,7 @@ def status_report(records: Sequence[ServerRecord]) -> float:
     """Milliseconds from the question to the text of swarm-status --json."""
     from swarm.cli.report import as_json
     from swarm.cli.status import look
-    from swarm.net.memory import SimulatedNetwork, run
+    from swarm.testing import SimulatedNetwork, run
 
     network = SimulatedNetwork()
     network.infos[MODEL.key] = MODEL

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.local_swarm import LocalSwarm
-from swarm.net.conditions import LinkConditions
+from swarm.testing import LinkConditions
 
 if TYPE_CHECKING:
     from swarm.client.swarm import Swarm
@@ -37,7 +37,7 @@ def wide_swarm(model: Path, spans: Sequence[str], rtt_ms: float, rate_mbit: floa
     from swarm.client.swarm import Swarm
     from swarm.config import NetworkConfig
     from swarm.net.loop import shared_loop
-    from swarm.net.wide import WideHost
+    from swarm.testing import DelayedHost
 
     line = ["--rtt-ms", str(rtt_ms), "--rate-mbit", str(rate_mbit)]
     with WideSwarm(model) as processes:
@@ -50,7 +50,7 @@ def wide_swarm(model: Path, spans: Sequence[str], rtt_ms: float, rate_mbit: floa
 
         async def join() -> Swarm:
             joined = await net.open(network)
-            return Swarm(replace(joined, host=WideHost(joined.host, link_of(rtt_ms, rate_mbit))), shared_loop())
+            return Swarm(replace(joined, host=DelayedHost(joined.host, link_of(rtt_ms, rate_mbit))), shared_loop())
 
         with shared_loop().run(join()) as swarm:
             yield swarm

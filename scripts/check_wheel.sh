@@ -15,7 +15,7 @@ import sys, zipfile
 
 wheel, here = zipfile.ZipFile(sys.argv[1]), sys.argv[2].encode()
 names = wheel.namelist()
-needed = ["swarm/py.typed", "swarm/net/initial_peers.txt", "swarm/wire/swarm.proto", "swarm/gateway/page/index.html"]
+needed = ["swarm/py.typed", "swarm/testing/__init__.py", "swarm/net/initial_peers.txt", "swarm/wire/swarm.proto", "swarm/gateway/page/index.html"]
 missing = [name for name in needed if name not in names]
 foreign = [name for name in names if not name.startswith(("swarm/", "swarm_llm-"))]
 placed = [name for name in names if here in wheel.read(name)]

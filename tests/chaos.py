@@ -18,11 +18,9 @@ from typing import Any
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import MissingBlocks, NetworkError, ServerBusy
-from swarm.net.conditions import LinkConditions
-from swarm.net.memory import run
+from swarm.testing import Arithmetic, ExactRunner, ForgetlessRunner, LinkConditions, World, run, speculate
 from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
-from tests.simulation import Arithmetic, ExactRunner, ForgetlessRunner, World, speculate
 
 BLOCKS = 6
 HANG = 3600.0

@@ -21,11 +21,10 @@ from swarm.models.cost import describe
 from swarm.models.load import load_span
 from swarm.models.survey.configs import BLOCKS, VOCABULARY, small_config
 from swarm.models.survey.reference import build
-from swarm.net.conditions import LinkConditions
 from swarm.net.loop import shared_loop
-from swarm.net.memory import MemoryHost, SimulatedNetwork
 from swarm.server.engine import ThreadEngine
 from swarm.server.handler import Handler, Offer
+from swarm.testing import LinkConditions, MemoryHost, SimulatedNetwork
 from swarm.types import ServerRecord, Span
 
 CUTS = {1: (0, 6), 2: (0, 2, 6), 4: (0, 1, 3, 4, 6)}

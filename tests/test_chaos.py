@@ -15,9 +15,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from swarm.models.span import SpanModel
+from swarm.testing import Arithmetic
 from swarm.types import Span
 from tests.chaos import BLOCKS, outcome, play_seed
-from tests.simulation import Arithmetic
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from swarm.cli import status
 from swarm.cli.report import as_json, as_text, missing, served_by
 from swarm.errors import InvalidInput, ModelNotFound
-from swarm.net.memory import SimulatedNetwork, run
+from swarm.testing import SimulatedNetwork, run
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 
 LLAMA = ModelInfo(key="1a" * 32, name="llama", blocks=8, hidden_size=16)

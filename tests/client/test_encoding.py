@@ -16,14 +16,13 @@ from swarm.client.encoding import Party, Rates, choose_codec, choose_codecs, rat
 from swarm.client.session import Session
 from swarm.config import ClientConfig
 from swarm.errors import InvalidInput
-from swarm.net.memory import LinkConditions, run
 from swarm.server.handler import PADDED_REPLIES
+from swarm.testing import MASK, ROW, VOCABULARY, Arithmetic, ExactRunner, LinkConditions, Peer, World, generate, run
 from swarm.types import Segment, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import codec_of
 from swarm.wire.rows import Buffer
-from tests.simulation import MASK, ROW, VOCABULARY, Arithmetic, ExactRunner, Peer, World, generate
 from tests.test_chaos import llama_arithmetic
 
 SIZE = 200

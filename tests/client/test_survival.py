@@ -11,12 +11,21 @@ import pytest
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import ContextTooLong, GenerationFailed, InvalidInput, MissingBlocks, SessionClosed, StepVoid
-from swarm.net.conditions import LinkConditions
-from swarm.net.memory import run
+from swarm.testing import (
+    ExactRunner,
+    ForgetlessRunner,
+    LinkConditions,
+    World,
+    embed,
+    generate,
+    reference,
+    run,
+    speculate,
+    token_of,
+)
 from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
-from tests.simulation import ExactRunner, ForgetlessRunner, World, embed, generate, reference, speculate, token_of
 
 PROMPT = list(range(7))
 SPANS = {"a": Span(0, 3), "b": Span(3, 6), "c": Span(6, 9)}

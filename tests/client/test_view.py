@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from swarm.client.view import Avoidance, View
 from swarm.config import ClientConfig
-from swarm.net.memory import run
+from swarm.testing import run
 from swarm.types import ModelInfo, ServerRecord, Span
 
 

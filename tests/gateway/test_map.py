@@ -12,7 +12,7 @@ from swarm.config import MapConfig
 from swarm.errors import NetworkError, StreamClosed
 from swarm.gateway.map import MapService, read_map
 from swarm.net.base import Stream
-from swarm.net.memory import MemoryDirectory, SimulatedNetwork, run
+from swarm.testing import MemoryDirectory, SimulatedNetwork, run
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb

@@ -22,7 +22,7 @@ from swarm.errors import (
     SwarmError,
 )
 from swarm.gateway.node import Announcer, QueryNode, describe, fitting
-from swarm.net.memory import MemoryHost, SimulatedNetwork, run
+from swarm.testing import MemoryHost, SimulatedNetwork, run
 from swarm.types import ModelInfo, Span
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.messages import QUERY_PROTOCOL

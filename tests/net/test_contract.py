@@ -16,9 +16,7 @@ import swarm.net
 from swarm.config import NetworkConfig
 from swarm.errors import FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed
 from swarm.net.base import Directory, Host, Stream
-from swarm.net.conditions import LinkConditions
-from swarm.net.memory import SimulatedNetwork, run
-from swarm.net.wide import WideHost
+from swarm.testing import DelayedHost, LinkConditions, SimulatedNetwork, run
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 from swarm.wire import swarm_pb2 as pb
 
@@ -57,7 +55,7 @@ class Wide(Memory):
             network = SimulatedNetwork(conditions=LinkConditions(delay=0))
             inner = [network.host("one"), network.host("two")]
             link = LinkConditions(delay=0.02, jitter=0.01, rate=1e7, loss=0.05)
-            self.hosts = [WideHost(host, link) for host in inner]
+            self.hosts = [DelayedHost(host, link) for host in inner]
             self.directories = [network.directory(host) for host in inner]
             await scenario()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from swarm.errors import MalformedFrame, ProtocolError, StreamClosed
 from swarm.net.edge.negotiation import LONGEST, MULTISTREAM, negotiate
 from swarm.net.edge.stream import UNSENT, EdgeStream
-from swarm.net.memory import run
+from swarm.testing import run
 from swarm.wire.framing import encode_length
 
 LIMIT = 1000

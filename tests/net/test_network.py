@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from swarm.errors import DaemonFailed
-from swarm.net.memory import SimulatedNetwork, run
+from swarm.testing import SimulatedNetwork, run
 
 
 def test_a_place_in_a_simulated_network_is_left_at_the_end_of_its_block() -> None:

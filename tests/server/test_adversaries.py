@@ -15,14 +15,24 @@ from hypothesis import strategies as st
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import SessionClosed, SwarmError
-from swarm.net.memory import MemoryStream, run
 from swarm.server.engine import InlineEngine
 from swarm.server.handler import MAX_REPLIES
+from swarm.testing import (
+    ExactRunner,
+    ForgetlessRunner,
+    MemoryStream,
+    Peer,
+    Talk,
+    World,
+    embed,
+    generate,
+    reference,
+    run,
+)
 from swarm.types import Rows, Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
-from tests.simulation import ExactRunner, ForgetlessRunner, Peer, Talk, World, embed, generate, reference
 
 CODE = pb.Failure
 PROMPT = list(range(7))

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.errors import ComputeFailed
-from swarm.net.memory import run
 from swarm.server.engine import Engine, InlineEngine, ThreadEngine, Work
+from swarm.testing import ROW, ExactRunner, ForgetlessRunner, embed, run
 from swarm.types import Segment, SequenceKey, Span
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
-from tests.simulation import ROW, ExactRunner, ForgetlessRunner, embed
 
 SPAN = Span(0, 3)
 FORK, MOVE, FREE = pb.Operation.FORK, pb.Operation.MOVE, pb.Operation.FREE

@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.config import ClientConfig, ServerConfig
-from swarm.net.memory import run
 from swarm.server.engine import InlineEngine, Work
 from swarm.server.prefixes import Chain, Chains, Hit, Prefix, PrefixCache, seed_of, split
+from swarm.testing import ROW, ExactRunner, ForgetlessRunner, World, embed, generate, reference, run
 from swarm.types import Rows, SequenceKey, Span
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import RowLog
-from tests.simulation import ROW, ExactRunner, ForgetlessRunner, World, embed, generate, reference
 
 SEED = seed_of(Span(0, 3), "alice", shared=False)
 CHUNK = 2

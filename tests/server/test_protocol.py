@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from swarm.config import ServerConfig
-from swarm.net.conditions import LinkConditions
-from swarm.net.memory import MemoryStream, VirtualClockLoop
+from swarm.testing import ROW, ExactRunner, LinkConditions, MemoryStream, Peer, Talk, VirtualClockLoop, World, embed
 from swarm.types import Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
-from tests.simulation import ROW, ExactRunner, Peer, Talk, World, embed
 
 T = TypeVar("T")
 

@@ -11,11 +11,11 @@ import pytest
 
 from swarm.config import CONTROL_FRAME_LIMIT, ServerConfig
 from swarm.errors import BadCheckpoint, DaemonFailed, PeerUnreachable
-from swarm.net.memory import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork, run
 from swarm.server.engine import Engine, InlineEngine, Runner
 from swarm.server.placement import choose_span
 from swarm.server.server import Loaded, Server
 from swarm.server.throughput import Throughput
+from swarm.testing import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork, run
 from swarm.types import ModelInfo, Segment, SequenceKey, ServerRecord, ServerState, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb

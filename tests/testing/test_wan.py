@@ -9,16 +9,16 @@ import pytest
 
 from swarm.errors import StreamClosed
 from swarm.net.base import Stream
-from swarm.net.conditions import LinkConditions
-from swarm.net.memory import SimulatedNetwork, run
-from swarm.net.wide import WINDOW, WideHost
+from swarm.testing import DelayedHost, LinkConditions, SimulatedNetwork, run
+from swarm.testing.wan import WINDOW
 
 LIMIT = 1 << 22
+Arrivals = list[tuple[float, int]]
 
 
-def play(link: LinkConditions, scenario: Callable[[WideHost, list[tuple[float, int]]], Awaitable[None]]) -> list[int]:
+def play(link: LinkConditions, scenario: Callable[[DelayedHost, Arrivals], Awaitable[None]]) -> list[int]:
     """Run a scenario with a client's host; returns when each frame came at the server, in whole milliseconds."""
-    arrivals: list[tuple[float, int]] = []
+    arrivals: Arrivals = []
 
     async def note(stream: Stream) -> None:
         while True:
@@ -28,7 +28,7 @@ def play(link: LinkConditions, scenario: Callable[[WideHost, list[tuple[float, i
 
     async def main() -> None:
         network = SimulatedNetwork(conditions=LinkConditions(delay=0))
-        client, server = (WideHost(network.host(name), link, early=0.0) for name in ("client", "server"))
+        client, server = (DelayedHost(network.host(name), link, early=0.0) for name in ("client", "server"))
         await server.serve("/t", note)
         await scenario(client, arrivals)
         await client.close()
@@ -39,7 +39,7 @@ def play(link: LinkConditions, scenario: Callable[[WideHost, list[tuple[float, i
 
 
 def test_a_frame_takes_the_delay_and_a_connection_three_round_trips() -> None:
-    async def scenario(host: WideHost, arrivals: list[tuple[float, int]]) -> None:
+    async def scenario(host: DelayedHost, arrivals: Arrivals) -> None:
         stream = await host.open_stream("server", "/t")
         assert asyncio.get_running_loop().time() == pytest.approx(0.3)
         await stream.send(b"x")
@@ -52,7 +52,7 @@ def test_a_frame_takes_the_delay_and_a_connection_three_round_trips() -> None:
 
 
 def test_all_streams_to_a_peer_share_the_rate() -> None:
-    async def scenario(host: WideHost, arrivals: list[tuple[float, int]]) -> None:
+    async def scenario(host: DelayedHost, arrivals: Arrivals) -> None:
         one, two = await host.open_stream("server", "/t"), await host.open_stream("server", "/t")
         for stream in (one, two, one):
             await stream.send(bytes(100_000))
@@ -62,7 +62,7 @@ def test_all_streams_to_a_peer_share_the_rate() -> None:
 
 
 def test_a_lost_packet_comes_later_and_jitter_keeps_the_order() -> None:
-    async def scenario(host: WideHost, arrivals: list[tuple[float, int]]) -> None:
+    async def scenario(host: DelayedHost, arrivals: Arrivals) -> None:
         stream = await host.open_stream("server", "/t")
         for size in range(1, 60):
             await stream.send(bytes(size))
@@ -75,7 +75,7 @@ def test_a_lost_packet_comes_later_and_jitter_keeps_the_order() -> None:
 
 
 def test_send_waits_while_too_much_is_under_way() -> None:
-    async def scenario(host: WideHost, arrivals: list[tuple[float, int]]) -> None:
+    async def scenario(host: DelayedHost, arrivals: Arrivals) -> None:
         stream = await host.open_stream("server", "/t")
         loop = asyncio.get_running_loop()
         await stream.send(bytes(WINDOW))
@@ -87,7 +87,7 @@ def test_send_waits_while_too_much_is_under_way() -> None:
 
 
 def test_what_was_sent_before_the_end_arrives_and_the_end_after_it() -> None:
-    async def scenario(host: WideHost, arrivals: list[tuple[float, int]]) -> None:
+    async def scenario(host: DelayedHost, arrivals: Arrivals) -> None:
         stream = await host.open_stream("server", "/t")
         await stream.send(b"last words")
         stream.close()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from swarm.errors import StreamClosed, SwarmError
 from swarm.net.base import Host, Stream, StreamHandler
-from swarm.net.conditions import Line, LinkConditions
+from swarm.testing.conditions import Line, LinkConditions
 from swarm.types import PeerId
 
 WINDOW = 1 << 20
@@ -27,7 +27,7 @@ FLUSH = 10.0
 """Seconds that what was sent before the end may take."""
 
 
-class WideStream:
+class DelayedStream:
     """A stream whose frames, and whose end, arrive later; satisfies `Stream`."""
 
     def __init__(self, stream: Stream, line: Line, link: LinkConditions, early: float = EARLY) -> None:
@@ -121,7 +121,7 @@ class WideStream:
         self._sender.cancel()
 
 
-class WideHost:
+class DelayedHost:
     """A host behind long lines; satisfies `Host`.
 
     The first stream with a peer waits `CONNECTING` round trips for a connection; others open without, as p2pd's do.
@@ -133,7 +133,7 @@ class WideHost:
         self._random = random.Random(seed)
         self._early = early
         self._lines: dict[PeerId, Line] = {}
-        self._streams: set[WideStream] = set()
+        self._streams: set[DelayedStream] = set()
 
     @property
     def peer_id(self) -> PeerId:
@@ -143,26 +143,26 @@ class WideHost:
     def addresses(self) -> Sequence[str]:
         return self.host.addresses
 
-    async def open_stream(self, peer_id: PeerId, protocol: str, addresses: Sequence[str] = ()) -> WideStream:
+    async def open_stream(self, peer_id: PeerId, protocol: str, addresses: Sequence[str] = ()) -> DelayedStream:
         if peer_id not in self._lines:
             await asyncio.sleep(CONNECTING * 2 * self.link.delay)
         return self._wrap(await self.host.open_stream(peer_id, protocol, addresses))
 
-    def _wrap(self, stream: Stream) -> WideStream:
+    def _wrap(self, stream: Stream) -> DelayedStream:
         line = self._lines.setdefault(stream.peer_id, Line(self._random))
-        wide = WideStream(stream, line, self.link, self._early)
-        self._streams.add(wide)
-        wide._sender.add_done_callback(lambda _: self._streams.discard(wide))
-        return wide
+        delayed = DelayedStream(stream, line, self.link, self._early)
+        self._streams.add(delayed)
+        delayed._sender.add_done_callback(lambda _: self._streams.discard(delayed))
+        return delayed
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         async def wrapped(stream: Stream) -> None:
-            wide = self._wrap(stream)
+            delayed = self._wrap(stream)
             try:
-                await handler(wide)
+                await handler(delayed)
             finally:
-                wide.close()
-                await wide.flushed()
+                delayed.close()
+                await delayed.flushed()
 
         await self.host.serve(protocol, wrapped)
 

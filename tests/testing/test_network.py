@@ -8,8 +8,8 @@ import time
 import pytest
 
 from swarm.errors import FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed
-from swarm.net.conditions import LinkConditions
-from swarm.net.memory import WINDOW, Deadlock, MemoryHost, MemoryStream, SimulatedNetwork, run
+from swarm.testing import Deadlock, LinkConditions, MemoryHost, MemoryStream, SimulatedNetwork, run
+from swarm.testing.network import WINDOW
 from swarm.types import ModelInfo, ServerRecord, Span
 
 LIMIT = 1 << 30

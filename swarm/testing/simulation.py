@@ -19,10 +19,10 @@ from swarm.client.session import Notice, Session
 from swarm.client.view import View
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import StepVoid, StreamClosed, SwarmError
-from swarm.net.conditions import LinkConditions
-from swarm.net.memory import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork
 from swarm.server.engine import InlineEngine, Runner
 from swarm.server.handler import Handler, Offer
+from swarm.testing.conditions import LinkConditions
+from swarm.testing.network import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork
 from swarm.types import ModelInfo, Rows, Segment, SequenceKey, ServerRecord, ServerState, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -334,8 +334,8 @@ async def speculate(
     """
     size = arithmetic.row_bytes
     whole, text, sent, done, sequence = [*prompt, *truth], list(prompt), list[int](), 0, 0
-    windows: deque[tuple[int, asyncio.Future[list[bytes]]]] = deque()
-    void: list[asyncio.Future[list[bytes]]] = []
+    windows: deque[tuple[int, asyncio.Task[list[bytes]]]] = deque()
+    void: list[asyncio.Task[list[bytes]]] = []
     operations: list[pb.Operation] = []
     try:
         while len(text) < len(whole):

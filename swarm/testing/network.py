@@ -1,9 +1,4 @@
-"""A simulated network in memory: hosts, links that are slow, lossy or cut, peers that die or freeze, and its own clock.
-
-Everything runs on one event loop whose time is virtual: when nothing is ready the clock jumps to the next timer, so
-an hour of silence costs nothing and a run is the same each time for one seed. `run` refuses to wait for ever: a
-simulation in which nothing can happen any more raises `Deadlock`.
-"""
+"""A simulated network in memory: hosts, links that are slow, lossy or cut, peers that die or freeze."""
 
 from __future__ import annotations
 
@@ -11,56 +6,20 @@ import asyncio
 import dataclasses
 import hashlib
 import random
-import selectors
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from swarm.errors import DaemonFailed, FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed, SwarmError
 from swarm.net.base import DirectoryStatistics, StreamHandler
-from swarm.net.conditions import Line, LinkConditions
 from swarm.net.identity import Identity
 from swarm.net.network import Network
+from swarm.testing.conditions import Line, LinkConditions
 from swarm.types import ModelInfo, PeerId, ServerRecord
 from swarm.wire import swarm_pb2 as pb
 
-T = TypeVar("T")
-
 WINDOW = 1 << 20
 """Bytes in flight or unread on one direction of a stream before `send` waits."""
-
-
-class Deadlock(RuntimeError):
-    """Nothing is ready and no timer is set: the simulation would wait for ever."""
-
-
-class _VirtualSelector(selectors.SelectSelector):
-    """A selector that never sleeps: it moves the loop's clock instead."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:
-            raise Deadlock("every task waits and no timer is set")
-        self.now += max(timeout, 0.0)
-        return []
-
-
-class VirtualClockLoop(asyncio.SelectorEventLoop):
-    """An event loop whose `time()` starts at 0 and jumps from timer to timer. No sockets, no threads."""
-
-    def __init__(self) -> None:
-        self._virtual = _VirtualSelector()
-        super().__init__(self._virtual)
-
-    def time(self) -> float:
-        return self._virtual.now
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` to its end in virtual time. Raises Deadlock when it can never end."""
-    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
-        return runner.run(main)
 
 
 class SimulatedNetwork:
