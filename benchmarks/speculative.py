@@ -104,14 +104,15 @@ def query_node(swarm: Swarm, tokenizer: Any) -> Iterator[Generator]:
     """What answers queries, in this process."""
     from swarm.client.view import View
     from swarm.config import ClientConfig, GatewayConfig
-    from swarm.gateway.compute import Compute
-    from swarm.gateway.generation import Generator, Recommended
+    from swarm.gateway.ends_batcher import EndsBatcher
+    from swarm.gateway.generation import Generator
+    from swarm.gateway.recommended import Recommended
     from swarm.gateway.texts import Texts
     from swarm.models.cost import describe
     from swarm.models.ends import Ends
     from swarm.models.shell import load_client_model
 
-    compute = Compute(Ends(load_client_model(MODEL, dtype="float32", progress=False)[0]))
+    compute = EndsBatcher(Ends(load_client_model(MODEL, dtype="float32", progress=False)[0]))
     view = View(swarm.directory, describe(MODEL, dtype="float32").info, "float32", ClientConfig())
     recommended = Recommended({}, frozenset())
     yield Generator(swarm.host, view, Texts(tokenizer), compute, recommended, GatewayConfig())

@@ -55,7 +55,7 @@ PAGE = Path(__file__).parent.parent / "gateway" / "page"
 @identity_option
 @client_options
 @model_options
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads for embeddings and head.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="EndsBatcher threads for embeddings and head.")
 @click.option("--public-name", default="", help="A name to show beside this query node.")
 @click.option(
     "--capacity",
@@ -276,13 +276,14 @@ async def answering(
 ) -> AsyncIterator[Generator]:
     """What answers, for as long as the block lasts."""
     from swarm.client.view import View
-    from swarm.gateway.compute import Compute
-    from swarm.gateway.generation import Generator, Recommended
+    from swarm.gateway.ends_batcher import EndsBatcher
+    from swarm.gateway.generation import Generator
+    from swarm.gateway.recommended import Recommended
     from swarm.gateway.texts import Texts
 
     dtype = str(loaded.ends.dtype).removeprefix("torch.")
     view = View(directory, loaded.info, dtype, wishes.client)
-    compute = Compute(loaded.ends)
+    compute = EndsBatcher(loaded.ends)
     recommended = Recommended.of(loaded.generation, loaded.tokenizer)
     with contextlib.suppress(NetworkError):
         await view.refresh(0.0)

@@ -149,6 +149,7 @@ class Answer:
     """The text of one answer as its tokens come, with its stop texts. `sent`: bytes of UTF-8 that were shown."""
 
     def __init__(self, texts: Texts, prompt: Sequence[int], stops: Sequence[str], sent: int = 0) -> None:
+        self._texts = texts
         self._growing = Growing(texts.decode, prompt)
         self._stops = Stops(stops)
         self._skip = sent
@@ -162,6 +163,10 @@ class Answer:
     def add(self, token: int) -> str:
         """One token more; returns the text to show, less what the asker has already."""
         return self._show(self._stops.add(self._growing.add(token)))
+
+    def piece(self, token: int) -> bytes:
+        """One token's own text in UTF-8."""
+        return self._texts.piece(token)
 
     def end(self) -> str:
         """What is left to show."""

@@ -18,8 +18,9 @@ from swarm.client.view import View
 from swarm.config import ClientConfig, GatewayConfig
 from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, ServerBusy
 from swarm.gateway import generation
-from swarm.gateway.compute import Compute
-from swarm.gateway.generation import Generator, Recommended
+from swarm.gateway.ends_batcher import EndsBatcher
+from swarm.gateway.generation import Generator
+from swarm.gateway.recommended import Recommended
 from swarm.gateway.texts import Texts
 from swarm.models.ends import Ends
 from swarm.models.pace import MOST
@@ -52,14 +53,14 @@ class Bytes:
 
 @pytest.fixture(scope="module")
 def nodes(served: Serve) -> Iterator[Callable[..., Generator]]:
-    made: list[Compute] = []
+    made: list[EndsBatcher] = []
     ends: dict[str, Ends] = {}
 
     def make(kind: str, recommended: Recommended | None = None, **config: Any) -> Generator:
         servers = served(kind, 2)
         if kind not in ends:
             ends[kind] = Ends(load_client_model(servers.folder, dtype="float32", progress=False)[0])
-        made.append(Compute(ends[kind]))
+        made.append(EndsBatcher(ends[kind]))
         view = View(servers.swarm.directory, servers.info, "float32", ClientConfig(max_wait=1.0))
         recommended = recommended or Recommended({}, frozenset())
         return Generator(servers.swarm.host, view, Texts(Bytes()), made[-1], recommended, GatewayConfig(**config))

@@ -26,7 +26,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Choose:
     """What the last block gave for consecutive positions of a sequence.
 
     `position`: of the token that the first row chooses; `drafts`: what was sent behind each row. The tokens are chosen
@@ -42,7 +42,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Embed:
     """Tokens of a sequence to be embedded, the first of which has position `start`."""
 
     tokens: Sequence[int]
@@ -59,11 +59,11 @@ class Done:
 
 @dataclass(slots=True, eq=False)
 class _Work:
-    ask: Ask | Text
+    ask: Choose | Embed
     done: asyncio.Future[Done] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class Compute:
+class EndsBatcher:
     """Embeds prompts and chooses tokens; what comes in while a pass runs goes together into the next one."""
 
     def __init__(self, ends: Ends) -> None:
@@ -72,19 +72,19 @@ class Compute:
         self._waiting: list[_Work] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def embed(self, text: Text) -> bytes:
+    async def embed(self, text: Embed) -> bytes:
         """Hidden states of tokens for the first block."""
         return (await self._submit(text)).hidden
 
-    async def choose(self, ask: Ask) -> Done:
+    async def choose(self, ask: Choose) -> Done:
         """The next tokens of a sequence: one, and one more for each draft that was right."""
         return await self._submit(ask)
 
-    async def _submit(self, ask: Ask | Text) -> Done:
+    async def _submit(self, ask: Choose | Embed) -> Done:
         work = _Work(ask)
         self._waiting.append(work)
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="compute")
+            self._task = asyncio.create_task(self._run(), name="ends")
         return await work.done
 
     async def _run(self) -> None:
@@ -114,20 +114,20 @@ class Compute:
         self._thread.shutdown()
 
 
-def compute(ends: Ends, asks: Sequence[Ask | Text]) -> list[Done]:
+def compute(ends: Ends, asks: Sequence[Choose | Embed]) -> list[Done]:
     """One pass over all: the head, the choices, and the embeddings of what was chosen and of texts."""
-    chosen = iter(choose(ends, [ask for ask in asks if isinstance(ask, Ask)]))
-    choices = [next(chosen) if isinstance(ask, Ask) else [] for ask in asks]
-    texts = [_last(ask, each) if isinstance(ask, Ask) else ask for ask, each in zip(asks, choices, strict=True)]
+    chosen = iter(choose(ends, [ask for ask in asks if isinstance(ask, Choose)]))
+    choices = [next(chosen) if isinstance(ask, Choose) else [] for ask in asks]
+    texts = [_last(ask, each) if isinstance(ask, Choose) else ask for ask, each in zip(asks, choices, strict=True)]
     hidden = ends.embed([text.tokens for text in texts], [text.start for text in texts])
     return [Done(states, each) for states, each in zip(hidden, choices, strict=True)]
 
 
-def _last(ask: Ask, choices: Sequence[Choice]) -> Text:
-    return Text([choices[-1].token], ask.position + len(choices) - 1)
+def _last(ask: Choose, choices: Sequence[Choice]) -> Embed:
+    return Embed([choices[-1].token], ask.position + len(choices) - 1)
 
 
-def choose(ends: Ends, asks: Sequence[Ask]) -> list[list[Choice]]:
+def choose(ends: Ends, asks: Sequence[Choose]) -> list[list[Choice]]:
     """The next tokens of each."""
     if not asks:
         return []
@@ -141,7 +141,7 @@ def choose(ends: Ends, asks: Sequence[Ask]) -> list[list[Choice]]:
     return results
 
 
-def _in_turn(ask: Ask, logits: torch.Tensor, best: Sequence[int]) -> list[Choice]:
+def _in_turn(ask: Choose, logits: torch.Tensor, best: Sequence[int]) -> list[Choice]:
     choices: list[Choice] = []
     for index, scores in enumerate(logits):
         token = best[index] if ask.sampler.settings.plain else ask.sampler.choose(scores)

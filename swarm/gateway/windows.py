@@ -31,7 +31,7 @@ class Window:
     alone: bool
 
 
-class Flight:
+class WindowsInFlight:
     """The windows of an answer, in a session of their own; `close` ends what is on its way, and not the session."""
 
     most = MOST // WINDOW + 1
