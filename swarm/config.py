@@ -45,6 +45,11 @@ class NetworkConfig:
     refresh: float = 20.0
     """How often addresses are read anew and initial peers that were lost are dialled again."""
 
+    def __post_init__(self) -> None:
+        for name in ("initial_peers", "host_maddrs", "announce_maddrs"):
+            if isinstance(value := getattr(self, name), str):
+                raise InvalidInput(f"{name} is a tuple of multiaddrs, not one text: ({value!r},)")
+
 
 @dataclass(frozen=True, slots=True)
 class EdgeConfig:

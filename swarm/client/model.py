@@ -107,7 +107,7 @@ class DistributedModelForCausalLM:
         cls,
         name_or_path: str,
         *,
-        initial_peers: Sequence[str] = (),
+        initial_peers: str | Sequence[str] = (),
         swarm: Swarm | None = None,
         revision: str | None = None,
         token: str | None = None,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
+import dataclasses
 import json
+import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from swarm import net
@@ -103,8 +104,7 @@ class Swarm:
 
     def end(self, session: Session) -> None:
         """Begin to close a session. From any thread: garbage is also collected in the network's own."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and every session with it
-            self.loop.loop.call_soon_threadsafe(self._end, session)
+        self.loop.call_soon(self._end, session)  # a loop that is closed has closed every session with it
 
     def _end(self, session: Session) -> asyncio.Task[None]:
         task = self._sessions.get(session)
@@ -121,8 +121,11 @@ class Swarm:
         await self.network.close()
 
     def close(self) -> None:
-        """Leave the swarm. Sessions that are open end. May be called twice."""
-        if self.closed:
+        """Leave the swarm. Sessions that are open end. May be called twice.
+
+        In a process that was forked off nothing is left: the connection is its parent's.
+        """
+        if self.closed or not self.loop.usable:
             return
         self.closed = True
         atexit.unregister(self.close)
@@ -160,24 +163,49 @@ _connected: dict[NetworkConfig, Swarm] = {}
 _lock = threading.Lock()
 
 
-def connect(peers: Sequence[str] = (), **network: Any) -> Swarm:
+def _forget() -> None:
+    """In a process that was just forked off: its parent's connections are not its own, nor may it end them."""
+    global _lock
+    for swarm in _connected.values():
+        atexit.unregister(swarm.close)
+    _connected.clear()
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def connect(peers: str | Sequence[str] = (), **network: Any) -> Swarm:
     """Join a swarm through `peers`, else those in SWARM_INITIAL_PEERS, else those that came with the package.
 
-    Further arguments are fields of `NetworkConfig`. Connecting twice in the same way gives the same Swarm.
-    Raises InvalidInput when there is nobody to join through, PeerUnreachable when nobody answers, DaemonFailed.
+    `peers`: multiaddrs, or one text of several. Further arguments are fields of `NetworkConfig`. Connecting twice in
+    the same way gives the same Swarm; a process that was forked off connects anew. Raises InvalidInput when there is
+    nobody to join through, PeerUnreachable when nobody answers, DaemonFailed.
     """
     joined = initial_peers(peers)
     if not joined:
         raise InvalidInput(HOW_TO_BEGIN)
-    network.setdefault("host_maddrs", ("/ip4/0.0.0.0/tcp/0",))
-    config = NetworkConfig(initial_peers=tuple(joined), **network)
+    config = _network_config(joined, {"host_maddrs": ("/ip4/0.0.0.0/tcp/0",), **network})
     with _lock:
         swarm = _connected.get(config)
-        if swarm is None or swarm.closed or swarm.loop.loop.is_closed():
+        if swarm is None or swarm.closed or not swarm.loop.usable:
             swarm = _connected[config] = shared_loop().run(_join(config))
             # Registered after the loop's own end, and so run before it: the daemon is ended while its loop still runs.
             atexit.register(swarm.close)
         return swarm
+
+
+def _network_config(peers: Sequence[str], options: Mapping[str, Any]) -> NetworkConfig:
+    """Raises InvalidInput for an option that there is not."""
+    known = {field.name for field in dataclasses.fields(NetworkConfig)} - {"initial_peers"}
+    if unknown := sorted(set(options) - known):
+        raise InvalidInput(f"connect knows no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    values: dict[str, Any] = {n: _as_tuple(v) if n.endswith("_maddrs") else v for n, v in options.items()}
+    return NetworkConfig(initial_peers=tuple(peers), **values)
+
+
+def _as_tuple(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 async def _join(config: NetworkConfig) -> Swarm:

@@ -27,10 +27,10 @@ def packaged_peers() -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
-def initial_peers(given: Iterable[str] = (), environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+def initial_peers(given: str | Iterable[str] = (), environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Whom to join: those given, else those in SWARM_INITIAL_PEERS, else those that came with the package.
 
-    Each given text may hold several multiaddrs, separated by spaces or commas. The answer may be empty.
+    `given`: one text or several, each of one multiaddr or more, separated by spaces or commas. The answer may be empty.
     Raises InvalidInput for what is no multiaddr of a peer.
     """
     peers = _split(given) or _split([environment.get(VARIABLE, "")]) or packaged_peers()
@@ -42,5 +42,6 @@ def initial_peers(given: Iterable[str] = (), environment: Mapping[str, str] = os
     return peers
 
 
-def _split(texts: Iterable[str]) -> tuple[str, ...]:
+def _split(texts: str | Iterable[str]) -> tuple[str, ...]:
+    texts = (texts,) if isinstance(texts, str) else texts
     return tuple(peer for text in texts for peer in re.split(r"[\s,]+", text) if peer)

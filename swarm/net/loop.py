@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import contextvars
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from swarm.errors import NetworkError
@@ -54,6 +55,17 @@ class LoopThread:
                 concurrent.futures.wait([future], timeout=CANCEL_PATIENCE)
             raise
 
+    @property
+    def usable(self) -> bool:
+        """Whether it runs, and in this process: in one that was forked off the thread is not there."""
+        return os.getpid() == self._pid and not self.loop.is_closed()
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> None:
+        """Let the loop call `callback` soon. From any thread, the loop's own too; nothing where it is not `usable`."""
+        if self.usable:
+            with contextlib.suppress(RuntimeError):  # closed in between
+                self.loop.call_soon_threadsafe(callback, *args)
+
     def start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run `work` on the loop without waiting; works begin in the order of the calls."""
         if os.getpid() != self._pid:
@@ -67,7 +79,7 @@ class LoopThread:
 
     def close(self) -> None:
         """Cancel what still runs, and end the thread. May be called twice."""
-        if self.loop.is_closed() or os.getpid() != self._pid:
+        if not self.usable:
             return
         with_tasks = asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop)
         concurrent.futures.wait([with_tasks], timeout=CANCEL_PATIENCE)
@@ -86,11 +98,20 @@ _shared: LoopThread | None = None
 _lock = threading.Lock()
 
 
+def _forget() -> None:
+    """In a process that was just forked off: another thread may have held the lock, and is not here to release it."""
+    global _shared, _lock
+    _shared, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def shared_loop() -> LoopThread:
     """The process's network thread, started at first use and closed at exit. A forked process gets its own."""
     global _shared
     with _lock:
-        if _shared is None or _shared.loop.is_closed() or _shared._pid != os.getpid():
+        if _shared is None or not _shared.usable:
             _shared = LoopThread()
             atexit.register(_shared.close)
         return _shared

@@ -17,13 +17,15 @@ TWO = "/dns4/swarm.example/tcp/31337/p2p/12D3KooWHSLXoZz1tqZ5tFQ5Sw6ZWZ7C2J3Hjhq
         ([ONE], {}, (ONE,)),
         ([ONE, TWO], {"SWARM_INITIAL_PEERS": "ignored"}, (ONE, TWO)),
         ([f"{ONE},{TWO}"], {}, (ONE, TWO)),
+        (ONE, {}, (ONE,)),
+        (f"{ONE} {TWO}", {}, (ONE, TWO)),
         ([], {"SWARM_INITIAL_PEERS": f"{ONE}, {TWO}"}, (ONE, TWO)),
         ([], {"SWARM_INITIAL_PEERS": f"{ONE}\n{TWO}\n"}, (ONE, TWO)),
         ([], {}, packaged_peers()),
     ],
 )
 def test_given_before_environment_before_packaged(
-    given: list[str], environment: dict[str, str], expected: tuple[str, ...]
+    given: str | list[str], environment: dict[str, str], expected: tuple[str, ...]
 ) -> None:
     assert initial_peers(given, environment) == expected
 
