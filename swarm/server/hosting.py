@@ -96,7 +96,7 @@ class Hosting:
     def _load(self, span: Span) -> Loaded:
         how = {"dtype": self.dtype, "device": self.device, "quantization": self.wishes.quantization}
         model = load_span(self._checkpoint, span, **how, progress=self.progress)
-        speed = measure(model, span, model.hidden_size, model.row_bytes)
+        speed = measure(model, span, model.hidden_size, model.row_bytes, model.max_positions)
         log.info(
             "blocks %s: %.2f ms a block for a decode step, %.0f positions/s through a block for a prompt",
             span,

@@ -28,13 +28,20 @@ class Throughput:
 
 
 def measure(
-    runner: Runner, span: Span, hidden_size: int, row_bytes: int, clock: Callable[[], float] = time.perf_counter
+    runner: Runner,
+    span: Span,
+    hidden_size: int,
+    row_bytes: int,
+    max_positions: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Throughput:
-    """Time a prefill of 128 positions and some decode steps of one sequence, alone on the device.
+    """Time a prefill of 128 positions and some decode steps of one sequence, alone on the device; fewer of either
+    where a sequence may have only `max_positions`.
 
     Call it where the runner may be called, before an engine owns it. The first pass warms up and is not counted.
     """
     deadline = clock() + BUDGET
+    prefill, decode = _lengths(max_positions)
     row = _random_row(hidden_size, row_bytes)
 
     def step(start: int, count: int) -> float:
@@ -43,17 +50,25 @@ def measure(
         return clock() - began
 
     try:
-        step(0, 1)
-        prefill = step(1, PREFILL_POSITIONS)
-        decode = [step(1 + PREFILL_POSITIONS, 1)]
-        while len(decode) < DECODE_STEPS and clock() < deadline:
-            decode.append(step(1 + PREFILL_POSITIONS + len(decode), 1))
+        warm_up = step(0, 1)
+        prompt = step(1, prefill) if prefill else warm_up
+        steps = [] if decode else [warm_up]
+        while len(steps) < decode and (not steps or clock() < deadline):
+            steps.append(step(1 + prefill + len(steps), 1))
     finally:
         runner.free(SEQUENCE)
     return Throughput(
-        decode_ms=statistics.median(decode) * 1000.0 / len(span),
-        prefill_rate=PREFILL_POSITIONS * len(span) / max(prefill, 1e-9),
+        decode_ms=statistics.median(steps) * 1000.0 / len(span),
+        prefill_rate=max(prefill, 1) * len(span) / max(prompt, 1e-9),
     )
+
+
+def _lengths(max_positions: int | None) -> tuple[int, int]:
+    """Positions of the prefill, and decode steps, that fit behind the position that warms up."""
+    if max_positions is None or max_positions > PREFILL_POSITIONS + DECODE_STEPS:
+        return PREFILL_POSITIONS, DECODE_STEPS
+    decode = min(DECODE_STEPS, max_positions // 4)
+    return max(max_positions - 1 - decode, 0), decode
 
 
 def _random_row(hidden_size: int, row_bytes: int) -> bytes:

@@ -60,3 +60,14 @@ def test_what_a_failed_measurement_held_is_freed() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         measure(runner, Span(0, 1), hidden_size=4, row_bytes=8, clock=runner.clock)
     assert runner.freed == [SEQUENCE]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 16, 64, 128, 144, 145, 146, 4096])
+def test_a_short_context_is_measured_within_it(most: int) -> None:
+    runner = SlowRunner()
+    result = measure(runner, Span(0, 2), hidden_size=4, row_bytes=8, max_positions=most, clock=runner.clock)
+    positions = sum(segment.count for segment in runner.passes)
+    assert min(most, 145) - 1 <= positions <= min(most, 145)
+    assert result.decode_ms == pytest.approx(11.0 / 2)
+    assert result.prefill_rate >= 2 / 0.011
+    assert runner.freed == [SEQUENCE]
