@@ -101,13 +101,14 @@ async def serve(path: Path, blocks: str, peers: tuple[str, ...]) -> Any:
     """A server of these blocks, with its own p2pd, in this process's network thread. Returns once it is online."""
     from swarm import net
     from swarm.config import NetworkConfig, ServerConfig
-    from swarm.server.hosting import Hosting, Wishes
+    from swarm.server.hosting import Hosting
+    from swarm.server.options import ServeOptions
     from swarm.server.server import Server
     from swarm.types import ServerState, Span
 
     network = NetworkConfig(initial_peers=peers, host_maddrs=LOOPBACK)
     joined = await net.open(network)
-    hosting = Hosting(Wishes(str(path), Span.parse(blocks), "cpu", "float32"), ServerConfig(), progress=False)
+    hosting = Hosting(ServeOptions(str(path), Span.parse(blocks), "cpu", "float32"), ServerConfig(), progress=False)
     online = asyncio.Event()
     server = Server(
         host=joined.host,

@@ -18,7 +18,8 @@ from benchmarks.wide import link_of
 from swarm import net
 from swarm.config import NetworkConfig, ServerConfig
 from swarm.server.engine import Runner
-from swarm.server.hosting import Hosting, Wishes
+from swarm.server.hosting import Hosting
+from swarm.server.options import ServeOptions
 from swarm.server.server import Loaded, Server
 from swarm.server.throughput import Throughput
 from swarm.testing import DelayedHost
@@ -142,7 +143,9 @@ def main(
 ) -> None:
     """Serve blocks of MODEL."""
     network = NetworkConfig(initial_peers=(peer,), host_maddrs=(host_maddrs,), identity_path=identity_path)
-    hosting = Hosting(Wishes(model, Span.parse(blocks), "cpu", "float32", threads=1), ServerConfig(), progress=False)
+    hosting = Hosting(
+        ServeOptions(model, Span.parse(blocks), "cpu", "float32", threads=1), ServerConfig(), progress=False
+    )
     compute = Compute(pass_ms / 1000, position_ms / 1000) if pass_ms or position_ms else None
     link = link_of(rtt_ms, rate_mbit, jitter_ms, loss)
 

@@ -146,7 +146,7 @@ def shown() -> set[str]:
     """Metrics in the code: of query nodes by asking, of the others by reading."""
     registry = CollectorRegistry()
     QueryMetrics(registry)
-    sources = [*(ROOT / "swarm").rglob("metrics.py")]
+    sources = [*(ROOT / "swarm").rglob("*metrics.py")]
     named = {name for source in sources for name in re.findall(r'"(swarm_[a-z0-9_]+)"', source.read_text())}
     return named | {family.name for family in registry.collect()}
 

@@ -11,28 +11,21 @@ from pathlib import Path
 import click
 
 from swarm import net
-from swarm.cli.common import (
-    best_first,
-    edge_config,
-    edge_options,
-    identity_option,
-    metrics_option,
-    network_config,
-    network_options,
-    on_signals,
-    verbosity_options,
-    write_atomically,
-)
-from swarm.cli.identity import identity
+from swarm.cli.command import Command
+from swarm.cli.files import write_addresses
+from swarm.cli.identity import identified
 from swarm.cli.network import edge_of, showing_metrics, until
-from swarm.config import EdgeConfig, NetworkConfig
+from swarm.cli.options import EdgeOptions, edge_options, identity_option, metrics_option, network_options
+from swarm.cli.signals import on_signals
+from swarm.config import NetworkConfig
+from swarm.net.addresses import best_first
 
 PORT = 31337
 LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@network_options
+@click.command(cls=Command)
+@network_options(LISTEN)
 @identity_option
 @click.option(
     "--address-file",
@@ -46,16 +39,11 @@ LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the multiaddrs for browsers here, one a line, whenever they change.",
 )
-@verbosity_options
 def main(
-    initial_peers: tuple[str, ...],
-    host_maddrs: tuple[str, ...],
-    announce_maddrs: tuple[str, ...],
+    network: NetworkConfig,
     identity_path: str | None,
     address_file: Path | None,
-    edge_maddrs: tuple[str, ...],
-    edge_announce_maddrs: tuple[str, ...],
-    no_edge: bool,
+    edge: EdgeOptions,
     edge_address_file: Path | None,
     metrics: tuple[str, int] | None,
 ) -> None:
@@ -68,24 +56,17 @@ def main(
 
     Exit codes: 0 stopped by a signal, 1 an error that is printed, 2 wrong usage, 128 + n by a second signal.
     """
-    with identity(identity_path, "bootstrap") as path:
-        if path is None:
-            click.echo("another bootstrap peer of this user is running: this one has a temporary identity")
-        config = network_config(initial_peers, host_maddrs or LISTEN, announce_maddrs, path)
-        edge = edge_config(edge_maddrs, edge_announce_maddrs, no_edge, config)
-        files = address_file, edge_address_file
-        asyncio.run(run(replace(config, relay=True), files, edge, metrics, needed=bool(edge_maddrs)))
+    with identified(network, identity_path, "bootstrap", "bootstrap peer") as network:
+        asyncio.run(run(replace(network, relay=True), edge, (address_file, edge_address_file), metrics))
 
 
 async def run(
     config: NetworkConfig,
+    edge: EdgeOptions,
     files: tuple[Path | None, Path | None],
-    edge: EdgeConfig | None,
     metrics: tuple[str, int] | None,
-    *,
-    needed: bool,
 ) -> None:
-    """Be a bootstrap peer until a signal comes, without an edge where that is impossible and it is not `needed`.
+    """Be a bootstrap peer until a signal comes, without an edge where that is impossible and nobody asked for one.
 
     `files`: where addresses are written, for peers and for browsers.
     Raises DaemonFailed, EdgeFailed, InvalidInput.
@@ -100,7 +81,7 @@ async def run(
         maps = MapService(directory)
         await maps.serve(network.host)
         announce(best_first(network.host.addresses), files[0])
-        async with edge_of(network.identity, edge, files[1], needed=needed) as browsers:
+        async with edge_of(network.identity, edge.beside(config), files[1], needed=edge.needed) as browsers:
             if browsers is not None:
                 await maps.serve(browsers)
                 announce_edge(best_first(browsers.addresses))
@@ -119,7 +100,7 @@ def announce(addresses: Sequence[str], address_file: Path | None) -> None:
     click.echo(f"to see what is served:    swarm-status {peers}")
     click.echo(f"to talk to a model:       swarm-chat MODEL {peers}")
     if address_file is not None:
-        write_atomically(address_file, "".join(f"{address}\n" for address in addresses))
+        write_addresses(address_file, addresses)
 
 
 def announce_edge(addresses: Sequence[str]) -> None:

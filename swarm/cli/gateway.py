@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +15,25 @@ import click
 
 from swarm import net
 from swarm._version import __version__
-from swarm.cli.common import (
-    best_first,
-    client_options,
-    edge_config,
-    edge_options,
-    folders,
-    identity_option,
-    model_options,
-    network_config,
-    network_options,
-    on_signals,
-    place_of,
-    progress_bars,
-    verbosity_options,
-)
-from swarm.cli.identity import identity
+from swarm.cli.command import Command
+from swarm.cli.identity import identified
+from swarm.cli.logs import progress_bars
 from swarm.cli.network import edge_of, until
+from swarm.cli.options import (
+    EdgeOptions,
+    client_options,
+    edge_options,
+    identity_option,
+    model_argument,
+    model_options,
+    network_options,
+    place_of,
+    together,
+)
+from swarm.cli.signals import on_signals
 from swarm.config import SPECULATIONS, ClientConfig, EdgeConfig, GatewayConfig, NetworkConfig
 from swarm.errors import InvalidInput, NetworkError
+from swarm.net.addresses import best_first
 from swarm.net.initial_peers import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
@@ -49,75 +49,75 @@ PAGE = Path(__file__).parent.parent / "gateway" / "page"
 """The built web page, in packages that have it."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", shell_complete=folders)
-@network_options
+@click.command(cls=Command)
+@model_argument
+@network_options()
 @identity_option
 @client_options
 @model_options
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="EndsBatcher threads for embeddings and head.")
 @click.option("--public-name", default="", help="A name to show beside this query node.")
-@click.option(
-    "--capacity",
-    type=click.IntRange(min=1),
-    default=GatewayConfig().capacity,
-    show_default=True,
-    help="Queries at a time; one more is told to come again.",
+@together(
+    "config",
+    lambda capacity, speculation: GatewayConfig(capacity=capacity, speculation=speculation),
+    click.option(
+        "--capacity",
+        type=click.IntRange(min=1),
+        default=GatewayConfig().capacity,
+        show_default=True,
+        help="Queries at a time; one more is told to come again.",
+    ),
+    click.option(
+        "--speculation",
+        type=click.Choice(SPECULATIONS),
+        default=GatewayConfig().speculation,
+        help="Guesses sent ahead, for queries that do not say; ngram: what followed the same words before. Over far "
+        "servers answers come sooner, and a busy swarm has more to compute.",
+    ),
 )
-@click.option(
-    "--speculation",
-    type=click.Choice(SPECULATIONS),
-    default="none",
-    help="Guesses sent ahead, for queries that do not say; ngram: what followed the same words before. Over far "
-    "servers answers come sooner, and a busy swarm has more to compute.",
-)
-@click.option(
-    "--http",
-    callback=place_of,
-    default="127.0.0.1:8000",
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Where OpenAI's API and the page are served; port 0: any.",
-)
-@click.option("--no-http", is_flag=True, help="Answer peers alone.")
-@click.option(
-    "--allow-host", multiple=True, metavar="NAME", help="A Host that requests may name, beside loopback; * any."
-)
-@click.option(
-    "--allow-origin", multiple=True, metavar="URL", help="An Origin whose pages may ask, beside loopback; * any."
-)
-@click.option(
-    "--api-key",
-    "api_keys",
-    multiple=True,
-    envvar="SWARM_API_KEYS",
-    metavar="KEY",
-    help="A key that HTTP requests need one of; else SWARM_API_KEYS, separated by spaces; else none is needed.",
+@together(
+    "side",
+    lambda http, no_http, allow_host, allow_origin, api_keys: (
+        None if no_http else HttpSide(http[0], http[1], allow_host, allow_origin, api_keys)
+    ),
+    click.option(
+        "--http",
+        callback=place_of,
+        default="127.0.0.1:8000",
+        show_default=True,
+        metavar="HOST:PORT",
+        help="Where OpenAI's API and the page are served; port 0: any.",
+    ),
+    click.option("--no-http", is_flag=True, help="Answer peers alone."),
+    click.option(
+        "--allow-host", multiple=True, metavar="NAME", help="A Host that requests may name, beside loopback; * any."
+    ),
+    click.option(
+        "--allow-origin", multiple=True, metavar="URL", help="An Origin whose pages may ask, beside loopback; * any."
+    ),
+    click.option(
+        "--api-key",
+        "api_keys",
+        multiple=True,
+        envvar="SWARM_API_KEYS",
+        metavar="KEY",
+        help="A key that HTTP requests need one of; else SWARM_API_KEYS, separated by spaces; else none is needed.",
+    ),
 )
 @edge_options
-@verbosity_options
 def main(
     model: str,
-    initial_peers: tuple[str, ...],
-    host_maddrs: tuple[str, ...],
-    announce_maddrs: tuple[str, ...],
+    network: NetworkConfig,
     identity_path: str | None,
     dtype: str,
     revision: str | None,
     token: str | None,
     threads: int | None,
     public_name: str,
-    capacity: int,
     client: ClientConfig,
-    speculation: str,
-    http: tuple[str, int],
-    no_http: bool,
-    allow_host: tuple[str, ...],
-    allow_origin: tuple[str, ...],
-    api_keys: tuple[str, ...],
-    edge_maddrs: tuple[str, ...],
-    edge_announce_maddrs: tuple[str, ...],
-    no_edge: bool,
+    config: GatewayConfig,
+    side: HttpSide | None,
+    edge: EdgeOptions,
 ) -> None:
     """Answer queries for MODEL, a name on the Hugging Face hub or a folder, whose blocks others serve.
 
@@ -126,19 +126,12 @@ def main(
 
     Exit codes: 0 stopped by a signal, 1 an error that is printed, 2 wrong usage, 128 + n by a second signal.
     """
-    network = network_config(initial_peers, host_maddrs, announce_maddrs)
     if not network.initial_peers:
         raise InvalidInput(HOW_TO_BEGIN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    config = GatewayConfig(capacity=capacity, speculation=speculation)
     wishes = Wishes(model, dtype, revision, token, threads, public_name, config, client)
-    side = None if no_http else HttpSide(*http, allow_host, allow_origin, api_keys)
-    with identity(identity_path, "gateway") as path:
-        if path is None:
-            click.echo("another gateway of this user is running: this one has a temporary identity")
-        network = replace(network, identity_path=path)
-        edge = edge_config(edge_maddrs, edge_announce_maddrs, no_edge, network)
-        asyncio.run(run(network, wishes, edge, side))
+    with identified(network, identity_path, "gateway", "gateway") as network:
+        asyncio.run(run(network, wishes, edge.beside(network), side))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import click
+
+from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput
 
 
@@ -18,6 +22,18 @@ def state_dir(environment: Mapping[str, str] = os.environ, platform: str = sys.p
         return Path.home() / "Library" / "Application Support" / "swarm"
     base = environment.get("XDG_STATE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "swarm"
+
+
+@contextmanager
+def identified(network: NetworkConfig, given: str | None, command: str, who: str) -> Iterator[NetworkConfig]:
+    """How to join with a key that no other process has, for as long as the block lasts. `who`: as in "another server".
+
+    Raises InvalidInput when the key that was given is in use.
+    """
+    with identity(given, command) as path:
+        if path is None:
+            click.echo(f"another {who} of this user is running: this one has a temporary identity")
+        yield replace(network, identity_path=path)
 
 
 @contextmanager

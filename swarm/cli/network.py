@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swarm.cli.common import write_atomically
+from swarm.cli.files import write_addresses
 from swarm.config import EdgeConfig
 from swarm.errors import EdgeFailed
 
@@ -75,7 +75,7 @@ async def _keep_written(edge: Edge, file: Path | None) -> None:
     while file is not None:
         if edge.addresses != written:
             written = edge.addresses
-            write_atomically(file, "".join(f"{address}\n" for address in written))
+            write_addresses(file, written)
         await asyncio.sleep(_LOOK)
 
 

@@ -7,32 +7,32 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from swarm import net
-from swarm.cli.common import (
+from swarm.cli.command import Command
+from swarm.cli.identity import identified
+from swarm.cli.logs import progress_bars
+from swarm.cli.network import showing_metrics
+from swarm.cli.options import (
     DTYPES,
-    best_first,
-    folders,
     identity_option,
     metrics_option,
+    model_argument,
     model_options,
-    network_config,
     network_options,
-    on_signals,
-    progress_bars,
     size_of,
     span_of,
-    verbosity_options,
+    together,
 )
-from swarm.cli.identity import identity
-from swarm.cli.network import showing_metrics
+from swarm.cli.signals import on_signals
 from swarm.config import QUANTIZATIONS, NetworkConfig, ServerConfig
 from swarm.errors import InvalidInput
+from swarm.net.addresses import best_first
 from swarm.net.initial_peers import HOW_TO_BEGIN
+from swarm.server.options import ServeOptions
 from swarm.server.sizing import size
 from swarm.types import ServerState, Span
 
@@ -41,66 +41,66 @@ if TYPE_CHECKING:
     from swarm.server.server import Server
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", shell_complete=folders)
-@click.option("--blocks", callback=span_of, metavar="FIRST:LAST", help="The blocks to host, e.g. 10:20 for 10 to 19.")
-@network_options
+@click.command(cls=Command)
+@together(
+    "options",
+    ServeOptions,
+    model_argument,
+    click.option("--blocks", callback=span_of, metavar="FIRST:LAST", help="Which to host, e.g. 10:20 for 10 to 19."),
+    click.option("--device", help="cpu, cuda, cuda:1, mps ...; by default the best there is."),
+    click.option("--dtype", type=click.Choice(DTYPES), help="By default the checkpoint's own."),
+    click.option(
+        "--quantization",
+        type=click.Choice(QUANTIZATIONS),
+        default=ServeOptions("").quantization,
+        show_default=True,
+        help="int8: linear layers compute with 8-bit integers, on a CPU. Serves only clients that ask for it.",
+    ),
+    click.option(
+        "--memory",
+        callback=size_of,
+        metavar="SIZE",
+        help="For weights and KV cache, e.g. 12GiB; else most of what is free.",
+    ),
+    click.option(
+        "--cache-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Positions of KV cache, of all sessions together.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads on a CPU."),
+    model_options,
+)
+@network_options()
 @identity_option
-@click.option("--device", help="cpu, cuda, cuda:1, mps ...; by default the best there is.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="By default the checkpoint's own.")
-@click.option(
-    "--quantization",
-    type=click.Choice(QUANTIZATIONS),
-    default="none",
-    show_default=True,
-    help="int8: linear layers compute with 8-bit integers, on a CPU. Serves only clients that ask for it.",
-)
-@click.option(
-    "--memory",
-    callback=size_of,
-    metavar="SIZE",
-    help="For weights and KV cache, e.g. 12GiB; else most of what is free.",
-)
-@click.option(
-    "--cache-tokens", type=click.IntRange(min=1), metavar="N", help="Positions of KV cache, of all sessions together."
-)
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads on a CPU.")
 @click.option("--public-name", default="", help="A name to show beside this server in swarm-status.")
-@model_options
-@click.option(
-    "--drain-timeout",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="How long sessions have to move on when this server leaves.",
-)
-@click.option(
-    "--share-prefixes",
-    is_flag=True,
-    help="Let the beginning of one client's prompt, once computed, serve other clients' prompts that begin alike, say "
-    "with the same system prompt. Without this it serves the same client only: how soon an answer comes would tell "
-    "others whether somebody has asked the same.",
+@together(
+    "config",
+    lambda drain_timeout, share_prefixes: ServerConfig(drain_timeout=drain_timeout, share_prefixes=share_prefixes),
+    click.option(
+        "--drain-timeout",
+        type=click.FloatRange(min=0),
+        default=ServerConfig().drain_timeout,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long sessions have to move on when this server leaves.",
+    ),
+    click.option(
+        "--share-prefixes",
+        is_flag=True,
+        help="Let the beginning of one client's prompt, once computed, serve other clients' prompts that begin alike, "
+        "say with the same system prompt. Without this it serves the same client only: how soon an answer comes would "
+        "tell others whether somebody has asked the same.",
+    ),
 )
 @metrics_option
 @click.option("--dry-run", is_flag=True, help="Say what would be loaded and how much memory it takes, and exit.")
-@verbosity_options
 def main(
-    model: str,
-    blocks: Span | None,
-    initial_peers: tuple[str, ...],
-    host_maddrs: tuple[str, ...],
-    announce_maddrs: tuple[str, ...],
+    options: ServeOptions,
+    network: NetworkConfig,
     identity_path: str | None,
-    device: str | None,
-    dtype: str | None,
-    quantization: str,
-    memory: int | None,
-    cache_tokens: int | None,
-    threads: int | None,
     public_name: str,
-    token: str | None,
-    revision: str | None,
-    drain_timeout: float | None,
-    share_prefixes: bool,
+    config: ServerConfig,
     metrics: tuple[str, int] | None,
     dry_run: bool,
 ) -> None:
@@ -114,23 +114,16 @@ def main(
     Exit codes: 0 left politely (or --dry-run is done), 1 an error that is printed, also when the network is lost for
     good, 2 wrong usage, 128 + n by a second signal.
     """
-    network = network_config(initial_peers, host_maddrs, announce_maddrs)
     if not network.initial_peers and not dry_run:
         raise InvalidInput(HOW_TO_BEGIN)
-    from swarm.server.hosting import Hosting, Wishes
+    from swarm.server.hosting import Hosting
 
-    wishes = Wishes(model, blocks, device, dtype, memory, cache_tokens, threads, token, revision, quantization)
-    config = ServerConfig(share_prefixes=share_prefixes)
-    if drain_timeout is not None:
-        config = replace(config, drain_timeout=drain_timeout)
-    hosting = Hosting(wishes, config, progress=progress_bars())
+    hosting = Hosting(options, config, progress=progress_bars())
     if dry_run:
         click.echo("\n".join(summary(hosting, hosting.choose([]))))
         return
-    with identity(identity_path, "serve") as path:
-        if path is None:
-            click.echo("another server of this user is running: this one has a temporary identity")
-        asyncio.run(serve(hosting, replace(network, identity_path=path), config, public_name, metrics))
+    with identified(network, identity_path, "serve", "server") as network:
+        asyncio.run(serve(hosting, network, config, public_name, metrics))
     if hosting.loading:
         # It left before the span was loaded; the thread that loads it cannot be stopped, nor need it be waited for.
         sys.stdout.flush()
@@ -153,7 +146,7 @@ async def serve(
             load=hosting.load,
             config=config,
             network=network,
-            settle=hosting.wishes.blocks is None,
+            settle=hosting.options.blocks is None,
             name=name,
             dtype=hosting.dtype,
             lost=joined.lost,
@@ -170,7 +163,7 @@ def say(state: ServerState, server: Server, hosting: Hosting, network: NetworkCo
     match state:
         case ServerState.JOINING:
             addresses = best_first(server.host.addresses)
-            lines = [*summary(hosting, server.span), *where(hosting.wishes.model, addresses, network)]
+            lines = [*summary(hosting, server.span), *where(hosting.options.model, addresses, network)]
             click.echo("\n".join(lines))
         case ServerState.ONLINE:
             click.echo(f"online: serving blocks {server.span}; Ctrl-C leaves politely")

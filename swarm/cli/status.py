@@ -13,7 +13,9 @@ from pathlib import Path
 import click
 
 from swarm import net
-from swarm.cli.common import folders, network_config, network_options, progress_bars, verbosity_options
+from swarm.cli.command import Command
+from swarm.cli.logs import progress_bars
+from swarm.cli.options import folders, network_options
 from swarm.cli.report import as_json, as_text, missing, served_by
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput, ModelNotFound
@@ -25,19 +27,16 @@ POLL = 1.0
 """Seconds between two looks at the directory."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("model", required=False, shell_complete=folders)
-@network_options
+@network_options()
 @click.option("--wait", is_flag=True, help="Wait until every block of MODEL is served.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="With --wait: give up after so long, with exit code 3.")
 @click.option("--watch", "watching", is_flag=True, help="Show MODEL as it changes, until Ctrl-C.")
 @click.option("--json", "json_", is_flag=True, help="One JSON document instead of text.")
-@verbosity_options
 def main(
     model: str | None,
-    initial_peers: tuple[str, ...],
-    host_maddrs: tuple[str, ...],
-    announce_maddrs: tuple[str, ...],
+    network: NetworkConfig,
     wait: bool,
     timeout: float | None,
     watching: bool,
@@ -52,14 +51,13 @@ def main(
     """
     if (wait or watching) and model is None:
         raise click.UsageError("--wait and --watch need a MODEL")
-    config = network_config(initial_peers, host_maddrs, announce_maddrs)
-    if not config.initial_peers:
+    if not network.initial_peers:
         raise InvalidInput(HOW_TO_BEGIN)
     if watching and model is not None:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(follow(config, model))
+            asyncio.run(follow(network, model))
         return
-    text, whole = asyncio.run(run(config, model, wait=wait, timeout=timeout, json_=json_))
+    text, whole = asyncio.run(run(network, model, wait=wait, timeout=timeout, json_=json_))
     click.echo(text)
     sys.exit(3 if wait and not whole else 0)
 

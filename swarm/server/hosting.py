@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from swarm.errors import InvalidInput
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.cost import describe
 from swarm.models.load import load_span
+from swarm.server.options import ServeOptions
 from swarm.server.placement import choose_span
 from swarm.server.server import Loaded
 from swarm.server.sizing import Allowance, Footprint, Sizes, available_memory, footprint, size
@@ -29,52 +30,36 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the contributor asked for; None leaves the choice to swarm. `memory` in bytes, `threads` on a CPU."""
-
-    model: str
-    blocks: Span | None = None
-    device: str | None = None
-    dtype: str | None = None
-    memory: int | None = None
-    cache_tokens: int | None = None
-    threads: int | None = None
-    token: str | None = None
-    revision: str | None = None
-    quantization: str = "none"
-
-
 class Hosting:
     """One model on one device. Raises ModelNotFound, BadCheckpoint, UnsupportedModel; InvalidInput for the device."""
 
-    def __init__(self, wishes: Wishes, config: ServerConfig, *, progress: bool = True) -> None:
-        if wishes.threads is not None:
-            torch.set_num_threads(wishes.threads)
-        self.wishes = wishes
-        self.device = checked_device(wishes.device)
+    def __init__(self, options: ServeOptions, config: ServerConfig, *, progress: bool = True) -> None:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self.options = options
+        self.device = checked_device(options.device)
         self.progress = progress
         self.loading = False
-        self._checkpoint: Checkpoint = open_checkpoint(wishes.model, wishes.token, wishes.revision)
-        description = describe(self._checkpoint, dtype=wishes.dtype)
+        self._checkpoint: Checkpoint = open_checkpoint(options.model, options.token, options.revision)
+        description = describe(self._checkpoint, dtype=options.dtype)
         self.info: ModelInfo = _published(description.info, self._checkpoint)
         self.sizes = Sizes(description.weight_bytes, description.cache_bytes)
         self.dtype = str(description.dtype).removeprefix("torch.")
-        memory = wishes.memory if wishes.memory is not None else available_memory(self.device)
-        self.allowance = Allowance(memory, config.cache_bytes, wishes.cache_tokens)
+        memory = options.memory if options.memory is not None else available_memory(self.device)
+        self.allowance = Allowance(memory, config.cache_bytes, options.cache_tokens)
         self._rng = random.Random()
 
     def choose(self, others: Sequence[ServerRecord]) -> Span:
         """The blocks that were asked for, else as many as fit where the swarm has least. Raises InvalidInput."""
-        if self.wishes.blocks is not None:
-            return self._checked(self.wishes.blocks)
+        if self.options.blocks is not None:
+            return self._checked(self.options.blocks)
         room = self.allowance.memory - self.allowance.fixed()
         return choose_span(others, self.allowance.block_bytes(self.sizes), room, self._rng)
 
     def _checked(self, span: Span) -> Span:
         """Blocks that were asked for by hand are refused only by a limit that was set by hand."""
         need = self.footprint(span).total
-        if self.wishes.memory is not None and need > self.wishes.memory:
+        if self.options.memory is not None and need > self.options.memory:
             raise InvalidInput(
                 f"blocks {span} and their KV cache need {size(need)}, more than --memory; host fewer blocks"
             )
@@ -94,7 +79,7 @@ class Hosting:
         return loaded
 
     def _load(self, span: Span) -> Loaded:
-        how = {"dtype": self.dtype, "device": self.device, "quantization": self.wishes.quantization}
+        how = {"dtype": self.dtype, "device": self.device, "quantization": self.options.quantization}
         model = load_span(self._checkpoint, span, **how, progress=self.progress)
         speed = measure(model, span, model.hidden_size, model.row_bytes, model.max_positions)
         log.info(

@@ -12,7 +12,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from swarm.cli import chat
-from swarm.cli.chat import Chat, Screen, Speech, Teller, Wishes, lines, main, unchanged
+from swarm.cli.chat import lines, main
+from swarm.cli.conversation import ChatOptions, Conversation, Responder, unchanged
+from swarm.cli.screen import Screen, Streamer
 from swarm.client.session import Notice
 from swarm.errors import ContextTooLong, InvalidInput
 from swarm.models.survey.configs import POSITIONS
@@ -23,7 +25,7 @@ PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWSPfVm14AFBKqmwqBxnKhjQyMJDjYc7vKSPj54QZ
 TEMPLATE = """{% for m in messages %}{% if m.role == "user" %}a{% elif m.role == "system" %}b{% endif %}{{ m.content }}
 {%- if m.role == "assistant" %}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}f{% endif %}"""
 FORGETFUL = """{% for m in messages %}{% if m.role == "user" %}a{{ m.content }}{% else %}c{% endif %}{% endfor %}f"""
-GREEDY = Wishes(temperature=0, max_new_tokens=8)
+GREEDY = ChatOptions(temperature=0, max_new_tokens=8)
 
 
 # ---- the command line ------------------------------------------------------------------------------------------
@@ -59,7 +61,7 @@ def test_nobody_to_join_through_is_one_clear_error(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_temperature(temperature: float | None, options: dict[str, Any]) -> None:
-    assert Wishes(temperature=temperature).sampling() == options
+    assert ChatOptions(temperature=temperature).sampling() == options
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------
@@ -71,31 +73,31 @@ def templated(template: str | None = TEMPLATE) -> Any:
     return tokenizer
 
 
-def text_of(speech: Speech, question: str) -> str:
-    return str(speech.tokenizer.decode(speech.ids(question)))
+def text_of(conversation: Conversation, question: str) -> str:
+    return str(conversation.tokenizer.decode(conversation.ids(question)))
 
 
 def test_a_conversation_is_kept_in_the_models_template() -> None:
-    speech = Speech(templated(), system="ee")
-    assert text_of(speech, "cd") == "beeacdf"
-    speech.keep("cd", "dd")
-    eos = speech.tokenizer.eos_token
-    assert text_of(speech, "c") == f"beeacddd{eos}acf"
-    assert text_of(speech, "d") == f"beeacddd{eos}adf", "asking alone keeps nothing"
+    conversation = Conversation(templated(), system="ee")
+    assert text_of(conversation, "cd") == "beeacdf"
+    conversation.keep("cd", "dd")
+    eos = conversation.tokenizer.eos_token
+    assert text_of(conversation, "c") == f"beeacddd{eos}acf"
+    assert text_of(conversation, "d") == f"beeacddd{eos}adf", "asking alone keeps nothing"
 
 
 def test_without_a_template_text_goes_on_by_itself() -> None:
-    speech = Speech(templated(None))
-    speech.keep("abc", "def")
-    assert text_of(speech, "cd") == "cd"
+    conversation = Conversation(templated(None))
+    conversation.keep("abc", "def")
+    assert text_of(conversation, "cd") == "cd"
     with pytest.raises(InvalidInput, match="--system"):
-        Speech(templated(None), system="be brief")
+        Conversation(templated(None), system="be brief")
 
 
 def test_a_template_may_refuse() -> None:
-    speech = Speech(templated("{{ raise_exception('no system prompts') }}"), system="b")
+    conversation = Conversation(templated("{{ raise_exception('no system prompts') }}"), system="b")
     with pytest.raises(InvalidInput, match="no system prompts"):
-        speech.ids("a")
+        conversation.ids("a")
 
 
 @pytest.mark.parametrize(
@@ -116,21 +118,21 @@ def test_what_is_unchanged(known: list[int], ids: list[int], same: int) -> None:
 # ---- what is shown ---------------------------------------------------------------------------------------------
 
 
-def tell(decode: Callable[[Sequence[int]], str], prompt: list[int], tokens: list[int]) -> tuple[list[str], Teller]:
+def tell(decode: Callable[[Sequence[int]], str], prompt: list[int], tokens: list[int]) -> tuple[list[str], Streamer]:
     parts: list[str] = []
-    teller = Teller(decode, parts.append)
-    teller.put(torch.tensor([prompt]))
+    streamer = Streamer(decode, parts.append)
+    streamer.put(torch.tensor([prompt]))
     for token in tokens:
-        teller.put(torch.tensor([token]))
-    teller.end()
-    return parts, teller
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    return parts, streamer
 
 
 def test_characters_of_several_tokens_are_shown_when_they_are_whole() -> None:
     data = list("né→!".encode())
-    parts, teller = tell(lambda ids: bytes(ids).decode(errors="replace"), [65], data)
+    parts, streamer = tell(lambda ids: bytes(ids).decode(errors="replace"), [65], data)
     assert parts == ["n", "é", "→", "!"]
-    assert teller.text == "né→!"
+    assert streamer.text == "né→!"
 
 
 def test_what_stays_unfinished_is_shown_at_the_end() -> None:
@@ -145,13 +147,13 @@ def test_a_space_that_only_later_tokens_have_is_kept() -> None:
 
 
 def test_the_speed_counts_from_the_first_token() -> None:
-    _, teller = tell(lambda ids: "", [1], [1, 1, 1])
-    teller.times = [10.0, 12.0, 12.5, 13.0]
-    assert teller.speed() == "3 tokens, 2.0 tokens/s, 2.00 s to the first"
-    teller.times = [10.0, 12.0]
-    assert teller.speed() == "1 token, 2.00 s to the first"
-    teller.times = [10.0]
-    assert teller.speed() == "no tokens"
+    _, streamer = tell(lambda ids: "", [1], [1, 1, 1])
+    streamer.times = [10.0, 12.0, 12.5, 13.0]
+    assert streamer.speed() == "3 tokens, 2.0 tokens/s, 2.00 s to the first"
+    streamer.times = [10.0, 12.0]
+    assert streamer.speed() == "1 token, 2.00 s to the first"
+    streamer.times = [10.0]
+    assert streamer.speed() == "no tokens"
 
 
 def test_notes_go_to_stderr_and_waiting_is_never_quiet(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,10 +222,10 @@ def test_answers_are_those_of_plain_transformers(
     servers: Served, whole: Any, template: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     notices: list[Notice] = []
-    speech = Speech(templated(template))
-    talk = Chat(servers.model(on_notice=notices.append), speech, GREEDY, Screen(talkative=False))
+    conversation = Conversation(templated(template))
+    talk = Responder(servers.model(on_notice=notices.append), conversation, GREEDY, Screen(talkative=False))
     for question in ("abc", "de", "ffa"):
-        right = expected(whole, speech.tokenizer, text_of(speech, question))
+        right = expected(whole, conversation.tokenizer, text_of(conversation, question))
         talk.answer(question)
         assert capsys.readouterr().out == right + "\n"
     assert len(notices) == (3 if template is None else 1), "a conversation stays on one cache"
@@ -232,25 +234,27 @@ def test_answers_are_those_of_plain_transformers(
 
 
 def test_a_failure_leaves_the_conversation_as_it_was(servers: Served) -> None:
-    talk = Chat(servers.model(), Speech(templated()), GREEDY, Screen(talkative=False))
+    talk = Responder(servers.model(), Conversation(templated()), GREEDY, Screen(talkative=False))
     talk.answer("abc")
-    said = list(talk.speech.messages)
+    said = list(talk.conversation.messages)
     with pytest.raises(ContextTooLong, match=f"more than the model's {POSITIONS}"):
         talk.answer("d" * POSITIONS)
-    assert talk.speech.messages == said
+    assert talk.conversation.messages == said
     talk.answer("e")
     talk.forget()
     servers.assert_free()
 
 
 def test_an_answer_ends_where_the_context_does(servers: Served) -> None:
-    talk = Chat(servers.model(), Speech(templated(None)), Wishes(temperature=0), Screen(talkative=False))
+    talk = Responder(
+        servers.model(), Conversation(templated(None)), ChatOptions(temperature=0), Screen(talkative=False)
+    )
     talk.model.generation_config.eos_token_id = None
     talk.answer("d" * (POSITIONS - 3))
 
 
 def test_ctrl_c_stops_the_answer_and_frees_the_caches(servers: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    talk = Chat(servers.model(), Speech(templated()), GREEDY, Screen(talkative=False))
+    talk = Responder(servers.model(), Conversation(templated()), GREEDY, Screen(talkative=False))
     talk.answer("abc")
     shown = capsys.readouterr().out
     write = talk.screen.write
@@ -266,7 +270,7 @@ def test_ctrl_c_stops_the_answer_and_frees_the_caches(servers: Served, capsys: p
     del kept
     servers.assert_free()
     part = capsys.readouterr().out
-    assert [m["content"] for m in talk.speech.messages] == ["abc", shown.strip(), "de", part]
+    assert [m["content"] for m in talk.conversation.messages] == ["abc", shown.strip(), "de", part]
     talk.answer("f")
     talk.forget()
     servers.assert_free()
@@ -275,8 +279,8 @@ def test_ctrl_c_stops_the_answer_and_frees_the_caches(servers: Served, capsys: p
 def test_a_seed_makes_chance_repeatable(servers: Served, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for _ in range(2):
-        wishes = Wishes(max_new_tokens=8, temperature=1.0, seed=3)
-        Chat(servers.model(), Speech(templated(None)), wishes, Screen(talkative=False)).answer("abc")
+        options = ChatOptions(max_new_tokens=8, temperature=1.0, seed=3)
+        Responder(servers.model(), Conversation(templated(None)), options, Screen(talkative=False)).answer("abc")
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
 

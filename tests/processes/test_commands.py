@@ -222,7 +222,7 @@ def test_a_server_can_leave_while_it_joins(commands: Commands) -> None:
 def test_a_second_signal_ends_a_command_that_takes_its_time(commands: Commands) -> None:
     code = """
 import asyncio
-from swarm.cli.common import on_signals
+from swarm.cli.signals import on_signals
 async def main():
     on_signals(lambda: print("leaving", flush=True))
     print("ready", flush=True)

@@ -10,7 +10,8 @@ import pytest
 
 from swarm.config import ServerConfig
 from swarm.errors import InvalidInput, ModelNotFound
-from swarm.server.hosting import Hosting, Wishes, _in_daemon_thread, checked_device
+from swarm.server.hosting import Hosting, _in_daemon_thread, checked_device
+from swarm.server.options import ServeOptions
 from swarm.types import ServerRecord, Span
 
 MODEL = str(Path(__file__).parents[2] / "models" / "tiny-llama")
@@ -19,7 +20,7 @@ MIB = 1024**2
 
 def hosting(**wishes: object) -> Hosting:
     wishes = {"dtype": "float32", "device": "cpu", **wishes}
-    return Hosting(Wishes(MODEL, **wishes), ServerConfig(), progress=False)  # type: ignore[arg-type]
+    return Hosting(ServeOptions(MODEL, **wishes), ServerConfig(), progress=False)  # type: ignore[arg-type]
 
 
 def test_the_swarm_sees_the_folders_name_and_not_where_it_is() -> None:
@@ -55,7 +56,7 @@ def test_devices_and_models_that_are_not_there_are_named() -> None:
     with pytest.raises(InvalidInput, match="'tpu9'"):
         checked_device("tpu9")
     with pytest.raises(ModelNotFound, match="/nowhere"):
-        Hosting(Wishes("/nowhere"), ServerConfig())
+        Hosting(ServeOptions("/nowhere"), ServerConfig())
 
 
 def test_a_loaded_span_knows_its_speed_and_its_cache() -> None:

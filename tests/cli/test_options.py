@@ -12,8 +12,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from swarm.cli.common import JsonLines, best_first, edge_beside, size_of, span_of
 from swarm.cli.identity import identity, state_dir
+from swarm.cli.logs import JsonLines
+from swarm.cli.options import edge_beside, size_of, span_of
 from swarm.errors import InvalidInput
 from swarm.server.sizing import size
 from swarm.types import Span
@@ -75,28 +76,6 @@ def test_sizes_are_written_for_people(count: int, text: str) -> None:
     assert size(count) == text
 
 
-def test_addresses_are_tried_from_public_to_relayed_and_tcp_first() -> None:
-    relayed = "/ip4/8.8.8.8/tcp/1/p2p/Qm1/p2p-circuit/p2p/Qm2"
-    addresses = [
-        relayed,
-        "/ip4/127.0.0.1/tcp/1",
-        "/ip6/::1/tcp/1",
-        "/ip4/192.168.1.4/tcp/1",
-        "/ip4/8.8.8.8/udp/1/quic-v1",
-        "/ip4/8.8.8.8/tcp/1/ws",
-        "/ip4/8.8.8.8/tcp/1",
-    ]
-    assert best_first(addresses) == [
-        "/ip4/8.8.8.8/tcp/1",
-        "/ip4/8.8.8.8/tcp/1/ws",
-        "/ip4/8.8.8.8/udp/1/quic-v1",
-        "/ip4/192.168.1.4/tcp/1",
-        "/ip4/127.0.0.1/tcp/1",
-        "/ip6/::1/tcp/1",
-        relayed,
-    ]
-
-
 def test_the_key_is_where_the_platform_keeps_state() -> None:
     assert state_dir({"XDG_STATE_HOME": "/var/state"}, "linux") == Path("/var/state/swarm")
     assert state_dir({"XDG_STATE_HOME": "relative"}, "linux") == Path.home() / ".local/state/swarm"
@@ -144,17 +123,17 @@ def test_browsers_are_served_at_the_ports_after_the_peers_own(host: str, ports: 
 
 def test_json_lines_hold_what_a_line_says() -> None:
     formatter = JsonLines()
-    record = logging.LogRecord(
-        "swarm.server", logging.WARNING, "f", 1, "session %s (0:8): %s", ("1a2b3c4d", "gone"), None
-    )
+    record = logging.LogRecord("swarm.server", logging.WARNING, "f", 1, "%s is gone", ("it",), None)
+    record.__dict__.update(session="1a2b3c4d", span="0:8")
     line = json.loads(formatter.format(record))
-    assert line["message"] == "session 1a2b3c4d (0:8): gone"
+    assert line["message"] == "it is gone"
     assert (line["level"], line["logger"], line["session"], line["span"]) == (
         "warning",
         "swarm.server",
         "1a2b3c4d",
         "0:8",
     )
+    assert "peer" not in line
     try:
         raise ValueError("zwei\nZeilen")
     except ValueError:

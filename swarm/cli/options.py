@@ -1,0 +1,257 @@
+"""Options that several commands share, and how what is typed is read. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from swarm.config import CODEC_CHOICES, QUANTIZATIONS, ClientConfig, EdgeConfig, NetworkConfig
+from swarm.errors import InvalidInput
+from swarm.net import initial_peers as joining
+from swarm.types import Span
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+MULTIADDR = "MULTIADDR"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def together(name: str, make: Callable[..., Any], *options: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Options that reach the command as one argument, `name`: what `make` makes of those that it has parameters for.
+
+    What `make` raises is told as if the command had raised it.
+    """
+    taken = tuple(inspect.signature(make).parameters)
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            made = make(**{each: kwargs.pop(each) for each in taken})
+            return function(*args, **{name: made}, **kwargs)
+
+        decorated: Any = wrapped
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return decorate
+
+
+# ---- the network -----------------------------------------------------------------------------------------------
+
+
+def network_options(host_maddrs: Sequence[str] = NetworkConfig().host_maddrs) -> Callable[[Function], Function]:
+    """How to join, as `network`, a NetworkConfig; `host_maddrs`: where to listen unless it is said.
+
+    The command raises InvalidInput for what is no address of a peer.
+    """
+    return together(
+        "network",
+        functools.partial(_network, tuple(host_maddrs)),
+        click.option(
+            "--initial-peers",
+            "-p",
+            multiple=True,
+            metavar=MULTIADDR,
+            help=f"Whom to join through; repeat for several. Else {joining.VARIABLE}, else the packaged list.",
+        ),
+        click.option(
+            "--host-maddrs",
+            multiple=True,
+            metavar=MULTIADDR,
+            help="Where to listen; by default TCP and QUIC, any port.",
+        ),
+        click.option(
+            "--announce-maddrs",
+            multiple=True,
+            metavar=MULTIADDR,
+            help="Where others should dial, if that is not where this peer listens (port forwarding).",
+        ),
+    )
+
+
+def _network(
+    listen: tuple[str, ...],
+    initial_peers: tuple[str, ...],
+    host_maddrs: tuple[str, ...],
+    announce_maddrs: tuple[str, ...],
+) -> NetworkConfig:
+    return NetworkConfig(joining.initial_peers(initial_peers), host_maddrs or listen, announce_maddrs)
+
+
+def identity_option(function: Function) -> Function:
+    """Where the private key of this peer is kept."""
+    return click.option(
+        "--identity-path",
+        type=click.Path(dir_okay=False),
+        help="File of the private key; made when missing. By default one per user and command.",
+    )(function)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeOptions:
+    """Where browsers can dial a peer, as far as it was said."""
+
+    edge_maddrs: tuple[str, ...] = ()
+    edge_announce_maddrs: tuple[str, ...] = ()
+    no_edge: bool = False
+
+    @property
+    def needed(self) -> bool:
+        """Whether the peer is to fail where it cannot listen for browsers."""
+        return bool(self.edge_maddrs)
+
+    def beside(self, network: NetworkConfig) -> EdgeConfig | None:
+        """The rest from how the peer itself listens; None: no edge."""
+        if self.no_edge:
+            return None
+        return EdgeConfig(
+            host_maddrs=self.edge_maddrs or edge_beside(network.host_maddrs),
+            announce_maddrs=self.edge_announce_maddrs,
+            identity_path=network.identity_path,
+        )
+
+
+def edge_options(function: Function) -> Function:
+    """Where browsers can dial, as `edge`, an EdgeOptions."""
+    return together(
+        "edge",
+        EdgeOptions,
+        click.option(
+            "--edge-maddrs",
+            multiple=True,
+            metavar=MULTIADDR,
+            help="Where to listen for browsers: ending in /webrtc-direct, /quic-v1/webtransport or /ws; repeat for "
+            "several. By default all three, at the ports after that of --host-maddrs.",
+        ),
+        click.option(
+            "--edge-announce-maddrs",
+            multiple=True,
+            metavar=MULTIADDR,
+            help="Where browsers should dial, if that is not where this peer listens; without hashes and peer id.",
+        ),
+        click.option("--no-edge", is_flag=True, help="Do not listen for browsers."),
+    )(function)
+
+
+def edge_beside(host_maddrs: Sequence[str]) -> tuple[str, ...]:
+    """Where to listen for browsers beside a peer: its first ip, and the ports after its first (any after 0)."""
+    match = next(filter(None, (re.match(r"/(ip[46]/[^/]+)/(?:tcp|udp)/(\d+)", a) for a in host_maddrs)), None)
+    ip, port = (match[1], int(match[2])) if match else ("ip4/0.0.0.0", 0)
+    one, two = (port + 1, port + 2) if 0 < port < 65534 else (0, 0)
+    return f"/{ip}/udp/{one}/webrtc-direct", f"/{ip}/udp/{two}/quic-v1/webtransport", f"/{ip}/tcp/{one}/ws"
+
+
+def metrics_option(function: Function) -> Function:
+    """Where Prometheus may look."""
+    return click.option(
+        "--metrics",
+        callback=place_of,
+        metavar="[HOST:]PORT",
+        help="Show metrics for Prometheus at http://HOST:PORT/metrics, HOST being 127.0.0.1 unless it is said.",
+    )(function)
+
+
+# ---- the model -------------------------------------------------------------------------------------------------
+
+
+def model_argument(function: Function) -> Function:
+    """MODEL, which shells complete as a folder: a name on the hub is not known here."""
+    return click.argument("model", shell_complete=folders)(function)
+
+
+def folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes a folder in a shell."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def model_options(function: Function) -> Function:
+    """Which version of a model, and with whose permission."""
+    function = click.option(
+        "--revision", help="Branch, tag or commit of the model; everybody in a swarm must use the same commit."
+    )(function)
+    return click.option(
+        "--token",
+        envvar="HF_TOKEN",
+        help="Access token of the Hugging Face hub; else HF_TOKEN, else the one saved by its login.",
+    )(function)
+
+
+def client_options(function: Function) -> Function:
+    """Which servers are used, and how. The command gets `dtype`, and the rest as `client`, a ClientConfig."""
+    usual = ClientConfig()
+    dtype = click.option(
+        "--dtype",
+        type=click.Choice(("auto", *DTYPES)),
+        default="auto",
+        help="That of the servers; auto: the checkpoint's.",
+    )
+    return dtype(
+        together(
+            "client",
+            lambda quantization, codec, max_wait: ClientConfig(
+                quantization=quantization, codec=codec, max_wait=max_wait
+            ),
+            click.option(
+                "--quantization",
+                type=click.Choice(QUANTIZATIONS),
+                default=usual.quantization,
+                help="That of the servers: only those that compute with it are used.",
+            ),
+            click.option(
+                "--codec",
+                type=click.Choice(CODEC_CHOICES),
+                default=usual.codec,
+                help="How hidden states travel: exactly (raw), as 8-bit integers (int8: a quarter to a half of the "
+                "bytes, about half a percent off), or so on slow links only (auto).",
+            ),
+            click.option(
+                "--max-wait",
+                type=click.FloatRange(min=0),
+                metavar="SECONDS",
+                help="How long to wait for blocks that nobody serves; by default for ever.",
+            ),
+        )(function)
+    )
+
+
+# ---- what is typed ---------------------------------------------------------------------------------------------
+
+
+def place_of(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    """Callback of an option that holds HOST:PORT, or a port of this machine's own."""
+    if value is None:
+        return None
+    host, _, port = value.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, for instance 127.0.0.1:8000")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def span_of(context: click.Context, parameter: click.Parameter, value: str | None) -> Span | None:
+    """Callback of an option that holds a span such as 10:20."""
+    try:
+        return None if value is None else Span.parse(value)
+    except InvalidInput as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+def size_of(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Callback of an option that holds a number of bytes such as 500MB or 12GiB."""
+    if value is None:
+        return None
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a size; write it as 500MB or 12GiB", context, parameter)
+    power = "kmgt".index(match[2].lower()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)

@@ -1,0 +1,23 @@
+"""What a contributor may choose. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swarm.types import Span
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What to host and how; None leaves the choice to swarm. `memory` in bytes, `threads` on a CPU."""
+
+    model: str
+    blocks: Span | None = None
+    device: str | None = None
+    dtype: str | None = None
+    memory: int | None = None
+    cache_tokens: int | None = None
+    threads: int | None = None
+    token: str | None = None
+    revision: str | None = None
+    quantization: str = "none"
