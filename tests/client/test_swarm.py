@@ -12,9 +12,8 @@ from swarm.client import swarm as module
 from swarm.client.swarm import Swarm, connect
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput
-from swarm.net.conditions import LinkConditions
 from swarm.net.loop import shared_loop
-from swarm.net.memory import SimulatedNetwork
+from swarm.testing import LinkConditions, SimulatedNetwork
 
 PEER = "/ip4/203.0.113.5/tcp/31337/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
 OTHER = PEER.replace("31337", "31338")
@@ -72,7 +71,7 @@ from swarm.client.swarm import Swarm, connect
 from swarm.errors import NetworkError
 from swarm.net import loop
 from swarm.net.loop import shared_loop
-from swarm.net.memory import SimulatedNetwork
+from swarm.testing import SimulatedNetwork
 
 async def join(config):
     return Swarm(network.join(f"peer{os.getpid()}"), shared_loop())
