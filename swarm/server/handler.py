@@ -168,7 +168,7 @@ class Handler:
         try:
             await control.run(self._opened(session))
         except SwarmError as error:
-            log.debug("%s: control stream over: %s", session, error)
+            log.debug("%s: control stream over: %s", session, error, extra=session.subject)
             if not isinstance(error, StreamClosed):
                 await self._last_word(stream, pb.ControlReply(failure=messages.failure(error)))
         finally:
@@ -199,7 +199,7 @@ class Handler:
         self.sessions[session.id] = session
         self.opened += 1
         self.budget.holders.append(session)
-        log.info("%s: opened by %s", session, stream.peer_id)
+        log.info("%s: opened by %s", session, stream.peer_id, extra={**session.subject, "peer": stream.peer_id})
         return session
 
     def _check_contract(self, message: pb.Open) -> None:
@@ -267,7 +267,7 @@ class Handler:
         await asyncio.sleep(self.config.grace)
         # Otherwise the session was taken up again, or has ended, and its id may be another session's.
         if self._controls.get(session.id) is control:
-            log.info("%s: its client has been gone for %.0f s", session, self.config.grace)
+            log.info("%s: its client has been gone for %.0f s", session, self.config.grace, extra=session.subject)
             self._end(session)
 
     def _end(self, session: Session) -> None:

@@ -100,6 +100,11 @@ class Session:
     def __str__(self) -> str:
         return f"session {self.id.hex()[:8]} ({self.span})"
 
+    @property
+    def subject(self) -> dict[str, str]:
+        """What a line of the log about this session is about, for its `extra`."""
+        return {"session": self.id.hex()[:8], "span": str(self.span)}
+
     # ---- epochs -----------------------------------------------------------------------------------------------
 
     def fence(self, epoch: int) -> bool:
@@ -487,7 +492,7 @@ class Session:
             await self._until_broken(stream, outbox)
         except SwarmError as error:
             if epoch == self.epoch:
-                log.info("%s: the link onward is down: %s", self, error)
+                log.info("%s: the link onward is down: %s", self, error, extra=self.subject)
                 self._results_over.set()
                 self.tell(pb.ControlReply(link_down=pb.LinkDown(epoch=epoch, reason=str(error)[:500])))
 
@@ -552,7 +557,7 @@ class Session:
 
     def evict(self) -> None:
         """Give up the KV cache. The next step is answered as a gap, and replayed; one under way is answered now."""
-        log.info("%s: cache evicted", self)
+        log.info("%s: cache evicted", self, extra=self.subject)
         if self.received == self.lengths:
             self._forget_all()
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 
 from swarm.cli.identity import identity, state_dir
-from swarm.cli.logs import JsonLines
 from swarm.cli.options import edge_beside, size_of, span_of
 from swarm.errors import InvalidInput
 from swarm.server.sizing import size
@@ -119,25 +116,3 @@ def test_browsers_are_served_at_the_ports_after_the_peers_own(host: str, ports: 
         f"/{ip}/udp/{two}/quic-v1/webtransport",
         f"/{ip}/tcp/{one}/ws",
     )
-
-
-def test_json_lines_hold_what_a_line_says() -> None:
-    formatter = JsonLines()
-    record = logging.LogRecord("swarm.server", logging.WARNING, "f", 1, "%s is gone", ("it",), None)
-    record.__dict__.update(session="1a2b3c4d", span="0:8")
-    line = json.loads(formatter.format(record))
-    assert line["message"] == "it is gone"
-    assert (line["level"], line["logger"], line["session"], line["span"]) == (
-        "warning",
-        "swarm.server",
-        "1a2b3c4d",
-        "0:8",
-    )
-    assert "peer" not in line
-    try:
-        raise ValueError("zwei\nZeilen")
-    except ValueError:
-        record = logging.LogRecord("x", logging.ERROR, "f", 1, "ö", (), sys.exc_info())
-    whole = formatter.format(record)
-    assert "\n" not in whole
-    assert "ValueError" in json.loads(whole)["error"]
