@@ -65,7 +65,7 @@ def watch(marks: Marks) -> None:
     from swarm.client.chain import Chain
     from swarm.client.model import SessionBackend
     from swarm.client.session import Session as ClientSession
-    from swarm.models.span import SpanModel
+    from swarm.models.span.model import SpanModel
     from swarm.server.outbox import Outbox
     from swarm.server.sessions import Session
 

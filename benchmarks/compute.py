@@ -80,7 +80,7 @@ def spans(dtype: str, quantization: str, steps: int) -> dict[str, float]:
     """The same through a span, as a server computes it."""
     import torch
 
-    from swarm.models.load import load_span
+    from swarm.models.span.load import load_span
     from swarm.types import Segment, Span
 
     span = Span.parse(SPAN)
@@ -112,7 +112,7 @@ def losses(dtype: str, quantization: str) -> dict[str, str]:
     from transformers import AutoModelForCausalLM
 
     from benchmarks.codec import predict, read_texts
-    from swarm.models.quantize import quantize
+    from swarm.models.linear.int8 import quantize
 
     model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=getattr(torch, dtype)).eval()
     if quantization == "int8":

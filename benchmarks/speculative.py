@@ -107,10 +107,10 @@ def query_node(swarm: Swarm, tokenizer: Any) -> Iterator[Generator]:
     from swarm.gateway.ends_batcher import EndsBatcher
     from swarm.gateway.generation import Generator
     from swarm.gateway.recommended import Recommended
-    from swarm.gateway.texts import Texts
-    from swarm.models.cost import describe
-    from swarm.models.ends import Ends
-    from swarm.models.shell import load_client_model
+    from swarm.models.ends.ends import Ends
+    from swarm.models.ends.load import load_client_model
+    from swarm.models.loading.cost import describe
+    from swarm.models.texts import Texts
 
     compute = EndsBatcher(Ends(load_client_model(MODEL, dtype="float32", progress=False)[0]))
     view = View(swarm.directory, describe(MODEL, dtype="float32").info, "float32", ClientConfig())

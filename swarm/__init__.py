@@ -18,7 +18,7 @@ from swarm.errors import SwarmError
 if TYPE_CHECKING:
     from swarm.client.model import DistributedLlama, DistributedModelForCausalLM
     from swarm.client.swarm import connect
-    from swarm.models.remote import RemoteSpan
+    from swarm.models.ends.remote import RemoteSpan
 
 __all__ = [
     "DistributedLlama",
@@ -33,7 +33,7 @@ __all__ = [
 _HOMES = {
     "DistributedLlama": "swarm.client.model",
     "DistributedModelForCausalLM": "swarm.client.model",
-    "RemoteSpan": "swarm.models.remote",
+    "RemoteSpan": "swarm.models.ends.remote",
     "connect": "swarm.client.swarm",
 }
 

@@ -14,13 +14,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from survey.configs import BLOCKS, VOCABULARY, small_config
+from survey.reference import build
 from swarm.client.model import DistributedModelForCausalLM
 from swarm.client.swarm import Swarm
 from swarm.config import ServerConfig
-from swarm.models.cost import describe
-from swarm.models.load import load_span
-from swarm.models.survey.configs import BLOCKS, VOCABULARY, small_config
-from swarm.models.survey.reference import build
+from swarm.models.loading.cost import describe
+from swarm.models.span.load import load_span
 from swarm.net.loop import shared_loop
 from swarm.server.engine import ThreadEngine
 from swarm.server.handler import Handler, Offer

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from swarm.models.drafts import Draft
-from swarm.models.pace import MOST
-from swarm.models.pacer import Pacer
-from swarm.models.survey.configs import VOCABULARY
+from survey.configs import VOCABULARY
+from swarm.speculation.drafts import Draft
+from swarm.speculation.pacer import MOST, Pacer
 
 
 class Prophet:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from swarm.models.span import SpanModel
+from swarm.models.span.model import SpanModel
 from swarm.testing import Arithmetic
 from swarm.types import Span
 from tests.chaos import BLOCKS, outcome, play_seed

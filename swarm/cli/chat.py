@@ -19,11 +19,11 @@ from swarm.cli.options import client_options, model_argument, model_options, net
 from swarm.cli.screen import Screen
 from swarm.config import ClientConfig, NetworkConfig
 from swarm.errors import DaemonFailed, InvalidInput, SwarmError
-from swarm.gateway.texts import load_tokenizer
+from swarm.models.texts import load_tokenizer
 from swarm.net.initial_peers import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
-    from swarm.models.checkpoint import Checkpoint
+    from swarm.models.loading.checkpoint import Checkpoint
 
 WARNING = "Whoever serves blocks on the route can read what you type and what the model answers."
 
@@ -67,7 +67,7 @@ def main(
     screen = Screen(talkative=not quiet())
     calm_logging()
     from swarm.client.swarm import connect
-    from swarm.models.checkpoint import open_checkpoint
+    from swarm.models.loading.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(model, token, revision)
     conversation = Conversation(load_tokenizer(model, token, revision), options.system)

@@ -8,7 +8,7 @@ from typing import Any
 
 from swarm.cli.screen import Screen, Streamer
 from swarm.errors import ContextTooLong, InvalidInput
-from swarm.gateway.texts import Texts
+from swarm.models.texts import Texts
 
 LONGEST = 1024
 """Tokens of an answer, where neither the user nor the model's authors say how many."""

@@ -247,11 +247,11 @@ def load(wishes: Wishes) -> Loaded:
     """Read tokenizer, embeddings and head. Raises ModelError."""
     import torch
 
-    from swarm.gateway.texts import load_tokenizer
-    from swarm.models.checkpoint import open_checkpoint
-    from swarm.models.cost import describe
-    from swarm.models.ends import Ends
-    from swarm.models.shell import load_client_model
+    from swarm.models.ends.ends import Ends
+    from swarm.models.ends.load import load_client_model
+    from swarm.models.loading.checkpoint import open_checkpoint
+    from swarm.models.loading.cost import describe
+    from swarm.models.texts import load_tokenizer
 
     if wishes.threads is not None:
         torch.set_num_threads(wishes.threads)
@@ -272,7 +272,7 @@ async def answering(
     from swarm.gateway.ends_batcher import EndsBatcher
     from swarm.gateway.generation import Generator
     from swarm.gateway.recommended import Recommended
-    from swarm.gateway.texts import Texts
+    from swarm.models.texts import Texts
 
     dtype = str(loaded.ends.dtype).removeprefix("torch.")
     view = View(directory, loaded.info, dtype, wishes.client)

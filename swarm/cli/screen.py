@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swarm.gateway.texts import Growing
+from swarm.models.texts import Growing
 
 if TYPE_CHECKING:
     from swarm.client.session import Notice

@@ -151,7 +151,7 @@ async def resolve(model: str) -> ModelInfo:
 
 
 def _described(model: str) -> ModelInfo:
-    from swarm.models.cost import describe
+    from swarm.models.loading.cost import describe
 
     info = describe(model).info
     # A folder goes by its last name, as its servers announce it.

@@ -21,13 +21,13 @@ from swarm.client.view import View
 from swarm.config import ClientConfig
 from swarm.errors import ContextTooLong, InvalidInput, UnsupportedModel
 from swarm.models.blocks import find_blocks
-from swarm.models.checkpoint import open_checkpoint
-from swarm.models.cost import describe
-from swarm.models.draft_model import ModelDrafter
-from swarm.models.drafts import Drafter, NgramDrafter
-from swarm.models.remote import RemoteSpan, rearrange
-from swarm.models.shell import load_client_model, returns_tuple
-from swarm.models.speculative import SpeculativeDecoding
+from swarm.models.ends.load import load_client_model, returns_tuple
+from swarm.models.ends.remote import RemoteSpan, rearrange
+from swarm.models.loading.checkpoint import open_checkpoint
+from swarm.models.loading.cost import describe
+from swarm.models.speculation.decoding import SpeculativeDecoding
+from swarm.models.speculation.draft_model import ModelDrafter
+from swarm.speculation.drafts import Drafter, NgramDrafter
 from swarm.types import ModelInfo, Route, Rows, Span
 from swarm.wire import swarm_pb2 as pb
 

@@ -13,7 +13,7 @@ from swarm.gateway.sampling import Sampler, logprobs
 if TYPE_CHECKING:
     import torch
 
-    from swarm.models.ends import Ends
+    from swarm.models.ends.ends import Ends
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from swarm.gateway.notices import Notices
 from swarm.gateway.recommended import Recommended
 from swarm.gateway.replies import Replies
 from swarm.gateway.sampling import MOST_ALTERNATIVES, Sampler, settings_of
-from swarm.gateway.texts import Answer, Texts
 from swarm.gateway.trace import Stopwatch
 from swarm.gateway.writing import PreparedQuery, Writing
-from swarm.models.drafts import NgramDrafter
-from swarm.models.pacer import Pacer
+from swarm.models.texts import Answer, Texts
 from swarm.net.base import Host
+from swarm.speculation.drafts import NgramDrafter
+from swarm.speculation.pacer import Pacer
 from swarm.tasks import ended
 from swarm.types import ModelInfo, Span, is_called
 from swarm.wire import swarm_pb2 as pb

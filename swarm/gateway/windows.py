@@ -1,7 +1,8 @@
 """Positions of one answer on their way through the blocks: what is certain, and guesses behind it.
 
-As in `swarm.models.speculative`, which does this for `generate`: windows follow each other without waiting, and when a
-guess turns out wrong, what was sent after it is void, and the sequence goes on from the last position that was right.
+As in `swarm.models.speculation.decoding`, which does this for `generate`: windows follow each other without waiting,
+and when a guess turns out wrong, what was sent after it is void, and the sequence goes on from the last position that
+was right.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swarm.client.session import Session
-from swarm.models.pace import MOST
-from swarm.models.pacer import WINDOW
+from swarm.speculation.pacer import MOST, WINDOW
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
 

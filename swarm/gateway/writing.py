@@ -11,10 +11,10 @@ from swarm.gateway.ends_batcher import Choice, Choose, Embed, EndsBatcher
 from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.replies import Replies
 from swarm.gateway.sampling import Sampler
-from swarm.gateway.texts import Answer
 from swarm.gateway.trace import Stopwatch, spans_of
 from swarm.gateway.windows import WindowsInFlight
-from swarm.models.pacer import Pacer
+from swarm.models.texts import Answer
+from swarm.speculation.pacer import Pacer
 from swarm.wire import swarm_pb2 as pb
 
 

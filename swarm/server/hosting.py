@@ -15,9 +15,9 @@ import torch
 
 from swarm.config import ServerConfig
 from swarm.errors import InvalidInput
-from swarm.models.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.cost import describe
-from swarm.models.load import load_span
+from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.loading.cost import describe
+from swarm.models.span.load import load_span
 from swarm.server.options import ServeOptions
 from swarm.server.placement import choose_span
 from swarm.server.server import Loaded

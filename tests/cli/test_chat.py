@@ -11,13 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from survey.configs import POSITIONS
 from swarm.cli import chat
 from swarm.cli.chat import lines, main
 from swarm.cli.conversation import ChatOptions, Conversation, Responder, unchanged
 from swarm.cli.screen import Screen, Streamer
 from swarm.client.session import Notice
 from swarm.errors import ContextTooLong, InvalidInput
-from swarm.models.survey.configs import POSITIONS
 from tests.checkpoints import Served, make_tokenizer, reference, save, spans_of
 from tests.test_imports import HEAVY, modules_after
 

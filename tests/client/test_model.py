@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM, TextIteratorStreamer
 
+from survey.configs import POSITIONS
 from swarm.client.model import DistributedLlama
 from swarm.client.session import Notice
 from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, SessionClosed, UnsupportedModel
-from swarm.models.quantize import quantize
-from swarm.models.survey.configs import POSITIONS
+from swarm.models.linear.int8 import quantize
 from swarm.types import Span
 from tests.checkpoints import GREEDY, Served, make_tokenizer, prompt, reference, save, settled, spans_of
 

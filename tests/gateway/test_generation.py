@@ -21,11 +21,11 @@ from swarm.gateway import generation
 from swarm.gateway.ends_batcher import EndsBatcher
 from swarm.gateway.generation import Generator
 from swarm.gateway.recommended import Recommended
-from swarm.gateway.texts import Texts
-from swarm.models.ends import Ends
-from swarm.models.pace import MOST
-from swarm.models.shell import load_client_model
+from swarm.models.ends.ends import Ends
+from swarm.models.ends.load import load_client_model
+from swarm.models.texts import Texts
 from swarm.net.loop import shared_loop
+from swarm.speculation.pacer import MOST
 from swarm.types import ServerRecord, Span
 from swarm.wire import swarm_pb2 as pb
 from tests.checkpoints import Served, prompt, settled

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scripts.local_swarm import BIN, LocalSwarm
 from swarm.client.swarm import Swarm, connect
 from swarm.errors import InvalidInput
-from swarm.models.quantize import quantize
+from swarm.models.linear.int8 import quantize
 from swarm.wire import swarm_pb2 as pb
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"

@@ -1,0 +1,178 @@
+"""Compare a model cut into spans with the library's whole model, on every way in which positions can arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING, PreTrainedModel
+
+from swarm.errors import UnsupportedModel
+from swarm.models.ends.load import load_client_model, returns_tuple
+from swarm.models.ends.remote import RemoteSpan, rearrange
+from swarm.models.loading.cost import describe
+from swarm.models.loading.refused import REASONS, reason_to_refuse
+from swarm.models.span.load import load_span
+from swarm.models.span.model import SpanModel
+from swarm.types import Rows, Segment, Span
+
+TOLERANCE = 2e-4
+"""Largest difference of logits, relative to the largest logit, in float32."""
+CHUNKS = (7, 8, 5, 1, 1, 1, 1)
+
+
+class Wrong(Exception):
+    """The cut model computed something else than the whole one, and nobody noticed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a survey says of a type. `kind`: batched, unbatched, refused, impossible or wrong; `why` unless batched."""
+
+    model_type: str
+    kind: str
+    why: str = ""
+
+
+class Recorder:
+    """A session's backend in this process: runs the spans one after another, and keeps what went in and came out."""
+
+    def __init__(self, spans: Sequence[SpanModel], session: bytes) -> None:
+        self.spans, self.session = spans, session
+        self.lengths: dict[int, int] = {}
+        self.steps: list[tuple[bytes, bytes]] = []
+
+    @property
+    def can_rollback(self) -> bool:
+        return all(span.can_rollback for span in self.spans)
+
+    def begin(self, rows: Sequence[Rows], operations: Sequence[Any]) -> Callable[[], list[bytes]]:
+        outputs = [self._run(row) for row in rows]
+        return lambda: outputs
+
+    def _run(self, row: Rows) -> bytes:
+        start = self.lengths.get(row.sequence, 0)
+        count = len(row.hidden) // (self.spans[0].hidden_size * self.spans[0].dtype.itemsize)
+        output = through(self.spans, [Segment((self.session, row.sequence), start, count)], row.hidden)
+        self.lengths[row.sequence] = start + count
+        self.steps.append((row.hidden, output))
+        return output[len(output) * (count - row.want) // count :]
+
+    def close(self) -> None:
+        """The spans are thrown away as a whole."""
+
+
+def through(spans: Sequence[SpanModel], segments: Sequence[Segment], hidden: bytes) -> bytes:
+    """Hidden states through all spans in order."""
+    for span in spans:
+        hidden = bytes(span.forward(span.span, segments, hidden))
+    return hidden
+
+
+def cuts(blocks: int) -> tuple[Span, Span, Span]:
+    """Three spans of different lengths."""
+    return Span(0, blocks // 3), Span(blocks // 3, blocks // 2), Span(blocks // 2, blocks)
+
+
+def examine(folder: Path) -> Outcome:
+    """Cut the model in `folder` and compare it with its reference. Never raises: the outcome says what happened."""
+    name = folder.name
+    impossible = folder / "impossible.txt"
+    if impossible.exists():
+        reason = REASONS.get(name) or reason_to_refuse(CONFIG_MAPPING[name]())
+        return Outcome(name, *(("refused", reason) if reason else ("impossible", impossible.read_text("utf-8"))))
+    try:
+        spans = [load_span(folder, span, progress=False) for span in cuts(describe(folder).info.blocks)]
+        compare(folder, spans)
+    except UnsupportedModel as error:
+        return Outcome(name, "refused", str(error))
+    except Exception as error:  # whatever it is, the survey must show it
+        return Outcome(name, "wrong", " ".join(f"{type(error).__name__}: {error}".split()))
+    why = next((span.why_unbatched for span in spans if not span.batched), "")
+    return Outcome(name, "unbatched" if why else "batched", why)
+
+
+@torch.inference_mode()
+def compare(folder: Path, spans: Sequence[SpanModel]) -> None:
+    """Prefill, prefill in chunks, decode, two sessions in one row, rollback. Raises Wrong, UnsupportedModel."""
+    reference = load_file(folder / "reference.safetensors")
+    client = Client(folder, spans)
+    whole, _ = client.run(b"whole", reference["a.ids"], (20,))
+    _expect("prefill", whole, reference["a.logits"][:, :20])
+    steps = {}
+    for name in "ab":
+        logits, recorder = client.run(name.encode(), reference[f"{name}.ids"], CHUNKS)
+        _expect("prefill in chunks and decode", logits, reference[f"{name}.logits"][:, : logits.shape[1]])
+        steps[name] = recorder.steps
+    _together(spans, steps["a"], steps["b"])
+    if all(span.can_rollback for span in spans):
+        _back(spans, steps["a"])
+
+
+class Client:
+    """The client's part of a model, whose blocks are spans in this process."""
+
+    def __init__(self, folder: Path, spans: Sequence[SpanModel]) -> None:
+        self.model, _ = load_client_model(folder, progress=False)
+        self.spans = spans
+        self.recorder: Recorder | None = None
+        self._session = b""
+        remote = RemoteSpan(self._open, returns_tuple=returns_tuple(self.model))
+        rearrange(self.model, [remote], [0])
+
+    def _open(self) -> Recorder:
+        self.recorder = Recorder(self.spans, self._session)
+        return self.recorder
+
+    def run(self, session: bytes, ids: torch.Tensor, chunks: Sequence[int]) -> tuple[torch.Tensor, Recorder]:
+        """Logits `[1, T, vocabulary]` of the token ids `[1, T]`, given chunk by chunk."""
+        self._session = session
+        model: PreTrainedModel = self.model
+        cache, outputs, begin = None, [], 0
+        for count in chunks:
+            if begin + count > ids.shape[1]:
+                break
+            output: Any = model(input_ids=ids[:, begin : begin + count], past_key_values=cache, use_cache=True)
+            cache, begin = output.past_key_values, begin + count
+            outputs.append(output.logits.float())
+        if self.recorder is None:
+            raise UnsupportedModel("its blocks are not called")
+        return torch.cat(outputs, dim=1), self.recorder
+
+
+def _together(spans: Sequence[SpanModel], one: list[tuple[bytes, bytes]], other: list[tuple[bytes, bytes]]) -> None:
+    """Two sessions step by step in one row get what each got alone."""
+    row = spans[0].hidden_size * spans[0].dtype.itemsize
+    starts = [0, 0]
+    for pair in zip(one, other, strict=False):
+        counts = [len(step[0]) // row for step in pair]
+        segments = [Segment((b"pair", i), starts[i], counts[i]) for i in (0, 1)]
+        got = through(spans, segments, pair[0][0] + pair[1][0])
+        _expect("two sessions in one row", _numbers(got), _numbers(pair[0][1] + pair[1][1]))
+        starts = [start + count for start, count in zip(starts, counts, strict=True)]
+
+
+def _back(spans: Sequence[SpanModel], steps: list[tuple[bytes, bytes]]) -> None:
+    """What follows a rollback is as if it had never been otherwise."""
+    row = spans[0].hidden_size * spans[0].dtype.itemsize
+    sequence, start = (b"pair", 0), len(steps[0][0]) // row
+    for span in spans:
+        span.truncate(sequence, start)
+    hidden, right = steps[1]
+    got = through(spans, [Segment(sequence, start, len(hidden) // row)], hidden)
+    _expect("after a rollback", _numbers(got), _numbers(right))
+
+
+def _numbers(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.float32)
+
+
+def _expect(what: str, got: torch.Tensor, right: torch.Tensor) -> None:
+    """Raises Wrong when they differ."""
+    difference = float((got - right).abs().max() / right.abs().max())
+    if not difference <= TOLERANCE:
+        raise Wrong(f"{what}: differs by {difference:.2g} of the largest value")

@@ -1,0 +1,1 @@
+"""A client's part of a model: everything but its blocks, and what stands in their place."""

@@ -1,0 +1,140 @@
+"""The two ends of a model, before its first block and after its last, for rows of many sequences at once.
+
+The library's own code runs both, in one pass each over all rows: a block that shows what comes to it ends the first,
+one that gives back what the real blocks have computed stands in the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from swarm.errors import InvalidInput
+from swarm.models.ends.load import returns_tuple
+from swarm.models.ends.remote import RemoteLayer, RemoteSpan, rearrange
+
+TOLERANCE = 1e-4
+
+
+class _Reached(Exception):
+    """Hidden states `[1, T, hidden_size]` have come to where the blocks would be."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def _nobody() -> Any:
+    raise InvalidInput("the ends of a model open no sessions")
+
+
+class _Gap(RemoteSpan):
+    """Where the blocks would be. `given`: what they have computed; None: show what comes to them."""
+
+    given: torch.Tensor | None = None
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.given is None:
+            raise _Reached(hidden_states)
+        return (self.given,) if self.returns_tuple else self.given
+
+
+class Ends:
+    """Embeddings and head of a model without blocks (`load_client_model`). For one thread at a time.
+
+    Raises UnsupportedModel for a model that takes no hidden states from elsewhere.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model: Any = model
+        self.dtype: torch.dtype = model.dtype
+        self._gap = _Gap(_nobody, returns_tuple=returns_tuple(model))
+        rearrange(model, [self._gap], [0])
+        self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        self.packs = self._agrees()
+        """Whether one pass may embed tokens of several sequences, each with its own positions."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that there are."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @torch.inference_mode()
+    def embed(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> list[bytes]:
+        """Hidden states of each sequence's tokens, of which the first has position `starts[i]`, for the first block."""
+        if self.packs and len(tokens) > 1:
+            return _split(self._packed(tokens, starts), [len(each) for each in tokens])
+        return [_bytes(self._alone(each, start)) for each, start in zip(tokens, starts, strict=True)]
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[bytes]) -> torch.Tensor:
+        """Of positions whose hidden states the last block gave, one each: `[len(rows), vocabulary]`, float32."""
+        hidden = torch.frombuffer(bytearray(b"".join(rows)), dtype=self.dtype).view(1, len(rows), -1)
+        return self._head(hidden)
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        self._gap.given = hidden
+        try:
+            output = self.model(input_ids=torch.zeros(1, hidden.shape[1], dtype=torch.long), use_cache=False)
+        finally:
+            self._gap.given = None
+        return output.logits[0].float()  # type: ignore[no-any-return]
+
+    def _packed(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
+        ids = torch.tensor([[token for each in tokens for token in each]])
+        spans = [range(start, start + len(each)) for each, start in zip(tokens, starts, strict=True)]
+        positions = torch.tensor([[position for span in spans for position in span]])
+        options = {"position_ids": positions} if self._takes_positions else {}
+        return self._reach(lambda: self.model(input_ids=ids, use_cache=False, **options))
+
+    def _alone(self, tokens: Sequence[int], start: int) -> torch.Tensor:
+        """As the library embeds them behind a cache of `start` positions."""
+        layer = RemoteLayer(_Nowhere())
+        layer.sequences, layer.real, layer.is_initialized = [1], torch.ones(1, start, dtype=torch.bool), True
+        cache: Any = DynamicCache()
+        cache.layers[:] = [layer]
+        mask = torch.ones(1, start + len(tokens), dtype=torch.long)
+        options: dict[str, Any] = {"past_key_values": cache, "attention_mask": mask, "use_cache": True}
+        return self._reach(lambda: self.model(input_ids=torch.tensor([list(tokens)]), **options))
+
+    def _reach(self, run: Callable[[], object]) -> torch.Tensor:
+        try:
+            run()
+        except _Reached as reached:
+            return reached.hidden[0]
+        raise AssertionError("the model has run without its blocks")
+
+    @torch.inference_mode()
+    def _agrees(self) -> bool:
+        """Try two strangers in one pass."""
+        texts, starts = [[1, 2, 3], [2, 1]], [0, 5]
+        with contextlib.suppress(Exception):
+            together = self._packed(texts, starts)
+            alone = torch.cat([self._alone(text, start) for text, start in zip(texts, starts, strict=True)])
+            return torch.allclose(together, alone, rtol=TOLERANCE, atol=TOLERANCE * float(alone.abs().max()))
+        return False
+
+
+class _Nowhere:
+    """The backend of a cache that stands for positions computed elsewhere."""
+
+    can_rollback = True
+
+    def begin(self, rows: object, operations: object) -> Any:
+        raise InvalidInput("nothing is computed here")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _split(hidden: torch.Tensor, counts: Sequence[int]) -> list[bytes]:
+    return [_bytes(part) for part in torch.split(hidden, list(counts))]
+
+
+def _bytes(hidden: torch.Tensor) -> bytes:
+    return hidden.contiguous().view(torch.uint8).numpy().tobytes()

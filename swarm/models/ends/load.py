@@ -1,0 +1,107 @@
+"""The client's part of a model: embeddings, final norm and head, with the library's own code around the blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
+from swarm.models.blocks import find_blocks, recount
+from swarm.models.linear.onednn import SharedLinear, packed
+from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.loading.weights import Absent, dtype_of, load
+from swarm.types import Span
+
+
+def load_client_model(
+    source: str | Path | Checkpoint,
+    *,
+    local_blocks: Span | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    token: str | None = None,
+    revision: str | None = None,
+    progress: bool = True,
+) -> tuple[PreTrainedModel, Checkpoint]:
+    """The library's causal LM with everything but its blocks loaded, and of the blocks only `local_blocks`.
+
+    Its list of blocks (`find_blocks(model).layers`) holds the local ones only, or nothing. Only the tensors that are
+    kept are read; from the hub, only the files that hold them. Also returns where they came from.
+    Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
+    compute = dtype_of(checkpoint.config, dtype)
+    loaded = load(checkpoint, local_blocks, around=True, dtype=compute, device=device, progress=progress)
+    local = [layer for layer in loaded.blocks.layers if not isinstance(layer, Absent)]
+    setattr(loaded.blocks.owner, loaded.blocks.attribute, nn.ModuleList(local))
+    _set_generation_config(loaded.model, checkpoint)
+    _pack_head(loaded.model)
+    return loaded.model, checkpoint
+
+
+def _set_generation_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """What the model's authors recommend for generation, where they do."""
+    with contextlib.suppress(BadCheckpoint, ModelNotFound):
+        path = checkpoint.path("generation_config.json")
+        model.generation_config = GenerationConfig.from_pretrained(path.parent, local_files_only=True)
+
+
+def _pack_head(model: PreTrainedModel) -> None:
+    """Lay out the head for this processor, unless it is tied to the embeddings and so one with them."""
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embeddings: Any = model.get_input_embeddings()
+    tied = getattr(head, "weight", None) is getattr(embeddings, "weight", None)
+    if not tied and (twin := packed(head, SharedLinear)) is not None:
+        model.set_output_embeddings(twin)  # type: ignore[no-untyped-call]
+
+
+class _Echo(nn.Module):
+    """A block that does nothing, in either of the two ways in which blocks return their result."""
+
+    attention_type = "full_attention"
+    layer_type = "full_attention"
+    is_sliding = False
+
+    def __init__(self, as_tuple: bool) -> None:
+        super().__init__()
+        self.as_tuple = as_tuple
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if self.as_tuple else hidden_states
+
+
+@torch.inference_mode()
+def returns_tuple(model: PreTrainedModel) -> bool:
+    """Whether this model expects its blocks to return a tuple, rather than the hidden states alone.
+
+    Tried with a block that does nothing. Raises UnsupportedModel when the model takes neither.
+    """
+    blocks = find_blocks(model)
+    owner: Any = blocks.owner
+    layers, config = blocks.layers, owner.config
+    hidden = torch.zeros(1, 2, _width(model), dtype=model.dtype, device=model.device)
+    try:
+        owner.config = copy.deepcopy(config)
+        recount(owner.config, 1)
+        for as_tuple in (False, True):
+            setattr(owner, blocks.attribute, nn.ModuleList([_Echo(as_tuple)]))
+            with contextlib.suppress(Exception):
+                output = owner(inputs_embeds=hidden, use_cache=False, return_dict=True)
+                if output.last_hidden_state.shape[:2] == hidden.shape[:2]:
+                    return as_tuple
+    finally:
+        owner.config = config
+        setattr(owner, blocks.attribute, layers)
+    raise UnsupportedModel(f"{type(owner).__name__} does not take hidden states from elsewhere")
+
+
+def _width(model: PreTrainedModel) -> int:
+    """Numbers in one token's embedding."""
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[-1])

@@ -1,0 +1,1 @@
+"""Linear layers made for a processor."""

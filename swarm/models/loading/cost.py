@@ -1,0 +1,96 @@
+"""What a model is and what its blocks cost, from its configuration alone: no tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from swarm.models.blocks import find_blocks, text_config
+from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.loading.weights import dtype_of, skeleton
+from swarm.types import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A model in numbers. `weight_bytes`: of each block; `cache_bytes`: of each block, for one position;
+    `client_bytes`: of everything that is not a block. All in `dtype`."""
+
+    info: ModelInfo
+    model_type: str
+    vocabulary: int
+    tied: bool
+    dtype: torch.dtype
+    weight_bytes: tuple[int, ...]
+    cache_bytes: tuple[int, ...]
+    client_bytes: int
+
+
+def describe(
+    source: str | Path | Checkpoint,
+    *,
+    dtype: str | torch.dtype | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+) -> Description:
+    """What a model is, without loading it; `dtype`: of the weights and caches, by default the checkpoint's own.
+
+    Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
+    compute = dtype_of(checkpoint.config, dtype)
+    model = skeleton(checkpoint.config)
+    text: Any = text_config(model.config)
+    layers = find_blocks(model).layers
+    weights = tuple(_bytes(layer, compute) for layer in layers)
+    return Description(
+        info=checkpoint.info(),
+        model_type=checkpoint.config.model_type,
+        vocabulary=int(text.vocab_size),
+        tied=bool(getattr(checkpoint.config, "tie_word_embeddings", False)),
+        dtype=compute,
+        weight_bytes=weights,
+        cache_bytes=tuple(cache_bytes(layer, text, compute) for layer in layers),
+        client_bytes=_bytes(model, compute) - sum(weights),
+    )
+
+
+def cache_bytes(layer: nn.Module, config: Any, dtype: torch.dtype) -> int:
+    """Bytes of KV cache that one position takes in a block: keys and values of all KV heads.
+
+    An estimate before anything is loaded; `SpanModel.bytes_per_token` is measured.
+    """
+    if getattr(config, "kv_lora_rank", None):  # keys and values are expanded to all heads before they are kept
+        heads = config.num_attention_heads
+        return int(heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim) * dtype.itemsize)
+    keys, values = (_projection(layer, names) for names in (("k_proj", "key"), ("v_proj", "value")))
+    if keys is not None:
+        return (keys + (keys if values is None else values)) * dtype.itemsize
+    return 2 * _kv_width(config) * dtype.itemsize
+
+
+def _projection(layer: nn.Module, names: Sequence[str]) -> int | None:
+    """Numbers that the projection of that name puts out; None where there is none."""
+    for name, module in layer.named_modules():
+        if name.rpartition(".")[2] in names and isinstance(module, nn.Linear):
+            return module.out_features
+    return None
+
+
+def _kv_width(config: Any) -> int:
+    """Numbers in the keys of one position, from the configuration; 0 where it knows no heads."""
+    try:
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return int((getattr(config, "num_key_value_heads", None) or heads) * width)
+    except AttributeError:
+        return 0
+
+
+def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    return sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize

@@ -1,0 +1,1 @@
+"""What the blocks of a span keep of each sequence."""

@@ -1,0 +1,1 @@
+"""Guesses at the next tokens, and how many of them pay. Pure."""

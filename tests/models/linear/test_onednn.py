@@ -1,0 +1,110 @@
+"""Linear layers in the processor's layout compute what they computed before."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from swarm.models.linear.onednn import PackedLinear, SharedLinear, pack, unpack
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@needs_onednn
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40), st.booleans())
+def test_packed_product_equals_the_plain_one(inputs: int, outputs: int, rows: int, bias: bool) -> None:
+    torch.manual_seed(inputs)
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    x = torch.randn(2, rows, inputs)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(linear)(x), linear(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_onednn
+def test_pack_replaces_plain_linear_layers_only() -> None:
+    class Special(nn.Linear):
+        """A layer with something of its own."""
+
+    inner = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4))
+    model = nn.Sequential(nn.Linear(8, 8), inner, Special(4, 4), nn.Linear(4, 4))
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        before = model(x)
+        assert pack(model) == 3
+        assert [type(m) for m in (model[0], inner[1], model[2])] == [PackedLinear, PackedLinear, Special]
+        torch.testing.assert_close(model(x), before)
+        assert unpack(model) == 3
+        assert torch.equal(model(x), before)
+
+
+@needs_onednn
+def test_gradient_of_the_input_is_that_of_the_plain_layer() -> None:
+    linear = nn.Linear(6, 5)
+    x = torch.randn(2, 6, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    PackedLinear(linear)(x).square().sum().backward()
+    linear(y).square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+@needs_onednn
+def test_moved_to_another_dtype_it_is_plain_again() -> None:
+    packed = nn.Sequential(PackedLinear(nn.Linear(6, 5)))
+    x = torch.randn(2, 6)
+    with torch.no_grad():
+        before = packed(x)
+        torch.testing.assert_close(x @ packed.state_dict()["0.weight"].T + packed[0].bias, before)
+        packed.to(torch.float32)
+        assert packed[0].weight.is_mkldnn
+        packed.double()
+        assert packed[0].weight.dtype == torch.float64
+        torch.testing.assert_close(packed(x.double()).float(), before)
+
+
+def test_what_cannot_be_packed_stays() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), nn.Linear(4, 4, device="meta"))
+    assert pack(model) == 0
+    assert all(type(child) is nn.Linear for child in model)
+
+
+@needs_onednn
+def test_knows_the_shape_and_dtype_that_architectures_ask_for() -> None:
+    packed = PackedLinear(nn.Linear(6, 5, bias=False, dtype=torch.bfloat16))
+    assert packed.weight.dtype is torch.bfloat16
+    assert tuple(packed.weight.shape) == (5, 6)
+    assert "in_features=6, out_features=5, bias=False" in repr(packed)
+
+
+@needs_onednn
+def test_callers_in_many_threads_each_get_their_own_rows() -> None:
+    shared = SharedLinear(nn.Linear(16, 8))
+    inputs = [torch.randn(1, 1 + i % 3, 16) for i in range(64)]
+    together = threading.Barrier(8)
+
+    @torch.no_grad()
+    def call(first: int) -> list[torch.Tensor]:
+        together.wait(30.0)
+        return [shared(x) for x in inputs[first::8]]
+
+    with ThreadPoolExecutor(8) as threads:
+        outputs = list(threads.map(call, range(8)))
+    with torch.no_grad():
+        for first, own in enumerate(outputs):
+            for x, y in zip(inputs[first::8], own, strict=True):
+                torch.testing.assert_close(y, PackedLinear.forward(shared, x))
+
+
+@needs_onednn
+def test_one_callers_bad_rows_do_not_reach_the_others() -> None:
+    shared = SharedLinear(nn.Linear(16, 8))
+    with torch.no_grad():
+        with pytest.raises(RuntimeError):
+            shared(torch.randn(2, 5))
+        assert shared(torch.randn(2, 16)).shape == (2, 8)
