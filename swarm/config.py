@@ -49,6 +49,7 @@ class NetworkConfig:
         for name in ("initial_peers", "host_maddrs", "announce_maddrs"):
             if isinstance(value := getattr(self, name), str):
                 raise InvalidInput(f"{name} is a tuple of multiaddrs, not one text: ({value!r},)")
+            object.__setattr__(self, name, tuple(value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from swarm.config import CODEC_CHOICES, QUANTIZATIONS, ClientConfig, EdgeConfig, NetworkConfig
 from swarm.errors import InvalidInput
 from swarm.net import initial_peers as joining
+from swarm.net.addresses import check, check_edge
 from swarm.types import Span
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -50,7 +51,7 @@ def together(name: str, make: Callable[..., Any], *options: Callable[..., Any]) 
 def network_options(host_maddrs: Sequence[str] = NetworkConfig().host_maddrs) -> Callable[[Function], Function]:
     """How to join, as `network`, a NetworkConfig; `host_maddrs`: where to listen unless it is said.
 
-    The command raises InvalidInput for what is no address of a peer.
+    The command raises InvalidInput for addresses that cannot work.
     """
     return together(
         "network",
@@ -83,7 +84,9 @@ def _network(
     host_maddrs: tuple[str, ...],
     announce_maddrs: tuple[str, ...],
 ) -> NetworkConfig:
-    return NetworkConfig(joining.initial_peers(initial_peers), host_maddrs or listen, announce_maddrs)
+    config = NetworkConfig(joining.initial_peers(initial_peers), host_maddrs or listen, announce_maddrs)
+    check(config)
+    return config
 
 
 def identity_option(function: Function) -> Function:
@@ -109,14 +112,16 @@ class EdgeOptions:
         return bool(self.edge_maddrs)
 
     def beside(self, network: NetworkConfig) -> EdgeConfig | None:
-        """The rest from how the peer itself listens; None: no edge."""
+        """The rest from how the peer itself listens; None: no edge. Raises InvalidInput for what cannot work."""
         if self.no_edge:
             return None
-        return EdgeConfig(
+        config = EdgeConfig(
             host_maddrs=self.edge_maddrs or edge_beside(network.host_maddrs),
             announce_maddrs=self.edge_announce_maddrs,
             identity_path=network.identity_path,
         )
+        check_edge(config)
+        return config
 
 
 def edge_options(function: Function) -> Function:

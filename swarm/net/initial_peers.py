@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 
 from swarm.errors import InvalidInput
+from swarm.net.addresses import joining_fault
 
 VARIABLE = "SWARM_INITIAL_PEERS"
-
-_MULTIADDR = re.compile(r"(/[^/\s]+)+/p2p/[1-9A-HJ-NP-Za-km-z]{16,}(/.*)?")
 
 HOW_TO_BEGIN = f"""no peers to join through: give --initial-peers (or set {VARIABLE}).
 To begin a swarm of your own, run on a machine that others can reach:
@@ -31,15 +30,15 @@ def initial_peers(given: str | Iterable[str] = (), environment: Mapping[str, str
     """Whom to join: those given, else those in SWARM_INITIAL_PEERS, else those that came with the package.
 
     `given`: one text or several, each of one multiaddr or more, separated by spaces or commas. The answer may be empty.
-    Raises InvalidInput for what is no multiaddr of a peer.
+    Raises InvalidInput for addresses that nobody can join through.
     """
-    peers = _split(given) or _split([environment.get(VARIABLE, "")]) or packaged_peers()
+    peers, source = _split(given), ""
+    if not peers:
+        peers, source = _split([environment.get(VARIABLE, "")]), f", from {VARIABLE}"
     for peer in peers:
-        if not _MULTIADDR.fullmatch(peer):
-            raise InvalidInput(
-                f"{peer!r} is not the address of a peer; it should look like /ip4/1.2.3.4/tcp/31337/p2p/12D3..."
-            )
-    return peers
+        if fault := joining_fault(peer):
+            raise InvalidInput(f"cannot join through {peer!r}{source}: {fault}")
+    return peers or packaged_peers()
 
 
 def _split(texts: str | Iterable[str]) -> tuple[str, ...]:

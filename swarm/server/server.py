@@ -14,6 +14,7 @@ from typing import Any
 from swarm._version import __version__
 from swarm.config import NetworkConfig, ServerConfig
 from swarm.errors import SwarmError
+from swarm.net.addresses import is_relayed
 from swarm.net.base import Directory, Host
 from swarm.server.engine import Engine, Pass, Runner, ThreadEngine
 from swarm.server.handler import Handler, Offer
@@ -253,7 +254,7 @@ class Server:
             state=self.state,
             addresses=addresses,
             dtype=self.dtype,
-            relayed=bool(addresses) and all("/p2p-circuit" in address for address in addresses),
+            relayed=is_relayed(addresses),
             version=__version__,
             name=self.name,
             expires=self._now() + self.network.record_lifetime,

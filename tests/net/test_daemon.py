@@ -122,8 +122,13 @@ def test_a_port_in_use_is_said_with_what_to_do() -> None:
 
 
 def test_a_broken_address_is_said() -> None:
-    with pytest.raises(DaemonFailed, match=r"(?s)exit code.*nonsense.*--host-maddrs"):
+    with pytest.raises(InvalidInput, match=r"cannot listen at /nonsense/1"):
         asyncio.run(create_host(replace(CONFIG, host_maddrs=("/nonsense/1",))))
+
+
+def test_what_p2pd_refuses_is_said_with_its_words() -> None:
+    with pytest.raises(DaemonFailed, match=r"(?s)exit code.*192\.0\.2\.3.*started as"):
+        asyncio.run(create_host(replace(CONFIG, host_maddrs=("/ip4/192.0.2.3/tcp/0",))))
 
 
 def test_a_missing_binary_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from swarm._version import __version__
 from swarm.config import EdgeConfig
-from swarm.errors import EdgeFailed, InvalidInput, PeerUnreachable, ServerBusy, SwarmError
+from swarm.errors import EdgeFailed, PeerUnreachable, ServerBusy, SwarmError
+from swarm.net.addresses import check_edge
 from swarm.net.base import Stream, StreamHandler
 from swarm.net.edge.certificates import Certificates
 from swarm.net.edge.listening import Listener
@@ -65,7 +66,7 @@ class Edge:
 
     def __init__(self, identity: Identity, config: EdgeConfig) -> None:
         """Raises InvalidInput for an address that is none, or certificates that are broken."""
-        check_addresses(config)
+        check_edge(config)
         self.identity = identity
         self.config = config
         self._certificates = Certificates(config.identity_path)
@@ -441,21 +442,6 @@ def _one_less(counter: Counter[PeerId], peer_id: PeerId) -> None:
 
 
 # ---- addresses --------------------------------------------------------------------------------------------------
-
-
-def check_addresses(config: EdgeConfig) -> None:
-    """Raises InvalidInput for what is no multiaddr of the kinds that the edge can listen at, or that browsers dial."""
-    for address in (*config.host_maddrs, *config.announce_maddrs):
-        try:
-            Multiaddr(address)
-        except Exception as error:  # multiaddr raises many kinds
-            raise InvalidInput(f"{address} is no multiaddr: {error}") from error
-    for address in config.host_maddrs:
-        if not address.startswith(("/ip4/", "/ip6/")) or not address.endswith(KINDS) or address.endswith("/tls/ws"):
-            raise InvalidInput(f"{address} does not begin with /ip4/ or /ip6/ and end in {', '.join(KINDS)}")
-    for address in config.announce_maddrs:
-        if not address.endswith((*KINDS, "/wss")):
-            raise InvalidInput(f"{address} is nothing that browsers dial: it should end in {', '.join(KINDS)}")
 
 
 def with_port(address: str, bound: str) -> str:

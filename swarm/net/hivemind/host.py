@@ -18,6 +18,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput, PeerUnreachable, SwarmError
+from swarm.net.addresses import check, own
 from swarm.net.base import StreamHandler
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
 from swarm.net.hivemind.stream import SETTLE, Farewell, HivemindStream
@@ -184,9 +185,8 @@ class HivemindHost:
     async def refresh_addresses(self) -> None:
         """Ask p2pd where others can see this host; done by itself now and then. Raises DaemonFailed."""
         _, visible = await self.daemon.identify()
-        suffix = f"/p2p/{self.peer_id}"
         chosen = self.config.announce_maddrs or visible
-        self._addresses = tuple(a if a.endswith(suffix) else a + suffix for a in chosen)
+        self._addresses = tuple(own(address, self.peer_id) for address in chosen)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -220,9 +220,10 @@ async def create_host(config: NetworkConfig) -> HivemindHost:
     Raises DaemonFailed when p2pd does not start, PeerUnreachable when no initial peer answers, InvalidInput when the
     identity file or an address is broken.
     """
-    for address in config.initial_peers:
-        _peer_in(address)
+    check(config)
     identity = Identity.load_or_create(config.identity_path)
+    for address in config.announce_maddrs:
+        own(address, identity.peer_id)
     host = HivemindHost(config, identity, await Daemon.start(config, identity))
     try:
         await host.begin()
