@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from swarm import net
-from swarm._version import __version__
 from swarm.cli.command import Command
 from swarm.cli.identity import identified
 from swarm.cli.logs import progress_bars
@@ -32,21 +28,11 @@ from swarm.cli.options import (
 )
 from swarm.cli.signals import on_signals
 from swarm.config import SPECULATIONS, ClientConfig, EdgeConfig, GatewayConfig, NetworkConfig
-from swarm.errors import InvalidInput, NetworkError
-from swarm.net.addresses import best_first
+from swarm.errors import InvalidInput
 from swarm.net.initial_peers import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
-    from swarm.gateway.generation import Generator
-    from swarm.gateway.metrics import QueryMetrics
-    from swarm.net.base import Directory, Host
-    from swarm.net.edge.host import Edge
-    from swarm.wire import swarm_pb2 as pb
-
-PAGE = Path(__file__).parent.parent / "gateway" / "page"
-"""The built web page, in packages that have it."""
+    from swarm.gateway.life import Gateway, HttpPlace
 
 
 @click.command(cls=Command)
@@ -55,7 +41,7 @@ PAGE = Path(__file__).parent.parent / "gateway" / "page"
 @identity_option
 @client_options
 @model_options
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="EndsBatcher threads for embeddings and head.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads for embeddings and head.")
 @click.option("--public-name", default="", help="A name to show beside this query node.")
 @together(
     "config",
@@ -90,7 +76,10 @@ PAGE = Path(__file__).parent.parent / "gateway" / "page"
     ),
     click.option("--no-http", is_flag=True, help="Answer peers alone."),
     click.option(
-        "--allow-host", multiple=True, metavar="NAME", help="A Host that requests may name, beside loopback; * any."
+        "--allow-host",
+        multiple=True,
+        metavar="NAME",
+        help="A Host that requests may name, beside loopback; *.NAME those below it, * any.",
     ),
     click.option(
         "--allow-origin", multiple=True, metavar="URL", help="An Origin whose pages may ask, beside loopback; * any."
@@ -158,132 +147,55 @@ class HttpSide:
     origins: tuple[str, ...]
     keys: tuple[str, ...]
 
+    def place(self) -> HttpPlace:
+        """The same as the gateway takes it. Raises InvalidInput."""
+        from swarm.gateway.life import HttpPlace
+        from swarm.gateway.openai.guard import HttpSettings
+
+        return HttpPlace(self.host, self.port, HttpSettings(self.hosts, self.origins, self.keys))
+
 
 async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | None, side: HttpSide | None) -> None:
     """Be a query node until a signal comes. Raises SwarmError."""
+    from swarm.gateway.life import Gateway
+    from swarm.gateway.loading import load_model
+
     leaving = asyncio.Event()
     on_signals(leaving.set)
-    from prometheus_client import CollectorRegistry
+    http = None if side is None else side.place()
+    if wishes.threads is not None:
+        import torch
 
-    from swarm.gateway.metrics import QueryMetrics
-
-    loaded = await asyncio.to_thread(load, wishes)
+        torch.set_num_threads(wishes.threads)
+    dtype = None if wishes.dtype == "auto" else wishes.dtype
+    which = {"dtype": dtype, "revision": wishes.revision, "token": wishes.token}
+    loaded = await asyncio.to_thread(load_model, wishes.model, progress=progress_bars(), **which)
     async with contextlib.AsyncExitStack() as stack:
         joined = await stack.enter_async_context(await net.open(network))
-        host, directory = joined.host, joined.directory
-        registry = CollectorRegistry()
-        metrics = QueryMetrics(registry)
-        generator = await stack.enter_async_context(answering(host, directory, loaded, wishes, metrics))
-        metrics.watch(generator)
         edge = await stack.enter_async_context(edge_of(joined.identity, browsers))
-        await offer(generator, wishes.config, directory, [each for each in (host, edge) if each is not None])
-        dtype = str(loaded.ends.dtype).removeprefix("torch.")
-        from swarm.gateway.node import Announcer, describe
-
-        def record() -> pb.QueryNode:
-            edges = () if edge is None else best_first(edge.addresses)
-            addresses = best_first(host.addresses)
-            return describe(generator, wishes.name, addresses, edges, dtype, __version__, wishes.client)
-
-        ends = [leaving.wait(), joined.lost(), Announcer(directory, network, record).run(), looking(generator)]
-        if side is not None:
-            ends.append(serve(generator, side, edge, registry))
-        say(generator, edge)
-        await until(leaving, ends)
+        gateway = Gateway(
+            joined,
+            loaded,
+            config=wishes.config,
+            client=wishes.client,
+            announcing=network,
+            http=http,
+            edge=edge,
+            name=wishes.name,
+            on_ready=say,
+        )
+        await until(leaving, [leaving.wait(), gateway.run()])
 
 
-async def offer(generator: Generator, config: GatewayConfig, directory: Directory, hosts: Sequence[Host]) -> None:
-    """Take queries over every host, and show the swarm."""
-    from swarm.gateway.map import MapService
-    from swarm.gateway.node import QueryNode
-
-    node, maps = QueryNode(generator, config), MapService(directory)
-    for host in hosts:
-        await node.serve(host)
-        await maps.serve(host)
-
-
-async def looking(generator: Generator) -> None:
-    """Know at any time which blocks are served."""
-    while True:
-        with contextlib.suppress(NetworkError):
-            await generator.view.refresh(generator.view.config.view_refresh)
-        await asyncio.sleep(generator.view.config.view_refresh)
-
-
-async def serve(generator: Generator, side: HttpSide, edge: Edge | None, registry: CollectorRegistry) -> None:
-    """OpenAI's API, the page and metrics. Raises InvalidInput when the address is taken."""
-    from swarm.gateway.openai.app import create_app
-    from swarm.gateway.openai.guard import HttpSettings
-    from swarm.gateway.openai.server import serve_http
-    from swarm.metrics import exposition
-
-    settings = HttpSettings(side.hosts, side.origins, side.keys)
-    peers = lambda: () if edge is None else best_first(edge.addresses)  # noqa: E731
-    app = create_app(
-        {generator.model.name: generator}, settings, page=PAGE, peers=peers, metrics=lambda: exposition(registry)
-    )
-    await serve_http(app, side.host, side.port, lambda host, port: click.echo(f"http     http://{host}:{port}/v1"))
-
-
-def say(generator: Generator, edge: Edge | None) -> None:
+def say(gateway: Gateway) -> None:
     """Tell the contributor what is offered, and where."""
-    for address in () if edge is None else best_first(edge.addresses):
+    for address in gateway.edges:
         click.echo(f"browsers {address}")
-    click.echo(f"query node for {generator.model.name} is ready; Ctrl-C leaves")
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What a query node holds of a model."""
-
-    ends: Any
-    info: Any
-    tokenizer: Any
-    generation: Any
-
-
-def load(wishes: Wishes) -> Loaded:
-    """Read tokenizer, embeddings and head. Raises ModelError."""
-    import torch
-
-    from swarm.models.ends.ends import Ends
-    from swarm.models.ends.load import load_client_model
-    from swarm.models.loading.checkpoint import open_checkpoint
-    from swarm.models.loading.cost import describe
-    from swarm.models.texts import load_tokenizer
-
-    if wishes.threads is not None:
-        torch.set_num_threads(wishes.threads)
-    checkpoint = open_checkpoint(wishes.model, wishes.token, wishes.revision)
-    dtype = None if wishes.dtype == "auto" else wishes.dtype
-    info = describe(checkpoint, dtype=dtype).info
-    tokenizer = load_tokenizer(wishes.model, wishes.token, wishes.revision)
-    model, _ = load_client_model(checkpoint, dtype=dtype, progress=progress_bars())
-    return Loaded(Ends(model), info, tokenizer, model.generation_config)
-
-
-@asynccontextmanager
-async def answering(
-    host: Host, directory: Directory, loaded: Loaded, wishes: Wishes, metrics: QueryMetrics
-) -> AsyncIterator[Generator]:
-    """What answers, for as long as the block lasts."""
-    from swarm.client.view import View
-    from swarm.gateway.ends_batcher import EndsBatcher
-    from swarm.gateway.generation import Generator
-    from swarm.gateway.recommended import Recommended
-    from swarm.models.texts import Texts
-
-    dtype = str(loaded.ends.dtype).removeprefix("torch.")
-    view = View(directory, loaded.info, dtype, wishes.client)
-    compute = EndsBatcher(loaded.ends)
-    recommended = Recommended.of(loaded.generation, loaded.tokenizer)
-    with contextlib.suppress(NetworkError):
-        await view.refresh(0.0)
-    try:
-        yield Generator(host, view, Texts(loaded.tokenizer), compute, recommended, wishes.config, metrics)
-    finally:
-        await compute.close()
+    if gateway.url:
+        click.echo(f"http     {gateway.url}")
+    if gateway.missing is not None:
+        click.echo(f"blocks {gateway.missing} have no server yet")
+    click.echo(f"query node for {gateway.loaded.info.name} is ready; Ctrl-C leaves")
 
 
 if __name__ == "__main__":

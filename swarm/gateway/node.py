@@ -82,12 +82,15 @@ class Announcer:
         self._describe = describe
         self._now = now
         self._random = random.Random()
+        self.begun = asyncio.Event()
+        """Set when the directory has been told, or has refused, for the first time."""
 
     async def run(self) -> None:
         """Announce, and again before the record ends, until it is cancelled; then withdraw."""
         try:
             while True:
                 await self._announce()
+                self.begun.set()
                 await asyncio.sleep(self._network.record_renewal * self._random.uniform(0.8, 1.0))
         finally:
             with contextlib.suppress(SwarmError, TimeoutError):

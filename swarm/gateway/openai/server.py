@@ -11,6 +11,9 @@ from starlette.types import ASGIApp
 
 from swarm.errors import InvalidInput
 
+STARTING = 0.01
+"""Seconds between looks whether uvicorn, which does not say so, has begun."""
+
 
 async def serve_http(app: ASGIApp, host: str, port: int, ready: Callable[[str, int], None] | None = None) -> None:
     """Serve until cancelled. `ready` is told the address. Raises InvalidInput when the address cannot be had."""
@@ -28,6 +31,8 @@ async def serve_http(app: ASGIApp, host: str, port: int, ready: Callable[[str, i
         raise InvalidInput(f"cannot listen on {host}:{port}: {error}") from error
     serving = asyncio.create_task(server.serve(sockets=[listening]), name="http")
     try:
+        while not server.started and not serving.done():
+            await asyncio.sleep(STARTING)
         if ready is not None:
             ready(*listening.getsockname()[:2])
         await asyncio.shield(serving)

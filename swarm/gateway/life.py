@@ -1,0 +1,173 @@
+"""A query node's life: it joins with what it holds of a model, answers peers and HTTP, and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from swarm._version import __version__
+from swarm.client.view import View
+from swarm.config import ClientConfig, GatewayConfig, NetworkConfig
+from swarm.errors import NetworkError
+from swarm.gateway.ends_batcher import EndsBatcher
+from swarm.gateway.generation import Generator
+from swarm.gateway.loading import LoadedModel
+from swarm.gateway.map import MapService
+from swarm.gateway.metrics import QueryMetrics
+from swarm.gateway.node import Announcer, QueryNode, describe
+from swarm.gateway.openai.app import create_app
+from swarm.gateway.openai.guard import HttpSettings
+from swarm.gateway.openai.server import serve_http
+from swarm.metrics import exposition
+from swarm.net import Network
+from swarm.net.addresses import best_first
+from swarm.net.base import Host
+from swarm.tasks import first_of
+from swarm.types import Span
+from swarm.wire import swarm_pb2 as pb
+
+PAGE = Path(__file__).parent / "page"
+"""The built web page, in packages that have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpPlace:
+    """Where HTTP is served, and to whom; port 0: any."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    settings: HttpSettings = field(default_factory=HttpSettings)
+
+
+class Gateway:
+    """Answers queries for one model: those of peers, and of programs over HTTP.
+
+        loaded = load_model("meta-llama/Llama-3.1-70B-Instruct")
+        async with await swarm.net.open(NetworkConfig(initial_peers=(…,))) as network:
+            await Gateway(network, loaded, http=HttpPlace(port=8000)).run()
+
+    `edge`: a host for browsers, with the identity of the network's; `name`: to be shown beside this query node;
+    `client`: how servers are used; `http`: None serves peers alone. `on_ready` hears that queries are taken, over every
+    way, and that the directory was told.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        loaded: LoadedModel,
+        *,
+        config: GatewayConfig | None = None,
+        client: ClientConfig | None = None,
+        announcing: NetworkConfig | None = None,
+        http: HttpPlace | None = None,
+        edge: Host | None = None,
+        name: str = "",
+        on_ready: Callable[[Gateway], None] = lambda gateway: None,
+    ) -> None:
+        self.network = network
+        self.loaded = loaded
+        self.config = config or GatewayConfig()
+        self.client = client or ClientConfig()
+        self.http = http
+        self.edge = edge
+        self.name = name
+        self.url = ""
+        """The base of OpenAI's API, once it is served."""
+        self._announcing = announcing or NetworkConfig()
+        self._on_ready = on_ready
+        self._leaving = asyncio.Event()
+        self._listening = asyncio.Event()
+        self._registry = CollectorRegistry()
+
+    @property
+    def edges(self) -> Sequence[str]:
+        """Where browsers can dial it, the best first."""
+        return () if self.edge is None else best_first(self.edge.addresses)
+
+    @property
+    def missing(self) -> Span | None:
+        """The first blocks that nobody serves; answers wait for them."""
+        return self._generator.missing
+
+    def leave(self) -> None:
+        """Ask it to leave; then `run` returns."""
+        self._leaving.set()
+
+    async def run(self) -> None:
+        """Answer from joining to leaving.
+
+        Returns after `leave`; its record is withdrawn, and answers that are being given end. Raises InvalidInput when
+        the HTTP address cannot be had, and what the network is lost by.
+        """
+        async with self._answering() as self._generator:
+            await self._serve_peers()
+            announcer = Announcer(self.network.directory, self._announcing, self._record)
+            works = [self._leaving.wait(), self.network.lost(), announcer.run(), self._look(), self._stay(announcer)]
+            if self.http is not None:
+                works.append(self._serve_http(self.http))
+            for work in await first_of(*works):
+                if not self._leaving.is_set():
+                    work.result()
+
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[Generator]:
+        network, loaded = self.network, self.loaded
+        view = View(network.directory, loaded.info, loaded.dtype, self.client)
+        ends, metrics = EndsBatcher(loaded.ends), QueryMetrics(self._registry)
+        with contextlib.suppress(NetworkError):
+            await view.refresh(0.0)
+        generator = Generator(network.host, view, loaded.texts, ends, loaded.recommended, self.config, metrics)
+        metrics.watch(generator)
+        try:
+            yield generator
+        finally:
+            await ends.close()
+
+    async def _serve_peers(self) -> None:
+        """Take queries over every host, and show the swarm."""
+        node, maps = QueryNode(self._generator, self.config), MapService(self.network.directory)
+        for host in (self.network.host, *([] if self.edge is None else [self.edge])):
+            await node.serve(host)
+            await maps.serve(host)
+
+    async def _serve_http(self, place: HttpPlace) -> None:
+        """OpenAI's API, the page and metrics."""
+        app = create_app(
+            {self._generator.model.name: self._generator},
+            place.settings,
+            page=PAGE,
+            peers=lambda: self.edges,
+            metrics=lambda: exposition(self._registry),
+        )
+        await serve_http(app, place.host, place.port, self._listens)
+
+    def _listens(self, host: str, port: int) -> None:
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+        self._listening.set()
+
+    async def _look(self) -> None:
+        """Know at any time which blocks are served."""
+        view = self._generator.view
+        while True:
+            with contextlib.suppress(NetworkError):
+                await view.refresh(view.config.view_refresh)
+            await asyncio.sleep(view.config.view_refresh)
+
+    async def _stay(self, announcer: Announcer) -> None:
+        """Say that it is ready, when it is."""
+        if self.http is not None:
+            await self._listening.wait()
+        await announcer.begun.wait()
+        self._on_ready(self)
+        await self._leaving.wait()
+
+    def _record(self) -> pb.QueryNode:
+        addresses = best_first(self.network.host.addresses)
+        dtype = self.loaded.dtype
+        return describe(self._generator, self.name, addresses, self.edges, dtype, __version__, self.client)

@@ -1,0 +1,48 @@
+"""What a query node holds of a model: tokenizer, embeddings and head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swarm.gateway.recommended import Recommended
+from swarm.models.ends.ends import Ends
+from swarm.models.ends.load import load_client_model
+from swarm.models.loading.checkpoint import open_checkpoint
+from swarm.models.loading.cost import describe
+from swarm.models.texts import Texts, load_tokenizer
+from swarm.types import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What answers are computed with, beside the blocks of others."""
+
+    info: ModelInfo
+    texts: Texts
+    ends: Ends
+    recommended: Recommended
+
+    @property
+    def dtype(self) -> str:
+        """As in records of servers."""
+        return str(self.ends.dtype).removeprefix("torch.")
+
+
+def load_model(
+    model: str,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    progress: bool = False,
+) -> LoadedModel:
+    """Read a model's own part from a folder or from the hub. `dtype`: that of the servers; None: the checkpoint's.
+
+    Raises ModelError.
+    """
+    checkpoint = open_checkpoint(model, token, revision)
+    info = describe(checkpoint, dtype=dtype).info
+    tokenizer = load_tokenizer(model, token, revision)
+    ends, _ = load_client_model(checkpoint, dtype=dtype, progress=progress)
+    recommended = Recommended.of(ends.generation_config, tokenizer)
+    return LoadedModel(info, Texts(tokenizer), Ends(ends), recommended)
