@@ -75,6 +75,18 @@ def whole(checkpoints: ByName) -> Callable[[str], Any]:
     return get
 
 
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct; skips where it cannot be had. For tests marked `realmodel`."""
+    from swarm.demo.smollm2 import smollm2
+    from swarm.errors import ModelNotFound
+
+    try:
+        return smollm2()
+    except ModelNotFound as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="module")
 def served(checkpoints: ByName) -> Iterator[Callable[[str, int], Any]]:
     """`served("llama", 2)`: servers of that checkpoint in two spans."""
