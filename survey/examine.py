@@ -92,7 +92,7 @@ def examine(folder: Path) -> Outcome:
         return Outcome(name, "refused", str(error))
     except Exception as error:  # whatever it is, the survey must show it
         return Outcome(name, "wrong", " ".join(f"{type(error).__name__}: {error}".split()))
-    why = next((span.why_unbatched for span in spans if not span.batched), "")
+    why = next((span.proven.why_unbatched for span in spans if not span.proven.batched), "")
     return Outcome(name, "unbatched" if why else "batched", why)
 
 

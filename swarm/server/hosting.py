@@ -88,8 +88,8 @@ class Hosting:
             speed.decode_ms,
             speed.prefill_rate,
         )
-        if not model.batched:
-            log.warning("sessions are computed one at a time: %s", model.why_unbatched)
+        if not model.proven.batched:
+            log.warning("sessions are computed one at a time: %s", model.proven.why_unbatched)
         return Loaded(
             runner=model,
             fingerprints=model.fingerprints,

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from swarm.errors import InvalidInput, StepVoid, UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
-from swarm.models.span.kv.library import state_in
+from swarm.models.cache_layers import state_in
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
 

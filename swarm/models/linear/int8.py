@@ -14,6 +14,7 @@ from torch import nn
 
 from swarm.config import QUANTIZATIONS
 from swarm.errors import UnsupportedModel
+from swarm.models.linear.replace import replace
 
 NONE, INT8 = QUANTIZATIONS
 LEVELS = 127
@@ -74,12 +75,7 @@ def quantize(module: nn.Module) -> int:
 
     Raises UnsupportedModel when there is none, or it cannot be done here.
     """
-    replaced = 0
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Linear:
-                setattr(parent, name, Int8Linear(child))
-                replaced += 1
+    replaced = replace(module, lambda child: Int8Linear(child) if type(child) is nn.Linear else None)
     if not replaced:
         raise UnsupportedModel("its blocks have no plain linear layers that could compute with 8-bit integers")
     return replaced

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from swarm.models.linear.replace import replace
+
 log = logging.getLogger(__name__)
 
 ROWS = 64
@@ -122,22 +124,12 @@ def pack(module: nn.Module) -> int:
     A layer whose packed product is not that of the layer itself stays as it is, as do all where this build of torch,
     or this processor, cannot.
     """
-    return _replace(module, packed)
+    return replace(module, packed)
 
 
 def unpack(module: nn.Module) -> int:
     """The opposite of `pack`, for modules that look into the weights of their layers."""
-    return _replace(module, _unpacked)
-
-
-def _replace(module: nn.Module, twin_of: Callable[[nn.Module], nn.Module | None]) -> int:
-    replaced = 0
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if (twin := twin_of(child)) is not None:
-                setattr(parent, name, twin)
-                replaced += 1
-    return replaced
+    return replace(module, _unpacked)
 
 
 def _unpacked(layer: nn.Module) -> nn.Linear | None:

@@ -119,7 +119,7 @@ def load(
     wanted = _wanted(checkpoint.files, outline)
     tensors, fingerprints = _read(checkpoint, wanted, blocks.prefix, progress)
     model = _assemble(partial, decoder_config(config), tensors, dtype, checkpoint.name)
-    _finish(model, around)
+    _finish(model)
     return Loaded(cast(PreTrainedModel, model.to(device)), find_blocks(model), fingerprints)  # type: ignore[arg-type]
 
 
@@ -160,7 +160,7 @@ def _empty(module: nn.Module, kept: nn.Module) -> None:
             setattr(module, name, Absent())
 
 
-def _finish(model: PreTrainedModel, around: bool) -> None:
+def _finish(model: PreTrainedModel) -> None:
     model.train(False)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

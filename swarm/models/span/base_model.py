@@ -13,10 +13,8 @@ from transformers import PreTrainedModel
 
 from swarm.errors import UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
-from swarm.models.linear.int8 import quantize
-from swarm.models.linear.onednn import pack, unpack
 from swarm.models.loading.weights import Absent
-from swarm.models.span.attention import ragged
+from swarm.models.span.attention.base import Attention
 from swarm.types import Span
 
 PROBE = 3
@@ -46,7 +44,7 @@ class _Nothing(nn.Module):
         return torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=positions.device)
 
 
-class Trunk:
+class BaseModel:
     """Runs the module that owns the blocks, over any part of them. Raises UnsupportedModel."""
 
     def __init__(self, model: PreTrainedModel, span: Span) -> None:
@@ -54,11 +52,11 @@ class Trunk:
         self.span = span
         self._module: Any = found.owner
         self._name = found.attribute
-        self._layers = list(found.layers)[span.first : span.last]
+        self.blocks = list(found.layers)[span.first : span.last]
         config: Any = self._module.config
         self.config = config
         self.hidden_size = int(config.hidden_size)
-        parameter = next(self._layers[0].parameters())
+        parameter = next(self.blocks[0].parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
         self._lists = _per_block_lists(self.config, found.total, span)
         self._attention: str = config._attn_implementation
@@ -81,7 +79,7 @@ class Trunk:
         self._narrowed = span
 
     def _set_layers(self, begin: int, end: int) -> None:
-        layers = self._layers[begin:end]
+        layers = self.blocks[begin:end]
         setattr(self._module, self._name, nn.ModuleList(layers))
         # The library sizes its masks from cache layer 0, so the blocks of any slice count from 0.
         for index, layer in enumerate(layers):
@@ -100,10 +98,10 @@ class Trunk:
         result = output[0] if isinstance(output, tuple) else output.last_hidden_state
         return torch.as_tensor(result)
 
-    def use_ragged_attention(self) -> None:
-        """Attention looks at the segments of the row."""
-        ragged.register()
-        self._set_attention(ragged.NAME)
+    def use_attention(self, attention: Attention) -> None:
+        """Attention looks at the lanes of the row."""
+        attention.register()
+        self._set_attention(attention.name)
 
     def use_own_attention(self) -> None:
         """Attention is what the library chose."""
@@ -115,27 +113,12 @@ class Trunk:
             config._attn_implementation_internal = name
 
     def _configs(self) -> list[Any]:
-        modules = [self._module, *(m for layer in self._layers for m in layer.modules())]
+        modules = [self._module, *(m for layer in self.blocks for m in layer.modules())]
         return [module.config for module in modules if hasattr(getattr(module, "config", None), "_attn_implementation")]
 
-    def pack(self) -> None:
-        """Lay out the blocks' weights for this processor."""
-        for layer in self._layers:
-            pack(layer)
-
-    def quantize(self) -> None:
-        """Let the blocks compute with 8-bit integers. Raises UnsupportedModel."""
-        for layer in self._layers:
-            quantize(layer)
-
-    def unpack(self) -> None:
-        """As they were."""
-        for layer in self._layers:
-            unpack(layer)
-
-    def after_each_layer(self, beat: Callable[[], None]) -> None:
+    def after_each_block(self, beat: Callable[[], None]) -> None:
         """Call `beat` when a block has been computed."""
-        for layer in self._layers:
+        for layer in self.blocks:
             layer.register_forward_hook(lambda *_: beat())
 
     # ---- transparency -----------------------------------------------------------------------------------------

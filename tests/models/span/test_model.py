@@ -89,7 +89,7 @@ def test_a_part_of_a_span_serves_another_session(models: dict[str, Any], model_t
 @pytest.mark.parametrize("model_type", TYPES)
 def test_strangers_of_all_lengths_in_one_row_get_what_each_gets_alone(models: dict[str, Any], model_type: str) -> None:
     model = spanned(models[model_type], Span(1, 4))
-    assert model.batched == (model_type in BATCHED)
+    assert model.proven.batched == (model_type in BATCHED)
     ours, theirs = boundaries(models[model_type], 14, seed=1), boundaries(models[model_type], 11, seed=2)
     feed(model, [(A, 0, ours[1][:10])])
     both = feed(model, [(B, 0, theirs[1][:8]), (A, 10, ours[1][10:11])])
@@ -183,7 +183,7 @@ def test_a_long_sequence_grows_its_buffers_and_stays_right(models: dict[str, Any
 def test_bfloat16_is_within_its_tolerance(models: dict[str, Any]) -> None:
     states = boundaries(models["llama"], 16)
     model = SpanModel(copy.deepcopy(models["llama"]).to(torch.bfloat16), Span(0, 3))
-    assert model.batched
+    assert model.proven.batched
     assert model.dtype == torch.bfloat16
     got = torch.cat([feed(model, [(A, 0, states[0][:12])]), feed(model, [(A, 12, states[0][12:])])])
     assert_close(got, states[3], tolerance=6e-2)
@@ -212,7 +212,7 @@ def test_wrong_input_is_a_typed_error_and_changes_nothing(models: dict[str, Any]
 def test_a_running_state_cannot_roll_back_but_can_begin_again(models: dict[str, Any]) -> None:
     model = spanned(models["lfm2"])
     states = boundaries(models["lfm2"], 10)
-    assert not model.batched
+    assert not model.proven.batched
     assert not model.can_rollback
     assert_close(feed(model, [(A, 0, states[0][:6]), (B, 0, states[0][:4])])[:6], states[6][:6])
     with pytest.raises(UnsupportedModel, match="running state"):
@@ -234,7 +234,7 @@ def test_a_span_of_running_states_only(models: dict[str, Any]) -> None:
 
 def test_the_context_ends_where_rotary_embeddings_change(models: dict[str, Any]) -> None:
     states, model = boundaries(models["phi3+longrope"], 30), spanned(models["phi3+longrope"])
-    assert model.batched
+    assert model.proven.batched
     assert model.max_positions == 32
     assert_close(feed(model, [(A, 0, states[0])]), states[6])
     with pytest.raises(InvalidInput, match="32"):

@@ -1,80 +1,33 @@
-"""Attention over many sequences that lie one after another in one row (continuous batching).
+"""Attention one lane after another, each with torch's own product: for a CPU, and for any device.
 
-Registered with transformers under the name `swarm_ragged` through its public attention and mask interfaces. Every
-linear layer runs once over all tokens of the row; only this function looks at the segments: it appends each
-sequence's keys and values to that sequence's own cache and attends within the sequence. The segments reach it by a
-context variable, because some models do not pass keyword arguments down to their attention.
+It appends each sequence's keys and values to that sequence's own cache and attends within the sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import causal_mask_function
 
-from swarm.models.span.kv.growing import SequenceCache
-
-NAME = "swarm_ragged"
-
-MaskFunction = Callable[[Any, Any, Any, Any], Any]
-"""(batch, head, query position, key position) → whether to attend; given tensors, a tensor."""
+from swarm.models.span.attention.base import RowMask, check_call, current_row, row_mask
+from swarm.models.span.kv.growing import GrowingCache
 
 
-class Unbatchable(Exception):
-    """This model's attention needs something that a row of many sequences does not have."""
+class RaggedAttention:
+    """Lane by lane, over buffers that grow. An `Attention`."""
 
+    name = "swarm_ragged"
 
-@dataclass(slots=True)
-class Lane:
-    """One segment of the row: `count` positions from absolute position `start`, and the sequence's cache."""
+    def register(self) -> None:
+        """Make it known to transformers; may be called again."""
+        AttentionInterface.register(self.name, ragged_attention)
+        AttentionMaskInterface.register(self.name, row_mask)
 
-    start: int
-    count: int
-    cache: SequenceCache
-
-
-@dataclass(slots=True)
-class Row:
-    """What one forward pass computes. `calls`: how often attention was called, by block."""
-
-    lanes: Sequence[Lane]
-    calls: dict[int, int]
-
-
-current_row: ContextVar[Row] = ContextVar("swarm_row")
-
-
-class RaggedMask:
-    """The library's own mask as a function of absolute positions, evaluated for each sequence by itself."""
-
-    __slots__ = ("_cache", "causal", "function")
-
-    def __init__(self, function: MaskFunction) -> None:
-        self.function = function
-        self.causal = function is causal_mask_function
-        self._cache: dict[tuple[int, int], torch.Tensor] = {}
-
-    def of(self, start: int, count: int, device: torch.device) -> torch.Tensor:
-        """`[count, start + count]`, True where a query may attend to a key."""
-        mask = self._cache.get((start, count))
-        if mask is None:
-            zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
-            queries = torch.arange(start, start + count, device=device).view(1, 1, -1, 1)
-            keys = torch.arange(start + count, device=device).view(1, 1, 1, -1)
-            allowed = self.function(zero, zero, queries, keys)
-            mask = self._cache[start, count] = allowed.expand(1, 1, count, start + count)[0, 0]
-        return mask
-
-
-def ragged_mask(*args: Any, mask_function: MaskFunction = causal_mask_function, **kwargs: Any) -> RaggedMask:
-    """What transformers calls instead of building a mask tensor."""
-    return RaggedMask(mask_function)
+    def new_cache(self) -> GrowingCache:
+        """Of a sequence that has no positions yet."""
+        return GrowingCache()
 
 
 def ragged_attention(
@@ -82,49 +35,35 @@ def ragged_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: RaggedMask | None,
+    attention_mask: RowMask | None,
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention for each segment of the row by itself.
+    """Attention for each lane of the current row by itself.
 
     query `[1, query heads, T, head_dim]`, key and value `[1, kv heads, T, …]` → `[1, T, query heads, value_dim]`.
     Raises Unbatchable where a model asks for what is not there.
     """
-    row = current_row.get()
-    if not isinstance(attention_mask, RaggedMask):
-        raise Unbatchable("its attention is called without the library's mask")
-    if position_bias is not None or kwargs.get("output_attentions"):
-        raise Unbatchable("its attention takes a position bias, or returns weights")
-    index = int(module.layer_idx)  # type: ignore[arg-type]
-    row.calls[index] = row.calls.get(index, 0) + 1
-    if query.shape[0] != 1 or key.shape[2] != query.shape[2]:
-        raise Unbatchable("its attention does not see the row as it is")
+    row, block = current_row.get(), int(module.layer_idx)  # type: ignore[arg-type]
+    row_mask = check_call(query, key, attention_mask, position_bias, kwargs)
+    row.called(block)
     output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     begin = 0
     for lane in row.lanes:
         end = begin + lane.count
-        keys, values = lane.cache.block(index).write(lane.start, key[0, :, begin:end], value[0, :, begin:end])
+        keys, values = lane.cache.write(block, lane.start, key[0, :, begin:end], value[0, :, begin:end])
         queries = query[0, :, begin:end]
-        mask = _needed_mask(attention_mask, lane, query.device)
+        mask = row_mask.needed(lane.start, lane.count, query.device)
         if softcap is not None or s_aux is not None:
-            attended = _attend_explicitly(queries, keys, values, mask, scale, softcap, s_aux)
+            output[begin:end] = _attend_explicitly(queries, keys, values, mask, scale, softcap, s_aux)
         else:
-            attended = _attend(queries, keys, values, mask, scale)
-        output[begin:end] = attended
+            output[begin:end] = _attend(queries, keys, values, mask, scale)
         begin = end
     return output.unsqueeze(0), None
-
-
-def _needed_mask(mask: RaggedMask, lane: Lane, device: torch.device) -> torch.Tensor | None:
-    """None where a single new position attends to everything before it."""
-    if lane.count == 1 and mask.causal:
-        return None
-    return mask.of(lane.start, lane.count, device)
 
 
 def _attend(
@@ -168,9 +107,3 @@ def _attend_explicitly(
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
     weights = weights[..., : keys.shape[1]].reshape(keys.shape[0], groups * count, -1)
     return (weights @ values).reshape(heads, count, -1).transpose(0, 1)
-
-
-def register() -> None:
-    """Make the attention known to transformers; may be called again."""
-    AttentionInterface.register(NAME, ragged_attention)
-    AttentionMaskInterface.register(NAME, ragged_mask)

@@ -1,4 +1,4 @@
-"""The KV cache of one sequence over the blocks of a span, in buffers that grow geometrically."""
+"""Keys and values of one sequence over the blocks of a span, in buffers that grow geometrically."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FIRST_CAPACITY = 64
 GROWTH = 1.5
 
 
-class BlockCache:
+class BlockBuffers:
     """Keys and values of one sequence in one block: `[heads, capacity, head_dim]`.
 
     Writing one position copies that position only; when the capacity is spent the buffers grow by half.
@@ -29,11 +29,11 @@ class BlockCache:
         stored_values[:, start:end] = values
         return stored_keys[:, :end], stored_values[:, :end]
 
-    def fork(self, length: int) -> BlockCache:
-        """A cache of its own with the first `length` positions."""
+    def fork(self, length: int) -> BlockBuffers:
+        """Buffers of their own with the first `length` positions."""
         if self.keys is None or self.values is None:
-            return BlockCache()
-        return BlockCache(self.keys[:, :length].clone(), self.values[:, :length].clone())
+            return BlockBuffers()
+        return BlockBuffers(self.keys[:, :length].clone(), self.values[:, :length].clone())
 
     @property
     def nbytes(self) -> int:
@@ -56,28 +56,28 @@ def _room(buffer: torch.Tensor | None, like: torch.Tensor, used: int, needed: in
     return grown
 
 
-class SequenceCache:
-    """One sequence's caches by block, made when a block first writes.
+class GrowingCache:
+    """One sequence's buffers by block, made when a block first writes. A `KeyValueCache`."""
 
-    `length`: positions that count. It is set when a forward pass is complete, so one that failed half-way left nothing.
-    """
-
-    __slots__ = ("blocks", "length")
+    __slots__ = ("_blocks", "length")
 
     def __init__(self) -> None:
-        self.blocks: dict[int, BlockCache] = {}
+        self._blocks: dict[int, BlockBuffers] = {}
         self.length = 0
 
-    def block(self, index: int) -> BlockCache:
-        cache = self.blocks.get(index)
-        if cache is None:
-            cache = self.blocks[index] = BlockCache()
-        return cache
+    def write(
+        self, block: int, start: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put keys and values `[heads, count, head_dim]` at `start`; returns all up to their end."""
+        buffers = self._blocks.get(block)
+        if buffers is None:
+            buffers = self._blocks[block] = BlockBuffers()
+        return buffers.write(start, keys, values)
 
-    def fork(self, length: int) -> SequenceCache:
+    def fork(self, length: int) -> GrowingCache:
         """A cache of its own with the first `length` positions."""
-        twin = SequenceCache()
-        twin.blocks = {index: block.fork(length) for index, block in self.blocks.items()}
+        twin = GrowingCache()
+        twin._blocks = {index: buffers.fork(length) for index, buffers in self._blocks.items()}
         twin.length = min(length, self.length)
         return twin
 
@@ -88,4 +88,8 @@ class SequenceCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, with the room that they have grown into."""
-        return sum(block.nbytes for block in self.blocks.values())
+        return sum(buffers.nbytes for buffers in self._blocks.values())
+
+    def position_bytes(self, block: int) -> int:
+        """Bytes that one position takes in a block; 0 before it has written."""
+        return self._blocks[block].position_bytes if block in self._blocks else 0

@@ -1,0 +1,95 @@
+"""A forward pass over several sequences: all in one row, or one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch.nn.functional import pad
+
+from swarm.models.span.attention.base import Attention, C, Lane, Row, current_row
+from swarm.models.span.base_model import BaseModel
+from swarm.models.span.kv.base import KeyValueCache
+from swarm.models.span.kv.library import LibraryCache
+
+SMALLEST_ROW = 4
+"""Rows of fewer positions are filled up on a CPU."""
+
+
+class Passes(Protocol[C]):
+    """A way to compute the lanes of a row, and the caches that it needs."""
+
+    def new_cache(self) -> C:
+        """Of a sequence that has no positions yet."""
+
+    def run(self, lanes: Sequence[Lane[C]], hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden` `[1, T, hidden_size]` of all lanes, one behind the other → the same shape. The caches have grown."""
+
+
+class Batched:
+    """All lanes in one pass, with an attention that keeps them apart."""
+
+    def __init__(self, model: BaseModel, attention: Attention) -> None:
+        self._model = model
+        self._attention = attention
+
+    def new_cache(self) -> KeyValueCache:
+        """What the attention reads."""
+        return self._attention.new_cache()
+
+    def run(self, lanes: Sequence[Lane[KeyValueCache]], hidden: torch.Tensor) -> torch.Tensor:
+        """`[1, T, hidden_size]` → the same shape."""
+        count = hidden.shape[1]
+        if hidden.device.type == "cpu" and count < SMALLEST_ROW:
+            # Matrix products of one to three rows take longer than of four; the rest of the row belongs to nobody.
+            hidden = pad(hidden, (0, 0, 0, SMALLEST_ROW - count))
+            lanes = [*lanes, Lane(0, SMALLEST_ROW - count, self.new_cache())]
+        output, _ = self.run_row(lanes, hidden)
+        return output[:, :count]
+
+    def run_row(self, lanes: Sequence[Lane[KeyValueCache]], hidden: torch.Tensor) -> tuple[torch.Tensor, Row]:
+        """As `run`; also returns how often attention was called."""
+        row = Row(lanes, {})
+        token = current_row.set(row)
+        try:
+            mask = torch.ones(1, hidden.shape[1], dtype=torch.long, device=hidden.device)
+            output = self._model.run(hidden, _positions(lanes, hidden.device), attention_mask=mask, use_cache=False)
+        finally:
+            current_row.reset(token)
+        for lane in lanes:
+            lane.cache.length = lane.start + lane.count
+        return output, row
+
+
+class Unbatched:
+    """One lane after the other, each with the library's own mask and cache."""
+
+    def __init__(self, model: BaseModel) -> None:
+        self._model = model
+
+    def new_cache(self) -> LibraryCache:
+        """Of the library's layers."""
+        return LibraryCache(self._model.config)
+
+    def run(self, lanes: Sequence[Lane[LibraryCache]], hidden: torch.Tensor) -> torch.Tensor:
+        """`[1, T, hidden_size]` → the same shape."""
+        parts = torch.split(hidden, [lane.count for lane in lanes], dim=1)
+        outputs = [self.run_alone(lane.cache, part) for lane, part in zip(lanes, parts, strict=True)]
+        return torch.cat(outputs, dim=1)
+
+    def run_alone(self, cache: LibraryCache, hidden: torch.Tensor) -> torch.Tensor:
+        """The next positions of one sequence, `[1, T, hidden_size]` → the same shape."""
+        end = cache.length + hidden.shape[1]
+        positions = torch.arange(cache.length, end, device=hidden.device).unsqueeze(0)
+        output = self._model.run(hidden, positions, past_key_values=cache.cache, use_cache=True)
+        cache.length = end
+        return output
+
+
+def _positions(lanes: Sequence[Lane[KeyValueCache]], device: torch.device) -> torch.Tensor:
+    """`[1, T]`: each lane's own absolute positions."""
+    if len(lanes) == 1:
+        return torch.arange(lanes[0].start, lanes[0].start + lanes[0].count, device=device).unsqueeze(0)
+    positions = [position for lane in lanes for position in range(lane.start, lane.start + lane.count)]
+    return torch.tensor([positions], device=device)

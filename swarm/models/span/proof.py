@@ -1,0 +1,121 @@
+"""The checks at load, on the real configuration: whether a span can be served at all, and in which way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from swarm.errors import UnsupportedModel
+from swarm.models.span.attention.base import Attention, Lane, Unbatchable
+from swarm.models.span.base_model import BaseModel
+from swarm.models.span.kv.library import LibraryCache
+from swarm.models.span.passes import Batched, Unbatched
+from swarm.models.span.probe import close, random_states, run_whole
+from swarm.types import Span
+
+log = logging.getLogger(__name__)
+
+STRANGERS = (7, 6)
+"""Positions of the two sequences of the checks."""
+STEPS = 2
+"""Positions of each step after the first: a mask of the wrong size goes unseen where a step has one position only."""
+NOT_PLAIN = "its blocks keep more than keys and values"
+NO_INTERFACE = "its attention does not go through the library's interface"
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What was found. `batched`: whether several sequences may share a forward pass, else `why_unbatched` not.
+
+    `can_rollback`: whether single positions can be forgotten. `cache_bytes`: of each block, for one position; of all
+    that it keeps, where that is no matter of positions.
+    """
+
+    batched: bool
+    why_unbatched: str
+    can_rollback: bool
+    cache_bytes: tuple[int, ...]
+
+
+@torch.inference_mode()
+def prove(model: BaseModel, attention: Attention) -> Proven:
+    """Transparent around its blocks; causal; cut anywhere; then whether strangers can share a row.
+
+    `model` is left with the attention that was found to be right. Raises UnsupportedModel.
+    """
+    model.check_identity()
+    strangers = random_states(model, STRANGERS)
+    alone, cache = _check_alone(model, strangers)
+    why = NOT_PLAIN
+    if cache.is_plain:
+        try:
+            return Proven(True, "", True, _check_batched(model, attention, strangers, alone))
+        except Exception as error:
+            why = str(error) if isinstance(error, Unbatchable) else NO_INTERFACE
+            log.debug("why not batched: %r", error)
+            log.info("every sequence runs by itself: %s", why)
+            model.use_own_attention()
+    per = cache.length if cache.can_rollback else 1
+    sizes = tuple(size // per for size in cache.block_bytes()[: len(model.blocks)])
+    return Proven(False, why, cache.can_rollback, sizes)
+
+
+def _check_alone(model: BaseModel, strangers: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], LibraryCache]:
+    """What each stranger gets alone, and a cache that has seen the first. Raises UnsupportedModel."""
+    passes = Unbatched(model)
+    caches = [passes.new_cache() for _ in strangers]
+    try:
+        alone = [_in_two_steps(passes, cache, hidden) for cache, hidden in zip(caches, strangers, strict=True)]
+        whole = run_whole(passes, strangers[0])
+        halves = _in_halves(model, passes, strangers[0])
+    except Exception as error:
+        words = " ".join(str(error).split())[:200]
+        raise UnsupportedModel(f"its blocks do not run from hidden states and a cache alone: {words}") from error
+    if not close(alone[0], whole):
+        raise UnsupportedModel("its blocks see later positions, or remember earlier ones outside the cache")
+    if not close(halves, whole):
+        raise UnsupportedModel("its blocks hand each other more than hidden states")
+    return alone, caches[0]
+
+
+def _in_two_steps(passes: Unbatched, cache: LibraryCache, hidden: torch.Tensor) -> torch.Tensor:
+    """A prefill of all but the last positions, then those, with the library's own mask and cache."""
+    return torch.cat([passes.run_alone(cache, part) for part in (hidden[:, :-STEPS], hidden[:, -STEPS:])], dim=1)
+
+
+def _in_halves(model: BaseModel, passes: Unbatched, hidden: torch.Tensor) -> torch.Tensor:
+    """The span as two spans, one after the other, as if on two machines."""
+    span = model.span
+    middle = span.first + len(span) // 2
+    for first, last in ((span.first, middle), (middle, span.last)):
+        if first < last:
+            model.narrow(Span(first, last))
+            hidden = run_whole(passes, hidden)
+    model.narrow(span)
+    return hidden
+
+
+def _check_batched(
+    model: BaseModel, attention: Attention, strangers: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]
+) -> tuple[int, ...]:
+    """Bytes that a position takes in each block's cache.
+
+    Raises Unbatchable (or whatever the model raises) unless a shared row gives what each gets alone.
+    """
+    model.use_attention(attention)
+    passes, blocks = Batched(model, attention), range(len(model.blocks))
+    caches = [passes.new_cache() for _ in strangers]
+    counts = [hidden.shape[1] - STEPS for hidden in strangers]
+    lanes = [Lane(0, count, cache) for count, cache in zip(counts, caches, strict=True)]
+    head, row = passes.run_row(lanes, torch.cat([hidden[:, :-STEPS] for hidden in strangers], dim=1))
+    if row.calls != dict.fromkeys(blocks, 1):
+        raise Unbatchable("its blocks do not call the attention interface exactly once each")
+    lanes = [Lane(count, STEPS, cache) for count, cache in zip(counts, caches, strict=True)]
+    tail, _ = passes.run_row(lanes, torch.cat([hidden[:, -STEPS:] for hidden in strangers], dim=1))
+    for part, end, right in zip(torch.split(head, counts, 1), torch.split(tail, STEPS, 1), alone, strict=True):
+        if not close(torch.cat([part, end], dim=1), right):
+            raise Unbatchable("strangers in one row do not get what each gets alone")
+    return tuple(caches[0].position_bytes(block) for block in blocks)
