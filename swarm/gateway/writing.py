@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from swarm.client.session import Session
 from swarm.gateway.ends_batcher import Choice, Choose, Embed, EndsBatcher
+from swarm.gateway.in_flight import InFlight
 from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.replies import Replies
 from swarm.gateway.sampling import Sampler
 from swarm.gateway.trace import Stopwatch, spans_of
-from swarm.gateway.windows import WindowsInFlight
 from swarm.models.texts import Answer
 from swarm.speculation.pacer import Pacer
 from swarm.wire import swarm_pb2 as pb
@@ -66,7 +66,7 @@ class Writing:
         self._ends = ends
         self._replies = replies
         self._metrics = metrics
-        self._windows = WindowsInFlight(session)
+        self._flight = InFlight(session)
 
     async def run(self) -> None:
         """Write it to its end, or tell the reader why it cannot be written."""
@@ -95,7 +95,7 @@ class Writing:
         with query.clock.computing():
             hidden = await self._ends.embed(Embed(query.text))
         try:
-            self._windows.send([(query.text[-1], None)], hidden)
+            self._flight.send([(query.text[-1], None)], hidden)
             while True:
                 hidden = await self._take()
                 if query.over is not None:
@@ -103,15 +103,15 @@ class Writing:
                 await self._replies.room()
                 await self._send(hidden)
         finally:
-            await self._windows.close()
+            await self._flight.close()
 
     async def _take(self) -> bytes:
         """Tell what the oldest window brings; returns the hidden states of the last token."""
-        query, windows = self._query, self._windows
-        window, rows = await windows.receive()
+        query, flight = self._query, self._flight
+        window, rows = await flight.receive()
         if query.pacer is not None and window.alone and query.clock.tokens:
             query.pacer.came_back(len(rows), asyncio.get_running_loop().time() - window.sent)
-        drafts = windows.following(window)
+        drafts = flight.windows.following(window)
         asked = Choose(rows, query.sampler, query.length, [token for token, _ in drafts], query.alternatives)
         with query.clock.computing():
             done = await self._ends.choose(asked)
@@ -124,9 +124,9 @@ class Writing:
             if query.over is not None:
                 return b""
         if right:
-            windows.confirm()
+            flight.windows.confirm()
         else:
-            windows.back_to(query.length - 1)
+            flight.back_to(query.length - 1)
         return done.hidden
 
     def _verified(self, kind: int | None, *, right: bool) -> None:
@@ -136,9 +136,9 @@ class Writing:
 
     async def _send(self, hidden: bytes) -> None:
         """Send the last token, unless it is on its way, and guesses behind it, as many as pay."""
-        query, windows = self._query, self._windows
+        query, windows = self._query, self._flight.windows
         while True:
-            certain = [] if windows.windows else [(query.tokens[-1], None)]
+            certain = [] if windows else [(query.tokens[-1], None)]
             drafts = self._guess()
             if not certain and not drafts:
                 return
@@ -147,18 +147,19 @@ class Writing:
                 guessed = Embed([token for token, _ in drafts], query.length + len(windows.drafts))
                 with query.clock.computing():
                     states += await self._ends.embed(guessed)
-            windows.send([*certain, *drafts], states)
-            if not drafts or len(windows.windows) == windows.most:
+            self._flight.send([*certain, *drafts], states)
+            if not drafts or windows.full:
                 return
 
     def _guess(self) -> list[tuple[int, int]]:
-        query, flying = self._query, self._windows.drafts
+        query, windows = self._query, self._flight.windows
         if query.pacer is None or not self._session.can_rollback:
             return []
         text = query.text
         query.pacer.drafter.learn(text)
         room = query.most - len(query.tokens) - 1
-        return query.pacer.drafts([*text, *flying], len(flying), room, self._windows.largest)
+        flying = windows.drafts
+        return query.pacer.drafts([*text, *flying], len(flying), room, windows.largest)
 
     def _tell(self, choice: Choice) -> None:
         """One token more."""

@@ -16,10 +16,8 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.ends.remote import RemoteLayer, when_begun
 from swarm.speculation.drafts import Drafter
 from swarm.speculation.pacer import MOST, WINDOW, Pacer
+from swarm.speculation.windows import Window, Windows
 
 THREADS = 2 * (MOST // WINDOW + 1)
 """Each window waits in one; those that are void end with the next step."""
@@ -67,7 +66,7 @@ class SpeculativeDecoding:
         text = _Text(input_ids, logits_processor, stopping_criteria, generation_config, streamer or self.streamer)
         # As the library begins, whatever the cache holds already.
         output: Any = model._prefill(input_ids, generation_config, model_kwargs)
-        flight = _Flight(model, output.past_key_values, model_kwargs.get("attention_mask"), len(text))
+        flight = _InFlight(model, output.past_key_values, model_kwargs.get("attention_mask"), len(text))
         try:
             finished = text.extend(output.logits[0, -1])
             while not finished:
@@ -78,27 +77,28 @@ class SpeculativeDecoding:
             flight.close()
         return text.result(output.past_key_values)
 
-    def _send_ahead(self, text: _Text, flight: _Flight) -> None:
+    def _send_ahead(self, text: _Text, flight: _InFlight) -> None:
         """Send what is certain, and drafts behind it, as many as pay."""
         self.pacer.drafter.learn(text.tokens)
+        windows = flight.windows
         while True:
-            certain = [] if flight.windows else [(text.tokens[-1], None)]
-            ahead = [*text.tokens, *flight.drafts]
-            drafts = self.pacer.drafts(ahead, len(flight.drafts), text.room, flight.largest)
+            certain = [] if windows else [(text.tokens[-1], None)]
+            flying = windows.drafts
+            drafts = self.pacer.drafts([*text.tokens, *flying], len(flying), text.room, windows.largest)
             if not certain and not drafts:
                 return
             flight.send([*certain, *drafts])
             self.windows += 1
             self.rows += len(certain) + len(drafts)
-            if not drafts or len(flight.windows) == flight.most:
+            if not drafts or windows.full:
                 return
 
-    def _verify(self, text: _Text, flight: _Flight) -> bool:
+    def _verify(self, text: _Text, flight: _InFlight) -> bool:
         """Take the outputs of the oldest window. True when the text is finished."""
         window, logits = flight.receive()
         if window.alone:
             self.pacer.came_back(len(window.tokens), time.monotonic() - window.sent)
-        following = [*window.tokens[1:], *(later.tokens[0] for later in list(flight.windows)[:1])]
+        following = flight.windows.following(window)
         for index, row in enumerate(logits):
             if text.extend(row):
                 return True
@@ -111,7 +111,7 @@ class SpeculativeDecoding:
                 flight.back_to(len(text) - 1)
                 break
         else:
-            flight.confirm()
+            flight.windows.confirm()
         return False
 
 
@@ -175,21 +175,10 @@ class _Text:
         return GenerateDecoderOnlyOutput(sequences=self.ids, past_key_values=cache, **parts)  # type: ignore[arg-type]
 
 
-@dataclass(slots=True, eq=False)
-class _Window:
-    """Tokens on their way, each with the kind of its draft; `alone`: nothing else was on its way when it was sent."""
+class _InFlight:
+    """The windows of a text. Each forward of the model runs in a thread and waits there for the servers.
 
-    tokens: list[tuple[int, int | None]]
-    outputs: Future[torch.Tensor]
-    sent: float
-    alone: bool
-
-
-class _Flight:
-    """The windows on their way. Each forward of the model runs in a thread and waits there for the servers.
-
-    `length`: tokens of the text when its last but one was computed; `most`: windows at once, `largest`: drafted
-    tokens in each.
+    `length`: tokens of the text when its last but one was computed.
     """
 
     def __init__(self, model: Any, cache: Any, mask: torch.Tensor | None, length: int) -> None:
@@ -197,9 +186,7 @@ class _Flight:
             raise UnsupportedModel("blocks with a running state cannot forget single positions: no speculation here")
         # A local block behind the remote ones would see the windows in the order of their outputs.
         alone = not isinstance(cache.layers[-1], RemoteLayer)
-        self.most, self.largest = (1, MOST) if alone else (MOST // WINDOW + 1, WINDOW)
-        self.windows: deque[_Window] = deque()
-        self.drafts: list[int] = []
+        self.windows: Windows[Future[torch.Tensor]] = Windows(1, MOST) if alone else Windows()
         self._model = model
         self._cache = cache
         self._mask = mask
@@ -211,10 +198,8 @@ class _Flight:
         """Begin the forward of these tokens; returns when the next may begin."""
         begun = threading.Event()
         inputs = self._inputs([token for token, _ in tokens])
-        sent, alone = time.monotonic(), not self.windows
-        outputs = self._threads.submit(self._forward, inputs, begun.set)
-        self.windows.append(_Window(tokens, outputs, sent, alone))
-        self.drafts += [token for token, kind in tokens if kind is not None]
+        sent = time.monotonic()
+        self.windows.sent(tokens, self._threads.submit(self._forward, inputs, begun.set), sent)
         begun.wait()
 
     def _forward(self, inputs: dict[str, Any], begun: Callable[[], None]) -> torch.Tensor:
@@ -238,26 +223,17 @@ class _Flight:
                 inputs["position_ids"] = (mask.cumsum(-1) - 1)[:, -len(tokens) :]
         return inputs
 
-    def receive(self) -> tuple[_Window, torch.Tensor]:
+    def receive(self) -> tuple[Window[Future[torch.Tensor]], torch.Tensor]:
         """Wait for the outputs of the oldest window, logits `[rows, vocabulary]`. Raises what its forward raised."""
-        window = self.windows.popleft()
-        logits = window.outputs.result()
-        del self.drafts[: sum(kind is not None for _, kind in window.tokens)]
-        return window, logits
-
-    def confirm(self) -> None:
-        """The first token on its way was verified by the last row before it: it is no draft any more."""
-        token, _ = self.windows[0].tokens[0]
-        self.windows[0].tokens[0] = (token, None)
-        del self.drafts[0]
+        window = self.windows.oldest()
+        return window, window.outputs.result()
 
     def back_to(self, length: int) -> None:
         """Only the first `length` tokens of the text count as computed; what is on its way is void."""
         surplus = self._cache.get_seq_length() - self._before - length
         if surplus > 0:
             self._cache.crop(-surplus)
-        self.windows.clear()
-        self.drafts.clear()
+        self.windows.void()
 
     def close(self) -> None:
         """Wait for nobody."""
