@@ -42,8 +42,8 @@ def main(rounds: int, tokens: int, counts: tuple[int, ...], hops: tuple[int, ...
 
 def through(hops: int, counts: tuple[int, ...], rounds: int, tokens: int) -> list[dict[str, Any]]:
     """A row for each number of sessions over so many hops."""
-    from scripts.local_swarm import LocalSwarm
     from swarm import DistributedLlama, connect
+    from swarm.demo.local_swarm import LocalSwarm
 
     path = llama_250m()
     rates: dict[int, list[float]] = {count: [] for count in counts}

@@ -25,8 +25,8 @@ def main(rounds: int, tokens: int, sessions: int, as_json: bool, save: bool) -> 
     from transformers import LlamaForCausalLM
 
     from benchmarks.models import llama_250m
-    from scripts.local_swarm import LocalSwarm
     from swarm import DistributedLlama, connect
+    from swarm.demo.local_swarm import LocalSwarm
 
     torch.set_num_threads(1)
     path = llama_250m()

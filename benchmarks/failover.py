@@ -13,7 +13,7 @@ import click
 
 from benchmarks.models import llama_250m
 from benchmarks.results import Result, output_options, ratios, report
-from scripts.local_swarm import LocalSwarm
+from swarm.demo.local_swarm import LocalSwarm
 
 MIDDLE = "6:11"
 AT = 8

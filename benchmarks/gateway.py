@@ -38,7 +38,7 @@ def main(rounds: int, tokens: int, counts: tuple[int, ...], as_json: bool, save:
 @contextmanager
 def gateway() -> Iterator[str]:
     """Where a gateway serves OpenAI's API, with the swarm behind it."""
-    from scripts.local_swarm import LocalSwarm
+    from swarm.demo.local_swarm import LocalSwarm
 
     with LocalSwarm(MODEL) as processes:
         processes.start_bootstrap()

@@ -22,8 +22,8 @@ def two_servers(*options: str) -> Iterator[tuple[Any, Swarm, Path]]:
     import torch
     from transformers import LlamaForCausalLM
 
-    from scripts.local_swarm import LocalSwarm
     from swarm import connect
+    from swarm.demo.local_swarm import LocalSwarm
 
     torch.set_num_threads(1)
     path = llama_250m()

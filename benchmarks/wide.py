@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.local_swarm import LocalSwarm
+from swarm.demo.local_swarm import LocalSwarm
 from swarm.testing import LinkConditions
 
 if TYPE_CHECKING:

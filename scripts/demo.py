@@ -15,7 +15,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from scripts.local_swarm import LocalSwarm
+from swarm.demo.local_swarm import LocalSwarm
 
 if TYPE_CHECKING:
     from swarm.client.session import Notice

@@ -17,7 +17,7 @@ from typing import Any
 import openai
 import pytest
 
-from scripts.local_swarm import BIN, LocalSwarm
+from swarm.demo.local_swarm import BIN, LocalSwarm
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

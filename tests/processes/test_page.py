@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scripts.local_swarm import LocalSwarm
+from swarm.demo.local_swarm import LocalSwarm
 
 ROOT = Path(__file__).parents[2]
 WEB = ROOT / "web"

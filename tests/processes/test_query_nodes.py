@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scripts.local_swarm import BIN, LocalSwarm
 from swarm.client.swarm import Swarm, connect
+from swarm.demo.local_swarm import BIN, LocalSwarm
 from swarm.errors import InvalidInput
 from swarm.models.linear.int8 import quantize
 from swarm.wire import swarm_pb2 as pb

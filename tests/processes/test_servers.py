@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scripts.local_swarm import LocalSwarm
 from swarm import DistributedLlama
 from swarm.client.swarm import connect
+from swarm.demo.local_swarm import LocalSwarm
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
 PROMPT = "A function definition"

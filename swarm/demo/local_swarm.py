@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -99,21 +100,24 @@ class LocalSwarm:
     def wait_until_online(self, *names: str) -> None:
         """Until each of these servers has said that it serves."""
         for name in names:
-            self._wait_for(lambda name=name: "serving" in self.log(name).read_text(), name)  # type: ignore[misc]
+            self._wait_until_said(name, "serving")
 
     def wait_until_ready(self, *names: str) -> None:
         """Until each of these query nodes has said that it is ready."""
         for name in names:
-            self._wait_for(lambda name=name: "is ready" in self.log(name).read_text(), name)  # type: ignore[misc]
+            self._wait_until_said(name, "is ready")
 
     def url(self, name: str) -> str:
         """Where a query node serves OpenAI's API."""
-        self._wait_for(lambda: "\nhttp " in "\n" + self.log(name).read_text(), name)
+        self._wait_until_said(name, "\nhttp ")
         return next(line.split()[1] for line in self.log(name).read_text().splitlines() if line.startswith("http "))
 
-    def _wait_for(self, ready: object, name: str) -> None:
+    def _wait_until_said(self, name: str, words: str) -> None:
+        self._wait_for(lambda: words in "\n" + self.log(name).read_text(), name)
+
+    def _wait_for(self, ready: Callable[[], bool], name: str) -> None:
         deadline = time.monotonic() + PATIENCE
-        while not ready():  # type: ignore[operator]
+        while not ready():
             if self.processes[name].poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{name} did not come up:\n{self.log(name).read_text()}")
             time.sleep(0.05)
