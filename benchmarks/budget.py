@@ -62,16 +62,16 @@ def before(owner: type, method: str, tell: Callable[[Any], None]) -> None:
 
 def watch(marks: Marks) -> None:
     """Mark the moments of a step; in this process only."""
-    from swarm.client.chain import Chain
     from swarm.client.model import SessionBackend
     from swarm.client.session import Session as ClientSession
+    from swarm.client.streams import EpochStreams
     from swarm.models.span.model import SpanModel
     from swarm.server.outbox import Outbox
     from swarm.server.sessions import Session
 
     names = {0: "one", 8: "two"}
     before(SessionBackend, "begin", lambda self: marks.mark("issued"))
-    before(Chain, "put", lambda self: marks.mark("sent"))
+    before(EpochStreams, "put", lambda self: marks.mark("sent"))
     before(Session, "_accept", lambda self: marks.mark(f"accepted {names[self.span.first]}"))
     before(Outbox, "_frame", lambda self: marks.mark(f"passed on {'two' if self.wanted_only else 'one'}"))
     before(ClientSession, "_on_result", lambda self: marks.mark("result"))

@@ -64,6 +64,10 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.error("%s failed: %s", task.get_name(), error, exc_info=error)
 
+    async def finished(self) -> None:
+        """Wait until all that runs has come to its own end."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
     async def close(self) -> None:
         """Cancel all and wait until they are over. May be called by one of them, which then goes on."""
         self._closed = True

@@ -97,3 +97,20 @@ def test_a_task_may_close_its_owner() -> None:
         assert work.over
 
     asyncio.run(run())
+
+
+def test_waiting_for_tasks_cancels_none() -> None:
+    async def run() -> None:
+        tasks, done = Tasks(log), list[int]()
+
+        async def work(number: int) -> None:
+            await asyncio.sleep(0)
+            done.append(number)
+
+        for number in range(3):
+            tasks.spawn(work(number))
+        await tasks.finished()
+        assert done == [0, 1, 2]
+        assert len(tasks) == 0
+
+    asyncio.run(run())

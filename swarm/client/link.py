@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from swarm.client.diagnosis import Moved, Report
 from swarm.client.encoding import Party, Rates, rates_of
+from swarm.client.questions import Kind, Question, Questions
 from swarm.client.resume import Holding, HopState
 from swarm.config import CONTROL_FRAME_LIMIT, ClientConfig
 from swarm.errors import ContractMismatch, MalformedFrame, PeerUnreachable, StreamClosed, SwarmError
 from swarm.net.base import Host, Stream
+from swarm.tasks import Tasks
 from swarm.types import Hop
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -23,9 +24,14 @@ Event = pb.LinkDown | pb.Leaving | pb.Failure | SwarmError
 
 
 class HopLink:
-    """One open session at one server. `on_event(link, what)` hears what the server says unasked, or how it was lost."""
+    """One open session at one server. `on_event(link, what)` hears what the server says unasked, or how it was lost.
 
-    def __init__(self, host: Host, hop: Hop, config: ClientConfig, on_event: Callable[[HopLink, Event], None]) -> None:
+    `tasks`: who owns the reading of the control stream, and awaits its end.
+    """
+
+    def __init__(
+        self, host: Host, hop: Hop, config: ClientConfig, on_event: Callable[[HopLink, Event], None], tasks: Tasks
+    ) -> None:
         self.hop = hop
         self.session = os.urandom(messages.SESSION_BYTES)
         self.lost = False
@@ -39,13 +45,13 @@ class HopLink:
         self._host = host
         self._config = config
         self._on_event = on_event
+        self._tasks = tasks
         self._stream: Stream | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._answers: deque[asyncio.Future[pb.ControlReply]] = deque()
-        self._probes: dict[int, float] = {}
-        self._traces: dict[int, asyncio.Future[Sequence[pb.Tally]]] = {}
+        self._questions = Questions(str(self))
         self._nonce = 0
-        self._timings: asyncio.Queue[tuple[float, pb.Progress | SwarmError]] | None = None
+        self._settled = 0
+        """Probes up to this nonce count as answered."""
         self._epoch = 0
         self._progress: tuple[object, ...] = ()
         self._moved: dict[int, Moved] = {}
@@ -65,9 +71,8 @@ class HopLink:
         Raises PeerUnreachable, StreamClosed, MalformedFrame, ContractMismatch, or what the server answers.
         """
         request.session = self.session
-        self._stream = await self._dial(messages.CONTROL_PROTOCOL)
-        self._reader = asyncio.ensure_future(self._read(self._stream))
-        asks = [(pb.ControlRequest(open=request), "opened")]
+        await self._connect()
+        asks: list[tuple[pb.ControlRequest, Kind]] = [(pb.ControlRequest(open=request), "opened")]
         if prepare is not None:
             asks.append((self._begin(prepare), "have"))
         opened, *have = await self._ask(asks)
@@ -83,11 +88,15 @@ class HopLink:
 
     async def attach(self) -> None:
         """Take the session up again over a new control stream. Raises SessionNotFound and what `open` raises."""
-        self._stop_reading()
-        self._stream = await self._dial(messages.CONTROL_PROTOCOL)
-        self._reader = asyncio.ensure_future(self._read(self._stream))
+        await self._connect()
         await self._ask([(pb.ControlRequest(attach=pb.Attach(session=self.session)), "opened")])
         self.lost = False
+
+    async def _connect(self) -> None:
+        """A new control stream in place of the one there was."""
+        self._stop_reading()
+        self._stream = await self._dial(messages.CONTROL_PROTOCOL)
+        self._reader = self._tasks.spawn(self._read(self._stream), name=f"control stream of {self}")
 
     async def prepare(self, request: pb.Prepare) -> HopState:
         """Begin an epoch at this hop; returns what it has. Raises as `open` does."""
@@ -103,8 +112,7 @@ class HopLink:
         if any(h.length > issued.get(h.sequence, 0) for h in reply.have.held):
             raise MalformedFrame(f"{self}: says that it holds positions that were never issued")
         held = {h.sequence: Holding(h.length, min(h.history, h.length)) for h in reply.have.held}
-        self._moved, self._probes = {}, {}
-        self._heard = False
+        self._moved, self._heard, self._settled = {}, False, self._nonce
         self._changed = asyncio.get_running_loop().time()
         return HopState(held, self.can_rollback)
 
@@ -117,51 +125,61 @@ class HopLink:
             raise PeerUnreachable(f"{self}: takes nothing for {self._config.open_timeout:.0f} s") from None
 
     async def probe(self) -> None:
-        """Ask how far it is; the answer changes `report`."""
-        self._nonce += 1
-        self._probes[self._nonce] = asyncio.get_running_loop().time()
-        await self._say(pb.ControlRequest(probe=pb.Probe(nonce=self._nonce)))
+        """Ask how far it is, and wait for the answer, which changes `report`. Raises what ended the stream instead."""
+        (question,) = await self._inquire(pb.Probe())
+        try:
+            await question.reply
+            self.rtt_ms = (question.answered - question.asked) * 1000.0
+        finally:
+            self._questions.forget(question)
 
     async def trace(self) -> Sequence[pb.Tally]:
         """Where the time of this session's steps went at the hop. Raises PeerUnreachable, and as `open` does."""
-        self._nonce += 1
-        traced: asyncio.Future[Sequence[pb.Tally]] = asyncio.get_running_loop().create_future()
-        self._traces[self._nonce] = traced
+        questions: list[Question] = []
         try:
             async with asyncio.timeout(self._config.silence):
-                await self._say(pb.ControlRequest(probe=pb.Probe(nonce=self._nonce, tallies=True)))
-                return await traced
+                questions = await self._inquire(pb.Probe(tallies=True))
+                return list((await questions[0].reply).progress.tallies)
         except TimeoutError:
             raise PeerUnreachable(f"{self}: no answer for {self._config.silence:.0f} s") from None
         finally:
-            self._traces.clear()
+            self._questions.forget(*questions)
+
+    async def _inquire(self, *probes: pb.Probe) -> list[Question]:
+        """Send probes without waiting between them."""
+        questions: list[Question] = []
+        try:
+            for probe in probes:
+                self._nonce += 1
+                probe.nonce = self._nonce
+                questions.append(self._questions.ask("progress", probe.nonce))
+                await self._say(pb.ControlRequest(probe=probe))
+        except BaseException:
+            self._questions.forget(*questions)
+            raise
+        return questions
 
     async def _measure(self) -> Rates:
         """How many bytes a second go there and back; only what is known by the time that a hop counts as silent."""
-        self._timings, times = asyncio.Queue(), list[float]()
-        padding = messages.MAX_PADDING
+        padding, times = messages.MAX_PADDING, list[float]()
+        probes = pb.Probe(), pb.Probe(padding=bytes(padding)), pb.Probe(reply_bytes=padding)
+        questions: list[Question] = []
         try:
             async with asyncio.timeout(self._config.silence):
-                for probe in (pb.Probe(), pb.Probe(padding=bytes(padding)), pb.Probe(reply_bytes=padding)):
-                    self._nonce += 1
-                    probe.nonce = self._nonce
-                    await self._say(pb.ControlRequest(probe=probe))
-                for asked in (0, 0, padding):
-                    times.append(await self._answered(self._timings, asked))
+                questions = await self._inquire(*probes)
+                for question, probe in zip(questions, probes, strict=True):
+                    self._check_padding(await question.reply, probe.reply_bytes)
+                    times.append(question.answered)
         except TimeoutError:
             times.append(asyncio.get_running_loop().time())
         finally:
-            self._timings = None
+            self._questions.forget(*questions)
         return rates_of(times, padding)
 
-    async def _answered(self, timings: asyncio.Queue[tuple[float, pb.Progress | SwarmError]], asked: int) -> float:
-        """When the next probe was answered. Raises what ended the stream instead."""
-        time, answer = await timings.get()
-        if isinstance(answer, SwarmError):
-            raise answer
-        if len(answer.padding) != asked:
-            raise MalformedFrame(f"{self}: answered with {len(answer.padding)} bytes of padding instead of {asked}")
-        return time
+    def _check_padding(self, reply: pb.ControlReply, asked: int) -> None:
+        got = len(reply.progress.padding)
+        if got != asked:
+            raise MalformedFrame(f"{self}: answered with {got} bytes of padding instead of {asked}")
 
     @property
     def party(self) -> Party:
@@ -170,7 +188,7 @@ class HopLink:
 
     def report(self) -> Report:
         """What it last said."""
-        return Report(min(self._probes.values(), default=None), self._changed, self._moved, self._heard)
+        return Report(self._questions.unanswered_since(self._settled), self._changed, self._moved, self._heard)
 
     async def _dial(self, protocol: str) -> Stream:
         record = self.hop.server
@@ -185,28 +203,22 @@ class HopLink:
             raise StreamClosed(f"{self}: the control stream is closed")
         await self._stream.send(request.SerializeToString())
 
-    async def _ask(self, asks: Sequence[tuple[pb.ControlRequest, str]]) -> list[pb.ControlReply]:
+    async def _ask(self, asks: Sequence[tuple[pb.ControlRequest, Kind]]) -> list[pb.ControlReply]:
         """Send requests and wait for the reply of its kind to each. Raises what the server answers instead."""
-        loop = asyncio.get_running_loop()
-        answers: list[asyncio.Future[pb.ControlReply]] = [loop.create_future() for _ in asks]
-        self._answers, asked, replies = deque(answers), loop.time(), list[pb.ControlReply]()
+        questions = [self._questions.ask(kind, request.prepare.epoch) for request, kind in asks]
         try:
             async with asyncio.timeout(self._config.open_timeout):
                 for request, _ in asks:
                     await self._say(request)
-                for answer, (_, kind) in zip(answers, asks, strict=True):
-                    replies.append(reply := await answer)
-                    if reply.WhichOneof("kind") != kind:
-                        raise MalformedFrame(f"{self}: answered with {reply.WhichOneof('kind')} instead of {kind}")
-                    if kind == "opened":
-                        self.rtt_ms = (loop.time() - asked) * 1000.0
-            return replies
+                replies = [await question.reply for question in questions]
         except TimeoutError:
             raise PeerUnreachable(f"{self}: no answer within {self._config.open_timeout:.0f} s") from None
         finally:
-            self._answers = deque()
-            for answer in answers:
-                answer.cancel()
+            self._questions.forget(*questions)
+        for question in questions:
+            if question.kind == "opened":
+                self.rtt_ms = (question.answered - question.asked) * 1000.0
+        return replies
 
     async def _read(self, stream: Stream) -> None:
         try:
@@ -214,47 +226,37 @@ class HopLink:
                 self._take(messages.decode(pb.ControlReply, await stream.receive(CONTROL_FRAME_LIMIT)))
         except SwarmError as error:
             self.lost = True
-            if self._answers:
-                self._answers[0].set_exception(error)
-                self._answers.clear()
-            elif self._timings is not None:
-                self._timings.put_nowait((asyncio.get_running_loop().time(), error))
-            else:
+            if not self._questions.fail(error):
                 self._on_event(self, error)
 
     def _take(self, reply: pb.ControlReply) -> None:
-        kind = reply.WhichOneof("kind")
-        if kind == "progress" and self._timings is not None:
-            self._timings.put_nowait((asyncio.get_running_loop().time(), reply.progress))
-        elif kind == "progress":
-            self._note(reply.progress)
-        elif kind == "link_down":
-            self._event(reply.link_down.epoch, reply.link_down)
-        elif kind == "leaving":
-            self._on_event(self, reply.leaving)
-        elif kind == "failure" and not self._answers:
-            self._event(reply.failure.epoch, reply.failure)
-        elif kind == "failure":
-            if reply.failure.epoch in (0, self._epoch):
-                self._answers.popleft().set_exception(messages.error_of(reply.failure, str(self)))
-        elif self._answers and (kind != "have" or reply.have.epoch == self._epoch):
-            self._answers.popleft().set_result(reply)
+        match reply.WhichOneof("kind"):
+            case "link_down":
+                self._event(reply.link_down.epoch, reply.link_down)
+            case "leaving":
+                self._on_event(self, reply.leaving)
+            case "failure":
+                self._fail(reply.failure)
+            case "progress":
+                self._note(reply.progress)
+                self._questions.settle(reply)
+            case _:
+                self._questions.settle(reply)
+
+    def _fail(self, failure: pb.Failure) -> None:
+        """It is the answer to what was asked, if anything was, or says what went wrong unasked."""
+        if failure.epoch in (0, self._epoch) and not self._questions.refuse(messages.error_of(failure, str(self))):
+            self._on_event(self, failure)
 
     def _event(self, epoch: int, what: Event) -> None:
         if epoch in (0, self._epoch):
             self._on_event(self, what)
 
     def _note(self, progress: pb.Progress) -> None:
-        traced = self._traces.pop(progress.nonce, None)
-        if traced is not None and not traced.done():
-            traced.set_result(list(progress.tallies))
         if progress.epoch != self._epoch:
             return
         now = asyncio.get_running_loop().time()
-        sent = self._probes.get(progress.nonce)
-        if sent is not None:
-            self.rtt_ms = (now - sent) * 1000.0
-        self._probes = {nonce: at for nonce, at in self._probes.items() if nonce > progress.nonce}
+        self._settled = max(self._settled, progress.nonce)
         moved = {m.sequence: Moved(m.received, m.computed, m.forwarded) for m in progress.moved}
         if (progress.beat, moved) != self._progress or not self._heard:
             self._progress, self._changed = (progress.beat, moved), now
@@ -299,3 +301,4 @@ class HopLink:
         if self._stream is not None:
             self._stream.close()
         self._reader = self._stream = None
+        self._questions.fail(StreamClosed(f"{self}: the control stream is closed"))

@@ -182,11 +182,6 @@ class Sequences:
         """The steps that carry these pieces."""
         return list(pack(pieces, {piece.sequence: self._table[piece.sequence].log for piece in pieces}, limit))
 
-    @property
-    def waiting(self) -> bool:
-        """Whether an output that is wanted is missing."""
-        return any(entry.expected for entry in self._table.values())
-
     def deliver(self, step: pb.Step) -> bool:
         """Take outputs that came back; what is there already, or not wanted, is dropped. True if something was new.
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from swarm.client.chain import Chain
 from swarm.client.chunks import LARGEST, best_chunk, stage
 from swarm.client.diagnosis import Fault, Suspect, find_suspect
 from swarm.client.encoding import choose_codecs
 from swarm.client.link import Event, HopLink
 from swarm.client.resume import HopPlan, HopState, plan_resume
 from swarm.client.sequences import Expected, Piece, Sequences, Snapshot
+from swarm.client.streams import EpochStreams
 from swarm.client.view import View
 from swarm.config import ClientConfig
 from swarm.errors import (
@@ -45,6 +45,7 @@ from swarm.errors import (
     SwarmError,
 )
 from swarm.net.base import Host
+from swarm.tasks import Tasks, ended
 from swarm.types import Hop, Route, Rows, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -115,7 +116,9 @@ class Session:
         self._epoch = 0
         self._links: tuple[HopLink, ...] = ()
         self._route: Route | None = None
-        self._chain: Chain | None = None
+        self._streams: EpochStreams | None = None
+        self._pins: dict[int, bytes] = {}
+        """The fingerprint of each block, of the first route."""
         self._leaving: set[HopLink] = set()
         self._link_failures: Counter[tuple[str, str]] = Counter()
         self._doubts: dict[HopLink, int] = {}
@@ -126,8 +129,13 @@ class Session:
         self._last_sign = 0.0
         self._trouble = asyncio.Event()
         self._maintainer: asyncio.Task[None] | None = None
-        self._probing: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log)
+        self._goodbyes = Tasks(log)
+        """Hops that are told that their session ends."""
         self._closed = False
+
+    def __str__(self) -> str:
+        return f"a session on {self.span} of {self.view.model.name}"
 
     @property
     def route(self) -> Route | None:
@@ -189,13 +197,13 @@ class Session:
             first = steps[0] if steps else pb.Step()
             first.operations.extend(operations)
             steps = steps or [first]
-        if self._chain is not None:
-            self._chain.put(steps)
+        if self._streams is not None:
+            self._streams.put(steps)
         else:
             self._backlog.extend(steps)
             self._trouble.set()
         if self._maintainer is None:
-            self._maintainer = asyncio.ensure_future(self._maintain())
+            self._maintainer = self._tasks.spawn(self._maintain(), name=f"maintaining {self}")
 
     def _chunk(self, positions: int) -> int:
         """Into frames of how many positions to cut so many, on the route in use."""
@@ -209,10 +217,10 @@ class Session:
         self._waits.append(wait)
         if len(self._waits) == 1:
             self._last_sign = asyncio.get_running_loop().time()
-        if self._chain is None:
+        if self._streams is None:
             self._trouble.set()
         if self._watcher is None:
-            self._watcher = asyncio.ensure_future(self._watch())
+            self._watcher = self._tasks.spawn(self._watch(), name=f"watching {self}")
         try:
             await wait.done
         finally:
@@ -225,8 +233,8 @@ class Session:
         try:
             while self._waits:
                 late = loop.time() - self._last_sign >= self.config.late_after
-                if late and self._chain is not None:
-                    self._look_into(self._chain)
+                if late and self._streams is not None:
+                    self._look_into(self._streams)
                 patience = self.config.probe_interval if late else self.config.late_after
                 await asyncio.wait([wait.done for wait in self._waits[-1:]], timeout=patience)
         finally:
@@ -235,8 +243,8 @@ class Session:
     def _on_result(self, step: pb.Step) -> None:
         if self._sequences.deliver(step):
             self._last_sign = asyncio.get_running_loop().time()
-            if self._chain is not None:
-                self._chain.unconfirmed = 0
+            if self._streams is not None:
+                self._streams.unconfirmed = 0
             if self._setbacks:
                 self._forgive()
             self._settle()
@@ -265,30 +273,28 @@ class Session:
 
     # ---- what goes wrong --------------------------------------------------------------------------------------
 
-    def _look_into(self, chain: Chain) -> None:
+    def _look_into(self, streams: EpochStreams) -> None:
         """Ask every hop how far it is, and judge by what they last said."""
         now = asyncio.get_running_loop().time()
         frame = (self.config.chunk_positions or LARGEST) * self.row_bytes
-        reports = [link.report() for link in chain.links]
-        suspect = find_suspect(reports, self._sequences.lengths, now, self.config, frame, chain.unconfirmed)
+        reports = [link.report() for link in streams.links]
+        suspect = find_suspect(reports, self._sequences.lengths, now, self.config, frame, streams.unconfirmed)
         if suspect is not None:
-            self._blame(chain, suspect)
+            self._blame(streams, suspect)
             return
-        for link in chain.links:
-            task = asyncio.ensure_future(_quietly(link.probe()))
-            self._probing.add(task)
-            task.add_done_callback(self._probing.discard)
+        for link in streams.links:
+            self._tasks.spawn(_quietly(link.probe()), name=f"probing {link}")
 
-    def _blame(self, chain: Chain, suspect: Suspect) -> None:
-        index = min(suspect.index, len(chain.links) - 1)
-        link, inner = chain.links[index], 0 < suspect.index < len(chain.links)
+    def _blame(self, streams: EpochStreams, suspect: Suspect) -> None:
+        index = min(suspect.index, len(streams.links) - 1)
+        link, inner = streams.links[index], 0 < suspect.index < len(streams.links)
         log.warning("suspecting %s: %s", link, suspect.reason)
         now = asyncio.get_running_loop().time()
         if suspect.fault is Fault.LINK and inner:
-            pair = chain.links[index - 1].hop.peer_id, link.hop.peer_id
-            if index - 1 in chain.route.relayed_links:
+            pair = streams.links[index - 1].hop.peer_id, link.hop.peer_id
+            if index - 1 in streams.route.relayed_links:
                 # Neither the direct way nor the one through here: one of them does not do what it says.
-                self._give_up_on(chain.links[index - 1])
+                self._give_up_on(streams.links[index - 1])
                 self._give_up_on(link)
             self.view.links.add(pair, now)
         else:
@@ -363,7 +369,7 @@ class Session:
     def _judge(self) -> None:
         """When the reports of an incident are together: count the doubts that nothing else has explained."""
         doubts, self._doubts = self._doubts, {}
-        avoided = self.view.peers.now(asyncio.get_running_loop().time())
+        avoided = self.view.peers.active(asyncio.get_running_loop().time())
         for link, patience in doubts.items():
             if link.hop.peer_id not in avoided:
                 self._strikes[link.hop.peer_id] += 1
@@ -398,17 +404,15 @@ class Session:
         link.drop() if seconds is None else self._let_go(link)
 
     def _let_go(self, link: HopLink) -> None:
-        task = asyncio.ensure_future(link.close())
-        self._probing.add(task)
-        task.add_done_callback(self._probing.discard)
+        self._goodbyes.spawn(link.close(), name=f"closing {link}")
         link.lost = link.ended = True
 
     def _break(self) -> None:
         """End this epoch's streams; the maintainer builds the next. Idle sessions wait for their next step."""
         self._broken_epoch = self._epoch
-        if self._chain is not None:
-            self._chain.close()
-            self._chain = None
+        if self._streams is not None:
+            self._streams.close()
+            self._streams = None
         if self._waits or self._leaving:
             self._trouble.set()
 
@@ -434,7 +438,7 @@ class Session:
         loop = asyncio.get_running_loop()
         began, noticed, refresh = loop.time(), float("-inf"), self.config.view_refresh if self._epoch == 0 else 1.0
         patience: float | None = RECALL
-        while self._chain is None:
+        while self._streams is None:
             try:
                 await self._pause()
                 self._judge()
@@ -486,9 +490,9 @@ class Session:
         snapshot = self._sequences.snapshot()
         codecs, states = await self._meet(route, links, fresh, snapshot)
         plan = plan_resume(states, snapshot.wanted)
-        chain = Chain(route, links, self._epoch, codecs, self._on_result, self._on_broken)
+        streams = EpochStreams(route, links, self._epoch, codecs, self._on_result, self._on_broken, self._tasks)
         try:
-            for index, error in await chain.open():
+            for index, error in await streams.open():
                 self._give_up_on(links[index])
                 raise error
             resumes = [self._resume(p, snapshot) for p in plan.hops]
@@ -496,40 +500,47 @@ class Session:
             if self._broken_epoch == self._epoch:
                 raise StreamClosed("a link broke while the route was made")
         except SwarmError:
-            chain.close()
+            streams.close()
             raise
-        self._begin(chain, snapshot, plan.client_from)
+        self._begin(streams, snapshot, plan.client_from)
 
-    def _begin(self, chain: Chain, snapshot: Snapshot, starts: Mapping[int, int]) -> None:
-        self._chain = chain
+    def _begin(self, streams: EpochStreams, snapshot: Snapshot, starts: Mapping[int, int]) -> None:
+        self._streams = streams
         again = sum(max(length - starts.get(sequence, 0), 0) for sequence, length in snapshot.lengths.items())
-        chain.put(snapshot.steps(starts, self._chunk(again)))
-        chain.put(self._backlog)
+        streams.put(snapshot.steps(starts, self._chunk(again)))
+        streams.put(self._backlog)
         self._backlog.clear()
-        self.view.pin(chain.route)
+        self._pin(streams.route)
         self._last_sign = asyncio.get_running_loop().time()
         self.reroutes += self._epoch > 1
-        self._notice("rerouted" if self._epoch > 1 else "route", str(chain.route))
+        self._notice("rerouted" if self._epoch > 1 else "route", str(streams.route))
+
+    def _pin(self, route: Route) -> None:
+        """From now on only servers with these very weights count."""
+        for hop in route.hops:
+            record = hop.server
+            for block in hop.span:
+                self._pins.setdefault(block, record.fingerprints[block - record.span.first])
 
     def _choose(self) -> Route:
         """Keep what lives; fill the gaps; else begin anew. A hop that leaves is kept only if nobody can follow it."""
         positions = self._sequences.positions
         if self._route is None:
-            return self.view.route(self.span, positions)
+            return self.view.route(self.span, positions, self._pins)
         lost = {i for i, link in enumerate(self._links) if link.lost}
         leaving = {i for i, link in enumerate(self._links) if link in self._leaving}
         for gone in (lost | leaving, lost) if leaving else (lost,):
             try:
-                return self.view.repair(self._route, gone, positions)
+                return self.view.repair(self._route, gone, positions, self._pins)
             except MissingBlocks:
                 continue
-        return self.view.route(self.span, positions)
+        return self.view.route(self.span, positions, self._pins)
 
     async def _reattach(self) -> None:
         """A control stream that was lost may have been just that: take the session up again where the peer answers."""
         lost = [link for link in self._links if link.lost and not link.ended]
         now = asyncio.get_running_loop().time()
-        avoided = self.view.peers.now(now)
+        avoided = self.view.peers.active(now)
         tries = [link for link in lost if link.hop.peer_id not in avoided and link not in self._leaving]
         await asyncio.gather(*(self._try_attach(link) for link in tries))
 
@@ -548,7 +559,7 @@ class Session:
         """A link for every hop, those that are open as they are; and which of them are new."""
         kept = {(link.hop.peer_id, link.hop.span): link for link in self._links if not link.lost}
         links = [
-            kept.get((hop.peer_id, hop.span)) or HopLink(self._host, hop, self.config, self._on_event)
+            kept.get((hop.peer_id, hop.span)) or HopLink(self._host, hop, self.config, self._on_event, self._tasks)
             for hop in route.hops
         ]
         return tuple(links), [link for link in links if link not in self._links]
@@ -669,15 +680,12 @@ class Session:
             return
         self._closed = True
         self._fail(SessionClosed("the session was closed"))
-        tasks = [task for task in (self._maintainer, self._watcher) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._chain is not None:
-            self._chain.close()
-            self._chain = None
-        await asyncio.gather(*(link.close() for link in self._links))
-        await asyncio.gather(*self._probing, return_exceptions=True)
+        await ended(*(task for task in (self._maintainer, self._watcher) if task is not None))
+        if self._streams is not None:
+            self._streams.close()
+            self._streams = None
+        await asyncio.gather(self._goodbyes.finished(), *(link.close() for link in self._links))
+        await self._tasks.close()
 
 
 async def _quietly(asking: Coroutine[Any, Any, None]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Generic, TypeVar
 
 from swarm.client.routing import Conditions, find_route, repair
 from swarm.config import ClientConfig
@@ -15,26 +17,30 @@ from swarm.types import ModelInfo, PeerId, Route, ServerRecord, Span
 log = logging.getLogger(__name__)
 
 
-class Avoidance:
+T = TypeVar("T", bound=Hashable)
+
+
+class Avoidance(Generic[T]):
     """Things to keep away from, each for a time that doubles with every failure and is forgotten after success."""
 
     def __init__(self, first: float, longest: float) -> None:
         self.first = first
         self.longest = longest
-        self._until: dict[object, float] = {}
-        self._failures: dict[object, int] = {}
+        self._until: dict[T, float] = {}
+        self._failures: dict[T, int] = {}
 
-    def add(self, thing: object, now: float, seconds: float | None = None) -> None:
+    def add(self, thing: T, now: float, seconds: float | None = None) -> None:
         failures = self._failures[thing] = self._failures.get(thing, 0) + 1
         wait = min(self.first * 2 ** min(failures - 1, 16), self.longest) if seconds is None else seconds
         self._until[thing] = max(self._until.get(thing, 0.0), now + wait)
 
-    def forgive(self, thing: object) -> None:
+    def forgive(self, thing: T) -> None:
         """It worked: the next failure counts as a first one."""
         self._failures.pop(thing, None)
         self._until.pop(thing, None)
 
-    def now(self, now: float) -> frozenset[object]:
+    def active(self, now: float) -> frozenset[T]:
+        """What is to be kept away from at `now`."""
         self._until = {thing: until for thing, until in self._until.items() if until > now}
         return frozenset(self._until)
 
@@ -47,10 +53,9 @@ class View:
         self.model = model
         self.dtype = dtype
         self.config = config
-        self.pins: dict[int, bytes] = {}
         self.rtt_ms: dict[PeerId, float] = {}
-        self.peers = Avoidance(config.avoid_peer, config.max_avoid)
-        self.links = Avoidance(config.avoid_link, config.max_avoid)
+        self.peers = Avoidance[PeerId](config.avoid_peer, config.max_avoid)
+        self.links = Avoidance[tuple[PeerId, PeerId]](config.avoid_link, config.max_avoid)
         self.records: list[ServerRecord] = []
         self.others = 0
         """Servers of this model that compute in another dtype or quantization."""
@@ -81,21 +86,24 @@ class View:
     def _fits(self, record: ServerRecord) -> bool:
         return record.dtype == self.dtype and record.quantization == self.config.quantization
 
-    def conditions(self, positions: int) -> Conditions:
+    def conditions(self, positions: int, pins: Mapping[int, bytes]) -> Conditions:
         now = asyncio.get_running_loop().time()
         return Conditions(
             rtt_ms=self.rtt_ms,
             default_rtt_ms=min(self.rtt_ms.values(), default=50.0),
-            avoid_peers=frozenset(str(peer) for peer in self.peers.now(now)),
-            avoid_links=frozenset(link for link in self.links.now(now) if isinstance(link, tuple)),
-            pins=self.pins,
+            avoid_peers=self.peers.active(now),
+            avoid_links=self.links.active(now),
+            pins=pins,
             positions=positions,
         )
 
-    def route(self, span: Span, positions: int) -> Route:
-        """The best route now. Raises MissingBlocks."""
+    def route(self, span: Span, positions: int, pins: Mapping[int, bytes] = MappingProxyType({})) -> Route:
+        """The best route now. `positions`: KV cache that it must hold; `pins`: fingerprints that blocks must have.
+
+        Raises MissingBlocks.
+        """
         try:
-            return find_route(self.records, span, self.conditions(positions))
+            return find_route(self.records, span, self.conditions(positions, pins))
         except MissingBlocks as missing:
             if not self.others:
                 raise
@@ -103,9 +111,9 @@ class View:
             text = f"{missing} in {kind}; {self.others} servers compute otherwise"
             raise MissingBlocks(text, missing.blocks) from None
 
-    def repair(self, route: Route, lost: Iterable[int], positions: int) -> Route:
+    def repair(self, route: Route, lost: Iterable[int], positions: int, pins: Mapping[int, bytes]) -> Route:
         """`route` with the hops at `lost` replaced. Raises MissingBlocks."""
-        return repair(route, lost, self.records, self.conditions(positions))
+        return repair(route, lost, self.records, self.conditions(positions, pins))
 
     def newest(self, record: ServerRecord) -> ServerRecord:
         """The server's record as last read; the one given where the directory has none (any more)."""
@@ -114,13 +122,6 @@ class View:
     def measured(self, peer_id: PeerId, rtt_ms: float) -> None:
         """Fold one measured round trip into the running estimate."""
         self.rtt_ms[peer_id] = 0.7 * self.rtt_ms.get(peer_id, rtt_ms) + 0.3 * rtt_ms
-
-    def pin(self, route: Route) -> None:
-        """From now on only servers with these very weights count."""
-        for hop in route.hops:
-            record = hop.server
-            for block in hop.span:
-                self.pins.setdefault(block, record.fingerprints[block - record.span.first])
 
 
 def _retrieve(reading: asyncio.Task[None]) -> None:

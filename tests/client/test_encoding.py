@@ -109,8 +109,8 @@ async def generated(
 
     arithmetic = world.arithmetic
     tokens = await asyncio.wait_for(generate(session, PROMPT, count, on_token=on_token, arithmetic=arithmetic), 600.0)
-    assert session._chain is not None
-    codecs = [codec.name for codec in session._chain.codecs]
+    assert session._streams is not None
+    codecs = [codec.name for codec in session._streams.codecs]
     await session.close()
     await world.close()
     return tokens, session, codecs

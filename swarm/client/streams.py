@@ -1,4 +1,4 @@
-"""One epoch of a session: the open hops of a route and the streams between them, from the client's side."""
+"""The data streams of one epoch: what this client sends to the hops of a route, reads from them and carries between."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from swarm.client.link import HopLink
 from swarm.config import FRAME_LIMIT
 from swarm.errors import MalformedFrame, SwarmError
 from swarm.net.base import Stream
+from swarm.tasks import Tasks
 from swarm.types import Route
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.codecs import Codec, decode_step, encode_step
+from swarm.wire.codecs import Codec
+from swarm.wire.transcode import decoded, frame_of
 
 
-class Chain:
+class EpochStreams:
     """Sends steps to the first hop, takes results from the last, and carries what a relayed link cannot.
 
     `codecs`: of every link, from the one into the first hop to the one out of the last; `on_result(step)` takes
-    results; `on_broken(index, error)` hears which hop's stream failed, at most once.
+    results; `on_broken(index, error)` hears which hop's stream failed, at most once; `tasks` owns what sends and reads.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Chain:
         codecs: Sequence[Codec],
         on_result: Callable[[pb.Step], None],
         on_broken: Callable[[int, SwarmError], None],
+        tasks: Tasks,
     ) -> None:
         self.route = route
         self.links = links
@@ -42,7 +45,8 @@ class Chain:
         self._on_broken = on_broken
         self._outgoing: asyncio.Queue[pb.Step] = asyncio.Queue()
         self._streams: list[Stream] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = tasks
+        self._running: list[asyncio.Task[None]] = []
         self._over = False
 
     async def open(self) -> list[tuple[int, SwarmError]]:
@@ -65,7 +69,7 @@ class Chain:
     def _start_all(self, fed: list[int], inputs: list[Stream], read: list[int], results: list[Stream]) -> None:
         self._start(0, self._send(inputs[0]))
         for index, stream in zip(fed, inputs, strict=True):
-            self._start(index, _last_word(stream, self.codecs[index].row_bytes))
+            self._start(index, _hear_failure(stream, self.codecs[index].row_bytes))
         for index, source, target in zip(read, results, inputs[1:], strict=False):
             self._start(index, self._carry(source, target, self.codecs[index + 1].row_bytes))
         self._start(read[-1], self._receive(results[-1]))
@@ -79,11 +83,11 @@ class Chain:
     async def _send(self, stream: Stream) -> None:
         while True:
             step = await self._outgoing.get()
-            await stream.send(pb.Data(step=encode_step(step, self.codecs[0])).SerializeToString())
+            await stream.send(await frame_of(step, self.codecs[0]))
 
     async def _receive(self, stream: Stream) -> None:
         while True:
-            self._on_result(decode_step(await _next_data(stream), self.codecs[-1]))
+            self._on_result(await decoded(await _next_data(stream), self.codecs[-1]))
 
     async def _carry(self, source: Stream, target: Stream, row_bytes: int) -> None:
         """Pass on what one hop computed to the next, who cannot be dialled by it, encoded as it is."""
@@ -92,7 +96,8 @@ class Chain:
             await target.send(pb.Data(step=step).SerializeToString())
 
     def _start(self, index: int, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.ensure_future(self._guard(index, work)))
+        name = f"data stream with {self.links[index]}"
+        self._running.append(self._tasks.spawn(self._guard(index, work), name=name))
 
     async def _guard(self, index: int, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -105,7 +110,7 @@ class Chain:
     def close(self) -> None:
         """Close the data streams; the hops stay open."""
         self._over = True
-        for task in self._tasks:
+        for task in self._running:
             if task is not asyncio.current_task():
                 task.cancel()
         for stream in self._streams:
@@ -126,7 +131,7 @@ async def _next_step(stream: Stream, row_bytes: int) -> pb.Step:
     return messages.check_step(await _next_data(stream), row_bytes)
 
 
-async def _last_word(stream: Stream, row_bytes: int) -> None:
-    """On a stream of inputs the server says nothing but why it ends."""
+async def _hear_failure(stream: Stream, row_bytes: int) -> None:
+    """On a stream of inputs a server says nothing but why it ends. Raises that."""
     await _next_step(stream, row_bytes)
     raise MalformedFrame(f"{stream.peer_id} sent steps back on a stream of inputs")
