@@ -86,8 +86,9 @@ def loader(hosting: Hosting, compute: Compute | None, simulated: bool) -> Callab
     async def load(span: Span) -> Loaded:
         if simulated and compute is not None:
             prints = tuple(hashlib.sha256(bytes([block])).digest() for block in span)
-            row_bytes = hosting.info.hidden_size * 4
-            return Loaded(Stated(None, compute), prints, "float32", row_bytes, compute.announced(len(span)))
+            contract = hosting.info.contract("float32", hosting.info.hidden_size * 4).on(span)
+            contract = dataclasses.replace(contract, fingerprints=prints)
+            return Loaded(Stated(None, compute), contract, compute.announced(len(span)))
         loaded = await hosting.load(span)
         if compute is None:
             return loaded

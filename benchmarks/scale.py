@@ -18,6 +18,7 @@ import click
 
 from benchmarks.results import Result, output_options, report
 from swarm.client.routing import Conditions, find_route, repair
+from swarm.contract import Contract
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 
 if TYPE_CHECKING:
@@ -78,9 +79,7 @@ def server_of(rng: random.Random, place: int) -> ServerRecord:
     states = [ServerState.ONLINE] * (1 if beside else 18) + [ServerState.JOINING, ServerState.DRAINING] * (not beside)
     return ServerRecord(
         peer_id=f"12D3KooW{place:044d}",
-        model=MODEL.key,
-        span=span,
-        fingerprints=tuple(fingerprint(block, weights) for block in span),
+        contract=Contract(MODEL.key, span, tuple(fingerprint(block, weights) for block in span)),
         state=rng.choice(states),
         addresses=(f"/ip4/10.{rng.randrange(256)}.{rng.randrange(256)}.{rng.randrange(256)}/tcp/31337",),
         free_tokens=0 if rng.random() < 0.1 else rng.randint(2048, 200_000),

@@ -113,7 +113,8 @@ def query_node(swarm: Swarm, tokenizer: Any) -> Iterator[Generator]:
     from swarm.models.texts import Texts
 
     compute = EndsBatcher(Ends(load_client_model(MODEL, dtype="float32", progress=False)[0]))
-    view = View(swarm.directory, describe(MODEL, dtype="float32").info, "float32", ClientConfig())
+    info = describe(MODEL, dtype="float32").info
+    view = View(swarm.directory, info, info.contract("float32", info.hidden_size * 4), ClientConfig())
     recommended = Recommended({}, frozenset())
     yield Generator(swarm.host, view, Texts(tokenizer), compute, recommended, GatewayConfig())
     swarm.loop.run(compute.close())

@@ -3,57 +3,16 @@
 from __future__ import annotations
 
 import enum
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from swarm.errors import InvalidInput
+from swarm.contract import UNQUANTIZED, Contract
+from swarm.span import Span as Span
 
 PeerId = str
 """A libp2p peer id in base58 (the hash of the peer's public key)."""
 
 SequenceKey = tuple[bytes, int]
 """(session id, sequence id): one row of one session's state. A sequence id is never used twice in a session."""
-
-_SPAN = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Span:
-    """A half-open range of blocks, `first` ≤ block < `last`, written `first:last`."""
-
-    first: int
-    last: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.first < self.last:
-            raise InvalidInput(
-                f"span {self.first}:{self.last} is empty or negative; write it as first:last, e.g. 10:20"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> Span:
-        """Read `10:20`. Raises InvalidInput on anything else."""
-        match = _SPAN.fullmatch(text.strip())
-        if match is None:
-            raise InvalidInput(f"{text!r} is not a span; write it as first:last, e.g. 10:20 for blocks 10 to 19")
-        return cls(int(match[1]), int(match[2]))
-
-    def __str__(self) -> str:
-        return f"{self.first}:{self.last}"
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.first, self.last))
-
-    def __contains__(self, block: int) -> bool:
-        return self.first <= block < self.last
-
-    def covers(self, other: Span) -> bool:
-        """Whether every block of `other` is in this span."""
-        return self.first <= other.first and other.last <= self.last
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +54,17 @@ class ModelInfo:
     hidden_size: int
     context_length: int | None = None
 
+    def contract(self, dtype: str, row_bytes: int = 0, quantization: str = UNQUANTIZED) -> Contract:
+        """The whole model, with any weights, computed in these numbers."""
+        return Contract(
+            self.key,
+            Span(0, self.blocks),
+            dtype=dtype,
+            quantization=quantization,
+            hidden_size=self.hidden_size,
+            row_bytes=row_bytes,
+        )
+
 
 def is_called(name: str, asked: str) -> bool:
     """Whether a model's name is meant: the whole of it, or what follows its last slash."""
@@ -105,31 +75,41 @@ def is_called(name: str, asked: str) -> bool:
 class ServerRecord:
     """One server's announcement, as read from the directory after its signature was checked.
 
-    `fingerprints`: for each block of the span the first 8 bytes of the sha256 of its tensors.
-    `addresses`: multiaddrs with or without /p2p/; `free_tokens`: positions of KV cache that are free for the whole
-    span; `decode_ms`: milliseconds per block for one decode step; `prefill_rate`: positions per second through one
-    block; `queue`: steps waiting; `signed`: the record as it was signed, to be shown to others; `expires`: unix
-    seconds.
+    `contract`: what it computes, of each fingerprint the first 8 bytes; `addresses`: multiaddrs with or without
+    /p2p/; `free_tokens`: positions of KV cache that are free for the whole span; `decode_ms`: milliseconds per block
+    for one decode step; `prefill_rate`: positions per second through one block; `queue`: steps waiting; `signed`: the
+    record as it was signed, to be shown to others; `expires`: unix seconds.
     """
 
     peer_id: PeerId
-    model: str
-    span: Span
-    fingerprints: tuple[bytes, ...]
+    contract: Contract
     state: ServerState = ServerState.ONLINE
     addresses: tuple[str, ...] = ()
-    dtype: str = "float32"
     free_tokens: int = 0
     decode_ms: float = 1.0
     prefill_rate: float = 1000.0
     queue: int = 0
     relayed: bool = False
     codecs: tuple[str, ...] = ("raw",)
-    quantization: str = "none"
     version: str = ""
     name: str = ""
     expires: float = 0.0
     signed: bytes = field(default=b"", repr=False)
+
+    @property
+    def model(self) -> str:
+        """The key of the model."""
+        return self.contract.model
+
+    @property
+    def span(self) -> Span:
+        """The blocks that it hosts."""
+        return self.contract.span
+
+    @property
+    def fingerprints(self) -> tuple[bytes, ...]:
+        """For each block of the span the first 8 bytes of the sha256 of its tensors."""
+        return self.contract.fingerprints
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -136,19 +137,18 @@ class Served:
         host = self.network.host(name)
         directory = self.network.directory(host)
         model = load_span(self.folder, span, dtype=self.dtype, quantization=self.quantization, progress=False)
-        offer = Offer(
-            self.info.key, span, model.fingerprints, self.dtype, model.hidden_size, model.row_bytes,
-            directory.verify, model.max_positions or 0, quantization=self.quantization,
-        )  # fmt: skip
+        contract = replace(
+            self.info.contract(self.dtype, model.row_bytes, self.quantization).on(span),
+            fingerprints=tuple(model.fingerprints),
+        )
+        offer = Offer(contract, directory.verify, model.max_positions or 0)
         handler = Handler(host=host, engine=ThreadEngine(model), offer=offer, config=ServerConfig())
         await handler.start()
         self.hosts.append(host)
         self.handlers.append(handler)
-        record = ServerRecord(
-            name, self.info.key, span, tuple(print_[:8] for print_ in model.fingerprints), dtype=self.dtype,
-            quantization=self.quantization,
-            addresses=tuple(host.addresses), free_tokens=10_000, expires=asyncio.get_running_loop().time() + 1e6,
-        )  # fmt: skip
+        expires = asyncio.get_running_loop().time() + 1e6
+        addresses = tuple(host.addresses)
+        record = ServerRecord(name, contract.announced, addresses=addresses, free_tokens=10_000, expires=expires)
         await directory.announce(record, self.info)
 
     def model(self, **options: Any) -> Any:

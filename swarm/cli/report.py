@@ -64,7 +64,7 @@ def _row(record: ServerRecord) -> tuple[str, ...]:
         record.state.value + (" (relayed)" if record.relayed else ""),
         *(("-", "-", "-") if joining else (*speed, f"{record.free_tokens:,} tokens")),
         str(record.queue),
-        record.dtype if record.quantization == "none" else f"{record.dtype}, {record.quantization}",
+        record.contract.numbers,
         record.name,
     )
 
@@ -88,8 +88,8 @@ def _server(record: ServerRecord) -> dict[str, Any]:
         "last": record.span.last,
         "state": record.state.value,
         "addresses": list(record.addresses),
-        "dtype": record.dtype,
-        "quantization": record.quantization,
+        "dtype": record.contract.dtype,
+        "quantization": record.contract.quantization,
         "fingerprints": [fingerprint.hex() for fingerprint in record.fingerprints],
         "free_tokens": record.free_tokens,
         "decode_ms": record.decode_ms,

@@ -148,7 +148,7 @@ async def serve(
             network=network,
             settle=hosting.options.blocks is None,
             name=name,
-            dtype=hosting.dtype,
+            contract=hosting.contract,
             lost=joined.lost,
             on_state=lambda state: say(state, server, hosting, network),
         )

@@ -167,8 +167,8 @@ class Asker:
 
 def way(node: pb.QueryNode) -> str:
     """How a node's answers are computed, as far as that changes them."""
-    quantized = "" if node.quantization in ("", "none") else f", quantized to {node.quantization}"
-    return f"{node.dtype}{quantized}" + ("" if node.codec in ("", "raw") else f", sent as {node.codec}")
+    sent = "" if node.codec in ("", "raw") else f", sent as {node.codec}"
+    return messages.contract_of(node.contract).numbers + sent
 
 
 def load(node: pb.QueryNode) -> float:

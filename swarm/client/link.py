@@ -12,6 +12,7 @@ from swarm.client.encoding import Party, Rates, rates_of
 from swarm.client.questions import Kind, Question, Questions
 from swarm.client.resume import Holding, HopState
 from swarm.config import CONTROL_FRAME_LIMIT, ClientConfig
+from swarm.contract import FINGERPRINT_BYTES
 from swarm.errors import ContractMismatch, MalformedFrame, PeerUnreachable, StreamClosed, SwarmError
 from swarm.net.base import Host, Stream
 from swarm.tasks import Tasks
@@ -79,8 +80,8 @@ class HopLink:
         self.can_rollback = opened.opened.can_rollback
         self.max_positions = opened.opened.max_positions
         self.codecs = tuple(opened.opened.codecs)
-        short = [whole[: messages.FINGERPRINT_BYTES] for whole in opened.opened.fingerprints]
-        if short != list(request.fingerprints):
+        short = b"".join(whole[:FINGERPRINT_BYTES] for whole in opened.opened.fingerprints)
+        if short != request.contract.fingerprints:
             raise ContractMismatch(f"{self}: the fingerprints it opened with are not those that it announced")
         if self._config.codec == "auto" and INT8 in self.codecs:
             self.rates = await self._measure()

@@ -61,18 +61,17 @@ class _Begun(threading.local):
 class RemoteBlocks:
     """Where a model's remote blocks are: opens sessions on them and knows the last route."""
 
-    def __init__(self, swarm: Swarm, view: View, span: Span, row_bytes: int) -> None:
+    def __init__(self, swarm: Swarm, view: View, span: Span) -> None:
         self.swarm = swarm
         self.view = view
         self.span = span
-        self.row_bytes = row_bytes
         self.route: Route | None = None
         self.on_notice: Callable[[Notice], None] | None = None
         self._begun = _Begun()
 
     def open(self) -> SessionBackend:
         """Begin a session; servers are asked with its first step."""
-        session = self.swarm.session(self.view, self.span, self.row_bytes, self._hear)
+        session = self.swarm.session(self.view, self.span, self._hear)
         backend = SessionBackend(self.swarm, session)
         if self._begun.backends is not None:
             self._begun.backends.append(backend)
@@ -164,8 +163,9 @@ def attach(
 ) -> PreTrainedModel:
     """Give a model that has only its `local_blocks` the rest of its blocks, remotely. Raises InvalidInput."""
     remote = _remote_span(local_blocks, info.blocks)
-    view = swarm.view(info, str(model.dtype).removeprefix("torch."), config)
-    blocks = RemoteBlocks(swarm, view, remote, info.hidden_size * model.dtype.itemsize)
+    row_bytes = info.hidden_size * model.dtype.itemsize
+    view = swarm.view(info, str(model.dtype).removeprefix("torch."), row_bytes, config)
+    blocks = RemoteBlocks(swarm, view, remote)
     blocks.on_notice = on_notice
     span = RemoteSpan(blocks.open, returns_tuple=returns_tuple(model))
     local = list(find_blocks(model).layers)

@@ -13,7 +13,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from swarm.client.chunks import LARGEST, best_chunk, stage
@@ -87,7 +87,7 @@ class _Wait:
 class Session:
     """A session of one model over `span`. All methods belong to the event loop.
 
-    `row_bytes`: bytes of one position's hidden state; `on_notice` hears of routes, reroutes and waiting.
+    `on_notice` hears of routes, reroutes and waiting.
     """
 
     def __init__(
@@ -96,14 +96,13 @@ class Session:
         view: View,
         span: Span,
         *,
-        row_bytes: int,
         config: ClientConfig,
         on_notice: Callable[[Notice], None] = lambda notice: None,
         rng: random.Random | None = None,
     ) -> None:
         self.view = view
         self.span = span
-        self.row_bytes = row_bytes
+        self.row_bytes = row_bytes = view.contract.row_bytes
         self.config = config
         self.reroutes = 0
         self._host = host
@@ -594,18 +593,10 @@ class Session:
         return codecs, states
 
     def _open_request(self, link: HopLink) -> pb.Open:
-        record, span = link.hop.server, link.hop.span
-        begin = record.span.first
-        return pb.Open(
-            model=self.view.model.key,
-            first=span.first,
-            last=span.last,
-            fingerprints=record.fingerprints[span.first - begin : span.last - begin],
-            dtype=self.view.dtype,
-            hidden_size=self.view.model.hidden_size,
-            positions=self._sequences.positions,
-            quantization=self.config.quantization,
+        asked = replace(
+            self.view.contract.on(link.hop.span), fingerprints=link.hop.server.contract.on(link.hop.span).fingerprints
         )
+        return pb.Open(contract=messages.contract_message(asked), positions=self._sequences.positions)
 
     async def _all(self, links: Sequence[HopLink], asks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """Ask all at once. Whoever fails is noted; the first failure is raised when all have answered."""
@@ -626,7 +617,7 @@ class Session:
 
     def _codecs(self, links: Sequence[HopLink]) -> list[Codec]:
         """How hidden states travel on every link, from the one into the first hop to the one out of the last."""
-        dtype, size = self.view.dtype, self.view.model.hidden_size
+        dtype, size = self.view.contract.dtype, self.view.contract.hidden_size
         parties = [link.party for link in links]
         names = choose_codecs(self.config.codec, parties, self.row_bytes, offered(dtype, size))
         return [codec_of(name, dtype, size, self.row_bytes) for name in names]

@@ -48,17 +48,18 @@ class Swarm:
         """The servers of a model, as the directory has them now."""
         return self.loop.run(self.directory.lookup(model.key, model.blocks))
 
-    def view(self, model: ModelInfo, dtype: str, config: ClientConfig) -> View:
-        """What sessions on a model share: records, measurements, and whom to avoid."""
-        return View(self.directory, model, dtype, config)
+    def view(self, model: ModelInfo, dtype: str, row_bytes: int, config: ClientConfig) -> View:
+        """What sessions on a model share: records, measurements, and whom to avoid.
 
-    def session(
-        self, view: View, span: Span, row_bytes: int, on_notice: Callable[[Notice], None] = lambda notice: None
-    ) -> Session:
+        `row_bytes`: bytes of one position's hidden state.
+        """
+        return View(self.directory, model, model.contract(dtype, row_bytes, config.quantization), config)
+
+    def session(self, view: View, span: Span, on_notice: Callable[[Notice], None] = lambda notice: None) -> Session:
         """A session on `span`; an asynchronous object that belongs to the network thread's loop (`swarm.loop`)."""
 
         async def make() -> Session:
-            session = Session(self.host, view, span, row_bytes=row_bytes, config=view.config, on_notice=on_notice)
+            session = Session(self.host, view, span, config=view.config, on_notice=on_notice)
             self._sessions[session] = None
             return session
 

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from swarm.client.routing import Conditions, find_route, repair
 from swarm.config import ClientConfig
+from swarm.contract import Contract
 from swarm.errors import MissingBlocks
 from swarm.net.base import Directory
 from swarm.types import ModelInfo, PeerId, Route, ServerRecord, Span
@@ -46,19 +47,19 @@ class Avoidance(Generic[T]):
 
 
 class View:
-    """One model in the swarm, shared by all sessions of a client on it."""
+    """One model in the swarm, shared by all sessions of a client on it. `contract`: what they ask of servers."""
 
-    def __init__(self, directory: Directory, model: ModelInfo, dtype: str, config: ClientConfig) -> None:
+    def __init__(self, directory: Directory, model: ModelInfo, contract: Contract, config: ClientConfig) -> None:
         self.directory = directory
         self.model = model
-        self.dtype = dtype
+        self.contract = contract
         self.config = config
         self.rtt_ms: dict[PeerId, float] = {}
         self.peers = Avoidance[PeerId](config.avoid_peer, config.max_avoid)
         self.links = Avoidance[tuple[PeerId, PeerId]](config.avoid_link, config.max_avoid)
         self.records: list[ServerRecord] = []
         self.others = 0
-        """Servers of this model that compute in another dtype or quantization."""
+        """Servers of this model that compute otherwise."""
         self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
@@ -84,7 +85,7 @@ class View:
         self._read_at = asyncio.get_running_loop().time()
 
     def _fits(self, record: ServerRecord) -> bool:
-        return record.dtype == self.dtype and record.quantization == self.config.quantization
+        return record.contract.difference(self.contract.on(record.span)) is None
 
     def conditions(self, positions: int, pins: Mapping[int, bytes]) -> Conditions:
         now = asyncio.get_running_loop().time()
@@ -107,8 +108,7 @@ class View:
         except MissingBlocks as missing:
             if not self.others:
                 raise
-            kind = f"{self.dtype} and quantization {self.config.quantization}"
-            text = f"{missing} in {kind}; {self.others} servers compute otherwise"
+            text = f"{missing} in {self.contract.numbers}; {self.others} servers compute otherwise"
             raise MissingBlocks(text, missing.blocks) from None
 
     def repair(self, route: Route, lost: Iterable[int], positions: int, pins: Mapping[int, bytes]) -> Route:

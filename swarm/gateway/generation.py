@@ -115,8 +115,7 @@ class Generator:
     def _writing(self, query: PreparedQuery, replies: Replies) -> Writing:
         notices = Notices(replies, lambda: bool(query.tokens), self.config.retry_after, self._metrics)
         span, config = Span(0, self.model.blocks), self.view.config
-        row_bytes = self.model.hidden_size * self._ends.ends.dtype.itemsize
-        session = Session(self._host, self.view, span, row_bytes=row_bytes, config=config, on_notice=notices)
+        session = Session(self._host, self.view, span, config=config, on_notice=notices)
         return Writing(query, session, self._ends, replies, self._metrics)
 
     async def _prepare(self, query: pb.Query) -> PreparedQuery:

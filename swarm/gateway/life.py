@@ -118,7 +118,7 @@ class Gateway:
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[Generator]:
         network, loaded = self.network, self.loaded
-        view = View(network.directory, loaded.info, loaded.dtype, self.client)
+        view = View(network.directory, loaded.info, loaded.contract(self.client.quantization), self.client)
         ends, metrics = EndsBatcher(loaded.ends), QueryMetrics(self._registry)
         with contextlib.suppress(NetworkError):
             await view.refresh(0.0)
@@ -169,5 +169,5 @@ class Gateway:
 
     def _record(self) -> pb.QueryNode:
         addresses = best_first(self.network.host.addresses)
-        dtype = self.loaded.dtype
-        return describe(self._generator, self.name, addresses, self.edges, dtype, __version__, self.client)
+        contract = self._generator.view.contract
+        return describe(self._generator, self.name, addresses, self.edges, contract, __version__, self.client.codec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from swarm.contract import Contract
 from swarm.gateway.recommended import Recommended
 from swarm.models.ends.ends import Ends
 from swarm.models.ends.load import load_client_model
@@ -22,10 +23,11 @@ class LoadedModel:
     ends: Ends
     recommended: Recommended
 
-    @property
-    def dtype(self) -> str:
-        """As in records of servers."""
-        return str(self.ends.dtype).removeprefix("torch.")
+    def contract(self, quantization: str) -> Contract:
+        """What is asked of servers."""
+        dtype = self.ends.dtype
+        row_bytes = self.info.hidden_size * dtype.itemsize
+        return self.info.contract(str(dtype).removeprefix("torch."), row_bytes, quantization)
 
 
 def load_model(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from swarm.config import MAP_FRAME_LIMIT, MapConfig
 from swarm.errors import NetworkError, StreamClosed
@@ -155,17 +156,13 @@ def model_of(info: ModelInfo) -> pb.Model:
 def server_of(record: ServerRecord) -> pb.MapServer:
     return pb.MapServer(
         peer_id=record.peer_id,
-        model=record.model,
-        first=record.span.first,
-        last=record.span.last,
+        contract=messages.contract_message(replace(record.contract, fingerprints=())),
         state=record.state.value,
         name=record.name,
         decode_ms=record.decode_ms,
         prefill_rate=record.prefill_rate,
         queue=record.queue,
         free_tokens=record.free_tokens,
-        dtype=record.dtype,
-        quantization=record.quantization,
         version=record.version,
         relayed=record.relayed,
     )

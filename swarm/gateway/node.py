@@ -9,7 +9,8 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from swarm.config import QUERY_FRAME_LIMIT, ClientConfig, GatewayConfig, NetworkConfig
+from swarm.config import QUERY_FRAME_LIMIT, GatewayConfig, NetworkConfig
+from swarm.contract import Contract
 from swarm.errors import NetworkError, StreamClosed, SwarmError
 from swarm.gateway.answers import Answerer
 from swarm.gateway.heartbeat import Heartbeat
@@ -131,22 +132,19 @@ def describe(
     name: str,
     addresses: Sequence[str],
     edges: Sequence[str],
-    dtype: str,
+    contract: Contract,
     version: str,
-    client: ClientConfig | None = None,
+    codec: str = "",
 ) -> pb.QueryNode:
-    """A query node's record. `client`: how it uses servers."""
-    client = client or ClientConfig()
+    """A query node's record. `contract`: of the servers it uses; `codec`: of hidden states on their way there."""
     return pb.QueryNode(
-        model=answerer.model.key,
+        contract=messages.contract_message(contract),
         name=name,
         addresses=addresses[:MOST_ADDRESSES],
         edges=fitting(edges),
         running=answerer.running,
         capacity=answerer.capacity,
         version=version,
-        dtype=dtype,
         converses=answerer.converses,
-        quantization=client.quantization,
-        codec=client.codec,
+        codec=codec,
     )

@@ -9,15 +9,14 @@ from functools import lru_cache
 from google.protobuf.message import DecodeError
 
 from swarm.config import NetworkConfig
-from swarm.errors import InvalidInput, RecordRefused
+from swarm.errors import InvalidInput, MalformedFrame, RecordRefused
 from swarm.net.identity import Identity, peer_id_of, verify
-from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState, Span
+from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.messages import FINGERPRINT_BYTES
+from swarm.wire.messages import MAX_TEXT, contract_message, contract_of
 
 CONTEXT = b"swarm-record:"
 MODELS_KEY = "models"
-MAX_TEXT = 256
 CLOCK_TOLERANCE = 3.0
 """Seconds by which the clocks of two peers may differ."""
 MAX_ADDRESSES = 16
@@ -62,20 +61,15 @@ def sign_record(identity: Identity, record: ServerRecord) -> bytes:
     if record.peer_id != identity.peer_id:
         raise RecordRefused(f"{identity.peer_id} cannot announce in the name of {record.peer_id}")
     message = pb.Record(
-        model=record.model,
-        first=record.span.first,
-        last=record.span.last,
-        fingerprints=b"".join(record.fingerprints),
+        contract=contract_message(record.contract),
         state=record.state.value,
         addresses=record.addresses,
-        dtype=record.dtype,
         free_tokens=record.free_tokens,
         decode_ms=record.decode_ms,
         prefill_rate=record.prefill_rate,
         queue=record.queue,
         relayed=record.relayed,
         codecs=record.codecs,
-        quantization=record.quantization,
         version=record.version,
         name=record.name[:MAX_TEXT],
     )
@@ -126,7 +120,7 @@ def read_record(opened: Opened, signed: bytes) -> ServerRecord:
     try:
         message.ParseFromString(opened.value)
         record = _record(opened, message, signed)
-    except (DecodeError, ValueError) as error:
+    except (DecodeError, MalformedFrame, ValueError) as error:
         raise RecordRefused(f"the record of {opened.peer_id} makes no sense: {error}") from error
     if opened.key != span_key(record.model, record.span.first):
         raise RecordRefused(f"the record of {opened.peer_id} was signed for another key")
@@ -175,7 +169,7 @@ def sign_node(identity: Identity, node: pb.QueryNode, expires: float) -> bytes:
     bare = pb.QueryNode()
     bare.CopyFrom(node)
     bare.peer_id = ""
-    return sign(identity, node_key(node.model), bare.SerializeToString(), expires)
+    return sign(identity, node_key(node.contract.model), bare.SerializeToString(), expires)
 
 
 def verify_node(signed: bytes, *, now: float, config: NetworkConfig) -> pb.QueryNode:
@@ -191,11 +185,14 @@ def read_node(opened: Opened) -> pb.QueryNode:
     node = pb.QueryNode()
     try:
         node.ParseFromString(opened.value)
+        contract = contract_of(node.contract)
     except DecodeError as error:
         raise RecordRefused("these bytes are no query node") from error
-    texts = (node.model, node.name, node.version, node.dtype, node.quantization, node.codec)
+    except MalformedFrame as error:
+        raise RecordRefused(f"the query node announced by {opened.peer_id} makes no sense: {error}") from error
+    texts = (node.name, node.version, node.codec)
     addresses = [*node.addresses, *node.edges]
-    if not opened.value or node.peer_id or not node.model or "/" in node.model or opened.key != node_key(node.model):
+    if not opened.value or node.peer_id or opened.key != node_key(contract.model):
         raise RecordRefused(f"the query node announced by {opened.peer_id} makes no sense")
     if not all(len(text) <= MAX_TEXT and text.isprintable() for text in texts):
         raise RecordRefused(f"the query node announced by {opened.peer_id} has texts that are no names")
@@ -227,15 +224,11 @@ def _signed_bytes(message: pb.SignedRecord) -> bytes:
 
 
 def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
-    """Raises ValueError (InvalidInput is one) where a field makes no sense."""
-    span = Span(message.first, message.last)
-    width = FINGERPRINT_BYTES
-    prints = tuple(message.fingerprints[i : i + width] for i in range(0, len(message.fingerprints), width))
-    texts = (message.model, message.dtype, message.quantization, message.version, message.name, *message.codecs)
-    if len(prints) != len(span) or len(message.fingerprints) != width * len(span):
+    """Raises ValueError or MalformedFrame where a field makes no sense."""
+    contract = contract_of(message.contract)
+    texts = (message.version, message.name, *message.codecs)
+    if not contract.fingerprints:
         raise ValueError("one fingerprint a block")
-    if not message.model or "/" in message.model:
-        raise ValueError("this is no model's key")
     if (
         not all(len(text) <= MAX_TEXT and text.isprintable() for text in texts)
         or len(message.addresses) > MAX_ADDRESSES
@@ -247,19 +240,15 @@ def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
         raise ValueError("speeds must be finite and positive")
     return ServerRecord(
         peer_id=opened.peer_id,
-        model=message.model,
-        span=span,
-        fingerprints=prints,
+        contract=contract,
         state=ServerState(message.state),
         addresses=tuple(message.addresses),
-        dtype=message.dtype,
         free_tokens=message.free_tokens,
         decode_ms=message.decode_ms,
         prefill_rate=message.prefill_rate,
         queue=message.queue,
         relayed=message.relayed,
         codecs=tuple(message.codecs),
-        quantization=message.quantization,
         version=message.version,
         name=message.name,
         expires=opened.expires,

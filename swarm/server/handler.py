@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swarm.config import CONTROL_FRAME_LIMIT, ServerConfig
+from swarm.contract import Contract
 from swarm.errors import (
     ContextTooLong,
     ContractMismatch,
@@ -47,26 +48,19 @@ TOLD_TO_CLIENT = (ServerBusy, Gap, ContextTooLong, LimitExceeded)
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What this server serves. `fingerprints`: 32 bytes a block; `row_bytes`: of one position's hidden state;
-    `max_positions`: 0 for no limit; `verify` checks a signed record and raises RecordRefused; `codecs`: how hidden
-    states may travel."""
+    """What this server serves. `contract`: with fingerprints of 32 bytes a block; `max_positions`: 0 for no limit;
+    `verify` checks a signed record and raises RecordRefused; `codecs`: how hidden states may travel."""
 
-    model: str
-    span: Span
-    fingerprints: tuple[bytes, ...]
-    dtype: str
-    hidden_size: int
-    row_bytes: int
+    contract: Contract
     verify: Callable[[bytes], ServerRecord]
     max_positions: int = 0
     codecs: tuple[str, ...] = (RAW,)
-    quantization: str = "none"
 
     def codec(self, name: str) -> Codec:
         """The codec of this name; an empty name is raw. Raises ContractMismatch for one that is not offered."""
         if name not in ("", RAW, *self.codecs):
             raise ContractMismatch(f"this server speaks {', '.join(self.codecs)}, not {name}")
-        return codec_of(name, self.dtype, self.hidden_size, self.row_bytes)
+        return codec_of(name, self.contract.dtype, self.contract.hidden_size, self.contract.row_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +96,10 @@ class Handler:
             engine,
             self.budget,
             config,
-            offer.row_bytes,
+            offer.contract.row_bytes,
             offer.max_positions,
             offer.verify,
-            offer.model,
+            offer.contract.model,
             offer.codec,
             self.prefixes,
         )
@@ -121,7 +115,7 @@ class Handler:
 
     def load(self) -> Load:
         """How much is held and how much is free."""
-        per_token = max(self.engine.runner.bytes_per_token(self.offer.span), 1)
+        per_token = max(self.engine.runner.bytes_per_token(self.offer.contract.span), 1)
         return Load(
             free_tokens=self.budget.free_bytes // per_token,
             queue=self.engine.queue,
@@ -193,39 +187,33 @@ class Handler:
                 raise MalformedFrame(f"a control stream begins with open or attach, not {kind}")
 
     def _open(self, message: pb.Open, stream: Stream) -> Session:
-        self._check_contract(message)
-        self._check_admission(message)
-        session = Session(message.session, stream.peer_id, Span(message.first, message.last), self._around)
+        asked = messages.contract_of(message.contract)
+        self._check_contract(message.session, asked)
+        self._check_admission(message.positions, asked.span)
+        session = Session(message.session, stream.peer_id, asked.span, self._around)
         self.sessions[session.id] = session
         self.opened += 1
         self.budget.holders.append(session)
         log.info("%s: opened by %s", session, stream.peer_id, extra={**session.subject, "peer": stream.peer_id})
         return session
 
-    def _check_contract(self, message: pb.Open) -> None:
-        offer, span = self.offer, Span(message.first, message.last)
-        if message.session in self.sessions:
+    def _check_contract(self, session: bytes, asked: Contract) -> None:
+        if session in self.sessions:
             raise Unauthorized("this session id is taken")
-        if message.model != offer.model or not offer.span.covers(span):
-            raise ContractMismatch(f"this server hosts blocks {offer.span} of model {offer.model[:12]}")
-        if message.dtype != offer.dtype or message.hidden_size != offer.hidden_size:
-            raise ContractMismatch(f"this server computes {offer.dtype} with hidden size {offer.hidden_size}")
-        if (message.quantization or "none") != offer.quantization:
-            raise ContractMismatch(f"this server computes with quantization {offer.quantization}")
-        own = offer.fingerprints[span.first - offer.span.first : span.last - offer.span.first]
-        if any(mine[: len(theirs)] != theirs for mine, theirs in zip(own, message.fingerprints, strict=True)):
-            raise ContractMismatch("the weights of these blocks are not those that the session asks for")
+        difference = self.offer.contract.difference(asked)
+        if difference is not None:
+            raise ContractMismatch(f"this server {difference}")
 
-    def _check_admission(self, message: pb.Open) -> None:
+    def _check_admission(self, positions: int, span: Span) -> None:
         if self.draining:
             raise ServerBusy("this server is leaving", retry_after=60.0)
         if len(self.sessions) >= self.config.max_sessions:
             raise ServerBusy(f"{len(self.sessions)} sessions are open")
-        span = Span(message.first, message.last)
-        wanted, most = message.positions * self.engine.runner.bytes_per_token(span), self._most_positions(span)
-        if message.positions > most:
-            text = f"{message.positions} positions in one session; there is room for {most}"
-            raise LimitExceeded(text, "positions", most, message.positions)
+        wanted, most = positions * self.engine.runner.bytes_per_token(span), self._most_positions(span)
+        if positions > most:
+            raise LimitExceeded(
+                f"{positions} positions in one session; there is room for {most}", "positions", most, positions
+            )
         if not self.budget.make_room(wanted, None, asyncio.get_running_loop().time()):
             raise ServerBusy("the KV cache has no room for this session", retry_after=self.config.evict_after)
 
@@ -238,8 +226,7 @@ class Handler:
         return session
 
     def _opened(self, session: Session) -> pb.ControlReply:
-        begin = self.offer.span.first
-        prints = self.offer.fingerprints[session.span.first - begin : session.span.last - begin]
+        prints = self.offer.contract.on(session.span).fingerprints
         opened = pb.Opened(
             session=session.id,
             can_rollback=self.engine.runner.can_rollback,

@@ -45,6 +45,7 @@ class Hosting:
         self.info: ModelInfo = _published(description.info, self._checkpoint)
         self.sizes = Sizes(description.weight_bytes, description.cache_bytes)
         self.dtype = str(description.dtype).removeprefix("torch.")
+        self.contract = self.info.contract(self.dtype, quantization=options.quantization)
         memory = options.memory if options.memory is not None else available_memory(self.device)
         self.allowance = Allowance(memory, config.cache_bytes, options.cache_tokens)
         self._rng = random.Random()
@@ -92,13 +93,10 @@ class Hosting:
             log.warning("sessions are computed one at a time: %s", model.proven.why_unbatched)
         return Loaded(
             runner=model,
-            fingerprints=model.fingerprints,
-            dtype=self.dtype,
-            row_bytes=model.row_bytes,
+            contract=replace(self.contract.on(span), fingerprints=tuple(model.fingerprints), row_bytes=model.row_bytes),
             throughput=speed,
             max_positions=model.max_positions or 0,
             cache_bytes=self.footprint(span).cache_bytes,
-            quantization=model.quantization,
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from swarm._version import __version__
 from swarm.config import NetworkConfig, ServerConfig
+from swarm.contract import FINGERPRINT_BYTES, Contract
 from swarm.errors import SwarmError
 from swarm.net.addresses import is_relayed
 from swarm.net.base import Directory, Host
@@ -21,7 +22,6 @@ from swarm.server.handler import Handler, Offer
 from swarm.server.throughput import Throughput
 from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState, Span
 from swarm.wire.codecs import offered
-from swarm.wire.messages import FINGERPRINT_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +40,15 @@ RETRY = 5.0
 class Loaded:
     """A span that is ready to compute.
 
-    `fingerprints`: 32 bytes a block; `row_bytes`: of one position's hidden state; `max_positions`: 0 for no limit;
-    `cache_bytes`: for KV cache and history, when it depends on the span.
+    `contract`: with fingerprints of 32 bytes a block; `max_positions`: 0 for no limit; `cache_bytes`: for KV cache and
+    history, when it depends on the span.
     """
 
     runner: Runner
-    fingerprints: tuple[bytes, ...]
-    dtype: str
-    row_bytes: int
+    contract: Contract
     throughput: Throughput
     max_positions: int = 0
     cache_bytes: int | None = None
-    quantization: str = "none"
 
 
 Choose = Callable[[Sequence[ServerRecord]], Span]
@@ -64,9 +61,9 @@ Load = Callable[[Span], Awaitable[Loaded]]
 class Server:
     """Hosts one span of one model on a host that has joined the network.
 
-    `choose` and `load` say what to host and how; without `settle` the first choice stands, whoever else joins;
-    `lost` ends with an error when the host has lost its network for good; `on_state` hears of each state when the
-    directory has taken it.
+    `choose` and `load` say what to host and how, `contract` in which numbers, of the whole model; without `settle` the
+    first choice stands, whoever else joins; `lost` ends with an error when the host has lost its network for good;
+    `on_state` hears of each state when the directory has taken it.
     """
 
     def __init__(
@@ -81,7 +78,7 @@ class Server:
         network: NetworkConfig | None = None,
         settle: bool = True,
         name: str = "",
-        dtype: str = "float32",
+        contract: Contract | None = None,
         engine: Callable[[Runner], Engine] | None = None,
         lost: Callable[[], Awaitable[None]] | None = None,
         on_state: Callable[[ServerState], None] = lambda state: None,
@@ -94,7 +91,7 @@ class Server:
         self.config = config or ServerConfig()
         self.network = network or NetworkConfig()
         self.name = name
-        self.dtype = dtype
+        self.contract = contract or model.contract("float32")
         self.state = ServerState.JOINING
         self.span: Span | None = None
         self.handler: Handler | None = None
@@ -186,16 +183,10 @@ class Server:
     async def _open(self, span: Span, loaded: Loaded) -> None:
         self._loaded = loaded
         offer = Offer(
-            model=self.model.key,
-            span=span,
-            fingerprints=loaded.fingerprints,
-            dtype=loaded.dtype,
-            hidden_size=self.model.hidden_size,
-            row_bytes=loaded.row_bytes,
+            contract=loaded.contract,
             verify=self.directory.verify,
             max_positions=loaded.max_positions,
-            quantization=loaded.quantization,
-            codecs=offered(loaded.dtype, self.model.hidden_size),
+            codecs=offered(loaded.contract.dtype, loaded.contract.hidden_size),
         )
         if loaded.cache_bytes is not None:
             self.config = replace(self.config, cache_bytes=loaded.cache_bytes)
@@ -248,12 +239,9 @@ class Server:
         addresses = tuple(self.host.addresses)[:MAX_ADDRESSES]
         record = ServerRecord(
             peer_id=self.host.peer_id,
-            model=self.model.key,
-            span=self.span,
-            fingerprints=tuple(bytes(FINGERPRINT_BYTES) for _ in self.span),
+            contract=replace(self.contract.on(self.span), fingerprints=(bytes(FINGERPRINT_BYTES),) * len(self.span)),
             state=self.state,
             addresses=addresses,
-            dtype=self.dtype,
             relayed=is_relayed(addresses),
             version=__version__,
             name=self.name,
@@ -265,10 +253,8 @@ class Server:
         load = self.handler.load() if self.handler is not None else None
         return replace(
             record,
-            fingerprints=tuple(whole[:FINGERPRINT_BYTES] for whole in loaded.fingerprints),
-            dtype=loaded.dtype,
-            quantization=loaded.quantization,
-            codecs=offered(loaded.dtype, self.model.hidden_size),
+            contract=loaded.contract.announced,
+            codecs=offered(loaded.contract.dtype, loaded.contract.hidden_size),
             free_tokens=load.free_tokens if load is not None else 0,
             queue=load.queue if load is not None else 0,
             decode_ms=loaded.throughput.decode_ms,

@@ -351,11 +351,11 @@ class MemoryDirectory:
         announced = pb.QueryNode()
         announced.CopyFrom(node)
         announced.peer_id = self.host.peer_id
-        self.network.nodes[node.model, self.host.peer_id] = (announced, expires)
+        self.network.nodes[node.contract.model, self.host.peer_id] = (announced, expires)
 
     async def withdraw_node(self, node: pb.QueryNode) -> None:
         await self._reach()
-        self.network.nodes.pop((node.model, self.host.peer_id), None)
+        self.network.nodes.pop((node.contract.model, self.host.peer_id), None)
 
     async def query_nodes(self, model: str) -> list[pb.QueryNode]:
         await self._reach()

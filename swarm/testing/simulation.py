@@ -18,6 +18,7 @@ from typing import Any
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
 from swarm.config import ClientConfig, ServerConfig
+from swarm.contract import Contract
 from swarm.errors import StepVoid, StreamClosed, SwarmError
 from swarm.server.engine import InlineEngine, Runner
 from swarm.server.handler import Handler, Offer
@@ -197,6 +198,10 @@ class World:
     def span(self) -> Span:
         return Span(0, self.model.blocks)
 
+    @property
+    def contract(self) -> Contract:
+        return self.model.contract(self.arithmetic.dtype, self.arithmetic.row_bytes)
+
     async def add(
         self,
         name: str,
@@ -212,13 +217,14 @@ class World:
         prints = tuple(fingerprint.ljust(32, b"\0") or bytes(32) for _ in span)
         dtype, size = self.arithmetic.dtype, self.arithmetic.hidden_size
         codecs = offered(dtype, size) if codecs is None else codecs
-        offer = Offer("model", span, prints, dtype, size, self.arithmetic.row_bytes, directory.verify, 4096, codecs)
+        contract = replace(self.contract.on(span), fingerprints=prints)
+        offer = Offer(contract, directory.verify, 4096, codecs)
         self.runners.append(self.arithmetic.make_runner(span))
         engine = InlineEngine(self.runners[-1], seconds=self.step_seconds)
         handler = Handler(host=host, engine=engine, offer=offer, config=self.server_config)
         await handler.start()
         record = ServerRecord(
-            name, "model", span, tuple(p[:8] for p in prints), addresses=tuple(host.addresses), dtype=dtype,
+            name, contract.announced, addresses=tuple(host.addresses),
             free_tokens=10_000, decode_ms=decode_ms, codecs=codecs,
         )  # fmt: skip
         server = SimulatedServer(self, name, span, host, directory, handler, record)
@@ -249,9 +255,9 @@ class World:
             host = self.network.host(name or f"client{len(self.clients)}")
             self.clients.append(host)
         config = config or ClientConfig()
-        view = View(self.network.directory(host), self.model, self.arithmetic.dtype, config)
+        view = View(self.network.directory(host), self.model, self.contract, config)
         session = Session(
-            host, view, self.span, row_bytes=self.arithmetic.row_bytes, config=config, on_notice=self.notices.append,
+            host, view, self.span, config=config, on_notice=self.notices.append,
             rng=random.Random(self.random.random()),
         )  # fmt: skip
         self._sessions.append(session)
@@ -398,17 +404,12 @@ class Peer:
 
     def opening(self, server: str, id: bytes, **changes: Any) -> pb.ControlRequest:
         """What opens a session on all that a server hosts."""
-        record = self.world.servers[server].record
-        fields = {
-            "session": id,
-            "model": record.model,
-            "first": record.span.first,
-            "last": record.span.last,
-            "fingerprints": record.fingerprints,
-            "dtype": record.dtype,
-            "hidden_size": self.world.model.hidden_size,
-        }
-        return pb.ControlRequest(open=pb.Open(**{**fields, **changes}))
+        opening = pb.Open(session=changes.pop("session", id), positions=changes.pop("positions", 0))
+        opening.contract.CopyFrom(messages.contract_message(self.world.servers[server].record.contract))
+        opening.contract.adapters.extend(changes.pop("adapters", ()))
+        for name, value in changes.items():
+            setattr(opening.contract, name, value)
+        return pb.ControlRequest(open=opening)
 
 
 class Talk:

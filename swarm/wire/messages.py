@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from swarm.contract import FINGERPRINT_BYTES, UNQUANTIZED, Contract
 from swarm.errors import (
     ComputeFailed,
     ContextTooLong,
@@ -24,6 +25,7 @@ from swarm.errors import (
     SwarmError,
     Unauthorized,
 )
+from swarm.span import Span
 from swarm.wire import swarm_pb2 as pb
 
 CONTROL_PROTOCOL = "/swarm/control/1.0.0"
@@ -32,12 +34,14 @@ QUERY_PROTOCOL = "/swarm/query/1.0.0"
 MAP_PROTOCOL = "/swarm/map/1.0.0"
 
 SESSION_BYTES = 16
-FINGERPRINT_BYTES = 8
 MAX_POSITION = 1 << 24
 MAX_SEQUENCES = 4096
 MAX_OPERATIONS = 8192
 MAX_PADDING = 64 * 1024
 MAX_LIMIT_NAME = 32
+MAX_TEXT = 256
+"""Characters of a name, a key and the like."""
+MAX_ADAPTERS = 16
 
 M = TypeVar("M", bound=Message)
 
@@ -77,12 +81,46 @@ def require(condition: bool, what: str) -> None:
 def check_open(message: pb.Open) -> pb.Open:
     """Bounds of an Open. Raises MalformedFrame."""
     require(len(message.session) == SESSION_BYTES, f"a session id has {SESSION_BYTES} bytes")
-    require(message.first < message.last <= MAX_POSITION, f"{message.first}:{message.last} is no span")
-    require(len(message.fingerprints) == message.last - message.first, "one fingerprint a block")
-    require(all(len(f) == FINGERPRINT_BYTES for f in message.fingerprints), "a fingerprint has 8 bytes")
-    require(len(message.model) <= 256 and len(message.dtype) <= 32, "the model key or dtype is too long")
-    require(len(message.quantization) <= 32, "the quantization is too long")
+    contract = contract_of(message.contract)
+    require(bool(contract.fingerprints), "one fingerprint a block")
+    require(contract.hidden_size > 0 and contract.row_bytes > 0, "the sizes of hidden states are not said")
     return message
+
+
+def contract_message(contract: Contract) -> pb.Contract:
+    """A contract for the wire, with fingerprints as short as they are announced."""
+    return pb.Contract(
+        model=contract.model,
+        first=contract.span.first,
+        last=contract.span.last,
+        fingerprints=b"".join(contract.announced.fingerprints),
+        dtype=contract.dtype,
+        quantization=contract.quantization,
+        adapters=contract.adapters,
+        hidden_size=contract.hidden_size,
+        row_bytes=contract.row_bytes,
+    )
+
+
+def contract_of(message: pb.Contract) -> Contract:
+    """A contract from the wire. Raises MalformedFrame."""
+    require(message.first < message.last <= MAX_POSITION, f"{message.first}:{message.last} is no span")
+    blocks, prints, width = message.last - message.first, message.fingerprints, FINGERPRINT_BYTES
+    require(len(prints) in (0, width * blocks), f"one fingerprint of {width} bytes a block")
+    require(0 < len(message.model) <= MAX_TEXT and "/" not in message.model, "this is no model's key")
+    require(len(message.adapters) <= MAX_ADAPTERS, "too many adapters")
+    texts = (message.model, message.dtype, message.quantization, *message.adapters)
+    require(all(len(text) <= MAX_TEXT and text.isprintable() for text in texts), "texts of a contract are too long")
+    return Contract(
+        model=message.model,
+        span=Span(message.first, message.last),
+        fingerprints=tuple(prints[i : i + width] for i in range(0, len(prints), width)),
+        dtype=message.dtype,
+        quantization=message.quantization or UNQUANTIZED,
+        adapters=tuple(message.adapters),
+        hidden_size=message.hidden_size,
+        row_bytes=message.row_bytes,
+    )
 
 
 def check_prepare(message: pb.Prepare) -> pb.Prepare:

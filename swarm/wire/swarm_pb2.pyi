@@ -7,6 +7,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Contract(_message.Message):
+    __slots__ = ("model", "first", "last", "fingerprints", "dtype", "quantization", "adapters", "hidden_size", "row_bytes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    first: int
+    last: int
+    fingerprints: bytes
+    dtype: str
+    quantization: str
+    adapters: _containers.RepeatedScalarFieldContainer[str]
+    hidden_size: int
+    row_bytes: int
+    def __init__(self, model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ..., hidden_size: _Optional[int] = ..., row_bytes: _Optional[int] = ...) -> None: ...
+
 class ControlRequest(_message.Message):
     __slots__ = ("open", "attach", "prepare", "resume", "probe", "close")
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -24,26 +46,14 @@ class ControlRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "model", "first", "last", "fingerprints", "dtype", "hidden_size", "positions", "quantization")
+    __slots__ = ("session", "contract", "positions")
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    FIRST_FIELD_NUMBER: _ClassVar[int]
-    LAST_FIELD_NUMBER: _ClassVar[int]
-    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
-    DTYPE_FIELD_NUMBER: _ClassVar[int]
-    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
-    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     session: bytes
-    model: str
-    first: int
-    last: int
-    fingerprints: _containers.RepeatedScalarFieldContainer[bytes]
-    dtype: str
-    hidden_size: int
+    contract: Contract
     positions: int
-    quantization: str
-    def __init__(self, session: _Optional[bytes] = ..., model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., dtype: _Optional[str] = ..., hidden_size: _Optional[int] = ..., positions: _Optional[int] = ..., quantization: _Optional[str] = ...) -> None: ...
+    def __init__(self, session: _Optional[bytes] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., positions: _Optional[int] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("session",)
@@ -568,102 +578,80 @@ class SwarmMap(_message.Message):
     def __init__(self, time: _Optional[float] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., servers: _Optional[_Iterable[_Union[MapServer, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[QueryNode, _Mapping]]] = ...) -> None: ...
 
 class MapServer(_message.Message):
-    __slots__ = ("peer_id", "model", "first", "last", "state", "name", "decode_ms", "prefill_rate", "queue", "free_tokens", "dtype", "quantization", "version", "relayed")
+    __slots__ = ("peer_id", "contract", "state", "name", "decode_ms", "prefill_rate", "queue", "free_tokens", "version", "relayed")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    FIRST_FIELD_NUMBER: _ClassVar[int]
-    LAST_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DECODE_MS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_RATE_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     FREE_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    DTYPE_FIELD_NUMBER: _ClassVar[int]
-    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RELAYED_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
-    model: str
-    first: int
-    last: int
+    contract: Contract
     state: str
     name: str
     decode_ms: float
     prefill_rate: float
     queue: int
     free_tokens: int
-    dtype: str
-    quantization: str
     version: str
     relayed: bool
-    def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., state: _Optional[str] = ..., name: _Optional[str] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., free_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., version: _Optional[str] = ..., relayed: _Optional[bool] = ...) -> None: ...
+    def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., name: _Optional[str] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., free_tokens: _Optional[int] = ..., version: _Optional[str] = ..., relayed: _Optional[bool] = ...) -> None: ...
 
 class QueryNode(_message.Message):
-    __slots__ = ("peer_id", "model", "name", "addresses", "edges", "running", "capacity", "version", "dtype", "converses", "quantization", "codec")
+    __slots__ = ("peer_id", "contract", "name", "addresses", "edges", "running", "capacity", "version", "converses", "codec")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    DTYPE_FIELD_NUMBER: _ClassVar[int]
     CONVERSES_FIELD_NUMBER: _ClassVar[int]
-    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
-    model: str
+    contract: Contract
     name: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
     edges: _containers.RepeatedScalarFieldContainer[str]
     running: int
     capacity: int
     version: str
-    dtype: str
     converses: bool
-    quantization: str
     codec: str
-    def __init__(self, peer_id: _Optional[str] = ..., model: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., dtype: _Optional[str] = ..., converses: _Optional[bool] = ..., quantization: _Optional[str] = ..., codec: _Optional[str] = ...) -> None: ...
+    def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("model", "first", "last", "fingerprints", "state", "addresses", "dtype", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "quantization", "version", "name", "prefill_positions")
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    FIRST_FIELD_NUMBER: _ClassVar[int]
-    LAST_FIELD_NUMBER: _ClassVar[int]
-    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions")
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
-    DTYPE_FIELD_NUMBER: _ClassVar[int]
     FREE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DECODE_MS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_RATE_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     RELAYED_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
-    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PREFILL_POSITIONS_FIELD_NUMBER: _ClassVar[int]
-    model: str
-    first: int
-    last: int
-    fingerprints: bytes
+    contract: Contract
     state: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
-    dtype: str
     free_tokens: int
     decode_ms: float
     prefill_rate: float
     queue: int
     relayed: bool
     codecs: _containers.RepeatedScalarFieldContainer[str]
-    quantization: str
     version: str
     name: str
     prefill_positions: int
-    def __init__(self, model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., dtype: _Optional[str] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., quantization: _Optional[str] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ...) -> None: ...
+    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ...) -> None: ...
 
 class SignedRecord(_message.Message):
     __slots__ = ("public_key", "record", "expires", "key", "signature")

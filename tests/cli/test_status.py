@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from swarm.cli import status
 from swarm.cli.report import as_json, as_text, missing, served_by
+from swarm.contract import Contract
 from swarm.errors import InvalidInput, ModelNotFound
 from swarm.testing import SimulatedNetwork, run
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
@@ -22,7 +23,7 @@ OTHER = ModelInfo(key="1a1a1a1a" + "3c" * 28, name="other", blocks=4, hidden_siz
 
 def server(peer: str, span: str, state: ServerState = ServerState.ONLINE, **fields: Any) -> ServerRecord:
     parsed = Span.parse(span)
-    return ServerRecord(peer, LLAMA.key, parsed, tuple(bytes(8) for _ in parsed), state, expires=1e12, **fields)
+    return ServerRecord(peer, Contract(LLAMA.key, parsed, (bytes(8),) * len(parsed)), state, expires=1e12, **fields)
 
 
 GPU = server("12D3KooWgpugpugp", "0:5", decode_ms=1.25, prefill_rate=40_000.0, free_tokens=120_000, name="my gpu")

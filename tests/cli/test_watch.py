@@ -7,15 +7,14 @@ from io import StringIO
 from rich.console import Console
 
 from swarm.cli.watch import Seen, bar, picture
+from swarm.contract import Contract
 from swarm.types import ModelInfo, ServerRecord, Span
 
 MODEL = ModelInfo("k", "model", 8, 16)
 
 
 def server(name: str, first: int, last: int) -> ServerRecord:
-    return ServerRecord(
-        f"peer-{name}", "k", Span(first, last), tuple(b"12345678" for _ in range(last - first)), name=name
-    )
+    return ServerRecord(f"peer-{name}", Contract("k", Span(first, last), (b"12345678",) * (last - first)), name=name)
 
 
 def shown(seen: Seen, records: list[ServerRecord], now: float) -> str:

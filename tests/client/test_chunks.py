@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.client.chunks import LARGEST, Stage, best_chunk, pipeline_seconds, stage
+from swarm.contract import Contract
 from swarm.types import Hop, ServerRecord, Span
 
 stages = st.lists(st.builds(Stage, st.floats(0.0, 0.2), st.floats(1e-5, 0.01)), min_size=1, max_size=6)
@@ -54,9 +55,9 @@ def test_named_machines(positions: int, stages: list[Stage], least: int, most: i
 
 
 def test_a_stage_is_read_off_a_record() -> None:
-    record = ServerRecord("a", "m", Span(0, 16), (b"",) * 16, decode_ms=2.0, prefill_rate=4000.0)
+    record = ServerRecord("a", Contract("m", Span(0, 16)), decode_ms=2.0, prefill_rate=4000.0)
     read = stage(Hop(record, Span(4, 12)))
     assert read.seconds(1) == pytest.approx(0.016, rel=0.2)
     assert read.seconds(128) == pytest.approx(128 * 8 / 4000.0)
-    nonsense = ServerRecord("a", "m", Span(0, 16), (b"",) * 16, decode_ms=-1.0, prefill_rate=0.0)
+    nonsense = ServerRecord("a", Contract("m", Span(0, 16)), decode_ms=-1.0, prefill_rate=0.0)
     assert stage(Hop(nonsense, Span(0, 1))).per_position > 0

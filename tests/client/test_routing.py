@@ -21,14 +21,15 @@ from swarm.client.routing import (
     repair,
     with_relays,
 )
+from swarm.contract import Contract
 from swarm.errors import MissingBlocks
 from swarm.types import Hop, Route, ServerRecord, ServerState, Span
 
 
 def server(name: str, first: int, last: int, **more: object) -> ServerRecord:
     prints = tuple(b"%08d" % block for block in range(first, last))
-    record = ServerRecord(name, "model", Span(first, last), prints, free_tokens=1000)
-    return replace(record, **more)  # type: ignore[arg-type]
+    contract = Contract("model", Span(first, last), more.pop("fingerprints", prints))  # type: ignore[arg-type]
+    return replace(ServerRecord(name, contract, free_tokens=1000), **more)  # type: ignore[arg-type]
 
 
 def described(route: Route) -> list[str]:
@@ -323,7 +324,7 @@ def test_a_gap_may_be_filled_by_several() -> None:
 
 
 def test_a_neighbour_that_fills_the_gap_becomes_one_hop() -> None:
-    wide = replace(THREE["a"], span=Span(0, 6), fingerprints=tuple(b"%08d" % block for block in range(6)))
+    wide = server("a", 0, 6)
     route = repair(Route((Hop(wide, Span(0, 3)), *ROUTE.hops[1:])), {1}, [wide], Conditions())
     assert described(route) == ["a 0:6", "c 6:9"]
     assert not route.relayed_links

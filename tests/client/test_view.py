@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from swarm.client.view import Avoidance, View
 from swarm.config import ClientConfig
+from swarm.contract import Contract
 from swarm.testing import run
 from swarm.types import ModelInfo, ServerRecord, Span
 
@@ -71,11 +72,12 @@ class CountingDirectory:
 
 
 def record(name: str, dtype: str = "float32") -> ServerRecord:
-    return ServerRecord(name, "m", Span(0, 4), (b"12345678",) * 4, dtype=dtype, free_tokens=99)
+    return ServerRecord(name, Contract("m", Span(0, 4), (b"12345678",) * 4, dtype), free_tokens=99)
 
 
 def view_of(directory: CountingDirectory) -> View:
-    return View(directory, ModelInfo("m", "m", 4, 8), "float32", ClientConfig())  # type: ignore[arg-type]
+    info = ModelInfo("m", "m", 4, 8)
+    return View(directory, info, info.contract("float32", 32), ClientConfig())  # type: ignore[arg-type]
 
 
 def test_who_reads_at_the_same_time_shares_one_reading_and_a_fresh_one_is_kept() -> None:

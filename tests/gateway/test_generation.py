@@ -61,7 +61,8 @@ def nodes(served: Serve) -> Iterator[Callable[..., Generator]]:
         if kind not in ends:
             ends[kind] = Ends(load_client_model(servers.folder, dtype="float32", progress=False)[0])
         made.append(EndsBatcher(ends[kind]))
-        view = View(servers.swarm.directory, servers.info, "float32", ClientConfig(max_wait=1.0))
+        info, row_bytes = servers.info, 4 * servers.info.hidden_size
+        view = View(servers.swarm.directory, info, info.contract("float32", row_bytes), ClientConfig(max_wait=1.0))
         recommended = recommended or Recommended({}, frozenset())
         return Generator(servers.swarm.host, view, Texts(Bytes()), made[-1], recommended, GatewayConfig(**config))
 
@@ -105,7 +106,7 @@ def test_the_tokens_are_those_of_plain_transformers(
     assert got.tokens == expected[0].tolist()[len(ids) :]
     assert (got.finished.reason, got.finished.prompt_tokens, got.finished.completion_tokens) == (1, 9, 8)
     assert [(hop.first, hop.last) for hop in got.routes[0].hops] == [
-        (h.offer.span.first, h.offer.span.last) for h in served(kind, 2).handlers
+        (h.offer.contract.span.first, h.offer.span.last) for h in served(kind, 2).handlers
     ]
     served(kind, 2).assert_free()
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from swarm.config import MapConfig
+from swarm.contract import Contract
 from swarm.errors import NetworkError, StreamClosed
 from swarm.gateway.map import MapService, read_map
 from swarm.net.base import Stream
@@ -20,6 +21,7 @@ from swarm.wire import swarm_pb2 as pb
 INFO = ModelInfo("key", "tiny", blocks=12, hidden_size=64, context_length=2048)
 CONFIG = MapConfig(interval=5.0, max_lookers=3)
 LIMIT = 1 << 20
+CONTRACT = messages.contract_message(INFO.contract("float32"))
 
 
 class World:
@@ -31,7 +33,10 @@ class World:
         self.looker = self.network.host("looker")
         self.directory = Counting(self.network.directory(self.network.host("server")))
         self.server = ServerRecord(
-            self.directory.inner.host.peer_id, "key", Span(0, 12), (b"f" * 8,) * 12, queue=1, name="alice"
+            self.directory.inner.host.peer_id,
+            Contract("key", Span(0, 12), (b"f" * 8,) * 12),
+            queue=1,
+            name="alice",
         )
 
     async def announce(self, **changes: object) -> None:
@@ -84,13 +89,14 @@ async def ended(stream: Stream) -> None:
 
 def test_an_asker_sees_what_is_in_the_directory() -> None:
     async def scenario(world: World) -> None:
-        await world.directory.inner.announce_node(pb.QueryNode(model="key", name="node"), 10_000)
+        await world.directory.inner.announce_node(pb.QueryNode(contract=CONTRACT, name="node"), 10_000)
         stream = await world.look(watch=False)
         seen = await received(stream)
         assert seen == await read_map(world.directory, seen.time)  # type: ignore[arg-type]
         assert [model.name for model in seen.models] == ["tiny"]
         (server,) = seen.servers
-        assert (server.peer_id, server.first, server.last, server.name) == (world.server.peer_id, 0, 12, "alice")
+        assert (server.peer_id, server.name) == (world.server.peer_id, "alice")
+        assert messages.contract_of(server.contract) == Contract("key", Span(0, 12))
         assert [node.name for node in seen.nodes] == ["node"]
         await ended(stream)
 
@@ -188,7 +194,7 @@ def test_a_map_that_does_not_fit_a_frame_is_cut(caplog: pytest.LogCaptureFixture
             return [replace(INFO, key=str(number)) for number in range(50)]
 
         async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
-            return [ServerRecord("peer", model, Span(0, 12), (), name="n" * 30_000)]
+            return [ServerRecord("peer", Contract(model, Span(0, 12)), name="n" * 30_000)]
 
     async def scenario(world: World) -> None:
         found = await read_map(Large(world.directory.inner), 1.0)  # type: ignore[arg-type]

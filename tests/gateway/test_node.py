@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.client.asker import Asker, absorb, begin
-from swarm.config import AskerConfig, ClientConfig, GatewayConfig, NetworkConfig
+from swarm.config import AskerConfig, GatewayConfig, NetworkConfig
 from swarm.errors import (
     ContextTooLong,
     GenerationFailed,
@@ -84,12 +84,12 @@ class Nodes:
         self.asker = Asker(self.client, self.network.directory(self.client), "m", CONFIG)
         self.tasks: list[asyncio.Task[None]] = []
 
-    async def add(self, name: str, answerer: Scripted | None = None, dtype: str = "float32", **client: str) -> Scripted:
+    async def add(self, name: str, answerer: Scripted | None = None, codec: str = "", **numbers: str) -> Scripted:
         host = self.hosts[name] = self.network.host(name)
         answerer = self.answerers[name] = answerer or Scripted()
         await QueryNode(answerer, GatewayConfig(open_timeout=2.0, heartbeat=1.0, stuck=5.0)).serve(host)
-        how = ClientConfig(**client)  # type: ignore[arg-type]
-        record = lambda: describe(answerer, name, host.addresses, (), dtype, "", how)  # noqa: E731
+        contract = answerer.model.contract(**{"dtype": "float32", **numbers})  # type: ignore[arg-type]
+        record = lambda: describe(answerer, name, host.addresses, (), contract, "", codec)  # noqa: E731
         now = asyncio.get_running_loop().time
         announcer = Announcer(self.network.directory(host), NetworkConfig(), record, now)
         self.tasks.append(asyncio.ensure_future(announcer.run()))

@@ -17,6 +17,7 @@ from hivemind.p2p import PeerID  # isort: skip
 from hivemind.utils.timed_storage import ValueWithExpiration  # isort: skip
 from swarm import net
 from swarm.config import NetworkConfig
+from swarm.contract import Contract
 from swarm.net import records
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, ServerRecord, Span
@@ -31,7 +32,7 @@ Peer = tuple[net.Network, Any]
 
 def record(peer_id: str, lifetime: float = 60.0) -> ServerRecord:
     expires = time.time() + lifetime
-    return ServerRecord(peer_id, MODEL.key, Span(0, 4), tuple(bytes(8) for _ in range(4)), expires=expires)
+    return ServerRecord(peer_id, Contract(MODEL.key, Span(0, 4), (bytes(8),) * 4), expires=expires)
 
 
 def theirs(lifetime: float = 250.0) -> tuple[str, bytes, float]:

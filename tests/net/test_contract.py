@@ -14,10 +14,12 @@ import pytest
 
 import swarm.net
 from swarm.config import NetworkConfig
+from swarm.contract import Contract
 from swarm.errors import FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed
 from swarm.net.base import Directory, Host, Stream
 from swarm.testing import DelayedHost, LinkConditions, SimulatedNetwork, run
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
+from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 
 LIMIT = 1 << 22
@@ -320,9 +322,7 @@ def record(net: Net, which: int, info: ModelInfo, span: Span) -> ServerRecord:
     host = net.hosts[which]
     return ServerRecord(
         peer_id=host.peer_id,
-        model=info.key,
-        span=span,
-        fingerprints=tuple(bytes([block]) * 8 for block in span),
+        contract=Contract(info.key, span, tuple(bytes([block]) * 8 for block in span)),
         addresses=tuple(host.addresses),
         name="a friend",
         expires=net.now() + 60,
@@ -363,11 +363,12 @@ def test_query_nodes_are_found_by_their_model_until_they_leave(net: Net) -> None
     async def scenario() -> None:
         info = model()
         one, two = net.directories
-        node = pb.QueryNode(model=info.key, name="n", edges=["/ip4/1.2.3.4/udp/5/webrtc-direct"], running=1)
+        contract = messages.contract_message(info.contract("float32"))
+        node = pb.QueryNode(contract=contract, name="n", edges=["/ip4/1.2.3.4/udp/5/webrtc-direct"], running=1)
         await one.announce_node(node, net.now() + 60.0)
         node.running = 2
         await one.announce_node(node, net.now() + 60.0)
-        await two.announce_node(pb.QueryNode(model=info.key, name="other"), net.now() + 60.0)
+        await two.announce_node(pb.QueryNode(contract=contract, name="other"), net.now() + 60.0)
         found = {each.peer_id: each for each in await two.query_nodes(info.key)}
         assert found.keys() == {host.peer_id for host in net.hosts}
         mine = found[net.hosts[0].peer_id]

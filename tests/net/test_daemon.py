@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from swarm.config import NetworkConfig
+from swarm.contract import Contract
 from swarm.errors import DaemonFailed, InvalidInput, NetworkError, PeerUnreachable, StreamClosed
 from swarm.net.base import Stream
 from swarm.net.hivemind import daemon as module
@@ -210,7 +211,7 @@ def test_its_death_is_noticed_and_ends_everything() -> None:
             await two.serve("/another", echo)
         with pytest.raises(NetworkError):
             await directory.announce(
-                ServerRecord(two.peer_id, "m", Span(0, 1), (bytes(8),), expires=time.time() + 60),
+                ServerRecord(two.peer_id, Contract("m", Span(0, 1), (bytes(8),)), expires=time.time() + 60),
                 ModelInfo("m", "m", 1, 1),
             )
 

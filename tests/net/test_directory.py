@@ -15,6 +15,7 @@ import pytest
 import swarm.net.hivemind.directory as directories
 from swarm import net
 from swarm.config import NetworkConfig
+from swarm.contract import Contract
 from swarm.errors import NetworkError
 from swarm.net import records
 from swarm.net.identity import Identity
@@ -29,7 +30,7 @@ KEY = records.span_key(MODEL.key, 0)
 
 def record(peer_id: str, lifetime: float = 60.0) -> ServerRecord:
     expires = time.time() + lifetime
-    return ServerRecord(peer_id, MODEL.key, Span(0, 4), tuple(bytes(8) for _ in range(4)), expires=expires)
+    return ServerRecord(peer_id, Contract(MODEL.key, Span(0, 4), (bytes(8),) * 4), expires=expires)
 
 
 async def join(config: NetworkConfig) -> tuple[net.Network, Any]:

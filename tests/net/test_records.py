@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
+from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.config import NetworkConfig
+from swarm.contract import Contract
 from swarm.errors import RecordRefused
 from swarm.net import records
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.messages import contract_message
 
 CONFIG = NetworkConfig()
+T = TypeVar("T", bound=Message)
 NOW = 1_700_000_000.0
 ME, OTHER = Identity.generate(), Identity.generate()
 RECORD = ServerRecord(
     peer_id=ME.peer_id,
-    model="0123abcd",
-    span=Span(3, 7),
-    fingerprints=tuple(bytes([block]) * 8 for block in range(4)),
+    contract=Contract(
+        "0123abcd",
+        Span(3, 7),
+        tuple(bytes([block]) * 8 for block in range(4)),
+        dtype="bfloat16",
+        quantization="int8",
+        adapters=("ab" * 32,),
+        hidden_size=64,
+        row_bytes=128,
+    ),
     state=ServerState.DRAINING,
     addresses=("/ip4/192.0.2.1/tcp/4001", "/ip4/192.0.2.1/udp/4001/quic-v1"),
-    dtype="bfloat16",
     free_tokens=100_000,
     decode_ms=0.5,
     prefill_rate=2000.0,
     queue=3,
     relayed=True,
     codecs=("raw", "int8"),
-    quantization="none",
     version="0.1.0",
     name="a friend",
     expires=NOW + 60,
@@ -47,19 +58,25 @@ def verify(signed: bytes, now: float = NOW) -> ServerRecord:
 
 def sign(message: pb.Record, key: str | None = None) -> bytes:
     """`message` under a good signature."""
-    key = records.span_key(message.model, message.first) if key is None else key
+    key = records.span_key(message.contract.model, message.contract.first) if key is None else key
     return records.sign(ME, key, message.SerializeToString(), NOW + 60)
 
 
 def message(**changes: object) -> pb.Record:
-    changed = pb.Record.FromString(pb.SignedRecord.FromString(SIGNED).record)
+    return changed(pb.Record.FromString(pb.SignedRecord.FromString(SIGNED).record), changes)
+
+
+def changed(message: T, changes: Mapping[str, object]) -> T:
+    """A copy with other values, also in its contract."""
+    copy = type(message).FromString(message.SerializeToString())
     for name, value in changes.items():
+        owner = copy if name in copy.DESCRIPTOR.fields_by_name else copy.contract  # type: ignore[attr-defined]
         if isinstance(value, list):
-            changed.ClearField(name)  # type: ignore[arg-type]
-            getattr(changed, name).extend(value)
+            owner.ClearField(name)
+            getattr(owner, name).extend(value)
         else:
-            setattr(changed, name, value)
-    return changed
+            setattr(owner, name, value)
+    return copy
 
 
 def test_what_was_signed_is_read() -> None:
@@ -68,7 +85,7 @@ def test_what_was_signed_is_read() -> None:
 
 
 def test_a_large_span_fits() -> None:
-    large = replace(RECORD, span=Span(0, 128), fingerprints=tuple(bytes(8) for _ in range(128)))
+    large = replace(RECORD, contract=Contract("0123abcd", Span(0, 128), (bytes(8),) * 128))
     assert verify(records.sign_record(ME, large)).span == Span(0, 128)
 
 
@@ -209,7 +226,10 @@ def test_senseless_models_are_refused(changes: dict[str, object]) -> None:
 
 
 NODE = pb.QueryNode(
-    model="m", name="tiny", addresses=["/ip4/1.2.3.4/tcp/1"], edges=["/ip4/1.2.3.4/udp/2/webrtc-direct"]
+    contract=contract_message(Contract("m", Span(0, 4))),
+    name="tiny",
+    addresses=["/ip4/1.2.3.4/tcp/1"],
+    edges=["/ip4/1.2.3.4/udp/2/webrtc-direct"],
 )
 
 
@@ -237,8 +257,8 @@ def test_a_query_node_comes_back_with_the_id_of_who_signed_it() -> None:
     ],
 )
 def test_senseless_query_nodes_are_refused(changes: dict[str, object]) -> None:
-    fields = {"model": NODE.model, "name": NODE.name, "addresses": NODE.addresses, "edges": NODE.edges, **changes}
-    signed = records.sign_node(ME, pb.QueryNode(**fields), NOW + 60)  # type: ignore[arg-type]
+    node = changed(NODE, changes)
+    signed = records.sign_node(ME, node, NOW + 60)
     with pytest.raises(RecordRefused):
         records.check_content(records.open_signed(signed, now=NOW, config=CONFIG))
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
+from swarm.contract import Contract
 from swarm.errors import SessionClosed, SwarmError
 from swarm.server.engine import InlineEngine
 from swarm.server.handler import MAX_REPLIES
@@ -85,8 +86,8 @@ def step_of(count: int, start: int = 0, sequence: int = 0, want: int = 0) -> pb.
 # ---- broken frames --------------------------------------------------------------------------------------------
 
 VALID = [
-    pb.ControlRequest(open=pb.Open(session=MINE, model="model", last=BLOCKS, fingerprints=[bytes(8)] * BLOCKS,
-                                   dtype="exact", hidden_size=1)),
+    pb.ControlRequest(open=pb.Open(session=MINE, contract=messages.contract_message(
+        Contract("model", Span(0, BLOCKS), (bytes(8),) * BLOCKS, dtype="exact", hidden_size=1, row_bytes=8)))),
     pb.ControlRequest(attach=pb.Attach(session=MINE)),
     pb.ControlRequest(prepare=pb.Prepare(epoch=3, sequences=[pb.Sequence(id=1, length=4)], upstream="attacker")),
     pb.ControlRequest(resume=pb.Resume(epoch=3, cuts=[pb.Position(sequence=1, position=2)])),
@@ -950,7 +951,7 @@ def test_a_record_that_lies_about_its_weights_is_found_out_at_opening() -> None:
         world = World(blocks=3)
         await world.add("honest", Span(0, 3), decode_ms=9.0)
         server = await world.add("liar", Span(0, 3), fingerprint=b"tuned", decode_ms=0.1)
-        server.record = replace(server.record, fingerprints=(bytes(8),) * 3)
+        server.record = replace(server.record, contract=replace(server.record.contract, fingerprints=(bytes(8),) * 3))
         await server.directory.announce(replace(server.record, expires=1e9), world.model)
         session = world.session()
         assert await generate(session, PROMPT, 5) == reference(PROMPT, 5, 3)
@@ -1031,7 +1032,7 @@ def test_a_hop_dials_only_servers_of_its_own_model() -> None:
             dialled.append(stream)
 
         await other.host.serve(messages.DATA_PROTOCOL, handler)  # type: ignore[arg-type]
-        record = ServerRecord("other", "another model", Span(0, 1), (bytes(8),), expires=1e9)
+        record = ServerRecord("other", Contract("another model", Span(0, 1), (bytes(8),)), expires=1e9)
         signed = await world.network.directory(other.host).announce(record, replace(world.model, key="another model"))
         talk = await peer.control("s", peer.opening("s", MINE))
         downstream = pb.Downstream(session=b"D" * 16, record=signed.signed)

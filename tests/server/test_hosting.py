@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from swarm.config import ServerConfig
+from swarm.contract import Contract
 from swarm.errors import InvalidInput, ModelNotFound
 from swarm.server.hosting import Hosting, _in_daemon_thread, checked_device
 from swarm.server.options import ServeOptions
@@ -29,7 +30,7 @@ def test_the_swarm_sees_the_folders_name_and_not_where_it_is() -> None:
 
 def test_as_many_blocks_as_fit_where_nobody_is() -> None:
     host = hosting(memory=8 * MIB, cache_tokens=100)
-    record = ServerRecord("peer", host.info.key, Span(0, 3), (bytes(8),) * 3)
+    record = ServerRecord("peer", Contract(host.info.key, Span(0, 3), (bytes(8),) * 3))
     assert len(host.choose([])) == 5
     assert host.choose([record]) == Span(3, 8)
 
@@ -63,8 +64,8 @@ def test_a_loaded_span_knows_its_speed_and_its_cache() -> None:
     host = hosting(cache_tokens=100)
     loaded = asyncio.run(host.load(Span(2, 4)))
     assert not host.loading
-    assert len(loaded.fingerprints) == 2
-    assert {len(fingerprint) for fingerprint in loaded.fingerprints} == {32}
+    assert len(loaded.contract.fingerprints) == 2
+    assert {len(fingerprint) for fingerprint in loaded.contract.fingerprints} == {32}
     assert loaded.cache_bytes == 100 * loaded.runner.bytes_per_token(Span(2, 4))
     assert loaded.throughput.decode_ms > 0
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swarm.contract import Contract
 from swarm.errors import InvalidInput
 from swarm.server.placement import candidates, choose_span, coverage
 from swarm.types import ServerRecord, ServerState, Span
@@ -26,7 +27,7 @@ class Machine:
     def serving(self, span: str, state: ServerState = ServerState.ONLINE) -> ServerRecord:
         parsed = Span.parse(span)
         prints = tuple(bytes(8) for _ in parsed)
-        return ServerRecord(f"peer-{span}", "model", parsed, prints, state, decode_ms=self.decode_ms)
+        return ServerRecord(f"peer-{span}", Contract("model", parsed, prints), state, decode_ms=self.decode_ms)
 
 
 RTX_4090 = Machine(memory=22 * GIB, decode_ms=0.9)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from swarm.config import ServerConfig
+from swarm.contract import Contract
 from swarm.testing import ROW, ExactRunner, LinkConditions, MemoryStream, Peer, Talk, VirtualClockLoop, World, embed
 from swarm.types import Segment, ServerRecord, Span
 from swarm.wire import messages
@@ -123,7 +124,7 @@ class Protocol(RuleBasedStateMachine):
         self.delivered: list[tuple[int, pb.Data]] = []
         down = self.peers["down"].host
         await down.serve(messages.DATA_PROTOCOL, self.take_in)
-        record = ServerRecord("down", "model", Span(0, 1), (bytes(8),), expires=1e9)
+        record = ServerRecord("down", Contract("model", Span(0, 1), (bytes(8),)), expires=1e9)
         self.record = await self.world.network.directory(down).announce(record, self.world.model)
 
     async def take_in(self, stream: MemoryStream) -> None:
@@ -169,10 +170,13 @@ class Protocol(RuleBasedStateMachine):
                 ({"model": "other"}, CODE.CONTRACT_MISMATCH),
                 ({"dtype": "other"}, CODE.CONTRACT_MISMATCH),
                 ({"quantization": "int8"}, CODE.CONTRACT_MISMATCH),
-                ({"quantization": "x" * 33}, CODE.MALFORMED),
+                ({"quantization": "x" * 300}, CODE.MALFORMED),
                 ({"hidden_size": 2}, CODE.CONTRACT_MISMATCH),
-                ({"fingerprints": [b"8 bytes!"] * BLOCKS}, CODE.CONTRACT_MISMATCH),
-                ({"last": BLOCKS + 1, "fingerprints": [bytes(8)] * (BLOCKS + 1)}, CODE.CONTRACT_MISMATCH),
+                ({"row_bytes": 9}, CODE.CONTRACT_MISMATCH),
+                ({"adapters": ["ab" * 32]}, CODE.CONTRACT_MISMATCH),
+                ({"row_bytes": 0}, CODE.MALFORMED),
+                ({"fingerprints": b"8 bytes!" * BLOCKS}, CODE.CONTRACT_MISMATCH),
+                ({"last": BLOCKS + 1, "fingerprints": bytes(8) * (BLOCKS + 1)}, CODE.CONTRACT_MISMATCH),
                 ({"positions": 1 << 30}, CODE.LIMIT),
                 ({"session": b"short"}, CODE.MALFORMED),
             ]

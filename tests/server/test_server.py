@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,7 +54,8 @@ async def load(span: Span) -> Loaded:
     """Ten seconds later, as from a disk."""
     await asyncio.sleep(10.0)
     fingerprints = tuple(bytes([block]) * 32 for block in span)
-    return Loaded(EchoRunner(), fingerprints, "float32", MODEL.hidden_size * 4, GPU)
+    contract = MODEL.contract("float32", MODEL.hidden_size * 4).on(span)
+    return Loaded(EchoRunner(), replace(contract, fingerprints=fingerprints), GPU)
 
 
 class Swarm:
@@ -85,14 +87,11 @@ class Swarm:
         """Open a control stream and a session on it."""
         stream = await self.client.open_stream(server, messages.CONTROL_PROTOCOL)
         wanted = Span.parse(span)
+        contract = MODEL.contract("float32", MODEL.hidden_size * 4).on(wanted)
+        prints = tuple(bytes([block]) * 8 for block in wanted)
         opening = pb.Open(
             session=random.Random(span).randbytes(16),
-            model=MODEL.key,
-            first=wanted.first,
-            last=wanted.last,
-            fingerprints=[bytes([block]) * 8 for block in wanted],
-            dtype="float32",
-            hidden_size=MODEL.hidden_size,
+            contract=messages.contract_message(replace(contract, fingerprints=prints)),
             positions=10,
         )
         await stream.send(pb.ControlRequest(open=opening).SerializeToString())

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from swarm.contract import Contract
 from swarm.errors import FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed
 from swarm.testing import Deadlock, LinkConditions, MemoryHost, MemoryStream, SimulatedNetwork, run
 from swarm.testing.network import WINDOW
@@ -309,7 +310,7 @@ def test_a_record_is_written_by_its_owner_and_read_until_it_expires() -> None:
         network = SimulatedNetwork()
         directory, other = (network.directory(network.host(name)) for name in "ab")
         model = ModelInfo("m", "m", 4, 8)
-        record = ServerRecord("a", "m", Span(0, 2), (b"x" * 8,) * 2, expires=now() + 60.0)
+        record = ServerRecord("a", Contract("m", Span(0, 2), (b"x" * 8,) * 2), expires=now() + 60.0)
         with pytest.raises(RecordRefused):
             await other.announce(record, model)
         signed = await directory.announce(record, model)

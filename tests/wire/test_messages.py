@@ -41,9 +41,10 @@ def any_message(draw: st.DrawFn) -> Message:
     position = st.builds(pb.Position, sequence=NUMBER, position=NUMBER)
     sequence = st.builds(pb.Sequence, id=NUMBER, length=NUMBER, parent=NUMBER, parent_length=NUMBER)
     lists = st.lists(position, max_size=3)
+    contract = st.builds(pb.Contract, model=TEXT, first=NUMBER, last=NUMBER, fingerprints=BYTES, dtype=TEXT)
     return draw(
         st.one_of(
-            st.builds(pb.Open, session=BYTES, model=TEXT, first=NUMBER, last=NUMBER, fingerprints=st.lists(BYTES)),
+            st.builds(pb.Open, session=BYTES, contract=contract),
             st.builds(pb.Attach, session=BYTES),
             st.builds(pb.Prepare, epoch=UINT64, sequences=st.lists(sequence, max_size=4), upstream=TEXT),
             st.builds(pb.Resume, epoch=UINT64, cuts=lists, replays=lists, wants=lists),
@@ -111,8 +112,9 @@ def test_a_step_that_passes_is_what_it_says(step: pb.Step, row_bytes: int) -> No
 
 
 def opening(**changes: Any) -> pb.Open:
-    fields = {"session": bytes(16), "first": 2, "last": 4, "fingerprints": [bytes(8)] * 2, "model": "m", "dtype": "f"}
-    return pb.Open(**{**fields, **changes})
+    session = changes.pop("session", bytes(16))
+    fields = {"first": 2, "last": 4, "fingerprints": bytes(16), "model": "m", "dtype": "f", "hidden_size": 2}
+    return pb.Open(session=session, contract=pb.Contract(**{**fields, "row_bytes": 8, **changes}))
 
 
 @pytest.mark.parametrize(
@@ -123,11 +125,19 @@ def opening(**changes: Any) -> pb.Open:
         {"first": 4},
         {"first": 5},
         {"last": messages.MAX_POSITION + 1},
-        {"fingerprints": [bytes(8)]},
-        {"fingerprints": [bytes(8)] * 3},
-        {"fingerprints": [bytes(8), bytes(7)]},
+        {"fingerprints": b""},
+        {"fingerprints": bytes(8)},
+        {"fingerprints": bytes(24)},
+        {"fingerprints": bytes(15)},
+        {"model": ""},
+        {"model": "a/b"},
         {"model": "m" * 257},
-        {"dtype": "f" * 33},
+        {"dtype": "f" * 257},
+        {"dtype": "f\n"},
+        {"adapters": ["a"] * 17},
+        {"adapters": ["a" * 257]},
+        {"hidden_size": 0},
+        {"row_bytes": 0},
     ],
 )
 def test_an_open_out_of_bounds_is_malformed(changes: dict[str, Any]) -> None:

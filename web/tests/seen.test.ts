@@ -9,8 +9,8 @@ type Server = [name: string, first: number, last: number, state?: string];
 const map = (servers: Server[], nodes: string[] = ["n"]): SwarmMap =>
   create(SwarmMapSchema, {
     models: [{ key: "k", name: "/models/tiny", blocks: 6 }],
-    servers: servers.map(([name, first, last, state = "online"]) => ({ peerId: `id-${name}`, model: "k", name, first, last, state })),
-    nodes: nodes.map((name) => ({ peerId: `id-${name}`, model: "k", name, edges: ["/x"] })),
+    servers: servers.map(([name, first, last, state = "online"]) => ({ peerId: `id-${name}`, name, state, contract: { model: "k", first, last } })),
+    nodes: nodes.map((name) => ({ peerId: `id-${name}`, contract: { model: "k" }, name, edges: ["/x"] })),
   });
 
 function after(...maps: [SwarmMap, number][]): Seen {

@@ -2,7 +2,7 @@ import { create, fromBinary } from "@bufbuild/protobuf";
 import { describe, expect, it } from "vitest";
 import { encodeQuery } from "../src/query/run";
 import { type Asked, begin, type Command, type Event, isOver, PATIENCE, type Session, speed, step } from "../src/query/session";
-import { Failure_Code, type QueryNode, QueryNodeSchema, type QueryReply, QueryReplySchema, QuerySchema } from "../src/swarm/wire/swarm_pb";
+import { ContractSchema, Failure_Code, type QueryNode, QueryNodeSchema, type QueryReply, QueryReplySchema, QuerySchema } from "../src/swarm/wire/swarm_pb";
 
 const ASKED: Asked = {
   id: new Uint8Array(16).fill(7),
@@ -75,8 +75,10 @@ describe("a query", () => {
   });
 
   it("goes on only with nodes that compute as the first did, and says so", () => {
-    const float = (name: string): QueryNode => ({ ...node(name), dtype: "float32" });
-    const others = [{ ...float("half"), dtype: "bfloat16" }, { ...float("int"), quantization: "int8" }, { ...float("wire"), codec: "int8" }];
+    const computing = (name: string, dtype: string, quantization = "none"): QueryNode =>
+      ({ ...node(name), contract: create(ContractSchema, { dtype, quantization }) });
+    const float = (name: string): QueryNode => computing(name, "float32");
+    const others = [computing("half", "bfloat16"), computing("int", "float32", "int8"), { ...float("wire"), codec: "int8" }];
     const told = new Told([float("one"), ...others]).hear(accepted(), delta([1], "a", 1));
     told.tell({ type: "broke", attempt: 1, why: "went away" }).tell({ type: "nodes", nodes: others }).tell({ type: "tick" }, 60_000);
     expect(told.session).toMatchObject({ phase: "choosing", trouble: "no query node that computes alike (float32) is known; waiting" });

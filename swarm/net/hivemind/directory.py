@@ -191,7 +191,7 @@ class HivemindDirectory:
 
     async def announce_node(self, node: pb.QueryNode, expires: float) -> None:
         """As in `Directory`. Raises RecordRefused for what others would refuse, NetworkError when nobody took it."""
-        key = records.node_key(node.model)
+        key = records.node_key(node.contract.model)
         expires = self._later(key, expires)
         signed = records.sign_node(self._identity, node, expires)
         records.verify_node(signed, now=time.time(), config=self._config)
@@ -199,7 +199,7 @@ class HivemindDirectory:
 
     async def withdraw_node(self, node: pb.QueryNode) -> None:
         """As in `Directory`. Raises NetworkError when nobody took the tombstone."""
-        key = records.node_key(node.model)
+        key = records.node_key(node.contract.model)
         expires = self._later(key, time.time() + self._config.record_lifetime)
         await self._store({key: (records.sign(self._identity, key, b"", expires), expires)})
 

@@ -165,8 +165,8 @@ def backend_of(servers: Served, span: Span) -> Callable[[], Any]:
     from swarm.config import ClientConfig
 
     swarm = servers.swarm
-    view = swarm.view(servers.info, "float32", ClientConfig())
-    return RemoteBlocks(swarm, view, span, servers.handlers[0].offer.row_bytes).open
+    view = swarm.view(servers.info, "float32", servers.handlers[0].offer.contract.row_bytes, ClientConfig())
+    return RemoteBlocks(swarm, view, span).open
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2+untied", "gpt2"])

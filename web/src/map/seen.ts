@@ -1,6 +1,7 @@
 /** The swarm as the maps that came tell it: who serves which blocks, what is missing since when, who came and went. */
 
 import type { MapServer, Model, QueryNode, SwarmMap } from "../swarm/wire/swarm_pb";
+import { spanOf } from "../contract";
 import { blocksInWords, nameOf } from "../query/session";
 
 export interface Happening {
@@ -54,10 +55,10 @@ export function absorb(before: Seen, map: SwarmMap, now: number): Seen {
   for (const model of map.models) {
     if (model.blocks < 1 || model.blocks > MOST_BLOCKS) continue;
     const old = before.models.get(model.key);
-    const present = map.servers.filter((server) => server.model === model.key && fits(server, model));
+    const present = map.servers.filter((server) => server.contract?.model === model.key && fits(server, model));
     const servers = follow(old?.servers, present, now);
     const replicas = countReplicas(present, model.blocks);
-    const nodes = map.nodes.filter((node) => node.model === model.key);
+    const nodes = map.nodes.filter((node) => node.contract?.model === model.key);
     models.set(model.key, { model, servers, nodes, replicas, gaps: findGaps(replicas, old?.gaps ?? [], now) });
     if (old !== undefined) happenings.push(...tell(old, present, nodes, now));
   }
@@ -65,11 +66,11 @@ export function absorb(before: Seen, map: SwarmMap, now: number): Seen {
 }
 
 function fits(server: MapServer, model: Model): boolean {
-  return server.first < server.last && server.last <= model.blocks;
+  return spanOf(server).first < spanOf(server).last && spanOf(server).last <= model.blocks;
 }
 
 function identity(server: MapServer): string {
-  return `${server.peerId} ${server.first}:${server.last}`;
+  return `${server.peerId} ${spanOf(server).first}:${spanOf(server).last}`;
 }
 
 function follow(
@@ -92,13 +93,14 @@ function follow(
 }
 
 function bySpan(a: SeenServer, b: SeenServer): number {
-  return a.server.first - b.server.first || a.server.last - b.server.last;
+  return spanOf(a.server).first - spanOf(b.server).first || spanOf(a.server).last - spanOf(b.server).last;
 }
 
 function countReplicas(servers: readonly MapServer[], blocks: number): number[] {
   const replicas = new Array<number>(blocks).fill(0);
-  for (const { first, last, state } of servers) {
-    if (state !== "online") continue;
+  for (const server of servers) {
+    if (server.state !== "online") continue;
+    const { first, last } = spanOf(server);
     for (let block = first; block < last; block++) replicas[block] = (replicas[block] ?? 0) + 1;
   }
   return replicas;
@@ -134,14 +136,14 @@ function tell(
   const say = (kind: Happening["kind"], words: string): void => void found.push({ at: now, kind, words });
   for (const [peer, server] of after) {
     const was = before.get(peer);
-    const where = blocksInWords(server.first, server.last);
+    const where = blocksInWords(spanOf(server).first, spanOf(server).last);
     if (was === undefined) say("came", `${nameOf(server)} came with ${where}`);
-    else if (was.first !== server.first || was.last !== server.last) {
+    else if (spanOf(was).first !== spanOf(server).first || spanOf(was).last !== spanOf(server).last) {
       say("changed", `${nameOf(server)} moved to ${where}`);
     } else if (was.state !== server.state) say("changed", `${nameOf(server)} is ${stateInWords(server.state)}`);
   }
   for (const [peer, server] of before) {
-    if (!after.has(peer)) say("went", `${nameOf(server)} left ${blocksInWords(server.first, server.last)}`);
+    if (!after.has(peer)) say("went", `${nameOf(server)} left ${blocksInWords(spanOf(server).first, spanOf(server).last)}`);
   }
   const nodesBefore = new Set(old.nodes.map((node) => node.peerId));
   const nodesAfter = new Set(nodes.map((node) => node.peerId));

@@ -6,6 +6,7 @@
  */
 
 import type { Finished, QueryNode, QueryReply, RouteHop } from "../swarm/wire/swarm_pb";
+import { numbersOf } from "../contract";
 import { Failure_Code } from "../swarm/wire/swarm_pb";
 
 export interface Patience {
@@ -157,9 +158,8 @@ export function step(session: Session, event: Event, now: number, patience: Pati
 const REMEMBERED = 60_000;
 
 /** How a node's answers are computed, as far as that changes them. */
-export function wayOf({ dtype, quantization, codec }: QueryNode): string {
-  const quantized = ["", "none"].includes(quantization) ? "" : `, quantized to ${quantization}`;
-  return dtype + quantized + (["", "raw"].includes(codec) ? "" : `, sent as ${codec}`);
+export function wayOf(node: QueryNode): string {
+  return numbersOf(node) + (["", "raw"].includes(node.codec) ? "" : `, sent as ${node.codec}`);
 }
 
 /** The node with the most room, of those that did not fail just now; those that failed lately come last. */

@@ -1,5 +1,6 @@
 /** Every block of a model and who serves it: servers as bars over the blocks, come and gone live. */
 
+import { quantizationOf, spanOf } from "../contract";
 import { blocksInWords, modelName, nameOf, type Session } from "../query/session";
 import { inWords, type ModelSeen, type Seen, type SeenServer, stateInWords } from "../map/seen";
 import { capital, h, hueOf, setText } from "./dom";
@@ -80,14 +81,14 @@ function drawServer(
   now: number,
 ): HTMLElement {
   const state = gone === undefined ? server.state : "gone";
-  const where = blocksInWords(server.first, server.last);
+  const where = blocksInWords(spanOf(server).first, spanOf(server).last);
   const used = state !== "gone" && inUse.has(server.peerId);
   const facts = state === "gone" ? [where, "left"] : [
     where,
     state === "online" ? "" : stateInWords(state),
-    server.decodeMs > 0 ? `${server.decodeMs.toFixed(server.decodeMs < 10 ? 1 : 0)} ms a token` : "",
+    server.decodeMs > 0 ? `${server.decodeMs.toFixed(server.decodeMs < 10 ? 1 : 0)} ms a block` : "",
     server.queue > 0 ? `${server.queue} waiting` : "",
-    server.quantization === "none" ? "" : server.quantization,
+    quantizationOf(server),
     server.relayed ? "relayed" : "",
     used ? "in use" : "",
   ];
@@ -95,8 +96,8 @@ function drawServer(
   if (used) classes.push("in-use");
   if (gone === undefined && isFresh(since, now)) classes.push("fresh");
   const bar = h("span", { class: "bar", "aria-hidden": "true" });
-  bar.style.marginInlineStart = `${(100 * server.first) / model.blocks}%`;
-  bar.style.inlineSize = `${(100 * (server.last - server.first)) / model.blocks}%`;
+  bar.style.marginInlineStart = `${(100 * spanOf(server).first) / model.blocks}%`;
+  bar.style.inlineSize = `${(100 * (spanOf(server).last - spanOf(server).first)) / model.blocks}%`;
   return h(
     "li",
     { class: classes.join(" "), title: server.peerId },

@@ -13,7 +13,78 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file swarm/wire/swarm.proto.
  */
 export const file_swarm_wire_swarm: GenFile = /*@__PURE__*/
-  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSLqAQoOQ29udHJvbFJlcXVlc3QSHgoEb3BlbhgBIAEoCzIOLnN3YXJtLnYxLk9wZW5IABIiCgZhdHRhY2gYAiABKAsyEC5zd2FybS52MS5BdHRhY2hIABIkCgdwcmVwYXJlGAMgASgLMhEuc3dhcm0udjEuUHJlcGFyZUgAEiIKBnJlc3VtZRgEIAEoCzIQLnN3YXJtLnYxLlJlc3VtZUgAEiAKBXByb2JlGAUgASgLMg8uc3dhcm0udjEuUHJvYmVIABIgCgVjbG9zZRgGIAEoCzIPLnN3YXJtLnYxLkNsb3NlSABCBgoEa2luZCKmAQoET3BlbhIPCgdzZXNzaW9uGAEgASgMEg0KBW1vZGVsGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0SFAoMZmluZ2VycHJpbnRzGAUgAygMEg0KBWR0eXBlGAYgASgJEhMKC2hpZGRlbl9zaXplGAcgASgNEhEKCXBvc2l0aW9ucxgIIAEoDRIUCgxxdWFudGl6YXRpb24YCSABKAkiGQoGQXR0YWNoEg8KB3Nlc3Npb24YASABKAwitwEKB1ByZXBhcmUSDQoFZXBvY2gYASABKAQSJQoJc2VxdWVuY2VzGAIgAygLMhIuc3dhcm0udjEuU2VxdWVuY2USEAoIdXBzdHJlYW0YAyABKAkSKAoKZG93bnN0cmVhbRgEIAEoCzIULnN3YXJtLnYxLkRvd25zdHJlYW0SDwoHcmVsYXllZBgFIAEoCBITCgtpbnB1dF9jb2RlYxgGIAEoCRIUCgxvdXRwdXRfY29kZWMYByABKAkiTQoIU2VxdWVuY2USCgoCaWQYASABKA0SDgoGbGVuZ3RoGAIgASgNEg4KBnBhcmVudBgDIAEoDRIVCg1wYXJlbnRfbGVuZ3RoGAQgASgNIi0KCkRvd25zdHJlYW0SDwoHc2Vzc2lvbhgBIAEoDBIOCgZyZWNvcmQYAiABKAwigQEKBlJlc3VtZRINCgVlcG9jaBgBIAEoBBIgCgRjdXRzGAIgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIwoHcmVwbGF5cxgDIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiEKBXdhbnRzGAQgAygLMhIuc3dhcm0udjEuUG9zaXRpb24iLgoIUG9zaXRpb24SEAoIc2VxdWVuY2UYASABKA0SEAoIcG9zaXRpb24YAiABKA0iTQoFUHJvYmUSDQoFbm9uY2UYASABKAQSDwoHcGFkZGluZxgCIAEoDBITCgtyZXBseV9ieXRlcxgDIAEoDRIPCgd0YWxsaWVzGAQgASgIIgcKBUNsb3NlIvcBCgxDb250cm9sUmVwbHkSIgoGb3BlbmVkGAEgASgLMhAuc3dhcm0udjEuT3BlbmVkSAASHgoEaGF2ZRgCIAEoCzIOLnN3YXJtLnYxLkhhdmVIABImCghwcm9ncmVzcxgDIAEoCzISLnN3YXJtLnYxLlByb2dyZXNzSAASJwoJbGlua19kb3duGAQgASgLMhIuc3dhcm0udjEuTGlua0Rvd25IABIkCgdsZWF2aW5nGAUgASgLMhEuc3dhcm0udjEuTGVhdmluZ0gAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCK2AQoGT3BlbmVkEg8KB3Nlc3Npb24YASABKAwSFAoMY2FuX3JvbGxiYWNrGAIgASgIEhUKDW1heF9wb3NpdGlvbnMYAyABKA0SFAoMZmluZ2VycHJpbnRzGAQgAygMEg4KBmNvZGVjcxgFIAMoCRIVCg1tYXhfc2VxdWVuY2VzGAYgASgNEhsKE21heF90b3RhbF9wb3NpdGlvbnMYByABKAQSFAoMcHJlZml4X2NodW5rGAggASgNIjMKBEhhdmUSDQoFZXBvY2gYASABKAQSHAoEaGVsZBgCIAMoCzIOLnN3YXJtLnYxLkhlbGQiOQoESGVsZBIQCghzZXF1ZW5jZRgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDwoHaGlzdG9yeRgDIAEoDSKYAQoIUHJvZ3Jlc3MSDQoFbm9uY2UYASABKAQSDQoFZXBvY2gYAiABKAQSDAoEYmVhdBgDIAEoBBIeCgVtb3ZlZBgEIAMoCzIPLnN3YXJtLnYxLk1vdmVkEg0KBXF1ZXVlGAUgASgNEg8KB3BhZGRpbmcYBiABKAwSIAoHdGFsbGllcxgHIAMoCzIPLnN3YXJtLnYxLlRhbGx5IpEBCgVUYWxseRIkCgVwaGFzZRgBIAEoDjIVLnN3YXJtLnYxLlRhbGx5LlBoYXNlEg0KBXN0ZXBzGAIgASgNEhEKCXBvc2l0aW9ucxgDIAEoDRINCgVxdWV1ZRgEIAEoARIPCgdjb21wdXRlGAUgASgBIiAKBVBoYXNlEgsKB1BSRUZJTEwQABIKCgZERUNPREUQASJQCgVNb3ZlZBIQCghzZXF1ZW5jZRgBIAEoDRIQCghyZWNlaXZlZBgCIAEoDRIQCghjb21wdXRlZBgDIAEoDRIRCglmb3J3YXJkZWQYBCABKA0iKQoITGlua0Rvd24SDQoFZXBvY2gYASABKAQSDgoGcmVhc29uGAIgASgJIhsKB0xlYXZpbmcSEAoIZGVhZGxpbmUYASABKAEi2QIKB0ZhaWx1cmUSJAoEY29kZRgBIAEoDjIWLnN3YXJtLnYxLkZhaWx1cmUuQ29kZRIPCgdtZXNzYWdlGAIgASgJEhMKC3JldHJ5X2FmdGVyGAMgASgBEg0KBWVwb2NoGAQgASgEEg0KBWxpbWl0GAUgASgJEg8KB2FsbG93ZWQYBiABKAQSDQoFYXNrZWQYByABKAQiwwEKBENvZGUSCwoHVU5LTk9XThAAEggKBEJVU1kQARIVChFTRVNTSU9OX05PVF9GT1VORBACEhUKEUNPTlRSQUNUX01JU01BVENIEAMSEgoOQ09NUFVURV9GQUlMRUQQBBINCglNQUxGT1JNRUQQBRIQCgxVTkFVVEhPUklaRUQQBhIHCgNHQVAQBxIMCghUT09fTE9ORxAIEgsKB0lOVkFMSUQQCRISCg5NSVNTSU5HX0JMT0NLUxAKEgkKBUxJTUlUEAsidgoERGF0YRIgCgVoZWxsbxgBIAEoCzIPLnN3YXJtLnYxLkhlbGxvSAASHgoEc3RlcBgCIAEoCzIOLnN3YXJtLnYxLlN0ZXBIABIkCgdmYWlsdXJlGAMgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQibAoFSGVsbG8SDwoHc2Vzc2lvbhgBIAEoDBINCgVlcG9jaBgCIAEoBBIiCgRyb2xlGAMgASgOMhQuc3dhcm0udjEuSGVsbG8uUm9sZSIfCgRSb2xlEgoKBklOUFVUUxAAEgsKB1JFU1VMVFMQASJdCgRTdGVwEicKCm9wZXJhdGlvbnMYASADKAsyEy5zd2FybS52MS5PcGVyYXRpb24SHAoEcm93cxgCIAMoCzIOLnN3YXJtLnYxLlJvd3MSDgoGaGlkZGVuGAMgASgMIokBCglPcGVyYXRpb24SJgoEa2luZBgBIAEoDjIYLnN3YXJtLnYxLk9wZXJhdGlvbi5LaW5kEg4KBnNvdXJjZRgCIAEoDRIOCgZ0YXJnZXQYAyABKA0SDgoGbGVuZ3RoGAQgASgNIiQKBEtpbmQSCAoERk9SSxAAEggKBE1PVkUQARIICgRGUkVFEAIiRAoEUm93cxIQCghzZXF1ZW5jZRgBIAEoDRINCgVzdGFydBgCIAEoDRINCgVjb3VudBgDIAEoDRIMCgR3YW50GAQgASgNIt8BCgVRdWVyeRIKCgJpZBgBIAEoDBINCgVtb2RlbBgCIAEoCRIOCgR0ZXh0GAMgASgJSAASEgoIbWVzc2FnZXMYBCABKAlIABIiCgZ0b2tlbnMYBSABKAsyEC5zd2FybS52MS5Ub2tlbnNIABINCgV0b29scxgGIAEoCRIkCghzYW1wbGluZxgHIAEoCzISLnN3YXJtLnYxLlNhbXBsaW5nEhEKCWdlbmVyYXRlZBgIIAMoDRISCgpzZW50X2J5dGVzGAkgASgNEg0KBXRyYWNlGAogASgIQggKBnByb21wdCIVCgZUb2tlbnMSCwoDaWRzGAEgAygNIuMDCghTYW1wbGluZxIXCgptYXhfdG9rZW5zGAEgASgNSACIAQESGAoLdGVtcGVyYXR1cmUYAiABKAJIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBXRvcF9rGAQgASgNSAOIAQESEgoFbWluX3AYBSABKAJIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAJIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgCSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAJIB4gBARIMCgRzZWVkGAkgASgEEgwKBHN0b3AYCiADKAkSEAoIbG9ncHJvYnMYCyABKAgSFAoMdG9wX2xvZ3Byb2JzGAwgASgNEhwKBGJpYXMYDSADKAsyDi5zd2FybS52MS5CaWFzEhIKCmlnbm9yZV9lb3MYDiABKAgSEwoLc3BlY3VsYXRpb24YDyABKAlCDQoLX21heF90b2tlbnNCDgoMX3RlbXBlcmF0dXJlQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5IiQKBEJpYXMSDQoFdG9rZW4YASABKA0SDQoFdmFsdWUYAiABKAIi+QEKClF1ZXJ5UmVwbHkSJgoIYWNjZXB0ZWQYASABKAsyEi5zd2FybS52MS5BY2NlcHRlZEgAEiAKBWRlbHRhGAIgASgLMg8uc3dhcm0udjEuRGVsdGFIABIlCgVyb3V0ZRgDIAEoCzIULnN3YXJtLnYxLlJvdXRlSW5Vc2VIABIkCgd3YWl0aW5nGAQgASgLMhEuc3dhcm0udjEuV2FpdGluZ0gAEiYKCGZpbmlzaGVkGAUgASgLMhIuc3dhcm0udjEuRmluaXNoZWRIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQiTAoIQWNjZXB0ZWQSDQoFbW9kZWwYASABKAkSDAoEbmFtZRgCIAEoCRIVCg1wcm9tcHRfdG9rZW5zGAMgASgNEgwKBHNlZWQYBCABKAQiXgoFRGVsdGESDgoGdG9rZW5zGAEgAygNEgwKBHRleHQYAiABKAkSIwoIbG9ncHJvYnMYAyADKAsyES5zd2FybS52MS5Mb2dwcm9iEhIKCnNlbnRfYnl0ZXMYBCABKA0iVwoHTG9ncHJvYhINCgV0b2tlbhgBIAEoDRIPCgdsb2dwcm9iGAIgASgCEgwKBHRleHQYAyABKAwSHgoDdG9wGAQgAygLMhEuc3dhcm0udjEuTG9ncHJvYiJQCgpSb3V0ZUluVXNlEiAKBGhvcHMYASADKAsyEi5zd2FybS52MS5Sb3V0ZUhvcBIQCghyZXJvdXRlcxgCIAEoDRIOCgZyZWFzb24YAyABKAkiRgoIUm91dGVIb3ASDwoHcGVlcl9pZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0iRAoHV2FpdGluZxINCgVmaXJzdBgBIAEoDRIMCgRsYXN0GAIgASgNEg0KBXNpbmNlGAMgASgBEg0KBXdvcmRzGAQgASgJIswBCghGaW5pc2hlZBIpCgZyZWFzb24YASABKA4yGS5zd2FybS52MS5GaW5pc2hlZC5SZWFzb24SFQoNcHJvbXB0X3Rva2VucxgCIAEoDRIZChFjb21wbGV0aW9uX3Rva2VucxgDIAEoDRIPCgdzZWNvbmRzGAQgASgBEiIKBXRyYWNlGAUgAygLMhMuc3dhcm0udjEuVHJhY2VTcGFuIi4KBlJlYXNvbhIICgRTVE9QEAASCgoGTEVOR1RIEAESDgoKVE9PTF9DQUxMUxACIlkKCVRyYWNlU3BhbhIMCgRuYW1lGAEgASgJEg8KB3BlZXJfaWQYAiABKAkSDQoFc3RhcnQYAyABKAESDwoHc2Vjb25kcxgEIAEoARINCgVjb3VudBgFIAEoDSIbCgpNYXBSZXF1ZXN0Eg0KBXdhdGNoGAEgASgIIoMBCghTd2FybU1hcBIMCgR0aW1lGAEgASgBEh8KBm1vZGVscxgCIAMoCzIPLnN3YXJtLnYxLk1vZGVsEiQKB3NlcnZlcnMYAyADKAsyEy5zd2FybS52MS5NYXBTZXJ2ZXISIgoFbm9kZXMYBCADKAsyEy5zd2FybS52MS5RdWVyeU5vZGUi+QEKCU1hcFNlcnZlchIPCgdwZWVyX2lkGAEgASgJEg0KBW1vZGVsGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0SDQoFc3RhdGUYBSABKAkSDAoEbmFtZRgGIAEoCRIRCglkZWNvZGVfbXMYByABKAISFAoMcHJlZmlsbF9yYXRlGAggASgCEg0KBXF1ZXVlGAkgASgNEhMKC2ZyZWVfdG9rZW5zGAogASgEEg0KBWR0eXBlGAsgASgJEhQKDHF1YW50aXphdGlvbhgMIAEoCRIPCgd2ZXJzaW9uGA0gASgJEg8KB3JlbGF5ZWQYDiABKAgi1gEKCVF1ZXJ5Tm9kZRIPCgdwZWVyX2lkGAEgASgJEg0KBW1vZGVsGAIgASgJEgwKBG5hbWUYAyABKAkSEQoJYWRkcmVzc2VzGAQgAygJEg0KBWVkZ2VzGAUgAygJEg8KB3J1bm5pbmcYBiABKA0SEAoIY2FwYWNpdHkYByABKA0SDwoHdmVyc2lvbhgIIAEoCRINCgVkdHlwZRgJIAEoCRIRCgljb252ZXJzZXMYCiABKAgSFAoMcXVhbnRpemF0aW9uGAsgASgJEg0KBWNvZGVjGAwgASgJIrkCCgZSZWNvcmQSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFc3RhdGUYBSABKAkSEQoJYWRkcmVzc2VzGAYgAygJEg0KBWR0eXBlGAcgASgJEhMKC2ZyZWVfdG9rZW5zGAggASgEEhEKCWRlY29kZV9tcxgJIAEoAhIUCgxwcmVmaWxsX3JhdGUYCiABKAISDQoFcXVldWUYCyABKA0SDwoHcmVsYXllZBgMIAEoCBIOCgZjb2RlY3MYDSADKAkSFAoMcXVhbnRpemF0aW9uGA4gASgJEg8KB3ZlcnNpb24YDyABKAkSDAoEbmFtZRgQIAEoCRIZChFwcmVmaWxsX3Bvc2l0aW9ucxgRIAEoDSJjCgxTaWduZWRSZWNvcmQSEgoKcHVibGljX2tleRgBIAEoDBIOCgZyZWNvcmQYAiABKAwSDwoHZXhwaXJlcxgDIAEoARILCgNrZXkYBCABKAkSEQoJc2lnbmF0dXJlGAUgASgMIl8KBU1vZGVsEgsKA2tleRgBIAEoCRIMCgRuYW1lGAIgASgJEg4KBmJsb2NrcxgDIAEoDRITCgtoaWRkZW5fc2l6ZRgEIAEoDRIWCg5jb250ZXh0X2xlbmd0aBgFIAEoDWIGcHJvdG8z");
+  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSKrAQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDSLqAQoOQ29udHJvbFJlcXVlc3QSHgoEb3BlbhgBIAEoCzIOLnN3YXJtLnYxLk9wZW5IABIiCgZhdHRhY2gYAiABKAsyEC5zd2FybS52MS5BdHRhY2hIABIkCgdwcmVwYXJlGAMgASgLMhEuc3dhcm0udjEuUHJlcGFyZUgAEiIKBnJlc3VtZRgEIAEoCzIQLnN3YXJtLnYxLlJlc3VtZUgAEiAKBXByb2JlGAUgASgLMg8uc3dhcm0udjEuUHJvYmVIABIgCgVjbG9zZRgGIAEoCzIPLnN3YXJtLnYxLkNsb3NlSABCBgoEa2luZCJQCgRPcGVuEg8KB3Nlc3Npb24YASABKAwSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBIRCglwb3NpdGlvbnMYAyABKA0iGQoGQXR0YWNoEg8KB3Nlc3Npb24YASABKAwitwEKB1ByZXBhcmUSDQoFZXBvY2gYASABKAQSJQoJc2VxdWVuY2VzGAIgAygLMhIuc3dhcm0udjEuU2VxdWVuY2USEAoIdXBzdHJlYW0YAyABKAkSKAoKZG93bnN0cmVhbRgEIAEoCzIULnN3YXJtLnYxLkRvd25zdHJlYW0SDwoHcmVsYXllZBgFIAEoCBITCgtpbnB1dF9jb2RlYxgGIAEoCRIUCgxvdXRwdXRfY29kZWMYByABKAkiTQoIU2VxdWVuY2USCgoCaWQYASABKA0SDgoGbGVuZ3RoGAIgASgNEg4KBnBhcmVudBgDIAEoDRIVCg1wYXJlbnRfbGVuZ3RoGAQgASgNIi0KCkRvd25zdHJlYW0SDwoHc2Vzc2lvbhgBIAEoDBIOCgZyZWNvcmQYAiABKAwigQEKBlJlc3VtZRINCgVlcG9jaBgBIAEoBBIgCgRjdXRzGAIgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIwoHcmVwbGF5cxgDIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiEKBXdhbnRzGAQgAygLMhIuc3dhcm0udjEuUG9zaXRpb24iLgoIUG9zaXRpb24SEAoIc2VxdWVuY2UYASABKA0SEAoIcG9zaXRpb24YAiABKA0iTQoFUHJvYmUSDQoFbm9uY2UYASABKAQSDwoHcGFkZGluZxgCIAEoDBITCgtyZXBseV9ieXRlcxgDIAEoDRIPCgd0YWxsaWVzGAQgASgIIgcKBUNsb3NlIvcBCgxDb250cm9sUmVwbHkSIgoGb3BlbmVkGAEgASgLMhAuc3dhcm0udjEuT3BlbmVkSAASHgoEaGF2ZRgCIAEoCzIOLnN3YXJtLnYxLkhhdmVIABImCghwcm9ncmVzcxgDIAEoCzISLnN3YXJtLnYxLlByb2dyZXNzSAASJwoJbGlua19kb3duGAQgASgLMhIuc3dhcm0udjEuTGlua0Rvd25IABIkCgdsZWF2aW5nGAUgASgLMhEuc3dhcm0udjEuTGVhdmluZ0gAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCK2AQoGT3BlbmVkEg8KB3Nlc3Npb24YASABKAwSFAoMY2FuX3JvbGxiYWNrGAIgASgIEhUKDW1heF9wb3NpdGlvbnMYAyABKA0SFAoMZmluZ2VycHJpbnRzGAQgAygMEg4KBmNvZGVjcxgFIAMoCRIVCg1tYXhfc2VxdWVuY2VzGAYgASgNEhsKE21heF90b3RhbF9wb3NpdGlvbnMYByABKAQSFAoMcHJlZml4X2NodW5rGAggASgNIjMKBEhhdmUSDQoFZXBvY2gYASABKAQSHAoEaGVsZBgCIAMoCzIOLnN3YXJtLnYxLkhlbGQiOQoESGVsZBIQCghzZXF1ZW5jZRgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDwoHaGlzdG9yeRgDIAEoDSKYAQoIUHJvZ3Jlc3MSDQoFbm9uY2UYASABKAQSDQoFZXBvY2gYAiABKAQSDAoEYmVhdBgDIAEoBBIeCgVtb3ZlZBgEIAMoCzIPLnN3YXJtLnYxLk1vdmVkEg0KBXF1ZXVlGAUgASgNEg8KB3BhZGRpbmcYBiABKAwSIAoHdGFsbGllcxgHIAMoCzIPLnN3YXJtLnYxLlRhbGx5IpEBCgVUYWxseRIkCgVwaGFzZRgBIAEoDjIVLnN3YXJtLnYxLlRhbGx5LlBoYXNlEg0KBXN0ZXBzGAIgASgNEhEKCXBvc2l0aW9ucxgDIAEoDRINCgVxdWV1ZRgEIAEoARIPCgdjb21wdXRlGAUgASgBIiAKBVBoYXNlEgsKB1BSRUZJTEwQABIKCgZERUNPREUQASJQCgVNb3ZlZBIQCghzZXF1ZW5jZRgBIAEoDRIQCghyZWNlaXZlZBgCIAEoDRIQCghjb21wdXRlZBgDIAEoDRIRCglmb3J3YXJkZWQYBCABKA0iKQoITGlua0Rvd24SDQoFZXBvY2gYASABKAQSDgoGcmVhc29uGAIgASgJIhsKB0xlYXZpbmcSEAoIZGVhZGxpbmUYASABKAEi2QIKB0ZhaWx1cmUSJAoEY29kZRgBIAEoDjIWLnN3YXJtLnYxLkZhaWx1cmUuQ29kZRIPCgdtZXNzYWdlGAIgASgJEhMKC3JldHJ5X2FmdGVyGAMgASgBEg0KBWVwb2NoGAQgASgEEg0KBWxpbWl0GAUgASgJEg8KB2FsbG93ZWQYBiABKAQSDQoFYXNrZWQYByABKAQiwwEKBENvZGUSCwoHVU5LTk9XThAAEggKBEJVU1kQARIVChFTRVNTSU9OX05PVF9GT1VORBACEhUKEUNPTlRSQUNUX01JU01BVENIEAMSEgoOQ09NUFVURV9GQUlMRUQQBBINCglNQUxGT1JNRUQQBRIQCgxVTkFVVEhPUklaRUQQBhIHCgNHQVAQBxIMCghUT09fTE9ORxAIEgsKB0lOVkFMSUQQCRISCg5NSVNTSU5HX0JMT0NLUxAKEgkKBUxJTUlUEAsidgoERGF0YRIgCgVoZWxsbxgBIAEoCzIPLnN3YXJtLnYxLkhlbGxvSAASHgoEc3RlcBgCIAEoCzIOLnN3YXJtLnYxLlN0ZXBIABIkCgdmYWlsdXJlGAMgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQibAoFSGVsbG8SDwoHc2Vzc2lvbhgBIAEoDBINCgVlcG9jaBgCIAEoBBIiCgRyb2xlGAMgASgOMhQuc3dhcm0udjEuSGVsbG8uUm9sZSIfCgRSb2xlEgoKBklOUFVUUxAAEgsKB1JFU1VMVFMQASJdCgRTdGVwEicKCm9wZXJhdGlvbnMYASADKAsyEy5zd2FybS52MS5PcGVyYXRpb24SHAoEcm93cxgCIAMoCzIOLnN3YXJtLnYxLlJvd3MSDgoGaGlkZGVuGAMgASgMIokBCglPcGVyYXRpb24SJgoEa2luZBgBIAEoDjIYLnN3YXJtLnYxLk9wZXJhdGlvbi5LaW5kEg4KBnNvdXJjZRgCIAEoDRIOCgZ0YXJnZXQYAyABKA0SDgoGbGVuZ3RoGAQgASgNIiQKBEtpbmQSCAoERk9SSxAAEggKBE1PVkUQARIICgRGUkVFEAIiRAoEUm93cxIQCghzZXF1ZW5jZRgBIAEoDRINCgVzdGFydBgCIAEoDRINCgVjb3VudBgDIAEoDRIMCgR3YW50GAQgASgNIt8BCgVRdWVyeRIKCgJpZBgBIAEoDBINCgVtb2RlbBgCIAEoCRIOCgR0ZXh0GAMgASgJSAASEgoIbWVzc2FnZXMYBCABKAlIABIiCgZ0b2tlbnMYBSABKAsyEC5zd2FybS52MS5Ub2tlbnNIABINCgV0b29scxgGIAEoCRIkCghzYW1wbGluZxgHIAEoCzISLnN3YXJtLnYxLlNhbXBsaW5nEhEKCWdlbmVyYXRlZBgIIAMoDRISCgpzZW50X2J5dGVzGAkgASgNEg0KBXRyYWNlGAogASgIQggKBnByb21wdCIVCgZUb2tlbnMSCwoDaWRzGAEgAygNIuMDCghTYW1wbGluZxIXCgptYXhfdG9rZW5zGAEgASgNSACIAQESGAoLdGVtcGVyYXR1cmUYAiABKAJIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBXRvcF9rGAQgASgNSAOIAQESEgoFbWluX3AYBSABKAJIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAJIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgCSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAJIB4gBARIMCgRzZWVkGAkgASgEEgwKBHN0b3AYCiADKAkSEAoIbG9ncHJvYnMYCyABKAgSFAoMdG9wX2xvZ3Byb2JzGAwgASgNEhwKBGJpYXMYDSADKAsyDi5zd2FybS52MS5CaWFzEhIKCmlnbm9yZV9lb3MYDiABKAgSEwoLc3BlY3VsYXRpb24YDyABKAlCDQoLX21heF90b2tlbnNCDgoMX3RlbXBlcmF0dXJlQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5IiQKBEJpYXMSDQoFdG9rZW4YASABKA0SDQoFdmFsdWUYAiABKAIi+QEKClF1ZXJ5UmVwbHkSJgoIYWNjZXB0ZWQYASABKAsyEi5zd2FybS52MS5BY2NlcHRlZEgAEiAKBWRlbHRhGAIgASgLMg8uc3dhcm0udjEuRGVsdGFIABIlCgVyb3V0ZRgDIAEoCzIULnN3YXJtLnYxLlJvdXRlSW5Vc2VIABIkCgd3YWl0aW5nGAQgASgLMhEuc3dhcm0udjEuV2FpdGluZ0gAEiYKCGZpbmlzaGVkGAUgASgLMhIuc3dhcm0udjEuRmluaXNoZWRIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQiTAoIQWNjZXB0ZWQSDQoFbW9kZWwYASABKAkSDAoEbmFtZRgCIAEoCRIVCg1wcm9tcHRfdG9rZW5zGAMgASgNEgwKBHNlZWQYBCABKAQiXgoFRGVsdGESDgoGdG9rZW5zGAEgAygNEgwKBHRleHQYAiABKAkSIwoIbG9ncHJvYnMYAyADKAsyES5zd2FybS52MS5Mb2dwcm9iEhIKCnNlbnRfYnl0ZXMYBCABKA0iVwoHTG9ncHJvYhINCgV0b2tlbhgBIAEoDRIPCgdsb2dwcm9iGAIgASgCEgwKBHRleHQYAyABKAwSHgoDdG9wGAQgAygLMhEuc3dhcm0udjEuTG9ncHJvYiJQCgpSb3V0ZUluVXNlEiAKBGhvcHMYASADKAsyEi5zd2FybS52MS5Sb3V0ZUhvcBIQCghyZXJvdXRlcxgCIAEoDRIOCgZyZWFzb24YAyABKAkiRgoIUm91dGVIb3ASDwoHcGVlcl9pZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0iRAoHV2FpdGluZxINCgVmaXJzdBgBIAEoDRIMCgRsYXN0GAIgASgNEg0KBXNpbmNlGAMgASgBEg0KBXdvcmRzGAQgASgJIswBCghGaW5pc2hlZBIpCgZyZWFzb24YASABKA4yGS5zd2FybS52MS5GaW5pc2hlZC5SZWFzb24SFQoNcHJvbXB0X3Rva2VucxgCIAEoDRIZChFjb21wbGV0aW9uX3Rva2VucxgDIAEoDRIPCgdzZWNvbmRzGAQgASgBEiIKBXRyYWNlGAUgAygLMhMuc3dhcm0udjEuVHJhY2VTcGFuIi4KBlJlYXNvbhIICgRTVE9QEAASCgoGTEVOR1RIEAESDgoKVE9PTF9DQUxMUxACIlkKCVRyYWNlU3BhbhIMCgRuYW1lGAEgASgJEg8KB3BlZXJfaWQYAiABKAkSDQoFc3RhcnQYAyABKAESDwoHc2Vjb25kcxgEIAEoARINCgVjb3VudBgFIAEoDSIbCgpNYXBSZXF1ZXN0Eg0KBXdhdGNoGAEgASgIIoMBCghTd2FybU1hcBIMCgR0aW1lGAEgASgBEh8KBm1vZGVscxgCIAMoCzIPLnN3YXJtLnYxLk1vZGVsEiQKB3NlcnZlcnMYAyADKAsyEy5zd2FybS52MS5NYXBTZXJ2ZXISIgoFbm9kZXMYBCADKAsyEy5zd2FybS52MS5RdWVyeU5vZGUizgEKCU1hcFNlcnZlchIPCgdwZWVyX2lkGAEgASgJEiQKCGNvbnRyYWN0GAIgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDQoFc3RhdGUYAyABKAkSDAoEbmFtZRgEIAEoCRIRCglkZWNvZGVfbXMYBSABKAISFAoMcHJlZmlsbF9yYXRlGAYgASgCEg0KBXF1ZXVlGAcgASgNEhMKC2ZyZWVfdG9rZW5zGAggASgEEg8KB3ZlcnNpb24YCSABKAkSDwoHcmVsYXllZBgKIAEoCCLIAQoJUXVlcnlOb2RlEg8KB3BlZXJfaWQYASABKAkSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBIMCgRuYW1lGAMgASgJEhEKCWFkZHJlc3NlcxgEIAMoCRINCgVlZGdlcxgFIAMoCRIPCgdydW5uaW5nGAYgASgNEhAKCGNhcGFjaXR5GAcgASgNEg8KB3ZlcnNpb24YCCABKAkSEQoJY29udmVyc2VzGAkgASgIEg0KBWNvZGVjGAogASgJIvgBCgZSZWNvcmQSJAoIY29udHJhY3QYASABKAsyEi5zd2FybS52MS5Db250cmFjdBINCgVzdGF0ZRgCIAEoCRIRCglhZGRyZXNzZXMYAyADKAkSEwoLZnJlZV90b2tlbnMYBCABKAQSEQoJZGVjb2RlX21zGAUgASgCEhQKDHByZWZpbGxfcmF0ZRgGIAEoAhINCgVxdWV1ZRgHIAEoDRIPCgdyZWxheWVkGAggASgIEg4KBmNvZGVjcxgJIAMoCRIPCgd2ZXJzaW9uGAogASgJEgwKBG5hbWUYCyABKAkSGQoRcHJlZmlsbF9wb3NpdGlvbnMYDCABKA0iYwoMU2lnbmVkUmVjb3JkEhIKCnB1YmxpY19rZXkYASABKAwSDgoGcmVjb3JkGAIgASgMEg8KB2V4cGlyZXMYAyABKAESCwoDa2V5GAQgASgJEhEKCXNpZ25hdHVyZRgFIAEoDCJfCgVNb2RlbBILCgNrZXkYASABKAkSDAoEbmFtZRgCIAEoCRIOCgZibG9ja3MYAyABKA0SEwoLaGlkZGVuX3NpemUYBCABKA0SFgoOY29udGV4dF9sZW5ndGgYBSABKA1iBnByb3RvMw");
+
+/**
+ * What is computed. One message wherever it is said: in a record, by who opens a session, by a query node, on a map.
+ *
+ * @generated from message swarm.v1.Contract
+ */
+export type Contract = Message<"swarm.v1.Contract"> & {
+  /**
+   * key
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * blocks `first` .. `last` - 1
+   *
+   * @generated from field: uint32 first = 2;
+   */
+  first: number;
+
+  /**
+   * @generated from field: uint32 last = 3;
+   */
+  last: number;
+
+  /**
+   * 8 bytes a block; none: any weights of this model
+   *
+   * @generated from field: bytes fingerprints = 4;
+   */
+  fingerprints: Uint8Array;
+
+  /**
+   * @generated from field: string dtype = 5;
+   */
+  dtype: string;
+
+  /**
+   * of the blocks' linear layers; empty: none
+   *
+   * @generated from field: string quantization = 6;
+   */
+  quantization: string;
+
+  /**
+   * hex digests of the adapters that are applied, in order
+   *
+   * @generated from field: repeated string adapters = 7;
+   */
+  adapters: string[];
+
+  /**
+   * @generated from field: uint32 hidden_size = 8;
+   */
+  hiddenSize: number;
+
+  /**
+   * of one position's hidden state; 0 in a record: not known yet
+   *
+   * @generated from field: uint32 row_bytes = 9;
+   */
+  rowBytes: number;
+};
+
+/**
+ * Describes the message swarm.v1.Contract.
+ * Use `create(ContractSchema)` to create a new message.
+ */
+export const ContractSchema: GenMessage<Contract> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 0);
 
 /**
  * @generated from message swarm.v1.ControlRequest
@@ -70,10 +141,10 @@ export type ControlRequest = Message<"swarm.v1.ControlRequest"> & {
  * Use `create(ControlRequestSchema)` to create a new message.
  */
 export const ControlRequestSchema: GenMessage<ControlRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 0);
+  messageDesc(file_swarm_wire_swarm, 1);
 
 /**
- * Asks for a session on `first`:`last`. Constants of the session are said here, once.
+ * Asks for a session. Constants of the session are said here, once.
  *
  * @generated from message swarm.v1.Open
  */
@@ -86,52 +157,16 @@ export type Open = Message<"swarm.v1.Open"> & {
   session: Uint8Array;
 
   /**
-   * model key
-   *
-   * @generated from field: string model = 2;
+   * @generated from field: swarm.v1.Contract contract = 2;
    */
-  model: string;
-
-  /**
-   * @generated from field: uint32 first = 3;
-   */
-  first: number;
-
-  /**
-   * @generated from field: uint32 last = 4;
-   */
-  last: number;
-
-  /**
-   * 8 bytes a block, as in the record
-   *
-   * @generated from field: repeated bytes fingerprints = 5;
-   */
-  fingerprints: Uint8Array[];
-
-  /**
-   * @generated from field: string dtype = 6;
-   */
-  dtype: string;
-
-  /**
-   * @generated from field: uint32 hidden_size = 7;
-   */
-  hiddenSize: number;
+  contract?: Contract | undefined;
 
   /**
    * positions that will be needed soon (admission)
    *
-   * @generated from field: uint32 positions = 8;
+   * @generated from field: uint32 positions = 3;
    */
   positions: number;
-
-  /**
-   * of the blocks' linear layers; empty: none
-   *
-   * @generated from field: string quantization = 9;
-   */
-  quantization: string;
 };
 
 /**
@@ -139,7 +174,7 @@ export type Open = Message<"swarm.v1.Open"> & {
  * Use `create(OpenSchema)` to create a new message.
  */
 export const OpenSchema: GenMessage<Open> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 1);
+  messageDesc(file_swarm_wire_swarm, 2);
 
 /**
  * @generated from message swarm.v1.Attach
@@ -156,7 +191,7 @@ export type Attach = Message<"swarm.v1.Attach"> & {
  * Use `create(AttachSchema)` to create a new message.
  */
 export const AttachSchema: GenMessage<Attach> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 2);
+  messageDesc(file_swarm_wire_swarm, 3);
 
 /**
  * A new epoch: who feeds this hop, whom it feeds, and which sequences are alive.
@@ -217,7 +252,7 @@ export type Prepare = Message<"swarm.v1.Prepare"> & {
  * Use `create(PrepareSchema)` to create a new message.
  */
 export const PrepareSchema: GenMessage<Prepare> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 3);
+  messageDesc(file_swarm_wire_swarm, 4);
 
 /**
  * @generated from message swarm.v1.Sequence
@@ -253,7 +288,7 @@ export type Sequence = Message<"swarm.v1.Sequence"> & {
  * Use `create(SequenceSchema)` to create a new message.
  */
 export const SequenceSchema: GenMessage<Sequence> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 4);
+  messageDesc(file_swarm_wire_swarm, 5);
 
 /**
  * @generated from message swarm.v1.Downstream
@@ -277,7 +312,7 @@ export type Downstream = Message<"swarm.v1.Downstream"> & {
  * Use `create(DownstreamSchema)` to create a new message.
  */
 export const DownstreamSchema: GenMessage<Downstream> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 5);
+  messageDesc(file_swarm_wire_swarm, 6);
 
 /**
  * After all hops said what they have: what to forget, what to send again.
@@ -317,7 +352,7 @@ export type Resume = Message<"swarm.v1.Resume"> & {
  * Use `create(ResumeSchema)` to create a new message.
  */
 export const ResumeSchema: GenMessage<Resume> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 6);
+  messageDesc(file_swarm_wire_swarm, 7);
 
 /**
  * @generated from message swarm.v1.Position
@@ -339,7 +374,7 @@ export type Position = Message<"swarm.v1.Position"> & {
  * Use `create(PositionSchema)` to create a new message.
  */
 export const PositionSchema: GenMessage<Position> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 7);
+  messageDesc(file_swarm_wire_swarm, 8);
 
 /**
  * @generated from message swarm.v1.Probe
@@ -377,7 +412,7 @@ export type Probe = Message<"swarm.v1.Probe"> & {
  * Use `create(ProbeSchema)` to create a new message.
  */
 export const ProbeSchema: GenMessage<Probe> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 8);
+  messageDesc(file_swarm_wire_swarm, 9);
 
 /**
  * @generated from message swarm.v1.Close
@@ -390,7 +425,7 @@ export type Close = Message<"swarm.v1.Close"> & {
  * Use `create(CloseSchema)` to create a new message.
  */
 export const CloseSchema: GenMessage<Close> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 9);
+  messageDesc(file_swarm_wire_swarm, 10);
 
 /**
  * @generated from message swarm.v1.ControlReply
@@ -443,7 +478,7 @@ export type ControlReply = Message<"swarm.v1.ControlReply"> & {
  * Use `create(ControlReplySchema)` to create a new message.
  */
 export const ControlReplySchema: GenMessage<ControlReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 10);
+  messageDesc(file_swarm_wire_swarm, 11);
 
 /**
  * @generated from message swarm.v1.Opened
@@ -507,7 +542,7 @@ export type Opened = Message<"swarm.v1.Opened"> & {
  * Use `create(OpenedSchema)` to create a new message.
  */
 export const OpenedSchema: GenMessage<Opened> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 11);
+  messageDesc(file_swarm_wire_swarm, 12);
 
 /**
  * @generated from message swarm.v1.Have
@@ -529,7 +564,7 @@ export type Have = Message<"swarm.v1.Have"> & {
  * Use `create(HaveSchema)` to create a new message.
  */
 export const HaveSchema: GenMessage<Have> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 12);
+  messageDesc(file_swarm_wire_swarm, 13);
 
 /**
  * @generated from message swarm.v1.Held
@@ -560,7 +595,7 @@ export type Held = Message<"swarm.v1.Held"> & {
  * Use `create(HeldSchema)` to create a new message.
  */
 export const HeldSchema: GenMessage<Held> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 13);
+  messageDesc(file_swarm_wire_swarm, 14);
 
 /**
  * @generated from message swarm.v1.Progress
@@ -615,7 +650,7 @@ export type Progress = Message<"swarm.v1.Progress"> & {
  * Use `create(ProgressSchema)` to create a new message.
  */
 export const ProgressSchema: GenMessage<Progress> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 14);
+  messageDesc(file_swarm_wire_swarm, 15);
 
 /**
  * Steps of one session at one hop, added up. Seconds.
@@ -658,7 +693,7 @@ export type Tally = Message<"swarm.v1.Tally"> & {
  * Use `create(TallySchema)` to create a new message.
  */
 export const TallySchema: GenMessage<Tally> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 15);
+  messageDesc(file_swarm_wire_swarm, 16);
 
 /**
  * @generated from enum swarm.v1.Tally.Phase
@@ -681,7 +716,7 @@ export enum Tally_Phase {
  * Describes the enum swarm.v1.Tally.Phase.
  */
 export const Tally_PhaseSchema: GenEnum<Tally_Phase> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 15, 0);
+  enumDesc(file_swarm_wire_swarm, 16, 0);
 
 /**
  * @generated from message swarm.v1.Moved
@@ -713,7 +748,7 @@ export type Moved = Message<"swarm.v1.Moved"> & {
  * Use `create(MovedSchema)` to create a new message.
  */
 export const MovedSchema: GenMessage<Moved> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 16);
+  messageDesc(file_swarm_wire_swarm, 17);
 
 /**
  * @generated from message swarm.v1.LinkDown
@@ -735,7 +770,7 @@ export type LinkDown = Message<"swarm.v1.LinkDown"> & {
  * Use `create(LinkDownSchema)` to create a new message.
  */
 export const LinkDownSchema: GenMessage<LinkDown> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 17);
+  messageDesc(file_swarm_wire_swarm, 18);
 
 /**
  * @generated from message swarm.v1.Leaving
@@ -752,7 +787,7 @@ export type Leaving = Message<"swarm.v1.Leaving"> & {
  * Use `create(LeavingSchema)` to create a new message.
  */
 export const LeavingSchema: GenMessage<Leaving> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 18);
+  messageDesc(file_swarm_wire_swarm, 19);
 
 /**
  * @generated from message swarm.v1.Failure
@@ -807,7 +842,7 @@ export type Failure = Message<"swarm.v1.Failure"> & {
  * Use `create(FailureSchema)` to create a new message.
  */
 export const FailureSchema: GenMessage<Failure> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 19);
+  messageDesc(file_swarm_wire_swarm, 20);
 
 /**
  * @generated from enum swarm.v1.Failure.Code
@@ -886,7 +921,7 @@ export enum Failure_Code {
  * Describes the enum swarm.v1.Failure.Code.
  */
 export const Failure_CodeSchema: GenEnum<Failure_Code> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 19, 0);
+  enumDesc(file_swarm_wire_swarm, 20, 0);
 
 /**
  * @generated from message swarm.v1.Data
@@ -925,7 +960,7 @@ export type Data = Message<"swarm.v1.Data"> & {
  * Use `create(DataSchema)` to create a new message.
  */
 export const DataSchema: GenMessage<Data> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 20);
+  messageDesc(file_swarm_wire_swarm, 21);
 
 /**
  * @generated from message swarm.v1.Hello
@@ -952,7 +987,7 @@ export type Hello = Message<"swarm.v1.Hello"> & {
  * Use `create(HelloSchema)` to create a new message.
  */
 export const HelloSchema: GenMessage<Hello> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 21);
+  messageDesc(file_swarm_wire_swarm, 22);
 
 /**
  * @generated from enum swarm.v1.Hello.Role
@@ -977,7 +1012,7 @@ export enum Hello_Role {
  * Describes the enum swarm.v1.Hello.Role.
  */
 export const Hello_RoleSchema: GenEnum<Hello_Role> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 21, 0);
+  enumDesc(file_swarm_wire_swarm, 22, 0);
 
 /**
  * Some positions of some sequences, and what to do before computing them.
@@ -1008,7 +1043,7 @@ export type Step = Message<"swarm.v1.Step"> & {
  * Use `create(StepSchema)` to create a new message.
  */
 export const StepSchema: GenMessage<Step> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 22);
+  messageDesc(file_swarm_wire_swarm, 23);
 
 /**
  * @generated from message swarm.v1.Operation
@@ -1040,7 +1075,7 @@ export type Operation = Message<"swarm.v1.Operation"> & {
  * Use `create(OperationSchema)` to create a new message.
  */
 export const OperationSchema: GenMessage<Operation> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 23);
+  messageDesc(file_swarm_wire_swarm, 24);
 
 /**
  * @generated from enum swarm.v1.Operation.Kind
@@ -1072,7 +1107,7 @@ export enum Operation_Kind {
  * Describes the enum swarm.v1.Operation.Kind.
  */
 export const Operation_KindSchema: GenEnum<Operation_Kind> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 23, 0);
+  enumDesc(file_swarm_wire_swarm, 24, 0);
 
 /**
  * @generated from message swarm.v1.Rows
@@ -1108,7 +1143,7 @@ export type Rows = Message<"swarm.v1.Rows"> & {
  * Use `create(RowsSchema)` to create a new message.
  */
 export const RowsSchema: GenMessage<Rows> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 24);
+  messageDesc(file_swarm_wire_swarm, 25);
 
 /**
  * The only frame is a Query. The asker keeps its side of the stream open as long as it wants the answer.
@@ -1194,7 +1229,7 @@ export type Query = Message<"swarm.v1.Query"> & {
  * Use `create(QuerySchema)` to create a new message.
  */
 export const QuerySchema: GenMessage<Query> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 25);
+  messageDesc(file_swarm_wire_swarm, 26);
 
 /**
  * @generated from message swarm.v1.Tokens
@@ -1211,7 +1246,7 @@ export type Tokens = Message<"swarm.v1.Tokens"> & {
  * Use `create(TokensSchema)` to create a new message.
  */
 export const TokensSchema: GenMessage<Tokens> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 26);
+  messageDesc(file_swarm_wire_swarm, 27);
 
 /**
  * What is absent is as the model's authors recommend; what they do not say is greedy.
@@ -1312,7 +1347,7 @@ export type Sampling = Message<"swarm.v1.Sampling"> & {
  * Use `create(SamplingSchema)` to create a new message.
  */
 export const SamplingSchema: GenMessage<Sampling> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 27);
+  messageDesc(file_swarm_wire_swarm, 28);
 
 /**
  * @generated from message swarm.v1.Bias
@@ -1334,7 +1369,7 @@ export type Bias = Message<"swarm.v1.Bias"> & {
  * Use `create(BiasSchema)` to create a new message.
  */
 export const BiasSchema: GenMessage<Bias> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 28);
+  messageDesc(file_swarm_wire_swarm, 29);
 
 /**
  * @generated from message swarm.v1.QueryReply
@@ -1395,7 +1430,7 @@ export type QueryReply = Message<"swarm.v1.QueryReply"> & {
  * Use `create(QueryReplySchema)` to create a new message.
  */
 export const QueryReplySchema: GenMessage<QueryReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 29);
+  messageDesc(file_swarm_wire_swarm, 30);
 
 /**
  * @generated from message swarm.v1.Accepted
@@ -1429,7 +1464,7 @@ export type Accepted = Message<"swarm.v1.Accepted"> & {
  * Use `create(AcceptedSchema)` to create a new message.
  */
 export const AcceptedSchema: GenMessage<Accepted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 30);
+  messageDesc(file_swarm_wire_swarm, 31);
 
 /**
  * Some tokens more. Their text may come later: a character can have several tokens, a stop text is held back. Without
@@ -1468,7 +1503,7 @@ export type Delta = Message<"swarm.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 31);
+  messageDesc(file_swarm_wire_swarm, 32);
 
 /**
  * @generated from message swarm.v1.Logprob
@@ -1502,7 +1537,7 @@ export type Logprob = Message<"swarm.v1.Logprob"> & {
  * Use `create(LogprobSchema)` to create a new message.
  */
 export const LogprobSchema: GenMessage<Logprob> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 32);
+  messageDesc(file_swarm_wire_swarm, 33);
 
 /**
  * @generated from message swarm.v1.RouteInUse
@@ -1533,7 +1568,7 @@ export type RouteInUse = Message<"swarm.v1.RouteInUse"> & {
  * Use `create(RouteInUseSchema)` to create a new message.
  */
 export const RouteInUseSchema: GenMessage<RouteInUse> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 33);
+  messageDesc(file_swarm_wire_swarm, 34);
 
 /**
  * @generated from message swarm.v1.RouteHop
@@ -1565,7 +1600,7 @@ export type RouteHop = Message<"swarm.v1.RouteHop"> & {
  * Use `create(RouteHopSchema)` to create a new message.
  */
 export const RouteHopSchema: GenMessage<RouteHop> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 34);
+  messageDesc(file_swarm_wire_swarm, 35);
 
 /**
  * @generated from message swarm.v1.Waiting
@@ -1601,7 +1636,7 @@ export type Waiting = Message<"swarm.v1.Waiting"> & {
  * Use `create(WaitingSchema)` to create a new message.
  */
 export const WaitingSchema: GenMessage<Waiting> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 35);
+  messageDesc(file_swarm_wire_swarm, 36);
 
 /**
  * @generated from message swarm.v1.Finished
@@ -1640,7 +1675,7 @@ export type Finished = Message<"swarm.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 36);
+  messageDesc(file_swarm_wire_swarm, 37);
 
 /**
  * @generated from enum swarm.v1.Finished.Reason
@@ -1668,7 +1703,7 @@ export enum Finished_Reason {
  * Describes the enum swarm.v1.Finished.Reason.
  */
 export const Finished_ReasonSchema: GenEnum<Finished_Reason> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 36, 0);
+  enumDesc(file_swarm_wire_swarm, 37, 0);
 
 /**
  * Where time went, in the terms of OpenTelemetry's spans: seconds since the query was taken.
@@ -1713,7 +1748,7 @@ export type TraceSpan = Message<"swarm.v1.TraceSpan"> & {
  * Use `create(TraceSpanSchema)` to create a new message.
  */
 export const TraceSpanSchema: GenMessage<TraceSpan> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 37);
+  messageDesc(file_swarm_wire_swarm, 38);
 
 /**
  * The swarm as a peer sees it, for those who take no part in the directory. The asker sends one MapRequest; the peer
@@ -1733,7 +1768,7 @@ export type MapRequest = Message<"swarm.v1.MapRequest"> & {
  * Use `create(MapRequestSchema)` to create a new message.
  */
 export const MapRequestSchema: GenMessage<MapRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 38);
+  messageDesc(file_swarm_wire_swarm, 39);
 
 /**
  * @generated from message swarm.v1.SwarmMap
@@ -1767,7 +1802,7 @@ export type SwarmMap = Message<"swarm.v1.SwarmMap"> & {
  * Use `create(SwarmMapSchema)` to create a new message.
  */
 export const SwarmMapSchema: GenMessage<SwarmMap> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 39);
+  messageDesc(file_swarm_wire_swarm, 40);
 
 /**
  * @generated from message swarm.v1.MapServer
@@ -1779,67 +1814,51 @@ export type MapServer = Message<"swarm.v1.MapServer"> & {
   peerId: string;
 
   /**
-   * @generated from field: string model = 2;
+   * without fingerprints
+   *
+   * @generated from field: swarm.v1.Contract contract = 2;
    */
-  model: string;
+  contract?: Contract | undefined;
 
   /**
-   * @generated from field: uint32 first = 3;
-   */
-  first: number;
-
-  /**
-   * @generated from field: uint32 last = 4;
-   */
-  last: number;
-
-  /**
-   * @generated from field: string state = 5;
+   * @generated from field: string state = 3;
    */
   state: string;
 
   /**
-   * @generated from field: string name = 6;
+   * @generated from field: string name = 4;
    */
   name: string;
 
   /**
-   * @generated from field: float decode_ms = 7;
+   * a block
+   *
+   * @generated from field: float decode_ms = 5;
    */
   decodeMs: number;
 
   /**
-   * @generated from field: float prefill_rate = 8;
+   * @generated from field: float prefill_rate = 6;
    */
   prefillRate: number;
 
   /**
-   * @generated from field: uint32 queue = 9;
+   * @generated from field: uint32 queue = 7;
    */
   queue: number;
 
   /**
-   * @generated from field: uint64 free_tokens = 10;
+   * @generated from field: uint64 free_tokens = 8;
    */
   freeTokens: bigint;
 
   /**
-   * @generated from field: string dtype = 11;
-   */
-  dtype: string;
-
-  /**
-   * @generated from field: string quantization = 12;
-   */
-  quantization: string;
-
-  /**
-   * @generated from field: string version = 13;
+   * @generated from field: string version = 9;
    */
   version: string;
 
   /**
-   * @generated from field: bool relayed = 14;
+   * @generated from field: bool relayed = 10;
    */
   relayed: boolean;
 };
@@ -1849,7 +1868,7 @@ export type MapServer = Message<"swarm.v1.MapServer"> & {
  * Use `create(MapServerSchema)` to create a new message.
  */
 export const MapServerSchema: GenMessage<MapServer> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 40);
+  messageDesc(file_swarm_wire_swarm, 41);
 
 /**
  * A query node's announcement, under `queries/<model key>`; in a map with its `peer_id`.
@@ -1865,9 +1884,11 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
   peerId: string;
 
   /**
-   * @generated from field: string model = 2;
+   * of the servers it uses, without fingerprints
+   *
+   * @generated from field: swarm.v1.Contract contract = 2;
    */
-  model: string;
+  contract?: Contract | undefined;
 
   /**
    * @generated from field: string name = 3;
@@ -1906,28 +1927,16 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
   version: string;
 
   /**
-   * @generated from field: string dtype = 9;
-   */
-  dtype: string;
-
-  /**
    * there is a chat template: messages may be asked
    *
-   * @generated from field: bool converses = 10;
+   * @generated from field: bool converses = 9;
    */
   converses: boolean;
 
   /**
-   * of the servers it uses; empty: none
-   *
-   * @generated from field: string quantization = 11;
-   */
-  quantization: string;
-
-  /**
    * of its hidden states on the way; empty: raw
    *
-   * @generated from field: string codec = 12;
+   * @generated from field: string codec = 10;
    */
   codec: string;
 };
@@ -1937,7 +1946,7 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
  * Use `create(QueryNodeSchema)` to create a new message.
  */
 export const QueryNodeSchema: GenMessage<QueryNode> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 41);
+  messageDesc(file_swarm_wire_swarm, 42);
 
 /**
  * What a server announces. The key and the subkey it is stored under are part of what is signed.
@@ -1946,91 +1955,68 @@ export const QueryNodeSchema: GenMessage<QueryNode> = /*@__PURE__*/
  */
 export type Record = Message<"swarm.v1.Record"> & {
   /**
-   * @generated from field: string model = 1;
+   * @generated from field: swarm.v1.Contract contract = 1;
    */
-  model: string;
+  contract?: Contract | undefined;
 
   /**
-   * @generated from field: uint32 first = 2;
-   */
-  first: number;
-
-  /**
-   * @generated from field: uint32 last = 3;
-   */
-  last: number;
-
-  /**
-   * 8 bytes a block
-   *
-   * @generated from field: bytes fingerprints = 4;
-   */
-  fingerprints: Uint8Array;
-
-  /**
-   * @generated from field: string state = 5;
+   * @generated from field: string state = 2;
    */
   state: string;
 
   /**
-   * @generated from field: repeated string addresses = 6;
+   * @generated from field: repeated string addresses = 3;
    */
   addresses: string[];
 
   /**
-   * @generated from field: string dtype = 7;
-   */
-  dtype: string;
-
-  /**
-   * @generated from field: uint64 free_tokens = 8;
+   * @generated from field: uint64 free_tokens = 4;
    */
   freeTokens: bigint;
 
   /**
-   * @generated from field: float decode_ms = 9;
+   * a block
+   *
+   * @generated from field: float decode_ms = 5;
    */
   decodeMs: number;
 
   /**
-   * @generated from field: float prefill_rate = 10;
+   * positions per second through one block
+   *
+   * @generated from field: float prefill_rate = 6;
    */
   prefillRate: number;
 
   /**
-   * @generated from field: uint32 queue = 11;
+   * @generated from field: uint32 queue = 7;
    */
   queue: number;
 
   /**
-   * @generated from field: bool relayed = 12;
+   * @generated from field: bool relayed = 8;
    */
   relayed: boolean;
 
   /**
-   * @generated from field: repeated string codecs = 13;
+   * @generated from field: repeated string codecs = 9;
    */
   codecs: string[];
 
   /**
-   * @generated from field: string quantization = 14;
-   */
-  quantization: string;
-
-  /**
-   * @generated from field: string version = 15;
+   * @generated from field: string version = 10;
    */
   version: string;
 
   /**
-   * @generated from field: string name = 16;
+   * @generated from field: string name = 11;
    */
   name: string;
 
   /**
    * in the pass by which `prefill_rate` was measured; 0: not said
    *
-   * @generated from field: uint32 prefill_positions = 17;
+   * @generated from field: uint32 prefill_positions = 12;
    */
   prefillPositions: number;
 };
@@ -2040,7 +2026,7 @@ export type Record = Message<"swarm.v1.Record"> & {
  * Use `create(RecordSchema)` to create a new message.
  */
 export const RecordSchema: GenMessage<Record> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 42);
+  messageDesc(file_swarm_wire_swarm, 43);
 
 /**
  * @generated from message swarm.v1.SignedRecord
@@ -2087,7 +2073,7 @@ export type SignedRecord = Message<"swarm.v1.SignedRecord"> & {
  * Use `create(SignedRecordSchema)` to create a new message.
  */
 export const SignedRecordSchema: GenMessage<SignedRecord> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 43);
+  messageDesc(file_swarm_wire_swarm, 44);
 
 /**
  * @generated from message swarm.v1.Model
@@ -2126,5 +2112,5 @@ export type Model = Message<"swarm.v1.Model"> & {
  * Use `create(ModelSchema)` to create a new message.
  */
 export const ModelSchema: GenMessage<Model> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 44);
+  messageDesc(file_swarm_wire_swarm, 45);
 
