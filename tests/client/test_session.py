@@ -104,7 +104,8 @@ def test_traces_that_overlap_are_all_answered() -> None:
         for _ in range(3):
             traces.append(asyncio.ensure_future(session.trace()))
             await asyncio.sleep(0.05)
-        assert all(len(tallies) == 2 for trace in traces for _, tallies in await trace)
+        for trace in await asyncio.gather(*traces):
+            assert [len(tallies) for _, tallies in trace] == [2, 2, 2]
         await world.close()
 
     run(main())
