@@ -36,7 +36,7 @@ def load_client_model(
     Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
-    compute = dtype_of(checkpoint.config, dtype)
+    compute = dtype_of(checkpoint, dtype)
     loaded = load(checkpoint, local_blocks, around=True, dtype=compute, device=device, progress=progress)
     local = [layer for layer in loaded.blocks.layers if not isinstance(layer, Absent)]
     setattr(loaded.blocks.owner, loaded.blocks.attribute, nn.ModuleList(local))

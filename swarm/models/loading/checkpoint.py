@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,31 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 from transformers import AutoConfig, PretrainedConfig
+from transformers.modeling_utils import get_state_dict_dtype, load_state_dict
 
-from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
+from swarm.errors import BadCheckpoint, InvalidInput, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import context_length, text_config
+from swarm.models.loading.files import ADAPTER, Picked, pick
+from swarm.models.loading.identity import differences, digest
 from swarm.types import ModelInfo
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-UNIMPORTANT = ("_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype")
-"""Entries of a configuration that do not change what the model computes in a given dtype."""
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How files are found, each as in transformers' `from_pretrained`."""
+
+    token: str | bool | None = None
+    revision: str | None = None
+    subfolder: str = ""
+    variant: str | None = None
+    cache_dir: str | Path | None = None
+    force_download: bool = False
+    local_files_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,13 +56,13 @@ class Checkpoint:
     name: str
     folder: Path | None = None
     commit: str | None = None
-    token: str | None = None
+    reading: Reading = Reading()
 
     def path(self, file: str) -> Path:
         """Where a file is on this machine, downloaded if need be. Raises ModelNotFound, BadCheckpoint."""
         if self.folder is None:
-            return _download(self.name, file, self.commit, self.token)
-        path = self.folder / file
+            return _download(self.name, file, replace(self.reading, revision=self.commit))
+        path = self.folder / self.reading.subfolder / file
         if not path.is_file():
             raise BadCheckpoint(f"{path} is missing; copy the model's folder again, or pass its name on the hub")
         return path
@@ -70,7 +81,7 @@ class Checkpoint:
         _read_json(path)
         try:
             config = AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, StrictDataclassError, TypeError, AttributeError) as error:
             raise BadCheckpoint(f"{path} is damaged: {error}") from error
         except (ValueError, KeyError, OSError, ImportError) as error:
             raise UnsupportedModel(f"transformers does not know the architecture of {self.name}: {error}") from error
@@ -79,37 +90,75 @@ class Checkpoint:
         config._name_or_path = self.name
         return config
 
+    def with_config(self, config: PretrainedConfig) -> Checkpoint:
+        """The same with another configuration. Raises InvalidInput where that would compute something else.
+
+        Servers compute as the checkpoint says: only what is given out may differ.
+        """
+        if differing := differences(self.config, config):
+            raise InvalidInput(
+                f"config: {', '.join(differing)} differ from the checkpoint's, by which the servers compute; "
+                "save a checkpoint with these values and serve that"
+            )
+        other = replace(self)
+        vars(other)["config"] = config
+        return other
+
+    @cached_property
+    def picked(self) -> Picked:
+        """The file that the tensors are in, or that says which are. Raises BadCheckpoint, ModelNotFound."""
+        if self.has(ADAPTER):
+            raise BadCheckpoint(
+                f"{self.name} has an adapter ({ADAPTER}), which transformers would put into the model: "
+                "merge it into the weights and save that, or remove it"
+            )
+        named = getattr(self.config, "transformers_weights", None)
+        return pick(self.has, self.name, self.reading.variant, named)
+
     @cached_property
     def files(self) -> Mapping[str, str]:
         """The file of each tensor, by the tensor's name in the checkpoint. Raises BadCheckpoint, ModelNotFound."""
-        if self.has(INDEX):
-            return _read_index(self.path(INDEX))
-        if self.has(SINGLE):
-            with open_safetensors(self.path(SINGLE)) as file:
-                return dict.fromkeys(file.keys(), SINGLE)
-        pickled = next((name for name in PICKLED if self.has(name)), None)
-        if pickled is not None:
-            raise BadCheckpoint(
-                f"{self.name} has only {pickled}, a pickle, which could run any code; convert it to safetensors "
-                "(load it with transformers and save_pretrained it again)"
-            )
-        raise BadCheckpoint(f"{self.name} has neither {SINGLE} nor {INDEX}")
+        if not self.picked.sharded:
+            return dict.fromkeys(self._names(self.picked.file), self.picked.file)
+        files = dict(_read_index(self.path(self.picked.file)))
+        # The library takes all that is in the files, and of what is in two of them the last; the index only names them.
+        there = [file for file in sorted(set(files.values())) if self.folder is not None and self.has(file)]
+        return files | {name: file for file in there for name in self._names(file)}
+
+    def _names(self, file: str) -> list[str]:
+        with open_safetensors(self.path(file)) as opened:
+            return list(opened.keys())
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What the tensors are in, as the library finds it where the configuration does not say."""
+        if self.picked.sharded:
+            index = self.path(self.picked.file)
+            said = (_read_json(index).get("metadata") or {}).get("dtype")
+            if isinstance(found := getattr(torch, str(said), None), torch.dtype):
+                return found
+        path = self.path(min(self.files.values(), default=self.picked.file))
+        try:
+            found = get_state_dict_dtype(load_state_dict(path, map_location="meta"))  # type: ignore[no-untyped-call]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BadCheckpoint(f"{path} is damaged ({error}); delete it and fetch it again") from error
+        return found if isinstance(found, torch.dtype) else torch.float32
 
     @cached_property
     def key(self) -> str:
         """The model's identity, 32 hex digits: the commit or, for a folder, the content; and the configuration."""
-        content = self.commit or self._content_hash()
-        return hashlib.sha256(f"{content}\n{self._config_hash()}".encode()).hexdigest()[:32]
+        content = self._of_commit() or self._content_hash()
+        return hashlib.sha256(f"{content}\n{digest(self.config)}".encode()).hexdigest()[:32]
+
+    def _of_commit(self) -> str | None:
+        """The commit and, where they are not the usual ones, which of its files."""
+        chosen = [part for part in (self.reading.subfolder, self.reading.variant) if part]
+        return None if self.commit is None else "/".join([self.commit, *chosen])
 
     def info(self) -> ModelInfo:
         """What a peer must know to route over this model. Raises UnsupportedModel, BadCheckpoint, ModelNotFound."""
         text: Any = text_config(self.config)
         return ModelInfo(self.key, self.name, int(text.num_hidden_layers), int(text.hidden_size), context_length(text))
-
-    def _config_hash(self) -> str:
-        entries = _read_json(self.path("config.json"))
-        important = {name: value for name, value in entries.items() if name not in UNIMPORTANT}
-        return hashlib.sha256(json.dumps(important, sort_keys=True).encode()).hexdigest()
 
     def _content_hash(self) -> str:
         """Over names, types, shapes and values of all tensors; independent of how they are cut into files."""
@@ -118,8 +167,9 @@ class Checkpoint:
         for name in sorted(set(self.files.values())):
             with open_safetensors(self.path(name)) as file:
                 for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                    digests[key] = _digest(file, key)
-                    bar.update()
+                    if self.files[key] == name:
+                        digests[key] = _digest(file, key)
+                        bar.update()
         bar.close()
         text = "\n".join(f"{key} {digest}" for key, digest in sorted(digests.items()))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -133,22 +183,28 @@ class _Offline(ModelNotFound):
     """The file is not on this machine and the hub was not asked, as HF_HUB_OFFLINE wants it."""
 
 
-def open_checkpoint(source: str | Path, token: str | None = None, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str | Path, token: str | bool | None = None, revision: str | None = None, **options: Any
+) -> Checkpoint:
     """`source`: a local folder, or a name on the hub (`revision`: branch, tag or commit there).
+
+    `options`: further fields of `Reading`.
 
     HF_HOME, HF_HUB_OFFLINE and a saved login are honoured. Raises ModelNotFound with the hub's own words, also for
     gated repositories.
     """
-    folder = Path(source).expanduser()
+    folder, reading = Path(source).expanduser(), Reading(token, revision, **options)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelNotFound(f"{folder} holds no config.json: is it a folder written by save_pretrained?")
-        return Checkpoint(str(source), folder=folder)
+        inside = folder / reading.subfolder
+        if not (inside / "config.json").is_file():
+            raise ModelNotFound(f"{inside} holds no config.json: is it a folder written by save_pretrained?")
+        return Checkpoint(str(source), folder=folder, reading=reading)
     if str(source).startswith(("/", ".", "~")):
         raise ModelNotFound(f"there is no folder {source}")
-    path = _download(str(source), "config.json", revision, token)
+    path = _download(str(source), "config.json", reading)
     # In the hub's cache every file is in a folder named after the commit, online and offline alike.
-    return Checkpoint(str(source), commit=path.parent.name, token=token)
+    commit = path.parents[len(Path(reading.subfolder).parts)].name
+    return Checkpoint(str(source), commit=commit, reading=reading)
 
 
 def open_safetensors(path: Path) -> Any:
@@ -159,11 +215,13 @@ def open_safetensors(path: Path) -> Any:
         raise BadCheckpoint(f"{path} is damaged ({error}); delete it and fetch it again") from error
 
 
-def _download(name: str, file: str, revision: str | None, token: str | None) -> Path:
+def _download(name: str, file: str, how: Reading) -> Path:
+    options = {"cache_dir": how.cache_dir, "force_download": how.force_download, "subfolder": how.subfolder or None}
+    options |= {"revision": how.revision, "token": how.token, "local_files_only": how.local_files_only}
     try:
-        return Path(hf_hub_download(name, file, revision=revision, token=token))
+        return Path(hf_hub_download(name, file, **options))  # type: ignore[arg-type]
     except LocalEntryNotFoundError as error:
-        kind = _Offline if constants.HF_HUB_OFFLINE else ModelNotFound
+        kind = _Offline if constants.HF_HUB_OFFLINE or how.local_files_only else ModelNotFound
         raise kind(f"{file} of {name} is not on this machine and the hub cannot be reached: {error}") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # gated repositories are among the former
         raise ModelNotFound(str(error)) from error

@@ -43,7 +43,7 @@ def describe(
     Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
-    compute = dtype_of(checkpoint.config, dtype)
+    compute = dtype_of(checkpoint, dtype)
     model = skeleton(checkpoint.config)
     text: Any = text_config(model.config)
     layers = find_blocks(model).layers

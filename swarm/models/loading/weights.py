@@ -74,16 +74,21 @@ def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
     return text if model_class(config).config_class is sub else config
 
 
-def dtype_of(config: PretrainedConfig, asked: str | torch.dtype | None = None) -> torch.dtype:
-    """The dtype to compute in: what is asked for; None and "auto" are the checkpoint's own. Raises UnsupportedModel."""
-    dtype = asked if asked not in (None, "auto") else (config.dtype or config.get_text_config(decoder=True).dtype)
+def dtype_of(checkpoint: Checkpoint, asked: str | torch.dtype | None = None) -> torch.dtype:
+    """The dtype to compute in: what is asked for; None and "auto" are the checkpoint's own.
+
+    That is what its configuration names, else that of its tensors. Raises UnsupportedModel, BadCheckpoint.
+    """
+    dtype: object = asked if asked not in (None, "auto") else _named_dtype(checkpoint.config) or checkpoint.dtype
     if isinstance(dtype, str):
-        dtype = DTYPES.get(dtype.removeprefix("torch."))
-    if dtype is None:
-        return torch.float32
+        dtype = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype not in DTYPES.values():
         raise UnsupportedModel(f"dtype {asked or dtype} is not one of {', '.join(DTYPES)}")
-    return dtype
+    return cast(torch.dtype, dtype)
+
+
+def _named_dtype(config: PretrainedConfig) -> object:
+    return config.dtype or config.get_text_config(decoder=True).dtype
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:

@@ -31,6 +31,6 @@ def load_span(
     Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
-    compute = dtype_of(checkpoint.config, dtype)
+    compute = dtype_of(checkpoint, dtype)
     loaded = load(checkpoint, span, around=False, dtype=compute, device=device, progress=progress)
     return SpanModel(loaded.model, span, [loaded.fingerprints[block] for block in span], quantization)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from swarm.errors import BadCheckpoint
 from swarm.models.blocks import find_blocks
 from swarm.models.ends.load import load_client_model, returns_tuple
-from swarm.models.loading.checkpoint import INDEX, SINGLE
+from swarm.models.loading.files import INDEX, SINGLE
 from swarm.types import Span
 
 MODEL_TYPES = ("llama", "gemma2", "qwen2_moe", "gpt2")

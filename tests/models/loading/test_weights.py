@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks
-from swarm.models.loading.checkpoint import INDEX, SINGLE, open_checkpoint
+from swarm.models.loading.checkpoint import open_checkpoint
+from swarm.models.loading.files import INDEX, SINGLE
 from swarm.models.loading.weights import Loaded, load
 from swarm.types import Span
 
