@@ -1,11 +1,31 @@
 import { create } from "@bufbuild/protobuf";
 import { describe, expect, it } from "vitest";
 import { FinishedSchema } from "../src/swarm/wire/swarm_pb";
+import { ticks } from "../src/views/map";
 import { layOut } from "../src/views/route";
 import { duration, rowsOf } from "../src/views/trace";
 
 const stop = (label: string) => ({ label, detail: "blocks 0–3", hue: "", kind: "hop" as const, blocks: 4 });
 const stops = (number: number) => Array.from({ length: number }, (_, index) => stop(`s${index}`));
+
+describe("the numbers below the blocks", () => {
+  it("are those of all blocks where there is room, and of some where there is none", () => {
+    expect(ticks(6)).toEqual([0, 1, 2, 3, 4, 5]);
+    expect(ticks(30)).toEqual([0, 5, 10, 15, 20, 25]);
+    expect(ticks(126)).toEqual([0, 20, 40, 60, 80, 100, 120]);
+  });
+
+  it("never touch each other on a narrow page", () => {
+    const [width, digit] = [270, 6.5];
+    for (let blocks = 1; blocks <= 1024; blocks++) {
+      const shown = ticks(blocks), longest = String(shown.at(-1)).length * digit;
+      expect(shown.every((block) => block < blocks)).toBe(true);
+      for (const [index, block] of shown.slice(1).entries()) {
+        expect(((block - (shown[index] as number)) * width) / blocks).toBeGreaterThan(longest);
+      }
+    }
+  });
+});
 
 describe("a route", () => {
   it("lies where there is room, and stands where there is none", () => {

@@ -7,13 +7,16 @@ import { capital, h, hueOf, setText } from "./dom";
 
 /** ms for which it is shown that a server has come. */
 const FRESH = 1_500;
-/** Blocks of which each can be told its number of servers in the drawing. */
-const MOST_NUMBERED = 40;
+/** Blocks of which each has room for its number of servers in the drawing, on a phone too. */
+const MOST_COUNTED = 20;
+/** Numbers that the axis below the blocks has room for, on a phone too. */
+const MOST_TICKS = 12;
 
 export class MapView {
   readonly #title = h("h2", { id: "swarm-title" });
   readonly #words = h("p", { class: "map-words" });
   readonly #blocks = h("div", { class: "blocks", "aria-hidden": "true" });
+  readonly #axis = h("div", { class: "axis", "aria-hidden": "true" });
   readonly #servers = h("ul", { class: "servers", "aria-label": "Servers, by the blocks that they serve" });
   readonly #nodes = h("ul", { class: "nodes" });
   readonly #nodesTitle = h("h3", {}, "Query nodes");
@@ -22,7 +25,7 @@ export class MapView {
   #drawn = "";
 
   constructor(section: HTMLElement) {
-    section.append(this.#title, this.#words, this.#blocks, this.#servers, this.#nodesTitle, this.#nodes);
+    section.append(this.#title, this.#words, this.#blocks, this.#axis, this.#servers, this.#nodesTitle, this.#nodes);
     section.append(this.#happeningsTitle, this.#happenings);
   }
 
@@ -37,6 +40,7 @@ export class MapView {
     if (key === this.#drawn) return;
     this.#drawn = key;
     this.#blocks.replaceChildren(...(model === undefined ? [] : drawBlocks(model)));
+    this.#axis.replaceChildren(...(model === undefined ? [] : drawAxis(model.model.blocks)));
     this.#servers.replaceChildren(...(model === undefined ? [] : model.servers.map((each) => drawServer(each, model, inUse, now))));
     this.#nodes.replaceChildren(...(model?.nodes ?? []).map((node) => drawNode(node, inUse)));
     this.#happenings.replaceChildren(
@@ -69,8 +73,23 @@ function drawBlocks({ model, replicas }: ModelSeen): HTMLElement[] {
   return replicas.map((number, block) => {
     const cell = h("span", { class: number === 0 ? "block missing" : "block", title: `block ${block}: ${count(number, "server")}` });
     cell.style.setProperty("--full", String(0.25 + (0.75 * number) / most));
-    if (model.blocks <= MOST_NUMBERED) cell.append(h("b", {}, String(number)), h("i", {}, String(block)));
+    if (model.blocks <= MOST_COUNTED) cell.append(h("b", {}, String(number)));
     return cell;
+  });
+}
+
+/** The blocks that are numbered: so many that their numbers do not touch. */
+export function ticks(blocks: number): number[] {
+  const steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
+  const step = steps.find((each) => Math.ceil(blocks / each) <= MOST_TICKS) ?? blocks;
+  return Array.from({ length: Math.ceil(blocks / step) }, (_, index) => index * step);
+}
+
+function drawAxis(blocks: number): HTMLElement[] {
+  return ticks(blocks).map((block) => {
+    const tick = h("i", {}, String(block));
+    tick.style.insetInlineStart = `${(100 * (block + 0.5)) / blocks}%`;
+    return tick;
   });
 }
 
