@@ -13,7 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
-from swarm.models.linear.onednn import SharedLinear, packed
+from swarm.models.linear.onednn import packed
+from swarm.models.linear.shared import SharedLinear
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.weights import Absent, dtype_of, load
 from swarm.types import Span

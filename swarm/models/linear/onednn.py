@@ -8,10 +8,7 @@ of speculation are such products.
 from __future__ import annotations
 
 import logging
-import threading
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +20,6 @@ log = logging.getLogger(__name__)
 
 ROWS = 64
 """The layout is chosen for products of so many rows; measured from 4 to 256 rows there is no better one."""
-FEW = 32
-"""Callers with more rows than this are busy enough by themselves."""
 PROBE_ROWS = 4
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 """Largest difference from the plain product, relative to its largest value."""
@@ -48,12 +43,18 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not self.weight.is_mkldnn or (torch.is_grad_enabled() and input.requires_grad):
-            # The packed product has no gradient; that of its input is had from the plain one.
+        """`[…, in_features]` → `[…, out_features]`. Gradients are had for the input and the bias."""
+        if torch.is_grad_enabled() and (input.requires_grad or (self.bias is not None and self.bias.requires_grad)):
+            # The packed product has no gradient; those of the plain one are the same.
             return nn.functional.linear(input, self._dense(), self.bias)
-        rows = input.reshape(-1, self.in_features)
+        return self.product(input.reshape(-1, self.in_features)).view(*input.shape[:-1], self.out_features)
+
+    def product(self, rows: torch.Tensor) -> torch.Tensor:
+        """`[rows, in_features]` → `[rows, out_features]`, without a gradient where the weights are packed."""
+        if not self.weight.is_mkldnn:
+            return nn.functional.linear(rows, self.weight, self.bias)
         product: torch.Tensor = _operators()._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
-        return product.view(*input.shape[:-1], self.out_features)
+        return product
 
     def _dense(self) -> torch.Tensor:
         weight: torch.Tensor = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
@@ -71,45 +72,6 @@ class PackedLinear(nn.Module):
         if (moved.device, moved.dtype) != (dense.device, dense.dtype):
             self.weight = moved
         return self
-
-
-@dataclass(slots=True, eq=False)
-class _Ask:
-    """Rows of one caller, and what came of them."""
-
-    rows: torch.Tensor
-    product: torch.Tensor | None = None
-
-
-class SharedLinear(PackedLinear):
-    """A packed layer that many threads call: rows of callers who wait while it is busy are computed together.
-
-    The head of a model that generates many texts at once: a product of eight rows takes hardly longer than one of one.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
-        self._waiting: deque[_Ask] = deque()
-        self._busy = threading.Lock()
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if torch.is_inference_mode_enabled() or torch.is_grad_enabled() or input[..., 0].numel() > FEW:
-            return super().forward(input)
-        ask = _Ask(input.reshape(-1, self.in_features))
-        self._waiting.append(ask)
-        with self._busy:
-            if ask.product is None:
-                self._compute_all()
-        if ask.product is None:
-            return super().forward(input)  # computing together failed: alone it raises what there is to raise
-        return ask.product.view(*input.shape[:-1], self.out_features)
-
-    def _compute_all(self) -> None:
-        asks = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        rows = asks[0].rows if len(asks) == 1 else torch.cat([ask.rows for ask in asks])
-        products = torch.split(super().forward(rows), [len(ask.rows) for ask in asks])
-        for ask, product in zip(asks, products, strict=True):
-            ask.product = product
 
 
 def _operators() -> Any:

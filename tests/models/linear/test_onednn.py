@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from swarm.models.linear.onednn import PackedLinear, SharedLinear, pack, unpack
+from swarm.models.linear.onednn import PackedLinear, pack, unpack
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -80,31 +77,3 @@ def test_knows_the_shape_and_dtype_that_architectures_ask_for() -> None:
     assert packed.weight.dtype is torch.bfloat16
     assert tuple(packed.weight.shape) == (5, 6)
     assert "in_features=6, out_features=5, bias=False" in repr(packed)
-
-
-@needs_onednn
-def test_callers_in_many_threads_each_get_their_own_rows() -> None:
-    shared = SharedLinear(nn.Linear(16, 8))
-    inputs = [torch.randn(1, 1 + i % 3, 16) for i in range(64)]
-    together = threading.Barrier(8)
-
-    @torch.no_grad()
-    def call(first: int) -> list[torch.Tensor]:
-        together.wait(30.0)
-        return [shared(x) for x in inputs[first::8]]
-
-    with ThreadPoolExecutor(8) as threads:
-        outputs = list(threads.map(call, range(8)))
-    with torch.no_grad():
-        for first, own in enumerate(outputs):
-            for x, y in zip(inputs[first::8], own, strict=True):
-                torch.testing.assert_close(y, PackedLinear.forward(shared, x))
-
-
-@needs_onednn
-def test_one_callers_bad_rows_do_not_reach_the_others() -> None:
-    shared = SharedLinear(nn.Linear(16, 8))
-    with torch.no_grad():
-        with pytest.raises(RuntimeError):
-            shared(torch.randn(2, 5))
-        assert shared(torch.randn(2, 16)).shape == (2, 8)
