@@ -31,15 +31,50 @@ SwarmError
 └── SessionClosed             the session was closed or cancelled while in use
 
 A failure of a server or of a link is not in this list of things that reach you: the session reroutes.
+
+Each has `peer`, `span` and `session`, where it is about one: set once, where the error leaves the network, and shown
+behind the message. All can be pickled and copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from swarm.span import Span
+    from swarm.types import PeerId
 
 
 class SwarmError(Exception):
-    """The root of all errors of swarm."""
+    """The root of all errors of swarm.
+
+    `peer`: with whom it happened, a peer id; `span`: the blocks that were wanted there; `session`: its id, 16 bytes,
+    shown as eight hex digits. None where that is not known, or where there is none.
+    """
+
+    peer: PeerId | None = None
+    span: Span | None = None
+    session: bytes | None = None
+
+    @property
+    def message(self) -> str:
+        """What happened, without where."""
+        return str(self.args[0]) if self.args else ""
+
+    def attach(self, *, peer: PeerId | None = None, span: Span | None = None, session: bytes | None = None) -> Self:
+        """Say where it happened, as far as that was not said before: who is nearest to it knows best."""
+        self.peer = peer if self.peer is None else self.peer
+        self.span = span if self.span is None else self.span
+        self.session = session if self.session is None else self.session
+        return self
+
+    def __str__(self) -> str:
+        message = self.message
+        session = None if self.session is None else self.session.hex()[:8]
+        about = [("peer", self.peer), ("blocks", self.span), ("session", session)]
+        shown = [f"{what} {value}" for what, value in about if value is not None and str(value) not in message]
+        return f"{message} ({', '.join(shown)})" if shown else message
 
 
 class InvalidInput(SwarmError, ValueError):

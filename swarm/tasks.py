@@ -68,6 +68,11 @@ class Tasks:
         """Wait until all that runs has come to its own end."""
         await asyncio.gather(*self._running, return_exceptions=True)
 
+    def cancel(self) -> None:
+        """Cancel all, as a process that dies does; `close` waits for them."""
+        for task in self._running:
+            task.cancel()
+
     async def close(self) -> None:
         """Cancel all and wait until they are over. May be called by one of them, which then goes on."""
         self._closed = True

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from swarm.contract import UNQUANTIZED, Contract
+from swarm.errors import InvalidInput
 from swarm.span import Span as Span
 
 PeerId = str
@@ -69,6 +70,23 @@ class ModelInfo:
 def is_called(name: str, asked: str) -> bool:
     """Whether a model's name is meant: the whole of it, or what follows its last slash."""
     return asked in (name, name.rstrip("/").rpartition("/")[2])
+
+
+LONGEST_NAME = 64
+
+
+def check_name(name: str) -> str:
+    """A name that its peer shows to others, as it was given. Raises InvalidInput for one that others cannot show."""
+    if len(name) > LONGEST_NAME:
+        raise InvalidInput(f"the name {printable(name[:LONGEST_NAME])}... has more than {LONGEST_NAME} characters")
+    if not name.isprintable():
+        raise InvalidInput(f"the name {name!a} has characters that nobody can show; use letters and plain signs")
+    return name
+
+
+def printable(text: str) -> str:
+    """What a stranger wrote, fit for a terminal: characters that steer one, or that nobody can see, as `?`."""
+    return text if text.isprintable() else "".join(each if each.isprintable() or each == "\n" else "?" for each in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ async def run(
             if browsers is not None:
                 await maps.serve(browsers)
                 announce_edge(best_first(browsers.addresses))
-            streams = lambda: 0 if browsers is None else browsers.streams  # noqa: E731
+            streams = lambda: 0 if browsers is None else browsers.statistics().served  # noqa: E731
             async with showing_metrics(metrics, lambda registry: watch_directory(registry, directory, maps, streams)):
                 await until(leaving, [leaving.wait(), network.lost()])
 

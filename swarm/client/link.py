@@ -123,7 +123,7 @@ class HopLink:
             async with asyncio.timeout(self._config.open_timeout):
                 await self._say(pb.ControlRequest(resume=request))
         except TimeoutError:
-            raise PeerUnreachable(f"{self}: takes nothing for {self._config.open_timeout:.0f} s") from None
+            raise self._unanswered(f"takes nothing for {self._config.open_timeout:.0f} s") from None
 
     async def probe(self) -> None:
         """Ask how far it is, and wait for the answer, which changes `report`. Raises what ended the stream instead."""
@@ -142,7 +142,7 @@ class HopLink:
                 questions = await self._inquire(pb.Probe(tallies=True))
                 return list((await questions[0].reply).progress.tallies)
         except TimeoutError:
-            raise PeerUnreachable(f"{self}: no answer for {self._config.silence:.0f} s") from None
+            raise self._unanswered(f"no answer for {self._config.silence:.0f} s") from None
         finally:
             self._questions.forget(*questions)
 
@@ -195,9 +195,14 @@ class HopLink:
         record = self.hop.server
         try:
             async with asyncio.timeout(self._config.open_timeout):
-                return await self._host.open_stream(record.peer_id, protocol, record.addresses)
+                stream = await self._host.open_stream(record.peer_id, protocol, record.addresses)
         except TimeoutError:
-            raise PeerUnreachable(f"{self}: no connection within {self._config.open_timeout:.0f} s") from None
+            raise self._unanswered(f"no connection within {self._config.open_timeout:.0f} s") from None
+        except SwarmError as error:
+            error.attach(span=self.hop.span, session=self.session)
+            raise
+        stream.concerns(span=self.hop.span, session=self.session)
+        return stream
 
     async def _say(self, request: pb.ControlRequest) -> None:
         if self._stream is None:
@@ -213,7 +218,7 @@ class HopLink:
                     await self._say(request)
                 replies = [await question.reply for question in questions]
         except TimeoutError:
-            raise PeerUnreachable(f"{self}: no answer within {self._config.open_timeout:.0f} s") from None
+            raise self._unanswered(f"no answer within {self._config.open_timeout:.0f} s") from None
         finally:
             self._questions.forget(*questions)
         for question in questions:
@@ -246,8 +251,18 @@ class HopLink:
 
     def _fail(self, failure: pb.Failure) -> None:
         """It is the answer to what was asked, if anything was, or says what went wrong unasked."""
-        if failure.epoch in (0, self._epoch) and not self._questions.refuse(messages.error_of(failure, str(self))):
+        if failure.epoch in (0, self._epoch) and not self._questions.refuse(self.error_of(failure)):
             self._on_event(self, failure)
+
+    def error_of(self, failure: pb.Failure) -> SwarmError:
+        """The error that a failure of this hop stands for."""
+        hop = self.hop
+        return messages.error_of(failure, hop.peer_id, where=str(self), span=hop.span, session=self.session)
+
+    def _unanswered(self, what: str) -> PeerUnreachable:
+        error = PeerUnreachable(f"{self}: {what}")
+        error.attach(peer=self.hop.peer_id, span=self.hop.span, session=self.session)
+        return error
 
     def _event(self, epoch: int, what: Event) -> None:
         if epoch in (0, self._epoch):

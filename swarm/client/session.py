@@ -310,7 +310,7 @@ class Session:
         elif isinstance(event, pb.LinkDown):
             self._on_link_down(link)
         elif isinstance(event, pb.Failure):
-            self._on_failure(link, messages.error_of(event, str(link)))
+            self._on_failure(link, link.error_of(event))
         else:
             self._doubt(link)
         self._break()

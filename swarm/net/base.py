@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from swarm.errors import SwarmError
 from swarm.tasks import first_of
-from swarm.types import ModelInfo, PeerId, ServerRecord
+from swarm.types import ModelInfo, PeerId, ServerRecord, Span
 from swarm.wire import swarm_pb2 as pb
 
 
 class Stream(Protocol):
     """An ordered, reliable, authenticated pair of message channels between two peers.
 
-    `peer_id` is the authenticated other side. `send` and `receive` may run concurrently with each other, but each
-    by one task at a time.
+    `peer_id` is the authenticated other side, and of every error that comes out of a stream. `send` and `receive` may
+    run concurrently with each other, but each by one task at a time.
     """
 
     @property
     def peer_id(self) -> PeerId: ...
+
+    def concerns(self, *, span: Span | None = None, session: bytes | None = None) -> None:
+        """Say what this stream is used for: errors that come out of it from now on carry it."""
 
     async def send(self, frame: bytes) -> None:
         """Hand one frame to the transport; waits while its buffers are full.
@@ -42,6 +47,69 @@ class Stream(Protocol):
 
 
 StreamHandler = Callable[[Stream], Awaitable[None]]
+
+
+class PeerStream(ABC):
+    """What all streams share: whose they are, what for, and that their errors say so."""
+
+    __slots__ = ("_peer_id", "_session", "_span")
+
+    def __init__(self, peer_id: PeerId) -> None:
+        self._peer_id = peer_id
+        self._span: Span | None = None
+        self._session: bytes | None = None
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    def concerns(self, *, span: Span | None = None, session: bytes | None = None) -> None:
+        """As in `Stream`."""
+        self._span, self._session = span, session
+
+    async def send(self, frame: bytes) -> None:
+        """As in `Stream`."""
+        try:
+            await self._send(frame)
+        except SwarmError as error:
+            error.attach(peer=self._peer_id, span=self._span, session=self._session)
+            raise
+
+    async def receive(self, limit: int) -> bytes:
+        """As in `Stream`."""
+        try:
+            return await self._receive(limit)
+        except SwarmError as error:
+            error.attach(peer=self._peer_id, span=self._span, session=self._session)
+            raise
+
+    @abstractmethod
+    async def _send(self, frame: bytes) -> None: ...
+
+    @abstractmethod
+    async def _receive(self, limit: int) -> bytes: ...
+
+
+async def serve_stream(handler: StreamHandler, stream: Stream, protocol: str, log: logging.Logger) -> Exception | None:
+    """Let `handler` have a stream that a peer opened, and close it. Returns what the handler should not have raised."""
+    try:
+        await handler(stream)
+    except SwarmError as error:
+        log.debug("a stream under %s ended: %s", protocol, error.attach(peer=stream.peer_id))
+    except Exception as error:
+        log.exception("a stream of %s under %s was closed by an error", stream.peer_id, protocol)
+        return error
+    finally:
+        stream.close()
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatistics:
+    """`streams`: open here, whoever opened them; `served`: those of others whose handlers run."""
+
+    streams: int
+    served: int
 
 
 class Host(Protocol):
@@ -66,6 +134,9 @@ class Host(Protocol):
 
         An exception in a handler closes that stream and is logged; nothing else is disturbed.
         """
+
+    def statistics(self) -> HostStatistics:
+        """What goes on here, as of now."""
 
     async def close(self) -> None:
         """Close every stream, stop serving and leave the network."""

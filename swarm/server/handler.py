@@ -155,6 +155,7 @@ class Handler:
             self.refused[type(error).__name__] += 1
             await self._last_word(stream, pb.ControlReply(failure=messages.failure(error)))
             return
+        stream.concerns(span=session.span, session=session.id)
         control = _Control(session, stream)
         previous, self._controls[session.id] = self._controls.get(session.id), control
         if previous is not None:
@@ -277,6 +278,7 @@ class Handler:
             if data.WhichOneof("kind") != "hello":
                 raise MalformedFrame("a data stream begins with a hello")
             session = self._named(data.hello)
+            stream.concerns(span=session.span, session=session.id)
             if data.hello.role == pb.Hello.RESULTS:
                 await session.serve_results(stream, data.hello.epoch)
             else:

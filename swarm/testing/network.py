@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import logging
 import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from swarm.errors import DaemonFailed, FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed, SwarmError
-from swarm.net.base import DirectoryStatistics, StreamHandler
+from swarm.errors import DaemonFailed, FrameTooLarge, PeerUnreachable, RecordRefused, StreamClosed
+from swarm.net.base import DirectoryStatistics, HostStatistics, PeerStream, StreamHandler, serve_stream
 from swarm.net.identity import Identity
 from swarm.net.network import Network
+from swarm.tasks import Tasks
 from swarm.testing.conditions import Line, LinkConditions
 from swarm.types import ModelInfo, PeerId, ServerRecord
 from swarm.wire import swarm_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 WINDOW = 1 << 20
 """Bytes in flight or unread on one direction of a stream before `send` waits."""
@@ -192,27 +196,23 @@ class _Pipe:
             future.set_result(None)
 
 
-class MemoryStream:
+class MemoryStream(PeerStream):
     """One end of a simulated stream; satisfies `Stream`."""
 
     def __init__(self, host: MemoryHost, peer_id: PeerId, outgoing: _Pipe, incoming: _Pipe) -> None:
+        super().__init__(peer_id)
         self.host = host
-        self._peer_id = peer_id
         self.outgoing = outgoing
         self.incoming = incoming
         host.streams[self] = None
 
-    @property
-    def peer_id(self) -> PeerId:
-        return self._peer_id
-
-    async def send(self, frame: bytes) -> None:
+    async def _send(self, frame: bytes) -> None:
         if self.outgoing.sealed or self.outgoing.closed or not self.host.alive:
             raise StreamClosed(f"the stream to {self._peer_id} is closed")
         self.outgoing.put(bytes(frame))
         await self.outgoing.room()
 
-    async def receive(self, limit: int) -> bytes:
+    async def _receive(self, limit: int) -> bytes:
         frame = await self.incoming.get()
         if len(frame) > limit:
             self.close()
@@ -244,7 +244,7 @@ class MemoryHost:
         self._died = asyncio.Event()
         self.streams: dict[MemoryStream, None] = {}
         self._handlers: dict[str, StreamHandler] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log)
         self.failures: list[BaseException] = []
         """What escaped from handlers; empty in a sound program."""
 
@@ -263,7 +263,7 @@ class MemoryHost:
         await asyncio.sleep(delay)
         target = self.network.hosts.get(peer_id)
         if not self.alive or target is None or not target.alive or protocol not in target._handlers:
-            raise PeerUnreachable(f"{peer_id} does not answer under {protocol}")
+            raise PeerUnreachable(f"{peer_id} does not answer under {protocol}").attach(peer=peer_id)
         there = _Pipe(self.network, self._name, peer_id)
         back = _Pipe(self.network, peer_id, self._name)
         target._accept(protocol, MemoryStream(target, self._name, back, there))
@@ -272,25 +272,20 @@ class MemoryHost:
     async def _wait_out(self, peer_id: PeerId) -> None:
         await asyncio.sleep(10.0)
         if self.network.holds(self._name, peer_id):
-            raise PeerUnreachable(f"no answer from {peer_id} for 10 s")
+            raise PeerUnreachable(f"no answer from {peer_id} for 10 s").attach(peer=peer_id)
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         self._handlers[protocol] = handler
 
     def _accept(self, protocol: str, stream: MemoryStream) -> None:
-        task = asyncio.ensure_future(self._handle(self._handlers[protocol], stream))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._serve(self._handlers[protocol], stream, protocol), name="stream")
 
-    async def _handle(self, handler: StreamHandler, stream: MemoryStream) -> None:
-        try:
-            await handler(stream)
-        except SwarmError:
-            pass
-        except Exception as error:
-            self.failures.append(error)
-        finally:
-            stream.close()
+    async def _serve(self, handler: StreamHandler, stream: MemoryStream, protocol: str) -> None:
+        if failure := await serve_stream(handler, stream, protocol, log):
+            self.failures.append(failure)
+
+    def statistics(self) -> HostStatistics:
+        return HostStatistics(len(self.streams), len(self._tasks))
 
     def drop_streams(self, peer_id: PeerId) -> None:
         for stream in [s for s in self.streams if s.peer_id == peer_id]:
@@ -302,8 +297,7 @@ class MemoryHost:
         self._died.set()
         for stream in list(self.streams):
             stream.close()
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
 
     async def lost(self) -> NoReturn:
         """Wait until the host is killed. Raises DaemonFailed then."""
@@ -311,9 +305,8 @@ class MemoryHost:
         raise DaemonFailed(f"{self._name} was killed")
 
     async def close(self) -> None:
-        tasks = list(self._tasks)
         self.die()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
 
 
 class MemoryDirectory:

@@ -7,15 +7,18 @@ and trying out; the directory is not shaped.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import random
 from collections import deque
 from collections.abc import Sequence
 
 from swarm.errors import StreamClosed, SwarmError
-from swarm.net.base import Host, Stream, StreamHandler
+from swarm.net.base import Host, HostStatistics, PeerStream, Stream, StreamHandler
+from swarm.tasks import Tasks, ended
 from swarm.testing.conditions import Line, LinkConditions
 from swarm.types import PeerId
+
+log = logging.getLogger(__name__)
 
 WINDOW = 1 << 20
 """Bytes under way on a stream before `send` waits."""
@@ -27,10 +30,11 @@ FLUSH = 10.0
 """Seconds that what was sent before the end may take."""
 
 
-class DelayedStream:
+class DelayedStream(PeerStream):
     """A stream whose frames, and whose end, arrive later; satisfies `Stream`."""
 
-    def __init__(self, stream: Stream, line: Line, link: LinkConditions, early: float = EARLY) -> None:
+    def __init__(self, stream: Stream, line: Line, link: LinkConditions, tasks: Tasks, early: float = EARLY) -> None:
+        super().__init__(stream.peer_id)
         self._stream = stream
         self._line = line
         self._link = link
@@ -42,13 +46,9 @@ class DelayedStream:
         self._broken: SwarmError | None = None
         self._changed = asyncio.Event()
         self._reader: asyncio.Future[bytes] | None = None
-        self._sender = asyncio.ensure_future(self._deliver())
+        self._sender = tasks.spawn(self._deliver(), name="a long line")
 
-    @property
-    def peer_id(self) -> PeerId:
-        return self._stream.peer_id
-
-    async def send(self, frame: bytes) -> None:
+    async def _send(self, frame: bytes) -> None:
         self._check()
         self._put(bytes(frame))
         while self._pending > WINDOW:
@@ -89,7 +89,7 @@ class DelayedStream:
             self._changed.set()
             self._stream.close()
 
-    async def receive(self, limit: int) -> bytes:
+    async def _receive(self, limit: int) -> bytes:
         if self._closed:
             raise StreamClosed(f"the stream from {self.peer_id} is closed")
         self._reader = asyncio.ensure_future(self._stream.receive(limit))
@@ -101,7 +101,8 @@ class DelayedStream:
                 raise
             raise StreamClosed(f"the stream from {self.peer_id} was closed") from None
         finally:
-            self._reader.cancel()
+            if not self._reader.done():
+                await ended(self._reader)
 
     def close(self) -> None:
         if self._closed:
@@ -113,12 +114,7 @@ class DelayedStream:
 
     async def flushed(self) -> None:
         """Wait until everything has left, for a while."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._sender), FLUSH)
-
-    def abandon(self) -> None:
-        """End at once, whatever is under way."""
-        self._sender.cancel()
+        await asyncio.wait({self._sender}, timeout=FLUSH)
 
 
 class DelayedHost:
@@ -133,7 +129,7 @@ class DelayedHost:
         self._random = random.Random(seed)
         self._early = early
         self._lines: dict[PeerId, Line] = {}
-        self._streams: set[DelayedStream] = set()
+        self._tasks = Tasks(log)
 
     @property
     def peer_id(self) -> PeerId:
@@ -150,10 +146,7 @@ class DelayedHost:
 
     def _wrap(self, stream: Stream) -> DelayedStream:
         line = self._lines.setdefault(stream.peer_id, Line(self._random))
-        delayed = DelayedStream(stream, line, self.link, self._early)
-        self._streams.add(delayed)
-        delayed._sender.add_done_callback(lambda _: self._streams.discard(delayed))
-        return delayed
+        return DelayedStream(stream, line, self.link, self._tasks, self._early)
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         async def wrapped(stream: Stream) -> None:
@@ -166,7 +159,9 @@ class DelayedHost:
 
         await self.host.serve(protocol, wrapped)
 
+    def statistics(self) -> HostStatistics:
+        return self.host.statistics()
+
     async def close(self) -> None:
-        for stream in list(self._streams):
-            stream.abandon()
+        await self._tasks.close()
         await self.host.close()

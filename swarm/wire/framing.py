@@ -23,6 +23,28 @@ def encode_length(length: int) -> bytes:
     return bytes(encoded)
 
 
+class Length:
+    """A length that comes byte by byte, as an unsigned varint; `value` once `take` has said that it is whole."""
+
+    def __init__(self, most: int = MAX_LENGTH_BYTES) -> None:
+        self.value = 0
+        self.begun = False
+        """Whether a part of it has come."""
+        self._shift = 0
+        self._most = most
+
+    def take(self, byte: int) -> bool:
+        """Whether `byte` was the last. Raises MalformedFrame for a length that is too long, or longer than need be."""
+        self.value |= (byte & 0x7F) << self._shift
+        if byte < 0x80 and self.begun and not byte:
+            raise MalformedFrame("a length is not written in its shortest form")
+        self.begun = True
+        self._shift += 7
+        if byte >= 0x80 and self._shift >= 7 * self._most:
+            raise MalformedFrame("a length has no end")
+        return byte < 0x80
+
+
 async def read_frame(reader: asyncio.StreamReader, limit: int) -> bytes:
     """The next frame. The limit is checked before the body is read.
 
@@ -38,15 +60,10 @@ async def read_frame(reader: asyncio.StreamReader, limit: int) -> bytes:
 
 
 async def _read_length(reader: asyncio.StreamReader) -> int:
-    length = 0
-    for index in range(MAX_LENGTH_BYTES):
-        byte = (await reader.readexactly(1))[0]
-        length |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            if index and not byte:
-                raise MalformedFrame("the length of a frame is not written in its shortest form")
-            return length
-    raise MalformedFrame("the length of a frame has no end")
+    length = Length()
+    while not length.take((await reader.readexactly(1))[0]):
+        pass
+    return length.value
 
 
 def write_frame(writer: asyncio.StreamWriter, frame: bytes) -> None:

@@ -26,6 +26,7 @@ from swarm.errors import (
     Unauthorized,
 )
 from swarm.span import Span
+from swarm.types import PeerId, printable
 from swarm.wire import swarm_pb2 as pb
 
 CONTROL_PROTOCOL = "/swarm/control/1.0.0"
@@ -178,7 +179,7 @@ def failure(error: SwarmError, epoch: int = 0) -> pb.Failure:
     code = next((c for c, kind in _ERRORS.items() if type(error) is kind), None)
     if code is None:
         code = pb.Failure.MALFORMED if isinstance(error, ProtocolError) else pb.Failure.UNKNOWN
-    told = pb.Failure(code=code, message=str(error)[:1000], epoch=epoch)
+    told = pb.Failure(code=code, message=error.message[:1000], epoch=epoch)
     if isinstance(error, ServerBusy):
         told.retry_after = error.retry_after
     elif isinstance(error, LimitExceeded):
@@ -186,13 +187,19 @@ def failure(error: SwarmError, epoch: int = 0) -> pb.Failure:
     return told
 
 
-def error_of(message: pb.Failure, peer: str) -> SwarmError:
-    """The error that a peer's Failure stands for, with the peer named."""
-    text = f"{peer}: {message.message[:1000] or 'no reason given'}"
+def error_of(
+    message: pb.Failure, peer: PeerId, *, where: str = "", span: Span | None = None, session: bytes | None = None
+) -> SwarmError:
+    """The error that a Failure of `peer` stands for, with the peer named, or `where` it is in words."""
+    return _error_of(message, where or peer).attach(peer=peer, span=span, session=session)
+
+
+def _error_of(message: pb.Failure, where: str) -> SwarmError:
+    text = f"{where}: {printable(message.message[:1000]) or 'no reason given'}"
     if message.code == pb.Failure.BUSY:
         return ServerBusy(text, retry_after=min(max(message.retry_after, 0.0), 60.0))
     if message.code == pb.Failure.LIMIT:
-        return LimitExceeded(text, message.limit[:MAX_LIMIT_NAME], message.allowed, message.asked)
+        return LimitExceeded(text, printable(message.limit[:MAX_LIMIT_NAME]), message.allowed, message.asked)
     if message.code in (pb.Failure.MALFORMED, pb.Failure.UNAUTHORIZED):
         return FrameRejected(text)
     return _ERRORS.get(message.code, RemoteError)(text)

@@ -64,7 +64,7 @@ async def beside(attack: Callable[[World, Peer], Awaitable[None]], config: Serve
     await asyncio.sleep(1.0)
     assert not server.handler.sessions
     assert server.handler.load().kv_bytes == server.handler.load().history_bytes == server.bytes_held() == 0
-    assert not server.host._tasks, "no stream of anybody's is left"
+    assert not server.host.statistics().served, "no stream of anybody's is left"
     await world.close()
 
 
@@ -539,7 +539,7 @@ def test_a_reader_that_waits_for_room_is_let_go_when_the_epoch_ends(how: str) ->
         for i in range(100):
             await data.say(step_of(100, 100 * i, want=100))
         await asyncio.sleep(5.0)
-        streams = len(server.host._tasks)
+        streams = server.host.statistics().served
         if how == "epoch":
             await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=2)))
         elif how == "close":
@@ -550,7 +550,7 @@ def test_a_reader_that_waits_for_room_is_let_go_when_the_epoch_ends(how: str) ->
             session.evict()
         await asyncio.sleep(1.0)
         assert data.over
-        assert len(server.host._tasks) < streams
+        assert server.host.statistics().served < streams
 
     run(beside(attack))
 

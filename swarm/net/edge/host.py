@@ -26,13 +26,14 @@ from swarm._version import __version__
 from swarm.config import EdgeConfig
 from swarm.errors import EdgeFailed, PeerUnreachable, ServerBusy, SwarmError
 from swarm.net.addresses import check_edge
-from swarm.net.base import Stream, StreamHandler
+from swarm.net.base import HostStatistics, Stream, StreamHandler, serve_stream
 from swarm.net.edge.certificates import Certificates
 from swarm.net.edge.listening import Listener
 from swarm.net.edge.negotiation import negotiate
 from swarm.net.edge.stream import PIECE, Bridge, EdgeStream, read_some, write_all
 from swarm.net.edge.transports import Transports
 from swarm.net.identity import Identity
+from swarm.tasks import Tasks
 from swarm.types import PeerId
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -72,7 +73,7 @@ class Edge:
         self._certificates = Certificates(config.identity_path)
         self._loop = asyncio.get_running_loop()
         self._handlers: dict[str, StreamHandler] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log)
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
         self._closing = False
@@ -110,10 +111,9 @@ class Edge:
         }
         return tuple(complete(address, hashes, self.peer_id) for address in where)
 
-    @property
-    def streams(self) -> int:
-        """Streams whose handlers run."""
-        return len(self._tasks)
+    def statistics(self) -> HostStatistics:
+        """As in `Host`; it opens no streams itself."""
+        return HostStatistics(len(self._tasks), len(self._tasks))
 
     async def open_stream(self, peer_id: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Stream:
         raise PeerUnreachable(f"the edge dials nobody, neither {peer_id}")
@@ -129,10 +129,7 @@ class Edge:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING):
                 await self._ended.wait()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
         if self._ready.done() and not self._ready.cancelled():
             self._ready.exception()
 
@@ -186,19 +183,7 @@ class Edge:
     # ---- streams -----------------------------------------------------------------------------------------------
 
     def _begin(self, stream: EdgeStream, protocol: str) -> None:
-        task = self._loop.create_task(self._handle(stream, protocol), name="edge stream")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _handle(self, stream: EdgeStream, protocol: str) -> None:
-        try:
-            await self._handlers[protocol](stream)
-        except SwarmError as error:
-            log.debug("a stream of %s under %s ended: %s", stream.peer_id, protocol, error)
-        except Exception:
-            log.exception("a stream of %s under %s was closed by an error", stream.peer_id, protocol)
-        finally:
-            stream.close()
+        self._tasks.spawn(serve_stream(self._handlers[protocol], stream, protocol, log), name="edge stream")
 
 
 class Switch:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from swarm.errors import MalformedFrame, StreamClosed
-from swarm.wire.framing import encode_length
+from swarm.wire.framing import Length, encode_length
 
 MULTISTREAM = "/multistream/1.0.0"
 LONGEST = 1024
@@ -37,12 +37,12 @@ def _line(text: str) -> bytes:
 
 
 async def _read_line(stream: Any) -> str:
-    length = (await _read_exactly(stream, 1))[0]
-    if length & 0x80:
-        length += ((await _read_exactly(stream, 1))[0] - 1) << 7
-    if not 0 < length <= LONGEST:
-        raise MalformedFrame(f"a protocol of {length} bytes")
-    line = await _read_exactly(stream, length)
+    length = Length(most=2)
+    while not length.take((await _read_exactly(stream, 1))[0]):
+        pass
+    if not 0 < length.value <= LONGEST:
+        raise MalformedFrame(f"a protocol of {length.value} bytes")
+    line = await _read_exactly(stream, length.value)
     if not line.endswith(b"\n"):
         raise MalformedFrame("a protocol without an end of line")
     return line[:-1].decode("utf-8", "replace")

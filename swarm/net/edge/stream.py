@@ -17,8 +17,9 @@ import trio
 
 from swarm.config import EdgeConfig
 from swarm.errors import FrameTooLarge, MalformedFrame, StreamClosed
+from swarm.net.base import PeerStream
 from swarm.types import PeerId
-from swarm.wire.framing import MAX_LENGTH_BYTES, encode_length
+from swarm.wire.framing import Length, encode_length
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,12 @@ Post = Callable[..., None]
 """Call a function on the other loop, soon: `post(function, *arguments)`."""
 
 
-class EdgeStream:
+class EdgeStream(PeerStream):
     """What a handler holds; satisfies `Stream`. Everything here runs on asyncio's loop."""
 
     def __init__(self, bridge: Bridge, peer_id: PeerId, post: Post, frame_timeout: float) -> None:
         self._bridge = bridge
-        self._peer_id = peer_id
+        super().__init__(peer_id)
         self._post = post
         self._frame_timeout = frame_timeout
         self._unread = bytearray()
@@ -50,11 +51,7 @@ class EdgeStream:
         self._came = asyncio.Event()
         self._left = asyncio.Event()
 
-    @property
-    def peer_id(self) -> PeerId:
-        return self._peer_id
-
-    async def send(self, frame: bytes) -> None:
+    async def _send(self, frame: bytes) -> None:
         self._check()
         while self._unsent > UNSENT:
             self._left.clear()
@@ -68,8 +65,8 @@ class EdgeStream:
         if self._closed or self._lost:
             raise StreamClosed(f"the stream to {self._peer_id} is closed")
 
-    async def receive(self, limit: int) -> bytes:
-        """As in `Stream`; raises StreamClosed also when a part of a frame has come and then nothing for a while."""
+    async def _receive(self, limit: int) -> bytes:
+        """Raises StreamClosed also when a part of a frame has come and then nothing for a while."""
         try:
             length = await self._length()
             if length > limit:
@@ -84,16 +81,11 @@ class EdgeStream:
             raise StreamClosed(f"{self._peer_id} sent a part of a frame and no more") from None
 
     async def _length(self) -> int:
-        """A varint, as in swarm.wire.framing. Raises MalformedFrame, StreamClosed, TimeoutError."""
-        length = 0
-        for index in range(MAX_LENGTH_BYTES):
-            byte = (await self._take(1, within=self._frame_timeout if index else None))[0]
-            length |= (byte & 0x7F) << (7 * index)
-            if byte < 0x80:
-                if index and not byte:
-                    raise MalformedFrame("the length of a frame is not written in its shortest form")
-                return length
-        raise MalformedFrame("the length of a frame has no end")
+        """Raises MalformedFrame, StreamClosed, TimeoutError."""
+        length = Length()
+        while not length.take((await self._take(1, within=self._frame_timeout if length.begun else None))[0]):
+            pass
+        return length.value
 
     async def _body(self, length: int) -> bytes:
         body = bytearray()

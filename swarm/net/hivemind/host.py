@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Coroutine, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
 import swarm.net.protobuf  # noqa: F401  isort: skip  (before hivemind)
 
@@ -17,12 +17,13 @@ from hivemind.utils.multiaddr import Multiaddr as HivemindMultiaddr
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from swarm.config import NetworkConfig
-from swarm.errors import InvalidInput, PeerUnreachable, SwarmError
+from swarm.errors import DaemonFailed, InvalidInput, PeerUnreachable, SwarmError
 from swarm.net.addresses import check, own
-from swarm.net.base import StreamHandler
+from swarm.net.base import HostStatistics, StreamHandler, serve_stream
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
 from swarm.net.hivemind.stream import SETTLE, Farewell, HivemindStream
 from swarm.net.identity import Identity
+from swarm.tasks import Tasks
 from swarm.types import PeerId
 from swarm.wire.framing import read_frame
 
@@ -52,19 +53,19 @@ class HivemindHost:
         self._socket = daemon.folder / "streams.sock"
         self._streams: set[HivemindStream] = set()
         self._ending: set[Farewell] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._serving, self._background = Tasks(log), Tasks(log)
 
     async def begin(self) -> None:
         """Connect to p2pd and join the swarm. Raises DaemonFailed, PeerUnreachable, InvalidInput."""
         peer_id, _ = await self.daemon.identify()
         if peer_id != self.peer_id:
-            raise AssertionError(f"p2pd took our identity {self.peer_id} for {peer_id}")
+            raise DaemonFailed(f"p2pd took the identity {self.peer_id} for {peer_id}: another version of it?")
         await self.refresh_addresses()
         self._server = await asyncio.start_unix_server(
             self._accept, self._socket, limit=STREAM_BUFFER, backlog=_BACKLOG
         )
         await self._join()
-        self._spawn(self._refresh(), "addresses")
+        self._background.spawn(self._refresh(), name="addresses")
 
     async def p2p(self) -> P2P:
         """hivemind's own view of the same daemon, for its DHT."""
@@ -98,7 +99,7 @@ class HivemindHost:
             return self.daemon.failure()
         reason = f"no answer for {self.config.dial_timeout:.0f} s" if isinstance(error, TimeoutError) else str(error)
         where = f" at {', '.join(addresses)}" if addresses else ""
-        return PeerUnreachable(f"{peer_id} cannot be reached{where}: {reason}")
+        return PeerUnreachable(f"{peer_id} cannot be reached{where}: {reason}").attach(peer=peer_id)
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         known = protocol in self._handlers
@@ -107,7 +108,7 @@ class HivemindHost:
             await self.daemon.register(protocol, self._socket)
 
     def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
-        self._spawn(self._begin_stream(reader, writer), "stream")
+        self._serving.spawn(self._begin_stream(reader, writer), name="stream")
 
     async def _begin_stream(self, reader: StreamReader, writer: StreamWriter) -> None:
         try:
@@ -115,21 +116,13 @@ class HivemindHost:
             handler = self._handlers[info.proto]
             peer_id = base58.b58encode(info.peer).decode()
             stream = HivemindStream(peer_id, reader, writer, self._streams, self._ending)
-        except (Exception, asyncio.CancelledError) as error:
-            log.debug("a stream ended before it began: %s", error)
+        except BaseException as error:
             writer.transport.abort()
+            if not isinstance(error, Exception):
+                raise
+            log.debug("a stream ended before it began: %s", error)
             return
-        await self._handle(handler, stream, info.proto)
-
-    async def _handle(self, handler: StreamHandler, stream: HivemindStream, protocol: str) -> None:
-        try:
-            await handler(stream)
-        except SwarmError as error:
-            log.debug("a stream of %s under %s ended: %s", stream.peer_id, protocol, error)
-        except Exception:
-            log.exception("a stream of %s under %s was closed by an error", stream.peer_id, protocol)
-        finally:
-            stream.close()
+        await serve_stream(handler, stream, info.proto, log)
 
     # ---- joining ----------------------------------------------------------------------------------------------
 
@@ -188,20 +181,16 @@ class HivemindHost:
         chosen = self.config.announce_maddrs or visible
         self._addresses = tuple(own(address, self.peer_id) for address in chosen)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def statistics(self) -> HostStatistics:
+        return HostStatistics(len(self._streams), len(self._serving))
 
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
         for stream in list(self._streams):
             stream.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.close()
+        await self._serving.close()
         await self._settle()
         if self._p2p is not None:
             await self._p2p.shutdown()

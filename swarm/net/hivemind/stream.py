@@ -7,6 +7,7 @@ import contextlib
 from asyncio import StreamReader, StreamWriter
 
 from swarm.errors import FrameTooLarge, MalformedFrame, StreamClosed
+from swarm.net.base import PeerStream
 from swarm.types import PeerId
 from swarm.wire.framing import read_frame, write_frame
 
@@ -16,13 +17,13 @@ SETTLE = 0.5
 """Seconds after the last words when a stream may be ended: over QUIC p2pd ends it by a reset, which overtakes them."""
 
 
-class HivemindStream:
+class HivemindStream(PeerStream):
     """A stream through p2pd; satisfies `Stream`. In `siblings` from its making until it is closed.
 
     When it is closed soon after its last words, it is in `ending` until those may be taken to have arrived.
     """
 
-    __slots__ = ("_closed", "_ending", "_peer_id", "_reader", "_siblings", "_spoke", "_writer")
+    __slots__ = ("_closed", "_ending", "_reader", "_siblings", "_spoke", "_writer")
 
     def __init__(
         self,
@@ -32,7 +33,7 @@ class HivemindStream:
         siblings: set[HivemindStream],
         ending: set[Farewell],
     ) -> None:
-        self._peer_id = peer_id
+        super().__init__(peer_id)
         self._reader = reader
         self._writer = writer
         self._closed = False
@@ -41,11 +42,7 @@ class HivemindStream:
         self._ending = ending
         siblings.add(self)
 
-    @property
-    def peer_id(self) -> PeerId:
-        return self._peer_id
-
-    async def send(self, frame: bytes) -> None:
+    async def _send(self, frame: bytes) -> None:
         if self._closed or self._writer.is_closing():
             raise StreamClosed(f"the stream to {self._peer_id} is closed")
         try:
@@ -55,7 +52,7 @@ class HivemindStream:
         except OSError as error:
             raise StreamClosed(f"the stream to {self._peer_id} was lost: {error}") from error
 
-    async def receive(self, limit: int) -> bytes:
+    async def _receive(self, limit: int) -> bytes:
         if self._closed:
             raise StreamClosed(f"the stream from {self._peer_id} is closed")
         try:
