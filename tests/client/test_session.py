@@ -135,7 +135,7 @@ def test_the_weights_of_one_session_bind_no_other() -> None:
         world = World()
         await world.add("old", Span(0, 9), fingerprint=b"old")
         first = world.session(ClientConfig(max_wait=5.0), "client")
-        second = Session(world.clients[0], first.view, first.span, row_bytes=8, config=first.config)
+        second = Session(world.clients[0], first.view, first.span, config=first.config)
         await generate(first, PROMPT, 3)
         await world.kill("old")
         await world.add("new", Span(0, 9), fingerprint=b"new")
