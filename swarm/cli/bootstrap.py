@@ -12,7 +12,7 @@ import click
 
 from swarm import net
 from swarm.cli.command import Command
-from swarm.cli.files import write_addresses
+from swarm.cli.files import check_output, write_addresses
 from swarm.cli.identity import identified
 from swarm.cli.network import edge_of, showing_metrics, until
 from swarm.cli.options import EdgeOptions, edge_options, identity_option, metrics_option, network_options
@@ -29,14 +29,14 @@ LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
 @identity_option
 @click.option(
     "--address-file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Write this peer's multiaddrs here, one a line, once it is ready.",
 )
 @metrics_option
 @edge_options
 @click.option(
     "--edge-address-file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Write the multiaddrs for browsers here, one a line, whenever they change.",
 )
 def main(
@@ -56,6 +56,9 @@ def main(
 
     Exit codes: 0 stopped by a signal, 1 an error that is printed, 2 wrong usage, 128 + n by a second signal.
     """
+    for path, option in ((address_file, "--address-file"), (edge_address_file, "--edge-address-file")):
+        if path is not None:
+            check_output(path, option)
     with identified(network, identity_path, "bootstrap", "bootstrap peer") as network:
         asyncio.run(run(replace(network, relay=True), edge, (address_file, edge_address_file), metrics))
 

@@ -17,6 +17,7 @@ from swarm.cli.conversation import ChatOptions, Conversation, Responder
 from swarm.cli.logs import quiet
 from swarm.cli.options import client_options, model_argument, model_options, network_options, together
 from swarm.cli.screen import Screen
+from swarm.cli.values import COUNT, SEED
 from swarm.config import ClientConfig, NetworkConfig
 from swarm.errors import DaemonFailed, InvalidInput, SwarmError
 from swarm.models.texts import load_tokenizer
@@ -34,13 +35,13 @@ WARNING = "Whoever serves blocks on the route can read what you type and what th
 @together(
     "options",
     ChatOptions,
-    click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of an answer at most."),
+    click.option("--max-new-tokens", type=COUNT, metavar="N", help="Tokens of an answer at most."),
     click.option(
         "--temperature",
-        type=click.FloatRange(min=0),
+        type=click.FloatRange(min=0, max=100),
         help="0 always takes the best token; by default as the model's authors recommend.",
     ),
-    click.option("--seed", type=click.IntRange(min=0), help="Makes answers that are drawn by chance repeatable."),
+    click.option("--seed", type=SEED, help="Makes answers that are drawn by chance repeatable."),
     click.option("--system", metavar="TEXT", help="What the model is told before the conversation."),
 )
 @client_options

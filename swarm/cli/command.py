@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import click
 
 from swarm._version import __version__
+from swarm.cli import streams
 from swarm.cli.logs import start_logging
-from swarm.errors import SwarmError
+from swarm.errors import InvalidInput, SwarmError
+
+log = logging.getLogger("swarm")
 
 
 class Command(click.Command):
-    """A command with -v, -q, --log-json and --version. A SwarmError is one line and exit code 1."""
+    """A command with -v, -q, --log-json and --version, which never shows a traceback unless it is asked for one.
+
+    Whatever goes wrong is one line and exit code 1; 130 after Ctrl-C; 141, without a word, where nobody reads stdout
+    any more (128 + SIGPIPE, as shells have it).
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -28,17 +39,101 @@ class Command(click.Command):
             _version_option(),
         ]
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command as a process."""
+        streams.prepare()
+        with _written():
+            return super().main(*args, **kwargs)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line. What is no text is wrong usage, but for paths, which need not be text."""
+        with _written(), _told(verbose=0):
+            rest = super().parse_args(ctx, args)
+        for parameter in self.get_params(ctx):
+            if parameter.name in ctx.params and isinstance(parameter.type, click.types.StringParamType):
+                ctx.params[parameter.name] = _texts(ctx, parameter, ctx.params[parameter.name])
+        return rest
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and end the process in a way that its user understands."""
         verbose = ctx.params.pop("verbose")
         start_logging(verbose, ctx.params.pop("quiet"), as_json=ctx.params.pop("log_json"))
-        try:
+        with _written(), _told(verbose):
             return super().invoke(ctx)
-        except SwarmError as error:
-            if verbose:
-                logging.getLogger("swarm").error("failed", exc_info=error)
-            click.echo(f"error: {error}", err=True)
+
+
+@contextlib.contextmanager
+def _told(verbose: int) -> Iterator[None]:
+    """Whatever goes wrong in the block ends the process with a line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(err=True)
+        sys.exit(128 + signal.SIGINT)
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:
+        if streams.broken() is None:
+            fail(error, verbose)
+        raise
+
+
+def fail(error: Exception, verbose: int) -> NoReturn:
+    """End the process with one line about what went wrong."""
+    said = cause(error)
+    if verbose:
+        log.error("failed", exc_info=error)
+    hint = "" if verbose or isinstance(said, SwarmError | OSError) else " (-v shows where)"
+    with contextlib.suppress(OSError):
+        click.echo(f"error: {shown(words(said))}{hint}", err=True)
+    sys.exit(1)
+
+
+def shown(text: str) -> str:
+    """Text that may hold what somebody else wrote, without the characters that a terminal obeys."""
+    return "".join(each if each.isprintable() or each == "\n" else f"\\x{ord(each):02x}" for each in text)
+
+
+def cause(error: Exception) -> Exception:
+    """What went wrong, where several tasks ended by it: our own error rather than another."""
+    while isinstance(error, ExceptionGroup):
+        error = min(error.exceptions, key=lambda each: not isinstance(each, SwarmError | ExceptionGroup))
+    return error
+
+
+def words(error: Exception) -> str:
+    """An error for people: ours say what to do, those of the system what it was about, others what they are."""
+    if isinstance(error, SwarmError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    """Whatever ends the block: when stdout cannot be written, that is how the process ends."""
+    try:
+        yield
+    finally:
+        error = streams.broken()
+        if error is not None:
+            streams.abandon()
+            if error.errno == errno.EPIPE:
+                sys.exit(128 + signal.SIGPIPE)
+            with contextlib.suppress(OSError):
+                click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
             sys.exit(1)
+
+
+def _texts(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_texts(ctx, parameter, each) for each in value)
+    try:
+        return streams.readable(value, "it") if isinstance(value, str) else value
+    except InvalidInput as error:
+        raise click.BadParameter(str(error), ctx, parameter) from None
 
 
 def _version_option() -> click.Parameter:

@@ -22,11 +22,12 @@ from swarm.cli.options import (
     identity_option,
     model_argument,
     model_options,
+    name_option,
     network_options,
-    place_of,
     together,
 )
 from swarm.cli.signals import on_signals
+from swarm.cli.values import COUNT, THREADS, place_of
 from swarm.config import SPECULATIONS, ClientConfig, EdgeConfig, GatewayConfig, NetworkConfig
 from swarm.errors import InvalidInput
 from swarm.net.initial_peers import HOW_TO_BEGIN
@@ -41,14 +42,14 @@ if TYPE_CHECKING:
 @identity_option
 @client_options
 @model_options
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads for embeddings and head.")
-@click.option("--public-name", default="", help="A name to show beside this query node.")
+@click.option("--threads", type=THREADS, metavar="N", help="Compute threads for embeddings and head.")
+@name_option("this query node")
 @together(
     "config",
     lambda capacity, speculation: GatewayConfig(capacity=capacity, speculation=speculation),
     click.option(
         "--capacity",
-        type=click.IntRange(min=1),
+        type=COUNT,
         default=GatewayConfig().capacity,
         show_default=True,
         help="Queries at a time; one more is told to come again.",

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import click
 
+from swarm.cli.files import check_key
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput
 
@@ -41,12 +43,11 @@ def identity(given: str | None, command: str) -> Iterator[str | None]:
     """Hold the key file of this process: the one given, else the user's own for `command`.
 
     Yields its path, or None for a temporary identity when the user's own is in use by another process.
-    Raises InvalidInput when the one given is in use: two peers with one key would be taken for one.
+    Raises InvalidInput when the one given is in use, for two peers with one key would be taken for one, and when it
+    cannot be kept there.
     """
-    path = Path(given) if given else state_dir() / f"{command}.key"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Beside the key, not the key itself: the key is written by renaming a finished file over it.
-    with path.with_name(path.name + ".lock").open("a") as lock:
+    path = state_dir() / f"{command}.key" if given is None else check_key(Path(given), "--identity-path")
+    with _lock_of(path) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -55,3 +56,15 @@ def identity(given: str | None, command: str) -> Iterator[str | None]:
             yield None
         else:
             yield str(path)
+
+
+def _lock_of(path: Path) -> TextIO:
+    """A file beside the key, not the key itself: that is written by renaming a finished file over it."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path.with_name(path.name + ".lock").open("a")
+    except OSError as error:
+        raise InvalidInput(
+            f"the identity cannot be kept in {path} ({error.strerror}): pass --identity-path with a file in a folder "
+            "that can be written to"
+        ) from error

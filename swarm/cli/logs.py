@@ -27,12 +27,24 @@ class JsonLines(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False, default=str)
 
 
+class Lines(logging.Formatter):
+    """A line for people, which names an error; its traceback is for those who asked for more."""
+
+    def __init__(self, *, tracebacks: bool) -> None:
+        super().__init__("%(asctime)s %(message)s")
+        self.tracebacks = tracebacks
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The traceback, or what it ends with."""
+        return super().formatException(ei) if self.tracebacks else f"  {ei[0].__name__}: {ei[1]}"
+
+
 def start_logging(verbose: int, quiet: bool, *, as_json: bool = False) -> None:
     """Log to stderr: warnings with -q, what matters by default, more with -v; other libraries one step quieter."""
     level = logging.WARNING if quiet else (logging.INFO, logging.DEBUG)[min(verbose, 1)]
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.DEBUG if verbose > 1 else logging.WARNING, format="%(asctime)s %(message)s"
-    )
+    ours = logging.StreamHandler(sys.stderr)
+    ours.setFormatter(Lines(tracebacks=verbose > 0))
+    logging.basicConfig(handlers=[ours], level=logging.DEBUG if verbose > 1 else logging.WARNING)
     logging.getLogger("swarm").setLevel(level)
     if as_json:
         for handler in logging.getLogger().handlers:

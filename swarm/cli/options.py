@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from swarm.cli.values import Name, Seconds, place_of
 from swarm.config import CODEC_CHOICES, QUANTIZATIONS, ClientConfig, EdgeConfig, NetworkConfig
-from swarm.errors import InvalidInput
 from swarm.net import initial_peers as joining
 from swarm.net.addresses import check, check_edge
-from swarm.types import Span
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -93,9 +92,14 @@ def identity_option(function: Function) -> Function:
     """Where the private key of this peer is kept."""
     return click.option(
         "--identity-path",
-        type=click.Path(dir_okay=False),
+        type=click.Path(),
         help="File of the private key; made when missing. By default one per user and command.",
     )(function)
+
+
+def name_option(whom: str) -> Callable[[Function], Function]:
+    """What to call a peer; `whom`: where it is shown."""
+    return click.option("--public-name", type=Name(), default="", help=f"A name to show beside {whom}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,44 +223,9 @@ def client_options(function: Function) -> Function:
             ),
             click.option(
                 "--max-wait",
-                type=click.FloatRange(min=0),
+                type=Seconds(),
                 metavar="SECONDS",
                 help="How long to wait for blocks that nobody serves; by default for ever.",
             ),
         )(function)
     )
-
-
-# ---- what is typed ---------------------------------------------------------------------------------------------
-
-
-def place_of(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
-    """Callback of an option that holds HOST:PORT, or a port of this machine's own."""
-    if value is None:
-        return None
-    host, _, port = value.rpartition(":")
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise click.BadParameter(f"{value!r} is not HOST:PORT, for instance 127.0.0.1:8000")
-    return host.strip("[]") or "127.0.0.1", int(port)
-
-
-def span_of(context: click.Context, parameter: click.Parameter, value: str | None) -> Span | None:
-    """Callback of an option that holds a span such as 10:20."""
-    try:
-        return None if value is None else Span.parse(value)
-    except InvalidInput as error:
-        raise click.BadParameter(str(error), context, parameter) from error
-
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
-
-
-def size_of(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """Callback of an option that holds a number of bytes such as 500MB or 12GiB."""
-    if value is None:
-        return None
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise click.BadParameter(f"{value!r} is not a size; write it as 500MB or 12GiB", context, parameter)
-    power = "kmgt".index(match[2].lower()) + 1 if match[2] else 0
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)

@@ -22,12 +22,12 @@ from swarm.cli.options import (
     metrics_option,
     model_argument,
     model_options,
+    name_option,
     network_options,
-    size_of,
-    span_of,
     together,
 )
 from swarm.cli.signals import on_signals
+from swarm.cli.values import COUNT, THREADS, Seconds, size_of, span_of
 from swarm.config import QUANTIZATIONS, NetworkConfig, ServerConfig
 from swarm.errors import InvalidInput
 from swarm.net.addresses import best_first
@@ -64,22 +64,22 @@ if TYPE_CHECKING:
     ),
     click.option(
         "--cache-tokens",
-        type=click.IntRange(min=1),
+        type=COUNT,
         metavar="N",
         help="Positions of KV cache, of all sessions together.",
     ),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads on a CPU."),
+    click.option("--threads", type=THREADS, metavar="N", help="Compute threads on a CPU."),
     model_options,
 )
 @network_options()
 @identity_option
-@click.option("--public-name", default="", help="A name to show beside this server in swarm-status.")
+@name_option("this server in swarm-status")
 @together(
     "config",
     lambda drain_timeout, share_prefixes: ServerConfig(drain_timeout=drain_timeout, share_prefixes=share_prefixes),
     click.option(
         "--drain-timeout",
-        type=click.FloatRange(min=0),
+        type=Seconds(),
         default=ServerConfig().drain_timeout,
         show_default=True,
         metavar="SECONDS",

@@ -17,6 +17,7 @@ from swarm.cli.command import Command
 from swarm.cli.logs import progress_bars
 from swarm.cli.options import folders, network_options
 from swarm.cli.report import as_json, as_text, missing, served_by
+from swarm.cli.values import Seconds
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput, ModelNotFound
 from swarm.net.base import Directory
@@ -31,7 +32,9 @@ POLL = 1.0
 @click.argument("model", required=False, shell_complete=folders)
 @network_options()
 @click.option("--wait", is_flag=True, help="Wait until every block of MODEL is served.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="With --wait: give up after so long, with exit code 3.")
+@click.option(
+    "--timeout", type=Seconds(), metavar="SECONDS", help="With --wait: give up after so long, with exit code 3."
+)
 @click.option("--watch", "watching", is_flag=True, help="Show MODEL as it changes, until Ctrl-C.")
 @click.option("--json", "json_", is_flag=True, help="One JSON document instead of text.")
 def main(
