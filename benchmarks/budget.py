@@ -62,7 +62,7 @@ def before(owner: type, method: str, tell: Callable[[Any], None]) -> None:
 
 def watch(marks: Marks) -> None:
     """Mark the moments of a step; in this process only."""
-    from swarm.client.model import SessionBackend
+    from swarm.client.model import BlockingSession
     from swarm.client.session import Session as ClientSession
     from swarm.client.streams import EpochStreams
     from swarm.models.span.model import SpanModel
@@ -70,12 +70,12 @@ def watch(marks: Marks) -> None:
     from swarm.server.sessions import Session
 
     names = {0: "one", 8: "two"}
-    before(SessionBackend, "begin", lambda self: marks.mark("issued"))
+    before(BlockingSession, "begin", lambda self: marks.mark("issued"))
     before(EpochStreams, "put", lambda self: marks.mark("sent"))
     before(Session, "_accept", lambda self: marks.mark(f"accepted {names[self.span.first]}"))
     before(Outbox, "_frame", lambda self: marks.mark(f"passed on {'two' if self.wanted_only else 'one'}"))
     before(ClientSession, "_on_result", lambda self: marks.mark("result"))
-    forward, wait = SpanModel.forward, SessionBackend.begin
+    forward, wait = SpanModel.forward, BlockingSession.begin
 
     def timed_forward(self: Any, *args: Any) -> Any:
         marks.mark(f"begun {names[self.span.first]}")
@@ -94,7 +94,7 @@ def watch(marks: Marks) -> None:
         return returned
 
     SpanModel.forward = timed_forward  # type: ignore[method-assign]
-    SessionBackend.begin = timed_begin  # type: ignore[method-assign]
+    BlockingSession.begin = timed_begin  # type: ignore[method-assign]
 
 
 async def serve(path: Path, blocks: str, peers: tuple[str, ...]) -> Any:

@@ -39,7 +39,7 @@ class Outcome:
 
 
 class Recorder:
-    """A session's backend in this process: runs the spans one after another, and keeps what went in and came out."""
+    """A session in this process: runs the spans one after another, and keeps what went in and came out."""
 
     def __init__(self, spans: Sequence[SpanModel], session: bytes) -> None:
         self.spans, self.session = spans, session

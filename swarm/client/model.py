@@ -32,7 +32,7 @@ from swarm.types import ModelInfo, Route, Rows, Span
 from swarm.wire import swarm_pb2 as pb
 
 
-class SessionBackend:
+class BlockingSession:
     """A session of the network thread, for the thread that runs the model."""
 
     def __init__(self, swarm: Swarm, session: Session) -> None:
@@ -55,7 +55,7 @@ class SessionBackend:
 class _Begun(threading.local):
     """The sessions that this thread began in the call of `generate` that is under way; None outside of one."""
 
-    backends: list[SessionBackend] | None = None
+    sessions: list[BlockingSession] | None = None
 
 
 class RemoteBlocks:
@@ -69,26 +69,25 @@ class RemoteBlocks:
         self.on_notice: Callable[[Notice], None] | None = None
         self._begun = _Begun()
 
-    def open(self) -> SessionBackend:
+    def open(self) -> BlockingSession:
         """Begin a session; servers are asked with its first step."""
-        session = self.swarm.session(self.view, self.span, self._hear)
-        backend = SessionBackend(self.swarm, session)
-        if self._begun.backends is not None:
-            self._begun.backends.append(backend)
-        return backend
+        session = BlockingSession(self.swarm, self.swarm.session(self.view, self.span, self._hear))
+        if self._begun.sessions is not None:
+            self._begun.sessions.append(session)
+        return session
 
     @contextmanager
     def freeing(self) -> Iterator[None]:
         """When this fails, the sessions that it began end at once, however long a traceback keeps their caches."""
-        outer, self._begun.backends = self._begun.backends, []
+        outer, self._begun.sessions = self._begun.sessions, []
         try:
             yield
         except BaseException:
-            for backend in self._begun.backends:
-                backend.close()
+            for session in self._begun.sessions:
+                session.close()
             raise
         finally:
-            self._begun.backends = outer
+            self._begun.sessions = outer
 
     def _hear(self, notice: Notice) -> None:
         self.route = notice.route or self.route

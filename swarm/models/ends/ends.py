@@ -94,10 +94,8 @@ class Ends:
 
     def _alone(self, tokens: Sequence[int], start: int) -> torch.Tensor:
         """As the library embeds them behind a cache of `start` positions."""
-        layer = RemoteLayer(_Nowhere())
-        layer.sequences, layer.real, layer.is_initialized = [1], torch.ones(1, start, dtype=torch.bool), True
         cache: Any = DynamicCache()
-        cache.layers[:] = [layer]
+        cache.layers[:] = [RemoteLayer.computed_elsewhere(start)]
         mask = torch.ones(1, start + len(tokens), dtype=torch.long)
         options: dict[str, Any] = {"past_key_values": cache, "attention_mask": mask, "use_cache": True}
         return self._reach(lambda: self.model(input_ids=torch.tensor([list(tokens)]), **options))
@@ -118,18 +116,6 @@ class Ends:
             alone = torch.cat([self._alone(text, start) for text, start in zip(texts, starts, strict=True)])
             return torch.allclose(together, alone, rtol=TOLERANCE, atol=TOLERANCE * float(alone.abs().max()))
         return False
-
-
-class _Nowhere:
-    """The backend of a cache that stands for positions computed elsewhere."""
-
-    can_rollback = True
-
-    def begin(self, rows: object, operations: object) -> Any:
-        raise InvalidInput("nothing is computed here")
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def _split(hidden: torch.Tensor, counts: Sequence[int]) -> list[bytes]:

@@ -27,7 +27,7 @@ from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
 
 
-class Backend(Protocol):
+class RemoteSession(Protocol):
     """A session somewhere: computes rows of sequences through the remote blocks."""
 
     @property
@@ -93,14 +93,22 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, session: RemoteSession) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.backend = backend
+        self.session = session
         self.sequences: list[int] = []
         self.real = torch.zeros(0, 0, dtype=torch.bool)
         self.operations: list[pb.Operation] = []
         self._next_id = 0
-        self._finalizer = weakref.finalize(self, backend.close)
+        self._finalizer = weakref.finalize(self, session.close)
+
+    @classmethod
+    def computed_elsewhere(cls, count: int) -> RemoteLayer:
+        """Stands for `count` positions of one sequence that others have computed: nothing can be computed behind it."""
+        layer = cls(_NoSession())
+        layer._begin(1)
+        layer.real = torch.ones(1, count, dtype=torch.bool)
+        return layer
 
     def close(self) -> None:
         """Free the remote caches at once; otherwise garbage collection does."""
@@ -112,7 +120,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Compute `hidden` `[batch, T, hidden_size]` remotely; `real` `[batch, T]` says what is no padding.
 
         Returns the same shape, with zeros for padding and, if `keep` > 0, for all but the last `keep` columns.
-        Raises what the backend raises; the remote caches are freed then, since nobody knows what they hold.
+        Raises what the session raises; the remote caches are freed then, since nobody knows what they hold.
         """
         self._begin(hidden.shape[0])
         wanted = real.clone()
@@ -133,7 +141,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         operations, self.operations = self.operations, []
         self.real = torch.cat([self.real, real], dim=1)
         try:
-            outputs = self.backend.begin(rows, operations)
+            outputs = self.session.begin(rows, operations)
             if _current.on_begun is not None:
                 _current.on_begun()
             return outputs()
@@ -178,7 +186,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if tokens_to_remove == 0 or not self.is_initialized:
             return
         keep = max(self.get_seq_length() - abs(tokens_to_remove), 0)
-        if keep and not self.backend.can_rollback:
+        if keep and not self.session.can_rollback:
             raise UnsupportedModel("blocks with a running state cannot forget single positions: no speculation here")
         self._become(list(range(len(self.sequences))), self.real[:, :keep])
 
@@ -235,16 +243,28 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         raise InvalidInput("a local block wrote into the cache layer of remote ones")
 
 
+class _NoSession:
+    """The session of a cache that stands for positions computed elsewhere."""
+
+    can_rollback = True
+
+    def begin(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> Callable[[], list[bytes]]:
+        raise InvalidInput("nothing is computed here")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class RemoteSpan(nn.Module):
     """Consecutive blocks that are computed by servers, in place of which it stands among a model's layers.
 
-    `open_backend` begins a session. `index`: its place in the list of layers; `layers`: how long that list is;
-    `returns_tuple`: whether this architecture's blocks do; `last`: whether no local block follows.
+    `open_session` begins a session. `index`: its place in the list of layers; `layers`: how long that list is;
+    `returns_tuple`: whether this architecture's blocks do.
     """
 
     def __init__(
         self,
-        open_backend: Callable[[], Backend],
+        open_session: Callable[[], RemoteSession],
         *,
         index: int = 0,
         layers: int = 1,
@@ -252,7 +272,7 @@ class RemoteSpan(nn.Module):
         attention_type: str = "full_attention",
     ) -> None:
         super().__init__()
-        self.open_backend = open_backend
+        self.open_session = open_session
         self.index = index
         self.layers = layers
         self.returns_tuple = returns_tuple
@@ -270,7 +290,7 @@ class RemoteSpan(nn.Module):
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
         keep = call.logits_to_keep if self.index == self.layers - 1 else 0
         if cache is None:
-            layer = RemoteLayer(self.open_backend())
+            layer = RemoteLayer(self.open_session())
             try:
                 output = layer.step(hidden_states, _real(call, hidden_states, 0), keep)
             finally:
@@ -288,24 +308,13 @@ class RemoteSpan(nn.Module):
         if any(state_in(layer) for layer in cache.layers[self.index :]):
             raise InvalidInput("past_key_values was not made by this model: begin without it, or pass what it returned")
         before = cache.layers[: self.index]
-        remote = RemoteLayer(self.open_backend())
+        remote = RemoteLayer(self.open_session())
         cache.layers[:] = [*before, remote, *(_fresh_layer() for _ in range(self.layers - self.index - 1))]
         return remote
 
 
 def _fresh_layer() -> DynamicLayer:
     return DynamicLayer()  # type: ignore[no-untyped-call]
-
-
-def place(model: nn.Module, span: RemoteSpan, first: int, last: int) -> None:
-    """Put `span` into `model` in place of its blocks `first` .. `last`, which are dropped.
-
-    The local blocks that remain count from 0 through the span, as their part of the cache does.
-    """
-    blocks = find_blocks(model)
-    layers: list[nn.Module] = list(blocks.layers)
-    layers[first:last] = [span]
-    rearrange(model, layers, [*range(first), first, *range(last, blocks.total)])
 
 
 def rearrange(model: nn.Module, layers: Sequence[nn.Module], originals: Sequence[int]) -> None:

@@ -242,5 +242,5 @@ class _InFlight:
 
 def _can_rollback(cache: Any) -> bool:
     return all(
-        layer.backend.can_rollback if isinstance(layer, RemoteLayer) else layer.is_croppable for layer in cache.layers
+        layer.session.can_rollback if isinstance(layer, RemoteLayer) else layer.is_croppable for layer in cache.layers
     )

@@ -12,8 +12,9 @@ import torch
 from transformers import DynamicCache
 
 from swarm.errors import InvalidInput, MissingBlocks
+from swarm.models.blocks import find_blocks
 from swarm.models.ends.load import returns_tuple
-from swarm.models.ends.remote import RemoteLayer, RemoteSpan, place
+from swarm.models.ends.remote import RemoteLayer, RemoteSpan, rearrange
 from swarm.types import Segment, Span
 from tests.checkpoints import GREEDY, Served, left_padded, prompt, reference, save, settled
 
@@ -159,7 +160,18 @@ def test_blocks_at_either_end_may_be_local(served: Serve, whole: Whole, kind: st
     assert model.generate(**inputs, **beams).tolist() == whole(kind).generate(**inputs, **beams).tolist()
 
 
-def backend_of(servers: Served, span: Span) -> Callable[[], Any]:
+def place(model: torch.nn.Module, span: RemoteSpan, first: int, last: int) -> None:
+    """Put `span` into `model` in place of its blocks `first` .. `last`, which are dropped.
+
+    The local blocks that remain count from 0 through the span, as their part of the cache does.
+    """
+    blocks = find_blocks(model)
+    layers: list[torch.nn.Module] = list(blocks.layers)
+    layers[first:last] = [span]
+    rearrange(model, layers, [*range(first), first, *range(last, blocks.total)])
+
+
+def session_of(servers: Served, span: Span) -> Callable[[], Any]:
     """What a hand-placed span calls to begin a session."""
     from swarm.client.model import RemoteBlocks
     from swarm.config import ClientConfig
@@ -174,7 +186,7 @@ def test_spans_that_are_placed_by_hand(served: Serve, whole: Whole, checkpoints:
     servers = served(kind, 1)
     inputs, expected = settled(whole(kind), one(9), 16)
     model = reference(checkpoints(kind))
-    place(model, RemoteSpan(backend_of(servers, Span(2, 5)), returns_tuple=returns_tuple(model)), 2, 5)
+    place(model, RemoteSpan(session_of(servers, Span(2, 5)), returns_tuple=returns_tuple(model)), 2, 5)
     assert model.generate(**inputs, **GREEDY, max_new_tokens=16).tolist() == expected.tolist()
     del model
     servers.assert_free()
@@ -225,7 +237,7 @@ def test_a_cache_of_another_batch_is_refused(served: Serve) -> None:
 
 
 class Failing:
-    """A backend that fails, and notes when it is closed."""
+    """A session that fails, and notes when it is closed."""
 
     closed = False
 
@@ -239,13 +251,13 @@ class Failing:
 
 
 def test_a_cache_whose_step_failed_is_given_up(checkpoints: Any) -> None:
-    backend = Failing()
+    session = Failing()
     model = reference(checkpoints("llama"))
-    place(model, RemoteSpan(lambda: backend), 0, 6)
+    place(model, RemoteSpan(lambda: session), 0, 6)
     cache = DynamicCache()
     with torch.no_grad(), pytest.raises(MissingBlocks):
         model(prompt(4), past_key_values=cache)
-    assert backend.closed, "or the next step would follow positions of which nobody knows who has them"
+    assert session.closed, "or the next step would follow positions of which nobody knows who has them"
     with pytest.raises(InvalidInput, match="cannot be copied"):
         copy.deepcopy(cache)
 
