@@ -130,6 +130,9 @@ class ServerRecord:
         return self.contract.fingerprints
 
 
+HopKey = tuple[PeerId, Span]
+
+
 @dataclass(frozen=True, slots=True)
 class Hop:
     """One server's part of a route: the blocks `span` computed at `server`."""
@@ -140,6 +143,11 @@ class Hop:
     @property
     def peer_id(self) -> PeerId:
         return self.server.peer_id
+
+    @property
+    def key(self) -> HopKey:
+        """Which hop of a route it is, whatever its server's record says by now."""
+        return self.server.peer_id, self.span
 
 
 @dataclass(frozen=True, slots=True)

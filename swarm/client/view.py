@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Generic, TypeVar
 
 from swarm.client.routing import Conditions, find_route, repair
+from swarm.client.trust import Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
 from swarm.errors import MissingBlocks
@@ -16,34 +16,6 @@ from swarm.net.base import Directory
 from swarm.types import ModelInfo, PeerId, Route, ServerRecord, Span
 
 log = logging.getLogger(__name__)
-
-
-T = TypeVar("T", bound=Hashable)
-
-
-class Avoidance(Generic[T]):
-    """Things to keep away from, each for a time that doubles with every failure and is forgotten after success."""
-
-    def __init__(self, first: float, longest: float) -> None:
-        self.first = first
-        self.longest = longest
-        self._until: dict[T, float] = {}
-        self._failures: dict[T, int] = {}
-
-    def add(self, thing: T, now: float, seconds: float | None = None) -> None:
-        failures = self._failures[thing] = self._failures.get(thing, 0) + 1
-        wait = min(self.first * 2 ** min(failures - 1, 16), self.longest) if seconds is None else seconds
-        self._until[thing] = max(self._until.get(thing, 0.0), now + wait)
-
-    def forgive(self, thing: T) -> None:
-        """It worked: the next failure counts as a first one."""
-        self._failures.pop(thing, None)
-        self._until.pop(thing, None)
-
-    def active(self, now: float) -> frozenset[T]:
-        """What is to be kept away from at `now`."""
-        self._until = {thing: until for thing, until in self._until.items() if until > now}
-        return frozenset(self._until)
 
 
 class View:
@@ -55,8 +27,7 @@ class View:
         self.contract = contract
         self.config = config
         self.rtt_ms: dict[PeerId, float] = {}
-        self.peers = Avoidance[PeerId](config.avoid_peer, config.max_avoid)
-        self.links = Avoidance[tuple[PeerId, PeerId]](config.avoid_link, config.max_avoid)
+        self.trust = Trust(config)
         self.records: list[ServerRecord] = []
         self.others = 0
         """Servers of this model that compute otherwise."""
@@ -92,8 +63,8 @@ class View:
         return Conditions(
             rtt_ms=self.rtt_ms,
             default_rtt_ms=min(self.rtt_ms.values(), default=50.0),
-            avoid_peers=self.peers.active(now),
-            avoid_links=self.links.active(now),
+            avoid_peers=frozenset(self.trust.peers.active(now)),
+            avoid_links=frozenset(self.trust.links.active(now)),
             pins=pins,
             positions=positions,
         )

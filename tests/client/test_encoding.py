@@ -109,8 +109,7 @@ async def generated(
 
     arithmetic = world.arithmetic
     tokens = await asyncio.wait_for(generate(session, PROMPT, count, on_token=on_token, arithmetic=arithmetic), 600.0)
-    assert session._streams is not None
-    codecs = [codec.name for codec in session._streams.codecs]
+    codecs = list(session.statistics().codecs)
     await session.close()
     await world.close()
     return tokens, session, codecs
@@ -227,7 +226,7 @@ def test_auto_is_int8_where_a_server_is_slow_to_reach() -> None:
     tokens, session, codecs = run(generated(world, SPANS, ClientConfig(codec="auto")))
     assert codecs == ["raw", "int8", "int8", "raw"]
     assert tokens == reference(25, codecs)
-    rates = [link.rates for link in session._links]
+    rates = [hop.rates for hop in session.statistics().hops]
     assert [rate.up for rate in rates] == pytest.approx([1e8, 1e5, 1e8], rel=0.1)
     assert [rate.down for rate in rates] == pytest.approx([1e8, 1e5, 1e8], rel=0.1)
 
@@ -238,7 +237,7 @@ def test_a_link_too_slow_to_be_measured_is_int8() -> None:
     tokens, session, codecs = run(generated(world, SPANS, ClientConfig(codec="auto")))
     assert codecs == ["int8", "raw", "raw", "raw"]
     assert tokens == reference(25, codecs)
-    rates = session._links[0].rates
+    rates = session.statistics().hops[0].rates
     assert rates.up == pytest.approx(messages.MAX_PADDING / ClientConfig().silence, rel=0.1)
     assert rates.down is None
 

@@ -707,8 +707,8 @@ async def despite(lie: Callable[[Liar], None], *, broken: bool, limit: float = 3
     await world.add("honest", Span(3, 6), decode_ms=5.0)
     session.view.records = []
     if relayed:
-        session.view.links.add(("liar", "c"), asyncio.get_running_loop().time(), 1e6)
-        session.view.links.add(("a", "liar"), asyncio.get_running_loop().time(), 1e6)
+        session.view.trust.links.add(("liar", "c"), asyncio.get_running_loop().time(), 1e6)
+        session.view.trust.links.add(("a", "liar"), asyncio.get_running_loop().time(), 1e6)
         for stream in list(world.servers["a"].host.streams):
             stream.close()
         tokens += await generate(session, tokens[-1:], 1)

@@ -1,0 +1,207 @@
+"""Who is to blame for what goes wrong in a session, and what follows for its hops. Pure: no clock, no network.
+
+What may be chance is a *doubt*: it is counted until an output comes, and at the second time (later, where the hop may
+be innocent) its peer is avoided. What cannot be chance has its peer avoided at once. What fails again and again on the
+same step is no server's fault and ends the step.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from swarm.client.diagnosis import Fault, Suspect
+from swarm.client.trust import Link, Trust
+from swarm.config import ClientConfig
+from swarm.errors import (
+    ComputeFailed,
+    ContextTooLong,
+    FrameRejected,
+    Gap,
+    GenerationFailed,
+    LimitExceeded,
+    ProtocolError,
+    RemoteError,
+    ServerBusy,
+    SessionNotFound,
+    SwarmError,
+)
+from swarm.types import Hop, HopKey, PeerId, Route
+
+PATIENCE = 2
+"""So many doubts about one peer without any output between them are no chance."""
+PATIENCE_BEFORE_GAP = 3
+"""The hop before a gap may have sent all that it had."""
+SHORTEST_LEAVE, LONGEST_LEAVE = 1.0, 600.0
+"""Seconds for which a peer that leaves is avoided, whatever deadline it says."""
+
+
+class Parting(enum.Enum):
+    """How a hop is let go: without a word, so that its server keeps the session for a while; by telling its server; or
+    because its server has no such session."""
+
+    DROPPED = "dropped"
+    CLOSED = "closed"
+    FORGOTTEN = "forgotten"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows: which hops are let go and how, and the error that ends the steps under way, if any does."""
+
+    partings: Mapping[HopKey, Parting] = field(default_factory=dict)
+    ends: SwarmError | None = None
+
+
+NOTHING = Verdict()
+
+
+class Blame:
+    """What went wrong at the hops of one session so far. `trust`: where the verdicts stand for all sessions.
+
+    `now`: the loop's time, in seconds.
+    """
+
+    def __init__(self, trust: Trust, config: ClientConfig) -> None:
+        self.setbacks = 0
+        """Attempts to make a route since the last output came."""
+        self._trust = trust
+        self._config = config
+        self._doubts: dict[HopKey, int] = {}
+        self._strikes: Counter[PeerId] = Counter()
+        self._link_failures: Counter[Link] = Counter()
+        self._step_failures = 0
+
+    # ---- how it goes ------------------------------------------------------------------------------------------
+
+    def attempt(self) -> None:
+        """A route is about to be made, once more."""
+        self.setbacks += 1
+
+    def step_begins(self) -> None:
+        """All steps before have their outputs."""
+        self._step_failures = 0
+
+    def works(self, hops: Iterable[Hop]) -> None:
+        """Outputs came: what is on the route works."""
+        if self.setbacks:
+            self.setbacks = 0
+            self._strikes.clear()
+            for hop in hops:
+                self._trust.peers.forgive(hop.peer_id)
+
+    # ---- what goes wrong --------------------------------------------------------------------------------------
+
+    def suspect(self, route: Route, suspect: Suspect, now: float) -> Verdict:
+        """A step is late, and this is held up by whom."""
+        hops, index = route.hops, min(suspect.index, len(route.hops) - 1)
+        if suspect.fault is not Fault.LINK or not 0 < suspect.index < len(hops):
+            return self._give_up(hops[index], now, suspect.reason)
+        self._trust.links.add((hops[index - 1].peer_id, hops[index].peer_id), now, why=suspect.reason)
+        if index - 1 not in route.relayed_links:
+            return NOTHING
+        # Neither the direct way nor the one through here: one of them does not do what it says.
+        return _both(*(self._give_up(hop, now, suspect.reason) for hop in hops[index - 1 : index + 1]))
+
+    def leaves(self, hop: Hop, deadline: float, now: float) -> None:
+        """Its server goes, in `deadline` seconds; the hop is kept until there is a successor."""
+        seconds = min(max(deadline, SHORTEST_LEAVE), LONGEST_LEAVE)
+        self._trust.peers.add(hop.peer_id, now, seconds, "is leaving")
+
+    def link_down(self, route: Route, index: int, now: float, *, closed_here: bool) -> None:
+        """Hop `index` cannot send on. `closed_here`: this client has ended the epoch's streams itself."""
+        hops = route.hops
+        if index + 1 == len(hops) or index in route.relayed_links:
+            if not closed_here:
+                self.doubt(hops[index])
+            return
+        link = hops[index].peer_id, hops[index + 1].peer_id
+        self._link_failures[link] += 1
+        # Once may be chance, or the next hop's death, which its control stream tells; twice is the link.
+        if self._link_failures[link] > 1:
+            self._trust.links.add(link, now, why="failed twice")
+
+    def failed(self, hops: Sequence[Hop], index: int, error: SwarmError, now: float) -> Verdict:
+        """The server of hop `index` said why it cannot go on."""
+        hop, why = hops[index], str(error)
+        if isinstance(error, ServerBusy):
+            return self._give_up(hop, now, why, error.retry_after)
+        if isinstance(error, ContextTooLong):
+            return Verdict(ends=error)
+        if isinstance(error, FrameRejected):
+            return Verdict(ends=self._count_failure(error))
+        if isinstance(error, ComputeFailed | LimitExceeded):
+            # Another server may compute it, or have more room; where none has, that ends it.
+            return Verdict(self._give_up(hop, now, why).partings, self._count_failure(error))
+        if isinstance(error, SessionNotFound):
+            # Forgotten, as by a restart: it is opened anew, there or elsewhere.
+            self.doubt(hop)
+            return Verdict({hop.key: Parting.FORGOTTEN})
+        if isinstance(error, Gap):
+            # This hop holds less than it said, or the one before left something out.
+            self.doubt(hop)
+            if index:
+                self.doubt(hops[index - 1], PATIENCE_BEFORE_GAP)
+            return NOTHING
+        return self._give_up(hop, now, why)
+
+    def stream_failed(self, hops: Sequence[Hop], index: int, error: SwarmError, now: float) -> Verdict:
+        """A data stream between hop `index` and this client ended with this error."""
+        if isinstance(error, RemoteError | ContextTooLong):
+            return self.failed(hops, index, error, now)
+        if isinstance(error, ProtocolError):
+            return self._give_up(hops[index], now, str(error))
+        self.doubt(hops[index])
+        return NOTHING
+
+    def refused(self, hop: Hop, error: SwarmError, now: float) -> Verdict:
+        """The hop could not be opened, taken up again, prepared, or reached for data."""
+        if isinstance(error, SessionNotFound):
+            return Verdict({hop.key: Parting.FORGOTTEN})
+        return self._give_up(hop, now, str(error), error.retry_after if isinstance(error, ServerBusy) else None)
+
+    def doubt(self, hop: Hop, patience: int = PATIENCE) -> None:
+        """Something went wrong at this hop that may be chance; `patience` times without any output, and it is not."""
+        self._doubts.setdefault(hop.key, patience)
+
+    def judge(self, now: float) -> Verdict:
+        """When the reports of an incident are together: count the doubts that nothing else has explained."""
+        doubts, self._doubts = self._doubts, {}
+        explained = set(self._trust.peers.active(now))
+        verdict = NOTHING
+        for key, patience in doubts.items():
+            peer_id, _ = key
+            if peer_id not in explained:
+                self._strikes[peer_id] += 1
+                if self._strikes[peer_id] >= patience:
+                    verdict = _both(verdict, self._give_up_key(key, now, "breaks off again and again"))
+        return verdict
+
+    def _give_up(self, hop: Hop, now: float, why: str, seconds: float | None = None) -> Verdict:
+        return self._give_up_key(hop.key, now, why, seconds)
+
+    def _give_up_key(self, key: HopKey, now: float, why: str, seconds: float | None = None) -> Verdict:
+        """This peer is not used for a while; its session is let go."""
+        if seconds is not None:
+            # Longer than the next attempts wait, so that they go elsewhere, however soon it promises room.
+            seconds = max(seconds, self._config.retry_base * 2 ** min(self.setbacks, 7))
+        peer_id, _ = key
+        self._trust.peers.add(peer_id, now, seconds, why)
+        return Verdict({key: Parting.DROPPED if seconds is None else Parting.CLOSED})
+
+    def _count_failure(self, error: SwarmError) -> SwarmError | None:
+        """What fails again and again on the same step is no server's fault: it ends."""
+        self._step_failures += 1
+        if self._step_failures < self._config.max_step_failures:
+            return None
+        ends = GenerationFailed(f"the same step failed {self._step_failures} times; the last failure: {error}")
+        ends.__cause__ = error
+        return ends
+
+
+def _both(*verdicts: Verdict) -> Verdict:
+    """All of these."""
+    partings = {key: how for verdict in verdicts for key, how in verdict.partings.items()}
+    return Verdict(partings, next((verdict.ends for verdict in verdicts if verdict.ends is not None), None))

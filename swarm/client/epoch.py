@@ -1,0 +1,305 @@
+"""How a session's epochs begin: choose the hops, meet them, ask what each has, decide where each goes on, resume.
+
+docs/protocol.md describes the steps. Whoever calls decides when; an attempt is all or nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from swarm.client.blame import Blame, Parting, Verdict
+from swarm.client.chunks import best_chunk, stage
+from swarm.client.encoding import choose_codecs
+from swarm.client.link import Event, HopLink
+from swarm.client.resume import HopPlan, HopState, plan_resume
+from swarm.client.sequences import Sequences, Snapshot
+from swarm.client.streams import EpochStreams
+from swarm.client.view import View
+from swarm.errors import MissingBlocks, StreamClosed, SwarmError
+from swarm.net.base import Host
+from swarm.tasks import Tasks
+from swarm.types import Route, Span
+from swarm.wire import messages
+from swarm.wire import swarm_pb2 as pb
+from swarm.wire.codecs import Codec, codec_of, offered
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """Who hears what comes in an epoch: results, that hop `index`'s data stream failed, what a hop says unasked."""
+
+    result: Callable[[pb.Step], None]
+    broken: Callable[[int, SwarmError], None]
+    event: Callable[[HopLink, Event], None]
+
+
+class Epochs:
+    """The hops that a session has open, the streams of its present epoch, and how the next one is begun.
+
+    `number`: of the last epoch that was tried, 0 before the first; `streams`: of the present one, None while there is
+    none that runs; `links`: one a hop of `route`.
+    """
+
+    def __init__(
+        self, host: Host, view: View, span: Span, sequences: Sequences, blame: Blame, tasks: Tasks, hearing: Hearing
+    ) -> None:
+        self.number = 0
+        self.route: Route | None = None
+        self.links: tuple[HopLink, ...] = ()
+        self.streams: EpochStreams | None = None
+        self._host = host
+        self._view = view
+        self._span = span
+        self._sequences = sequences
+        self._blame = blame
+        self._tasks = tasks
+        self._goodbyes = Tasks(log)
+        """Hops that are told that their session ends."""
+        self._hearing = hearing
+        self._backlog: list[pb.Step] = []
+        self._broken = -1
+        self._leaving: set[HopLink] = set()
+        self._pins: dict[int, bytes] = {}
+        """The fingerprint of each block, of the first route: later hops must have the same weights."""
+
+    # ---- the present one --------------------------------------------------------------------------------------
+
+    def put(self, steps: Iterable[pb.Step]) -> None:
+        """Send steps to the first hop, now or when an epoch runs."""
+        if self.streams is not None:
+            self.streams.put(steps)
+        else:
+            self._backlog.extend(steps)
+
+    def chunk(self, positions: int) -> int:
+        """Into frames of how many positions to cut so many, on the route in use."""
+        if self._view.config.chunk_positions is not None:
+            return self._view.config.chunk_positions
+        return best_chunk(positions, [stage(hop) for hop in self.route.hops] if self.route is not None else [])
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the last epoch was ended from here."""
+        return self._broken == self.number
+
+    def end(self) -> None:
+        """End this epoch's streams; the hops stay open."""
+        self._broken = self.number
+        if self.streams is not None:
+            self.streams.close()
+            self.streams = None
+
+    def index_of(self, link: HopLink) -> int | None:
+        """Which hop of the route it is; None: none any more."""
+        return self.links.index(link) if link in self.links else None
+
+    @property
+    def has_leavers(self) -> bool:
+        """Whether a hop's server goes, and a successor is to be found."""
+        return bool(self._leaving)
+
+    def leaves(self, link: HopLink) -> bool:
+        """Note that this hop's server goes. False if that is known already."""
+        known = link in self._leaving
+        self._leaving.add(link)
+        return not known
+
+    def carry_out(self, verdict: Verdict) -> None:
+        """Let go of the hops that are to be let go."""
+        for link in self.links:
+            match verdict.partings.get(link.hop.key):
+                case Parting.DROPPED:
+                    link.drop()
+                case Parting.CLOSED:
+                    self._let_go(link)
+                case Parting.FORGOTTEN:
+                    link.ended = True
+                    link.drop()
+
+    def _let_go(self, link: HopLink) -> None:
+        self._goodbyes.spawn(link.close(), name=f"closing {link}")
+        link.lost = link.ended = True
+
+    async def close(self) -> None:
+        """End it all, and free what the hops hold, at once."""
+        self.end()
+        await asyncio.gather(self._goodbyes.finished(), *(link.close() for link in self.links))
+
+    # ---- the next one -----------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """One attempt. Raises SwarmError after blaming who failed; then no streams run."""
+        await self._reattach()
+        route = self._choose()
+        fresh = self._take(route)
+        self.number += 1
+        self._backlog.clear()
+        snapshot = self._sequences.snapshot()
+        codecs, states = await self._meet(route, fresh, snapshot)
+        plan = plan_resume(states, snapshot.wanted)
+        streams = EpochStreams(
+            route, self.links, self.number, codecs, self._hearing.result, self._hearing.broken, self._tasks
+        )
+        try:
+            await self._open(streams)
+            resumes = [self._resume(p, snapshot) for p in plan.hops]
+            await self._all(self.links, [link.resume(r) for link, r in zip(self.links, resumes, strict=True)])
+            if self.is_broken:
+                raise StreamClosed("a link broke while the route was made")
+        except SwarmError:
+            streams.close()
+            raise
+        self._run(streams, snapshot, plan.client_from)
+
+    async def _reattach(self) -> None:
+        """A control stream that was lost may have been just that: take the session up again where the peer answers."""
+        lost = [link for link in self.links if link.lost and not link.ended]
+        avoided = self._view.trust.peers.active(_now())
+        tries = [link for link in lost if link.hop.peer_id not in avoided and link not in self._leaving]
+        await asyncio.gather(*(self._try_attach(link) for link in tries))
+
+    async def _try_attach(self, link: HopLink) -> None:
+        silence = self._view.config.silence
+        try:
+            async with asyncio.timeout(silence):
+                await link.attach()
+        except (SwarmError, TimeoutError) as error:
+            log.info("%s is gone: %s", link, error)
+            told = error if isinstance(error, SwarmError) else StreamClosed(f"{link}: silent for {silence:.0f} s")
+            self.carry_out(self._blame.refused(link.hop, told, _now()))
+
+    def _choose(self) -> Route:
+        """Keep what lives; fill the gaps; else begin anew. A hop that leaves is kept only if nobody can follow it."""
+        positions = self._sequences.positions
+        if self.route is None:
+            return self._view.route(self._span, positions, self._pins)
+        lost = {i for i, link in enumerate(self.links) if link.lost}
+        leaving = {i for i, link in enumerate(self.links) if link in self._leaving}
+        for gone in (lost | leaving, lost) if leaving else (lost,):
+            try:
+                return self._view.repair(self.route, gone, positions, self._pins)
+            except MissingBlocks:
+                continue
+        return self._view.route(self._span, positions, self._pins)
+
+    def _take(self, route: Route) -> list[HopLink]:
+        """A link for every hop, those that are open as they are; the others are let go. Returns which are new."""
+        old, kept = self.links, {link.hop.key: link for link in self.links if not link.lost}
+        config, event = self._view.config, self._hearing.event
+        self.links = tuple(
+            kept.get(hop.key) or HopLink(self._host, hop, config, event, self._tasks) for hop in route.hops
+        )
+        self.route = route
+        self._leaving &= set(self.links)
+        for link in old:
+            if link not in self.links:
+                self._let_go(link)
+        return [link for link in self.links if link not in old]
+
+    async def _meet(
+        self, route: Route, fresh: Sequence[HopLink], snapshot: Snapshot
+    ) -> tuple[list[Codec], list[HopState]]:
+        """Open the new links and begin the epoch at all: how each link's states travel, and what each hop has.
+
+        All or nothing: on failure the new ones are closed.
+        """
+        links, unopened = self.links, set(fresh)
+        try:
+            if self._view.config.codec == "auto":
+                # How fast the hops are reached decides how they are prepared.
+                await self._all(fresh, [link.open(self._open_request(link)) for link in fresh])
+                unopened.clear()
+            codecs = self._codecs(links)
+            requests = self._prepares(route, links, snapshot, [codec.name for codec in codecs])
+            asks = [
+                link.open(self._open_request(link), request) if link in unopened else link.prepare(request)
+                for link, request in zip(links, requests, strict=True)
+            ]
+            states = [state for state in await self._all(links, asks) if state is not None]
+        except (SwarmError, asyncio.CancelledError):
+            for link in fresh:
+                self._let_go(link)
+            raise
+        for link in fresh:
+            if link.rtt_ms is not None:
+                self._view.measured(link.hop.peer_id, link.rtt_ms)
+        return codecs, states
+
+    def _open_request(self, link: HopLink) -> pb.Open:
+        span = link.hop.span
+        prints = link.hop.server.contract.on(span).fingerprints
+        asked = replace(self._view.contract.on(span), fingerprints=prints)
+        return pb.Open(contract=messages.contract_message(asked), positions=self._sequences.positions)
+
+    async def _all(self, links: Sequence[HopLink], asks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        """Ask all at once. Whoever fails is blamed; the first failure is raised when all have answered."""
+        answers = await asyncio.gather(*asks, return_exceptions=True)
+        failures = [(link, a) for link, a in zip(links, answers, strict=True) if isinstance(a, BaseException)]
+        for link, error in failures:
+            if not isinstance(error, SwarmError):
+                raise error
+            self.carry_out(self._blame.refused(link.hop, error, _now()))
+        if failures:
+            raise failures[0][1]
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    def _codecs(self, links: Sequence[HopLink]) -> list[Codec]:
+        """How hidden states travel on every link, from the one into the first hop to the one out of the last."""
+        asked, row_bytes = self._view.contract, self._view.contract.row_bytes
+        ends, speak = [link.party for link in links], offered(asked.dtype, asked.hidden_size)
+        names = choose_codecs(self._view.config.codec, ends, row_bytes, speak)
+        return [codec_of(name, asked.dtype, asked.hidden_size, row_bytes) for name in names]
+
+    def _prepares(
+        self, route: Route, links: Sequence[HopLink], snapshot: Snapshot, codecs: Sequence[str]
+    ) -> list[pb.Prepare]:
+        """Who feeds whom in this epoch."""
+        requests = []
+        for index, following in enumerate([*links[1:], None]):
+            relayed = index in route.relayed_links
+            request = pb.Prepare(epoch=self.number, sequences=snapshot.manifest, relayed=relayed)
+            request.input_codec, request.output_codec = codecs[index], codecs[index + 1]
+            if index > 0 and index - 1 not in route.relayed_links:
+                request.upstream = links[index - 1].hop.peer_id
+            if following is not None and not relayed:
+                request.downstream.session = following.session
+                request.downstream.record = self._view.newest(following.hop.server).signed
+            requests.append(request)
+        return requests
+
+    async def _open(self, streams: EpochStreams) -> None:
+        """Open the data streams. Raises the first error after blaming its hop."""
+        for index, error in await streams.open():
+            self.carry_out(self._blame.refused(self.links[index].hop, error, _now()))
+            raise error
+
+    def _resume(self, plan: HopPlan, snapshot: Snapshot) -> pb.Resume:
+        return pb.Resume(
+            epoch=self.number,
+            cuts=[pb.Position(sequence=s, position=p) for s, p in plan.cuts.items()],
+            replays=[pb.Position(sequence=s, position=p) for s, p in plan.replays.items()],
+            wants=[pb.Position(sequence=s, position=p) for s, p in snapshot.wanted.items()],
+        )
+
+    def _run(self, streams: EpochStreams, snapshot: Snapshot, starts: Mapping[int, int]) -> None:
+        """From now on steps go out: first what the hops lack, then what was issued in the meantime."""
+        self.streams = streams
+        again = sum(max(length - starts.get(sequence, 0), 0) for sequence, length in snapshot.lengths.items())
+        streams.put(snapshot.steps(starts, self.chunk(again)))
+        streams.put(self._backlog)
+        self._backlog.clear()
+        for hop in streams.route.hops:
+            for block, fingerprint in zip(hop.span, hop.server.contract.on(hop.span).fingerprints, strict=True):
+                self._pins.setdefault(block, fingerprint)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
