@@ -24,15 +24,34 @@ if missing or foreign or placed:
 CHECK
 echo "$(basename "$wheel"), $(du -k "$wheel" | cut -f1) KB"
 
-"$python" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet "$(sed -n '/^torch==/p' constraints.txt)"
-"$work/venv/bin/pip" install --quiet -c constraints.txt "$wheel"
-
 cp -r models/tiny-llama "$work/tiny-llama"
 cp scripts/quickstart.py "$work/quickstart.py"
+pip() { "$work/venv/bin/python" -m pip install --quiet "$@"; }
+
+# Without extras: it serves and generates, and says what more it needs for the rest.
+"$python" -m venv "$work/venv"
+pip "$(sed -n '/^torch==/p' constraints.txt)"
+pip -c constraints.txt "$wheel"
+constraints=$PWD/constraints.txt
 cd "$work"
-for command in swarm-serve swarm-bootstrap swarm-status swarm-chat swarm-gateway; do
-    "$work/venv/bin/$command" --help >/dev/null
-    echo "$command --help: fine"
+for package in fastapi openai libp2p trio; do
+    if "$work/venv/bin/python" -c "import $package" 2>/dev/null; then
+        echo "$package is installed without being asked for" >&2
+        exit 1
+    fi
 done
+for command in "$work"/venv/bin/swarm-*; do
+    "$command" --help >/dev/null
+    echo "$(basename "$command") --help: fine"
+done
+peer=/ip4/127.0.0.1/tcp/1/p2p/12D3KooWSPfVm14AFBKqmwqBxnKhjQyMJDjYc7vKSPj54QZyHkUe
+complaint=$("$work/venv/bin/swarm-gateway" tiny-llama -p "$peer" --identity-path "$work/gateway.key" 2>&1 || true)
+case $complaint in
+    "error: "*'pip install "swarm-llm[gateway]"') echo "$complaint" ;;
+    *) echo "swarm-gateway without its extra: $complaint" >&2; exit 1 ;;
+esac
 "$work/venv/bin/python" quickstart.py "$work/venv/bin" "$work/tiny-llama"
+
+# With them: a gateway, and listeners for browsers.
+pip -c "$constraints" "$wheel[gateway,edge]"
+"$work/venv/bin/python" quickstart.py "$work/venv/bin" "$work/tiny-llama" --gateway

@@ -1,6 +1,8 @@
-"""The quickstart's code against a swarm of two servers and a gateway, with nothing but the installed package.
+"""The quickstart's code against a swarm of two servers, with nothing but the installed package.
 
-python quickstart.py FOLDER_OF_THE_COMMANDS MODEL
+python quickstart.py FOLDER_OF_THE_COMMANDS MODEL [--gateway]
+
+With --gateway a gateway is asked for the same text, and browsers find listeners; this takes the package's extras.
 """
 
 from __future__ import annotations
@@ -19,21 +21,24 @@ PROMPT = "A function definition"
 TOKENS = 24
 
 
-def main(commands: Path, name: str) -> None:
-    """A bootstrap peer, two servers and a gateway, and the code that the documentation shows."""
+def main(commands: Path, name: str, *, gateway: bool) -> None:
+    """A bootstrap peer, two servers and perhaps a gateway, and the code that the documentation shows."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        started = [start(commands, place, "bootstrap", "--address-file", str(place / "addresses"), "--no-edge")]
+        edges = ("--edge-address-file", str(place / "edges")) if gateway else ()
+        started = [start(commands, place, "bootstrap", "--address-file", str(place / "addresses"), *edges)]
         try:
-            wait((place / "addresses").exists)
+            wait((place / ("edges" if gateway else "addresses")).exists)
             peer = (place / "addresses").read_text().splitlines()[0]
             join = ("--initial-peers", peer, "--quiet")
             started += [start(commands, place, "serve", name, "--blocks", blocks, *join) for blocks in ("0:4", "4:8")]
             status = [commands / "swarm-status", name, "--initial-peers", peer, "--wait", "--timeout", str(PATIENCE)]
             subprocess.run(status, check=True)
             right = generate(name, peer)
-            started.append(start(commands, place, "gateway", name, "--http", "127.0.0.1:0", *join))
-            ask(name, peer, place / f"{len(started)}.log", right)
+            say(commands, name, peer, right)
+            if gateway:
+                started.append(start(commands, place, "gateway", name, "--http", "127.0.0.1:0", *join))
+                ask(name, peer, place / f"{len(started)}.log", right)
             print(right)
         finally:
             for process in started:
@@ -75,6 +80,14 @@ def generate(name: str, peer: str) -> str:
     return str(tokenizer.decode(ids[inputs["input_ids"].shape[1] :]))
 
 
+def say(commands: Path, name: str, peer: str, right: str) -> None:
+    """The same text from swarm-chat."""
+    how = ("--initial-peers", peer, "--temperature", "0", "--max-new-tokens", str(TOKENS), "--quiet")
+    answer = subprocess.run([commands / "swarm-chat", name, *how], input=PROMPT, stdout=subprocess.PIPE, text=True)
+    if answer.returncode != 0 or answer.stdout.strip() != right.strip():
+        sys.exit(f"swarm-chat says {answer.stdout!r}, and not {right!r}")
+
+
 def ask(name: str, peer: str, log: Path, right: str) -> None:
     """The same text from the gateway, and its page."""
     import swarm
@@ -92,4 +105,4 @@ def ask(name: str, peer: str, log: Path, right: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], gateway="--gateway" in sys.argv)

@@ -14,6 +14,7 @@ import click
 
 from swarm._version import __version__
 from swarm.cli import streams
+from swarm.cli.extras import how_to_have
 from swarm.cli.logs import start_logging
 from swarm.errors import InvalidInput, SwarmError
 
@@ -83,7 +84,7 @@ def fail(error: Exception, verbose: int) -> NoReturn:
     said = cause(error)
     if verbose:
         log.error("failed", exc_info=error)
-    hint = "" if verbose or isinstance(said, SwarmError | OSError) else " (-v shows where)"
+    hint = "" if verbose or isinstance(said, SwarmError | OSError | ModuleNotFoundError) else " (-v shows where)"
     with contextlib.suppress(OSError):
         click.echo(f"error: {shown(words(said))}{hint}", err=True)
     sys.exit(1)
@@ -107,6 +108,8 @@ def words(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, ModuleNotFoundError) and (hint := how_to_have(error.name)):
+        return hint
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

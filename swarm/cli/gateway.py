@@ -28,7 +28,7 @@ from swarm.cli.options import (
 )
 from swarm.cli.signals import on_signals
 from swarm.cli.values import COUNT, THREADS, place_of
-from swarm.config import SPECULATIONS, ClientConfig, EdgeConfig, GatewayConfig, NetworkConfig
+from swarm.config import SPECULATIONS, ClientConfig, GatewayConfig, NetworkConfig
 from swarm.errors import InvalidInput
 from swarm.net.initial_peers import HOW_TO_BEGIN
 
@@ -121,7 +121,7 @@ def main(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     wishes = Wishes(model, dtype, revision, token, threads, public_name, config, client)
     with identified(network, identity_path, "gateway", "gateway") as network:
-        asyncio.run(run(network, wishes, edge.beside(network), side))
+        asyncio.run(run(network, wishes, edge, side))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +156,11 @@ class HttpSide:
         return HttpPlace(self.host, self.port, HttpSettings(self.hosts, self.origins, self.keys))
 
 
-async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | None, side: HttpSide | None) -> None:
-    """Be a query node until a signal comes. Raises SwarmError."""
+async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeOptions, side: HttpSide | None) -> None:
+    """Be a query node until a signal comes, without an edge where that is impossible and nobody asked for one.
+
+    Raises SwarmError.
+    """
     from swarm.gateway.life import Gateway
     from swarm.gateway.loading import load_model
 
@@ -173,7 +176,8 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeConfig | Non
     loaded = await asyncio.to_thread(load_model, wishes.model, progress=progress_bars(), **which)
     async with contextlib.AsyncExitStack() as stack:
         joined = await stack.enter_async_context(await net.open(network))
-        edge = await stack.enter_async_context(edge_of(joined.identity, browsers))
+        listening = edge_of(joined.identity, browsers.beside(network), needed=browsers.needed)
+        edge = await stack.enter_async_context(listening)
         gateway = Gateway(
             joined,
             loaded,

@@ -8,10 +8,12 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from swarm.cli.extras import how_to_have
 from swarm.cli.files import write_addresses
 from swarm.config import EdgeConfig
 from swarm.errors import EdgeFailed
@@ -57,9 +59,9 @@ async def edge_of(
 
 
 async def _start_edge(identity: Identity, config: EdgeConfig, needed: bool) -> Edge | None:
-    # In a thread, because it takes a second or two in which others may need this loop.
-    module = await asyncio.to_thread(importlib.import_module, "swarm.net.edge.host")
     try:
+        # In a thread, because it takes a second or two in which others may need this loop.
+        module = await asyncio.to_thread(_edge_module)
         edge: Edge = await module.Edge.start(identity, config)
         return edge
     except EdgeFailed as error:
@@ -67,6 +69,16 @@ async def _start_edge(identity: Identity, config: EdgeConfig, needed: bool) -> E
             raise
         log.warning("browsers cannot reach this peer: %s", error)
         return None
+
+
+def _edge_module() -> ModuleType:
+    try:
+        return importlib.import_module("swarm.net.edge.host")
+    except ModuleNotFoundError as error:
+        hint = how_to_have(error.name)
+        if hint is None:
+            raise
+        raise EdgeFailed(hint) from error
 
 
 async def _keep_written(edge: Edge, file: Path | None) -> None:

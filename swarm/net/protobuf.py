@@ -28,8 +28,11 @@ def folder_of(package: str) -> Path:
 
 
 def _share_definitions() -> None:
-    """Where the program imported hivemind before us, hivemind keeps its own; libp2p can then not be imported."""
-    if _HIVEMIND in sys.modules:
+    """Where the program imported hivemind before us, hivemind keeps its own; libp2p can then not be imported.
+
+    So it does where libp2p is not installed: it comes with the extra for browsers.
+    """
+    if _HIVEMIND in sys.modules or importlib.util.find_spec("libp2p") is None:
         return
     if _LIBP2P not in sys.modules:
         path = folder_of("libp2p") / "crypto" / "pb" / "crypto_pb2.py"
@@ -60,7 +63,7 @@ def _postpone_hivemind() -> None:
 
 def _load(spec: ModuleSpec | None, *, execute: bool) -> ModuleType:
     if spec is None or spec.loader is None:
-        raise ImportError("hivemind or libp2p is not installed as swarm needs it: pip install swarm-llm")
+        raise ImportError("hivemind or libp2p is installed in parts: pip install --force-reinstall swarm-llm")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     if execute:
         spec.loader.exec_module(module)
