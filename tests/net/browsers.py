@@ -9,7 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import swarm.net.protobuf  # noqa: F401  isort: skip  (before libp2p)
+import swarm.net.patches  # noqa: F401  isort: skip  (before libp2p)
 
 import trio
 import trio_websocket

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import base58
 import pytest
 
 import swarm.net.hivemind.directory as directories
@@ -107,7 +106,7 @@ def test_a_server_is_found_though_enough_others_name_its_model() -> None:
         one, first = await join(few)
         two, second = await join(replace(few, initial_peers=tuple(one.host.addresses)))
         await first.announce(record(one.identity.peer_id), MODEL)
-        late = replace(record(two.identity.peer_id), span=Span(1, 4), fingerprints=(bytes(8),) * 3)
+        late = replace(record(two.identity.peer_id), contract=Contract(MODEL.key, Span(1, 4), (bytes(8),) * 3))
         late = await second.announce(late, MODEL)
         assert late in await first.lookup(MODEL.key, 4)
         assert await second.models() == [MODEL]
@@ -119,13 +118,6 @@ def test_a_server_is_found_though_enough_others_name_its_model() -> None:
         await one.close()
 
     asyncio.run(main())
-
-
-def test_long_names_of_peers_are_spelled_and_not_remembered() -> None:
-    size = directories._remembered.cache_info().currsize
-    assert directories.PeerID(b"x" * 1000).to_base58() == base58.b58encode(b"x" * 1000).decode()
-    assert directories._remembered.cache_info().currsize == size
-    assert directories.PeerID.from_base58(directories.PeerID(b"y" * 38).to_base58()) == directories.PeerID(b"y" * 38)
 
 
 def test_a_bootstrap_peer_that_comes_back_is_found_and_finds_everybody(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import swarm.net.protobuf  # noqa: F401  isort: skip  (before libp2p)
+import swarm.net.patches  # noqa: F401  isort: skip  (before libp2p)
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec

@@ -6,7 +6,7 @@ returns. libp2p's own switch is not used: it keeps a place for every connection 
 
 from __future__ import annotations
 
-import swarm.net.protobuf  # noqa: F401  isort: skip  (before libp2p)
+import swarm.net.patches  # noqa: F401  isort: skip  (before libp2p)
 
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -22,6 +22,7 @@ from swarm.net.edge.webrtc import FIRST_CONTACTS, AsyncioThread, WebRTCListener,
 from swarm.net.edge.websocket import WebSocketListener
 from swarm.net.edge.webtransport import IDLE, BoundedWebTransportListener
 from swarm.net.identity import Identity
+from swarm.net.patches import limit_first_contacts
 
 
 class Transports:
@@ -63,7 +64,7 @@ class Transports:
             bridge_factory=bridge,
             local_peer_id=self._peer,
         )
-        listener._first_contact_limiter = type(listener._first_contact_limiter)(rate=FIRST_CONTACTS)
+        limit_first_contacts(listener, FIRST_CONTACTS)
         await listener.listen(Multiaddr(address))
         return listener
 

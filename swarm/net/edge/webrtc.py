@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any
 
-import swarm.net.protobuf  # noqa: F401  isort: skip  (before libp2p)
+import swarm.net.patches  # noqa: F401  isort: skip  (before libp2p)
 
 import trio
 from libp2p.transport.webrtc._udp_mux import UdpMux
@@ -20,6 +20,7 @@ from libp2p.transport.webrtc.connection import WebRTCConnection
 from libp2p.transport.webrtc.listener import WebRTCDirectListener
 
 from swarm.net.edge.listening import UNSENT, Arrive
+from swarm.net.patches import end_streams, make_writers_wait
 
 log = logging.getLogger(__name__)
 
@@ -71,23 +72,21 @@ class Channels:
 
     def attach(self, connection: WebRTCConnection, thread: AsyncioThread) -> None:
         """Make writers of `connection` wait for a slow peer, and end it when WebRTC's connection ends."""
-        send = connection._send_on_channel_cb
         token = trio.lowlevel.current_trio_token()
 
-        async def patiently(number: int, data: bytes) -> None:
-            await send(number, data)
+        async def room() -> None:
             while self._unsent() > UNSENT:
                 await asyncio.sleep(0.01)
 
         def end() -> None:
             with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(connection._accept_send.close)
+                token.run_sync_soon(end_streams, connection)
 
         def forget(stream: Any) -> None:
             connection.remove_stream(stream.channel_id)
             thread.call(self._drop, stream.channel_id)
 
-        connection._send_on_channel_cb = patiently
+        make_writers_wait(connection, room)
         connection.forget = forget  # type: ignore[attr-defined]
         thread.schedule_fire_and_forget(self._watch(end))
 

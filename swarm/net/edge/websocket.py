@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-import swarm.net.protobuf  # noqa: F401  isort: skip  (before libp2p)
+import swarm.net.patches  # noqa: F401  isort: skip  (before libp2p)
 
 import trio
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair

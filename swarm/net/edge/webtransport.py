@@ -8,7 +8,7 @@ import socket
 import time
 from typing import Any
 
-import swarm.net.protobuf  # noqa: F401  isort: skip  (before libp2p)
+import swarm.net.patches  # noqa: F401  isort: skip  (before libp2p)
 
 import trio
 from aioquic._buffer import Buffer

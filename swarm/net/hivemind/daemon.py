@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import swarm.net.protobuf  # noqa: F401  isort: skip  (before hivemind)
+import swarm.net.patches  # noqa: F401  isort: skip  (before hivemind)
 
 import base58
 from hivemind.proto import p2pd_pb2
@@ -27,7 +27,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 from swarm.config import NetworkConfig
 from swarm.errors import DaemonFailed, NetworkError, SwarmError
 from swarm.net.identity import Identity
-from swarm.net.protobuf import folder_of
+from swarm.net.patches import folder_of
 from swarm.types import PeerId
 from swarm.wire.framing import read_frame, write_frame
 

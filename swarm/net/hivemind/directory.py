@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-import swarm.net.protobuf  # noqa: F401  isort: skip  (before hivemind)
+import swarm.net.patches  # noqa: F401  isort: skip  (before hivemind)
 
-import base58
 import msgpack
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.p2p import PeerID
-from hivemind.p2p.p2p_daemon_bindings import datastructures
 
 from swarm.config import NetworkConfig
 from swarm.errors import NetworkError, PeerUnreachable, RecordRefused
 from swarm.net import records
 from swarm.net.base import DirectoryStatistics
 from swarm.net.identity import Identity
+from swarm.net.patches import bound_directory, remember_peer_ids
 from swarm.types import ModelInfo, PeerId, ServerRecord
 from swarm.wire import swarm_pb2 as pb
 
@@ -49,17 +46,7 @@ _LATER = 0.001
 """By so many seconds an expiration must exceed the one that it replaces."""
 
 
-_LONGEST_PEER_ID = 64
-_remembered = functools.lru_cache(16_384)(base58.b58encode)
-
-
-def _base58(raw: bytes) -> bytes:
-    """Every answer names the 20 peers next to each of its keys, and hivemind spells all of them: mostly the same ones,
-    in what used to be half of the time of a read."""
-    return _remembered(raw) if len(raw) <= _LONGEST_PEER_ID else base58.b58encode(raw)
-
-
-datastructures.base58 = SimpleNamespace(b58encode=_base58, b58decode=base58.b58decode)
+remember_peer_ids()
 
 
 class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
@@ -314,8 +301,7 @@ async def open_directory(host: HivemindHost) -> HivemindDirectory:
         )
     except Exception as error:
         raise _not_joined(error, initial_peers) from error
-    node.protocol.storage, node.protocol.cache = CappedStorage(config), NoCache()
-    node.protocol._validate_dictionary = validator.drop_invalid
+    bound_directory(node, CappedStorage(config), NoCache(), validator.drop_invalid)
     return HivemindDirectory(node, host.daemon, host.identity, initial, config)
 
 

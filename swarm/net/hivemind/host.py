@@ -8,7 +8,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Sequence
 from typing import NoReturn
 
-import swarm.net.protobuf  # noqa: F401  isort: skip  (before hivemind)
+import swarm.net.patches  # noqa: F401  isort: skip  (before hivemind)
 
 import base58
 from hivemind.p2p import P2P
