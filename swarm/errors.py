@@ -78,7 +78,11 @@ class SwarmError(Exception):
 
 
 class InvalidInput(SwarmError, ValueError):
-    """An argument cannot work; the message says which and what to pass instead."""
+    """An argument cannot work; the message says which and what to pass instead. `field`: which one of a query."""
+
+    def __init__(self, message: str = "", field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ContextTooLong(InvalidInput):

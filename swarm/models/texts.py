@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from swarm.errors import BadCheckpoint, InvalidInput
+from swarm.models.chat import ChatTemplate
 from swarm.wire import swarm_pb2 as pb
 
 CONTEXT = 4
@@ -49,21 +50,19 @@ class Texts:
             ids = list(self.tokenizer(query.text)["input_ids"])
         else:
             raise InvalidInput("a query needs a prompt: text, messages or tokens")
-        if not ids or max(ids) >= vocabulary:
-            raise InvalidInput(f"a prompt has at least one token, and they are below {vocabulary}")
+        if not ids:
+            raise InvalidInput("prompt: at least one token is needed", field="prompt")
+        if max(ids) >= vocabulary:
+            words = f"prompt: {max(ids)} is no token of this model, which has {vocabulary}: 0 to {vocabulary - 1}"
+            raise InvalidInput(words, field="prompt")
         return ids
 
     def conversation(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
         """Chat messages through the model's template. Raises InvalidInput."""
         if not self.converses:
-            raise InvalidInput("this model has no chat template: ask it to complete a text instead")
-        if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
-            raise InvalidInput("messages are a list of objects, each with a role")
-        options: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False}
-        try:
-            return list(self.tokenizer.apply_chat_template(list(messages), tools=list(tools) or None, **options))
-        except Exception as error:  # a template is a program of the model's authors
-            raise InvalidInput(f"the model's chat template refuses this conversation: {error}") from error
+            words = "this model has no chat template: ask it to complete a text instead"
+            raise InvalidInput(words, field="messages")
+        return ChatTemplate(self.tokenizer).ids(messages, tools)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text as it is shown."""
@@ -78,9 +77,9 @@ def _list_of(text: str, name: str) -> list[Any]:
     try:
         value = json.loads(text) if text else []
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{name} are no JSON") from error
+        raise InvalidInput(f"{name} are no JSON", field=name) from error
     if not isinstance(value, list):
-        raise InvalidInput(f"{name} are no list")
+        raise InvalidInput(f"{name} are no list", field=name)
     return value
 
 

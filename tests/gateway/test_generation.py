@@ -47,8 +47,9 @@ class Bytes:
     def decode(self, ids: Any, **options: Any) -> str:
         return bytes(int(i) % 128 for i in ids).decode()
 
-    def apply_chat_template(self, messages: list[Any], **options: Any) -> list[int]:
-        return list("".join(message["content"] for message in messages).encode())
+    def apply_chat_template(self, messages: list[Any], tokenize: bool = True, **options: Any) -> Any:
+        text = "".join(message["content"] for message in messages)
+        return list(text.encode()) if tokenize else text
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from swarm._version import __version__
 from swarm.gateway.answers import Answerer
+from swarm.gateway.openai.body import JsonRoute
 from swarm.gateway.openai.endpoint import Endpoint
 from swarm.gateway.openai.errors import handle_errors
 from swarm.gateway.openai.guard import HttpSettings, protect
@@ -67,7 +68,7 @@ def _models(endpoint: Endpoint) -> APIRouter:
 
 
 def _completions(endpoint: Endpoint) -> APIRouter:
-    router = APIRouter(responses=errors(400, 401, 404, 413, 429, 502, 503))
+    router = APIRouter(route_class=JsonRoute, responses=errors(400, 401, 404, 413, 429, 502, 503))
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat(request: ChatRequest, http: HttpRequest) -> Response:

@@ -69,8 +69,7 @@ class Endpoint:
         gap = await answerer.look()
         if gap is not None:
             raise api_error(MissingBlocks(f"blocks {gap} of {answerer.model.name} have no server now"))
-        tools = isinstance(request, ChatRequest) and bool(request.usable_tools)
-        choices = [Choice(index, ToolCallParser() if tools else None) for index in range(len(queries))]
+        choices = [Choice(index, _parser(request)) for index in range(len(queries))]
         replies = merged([answerer.answer(query) for query in queries])
         shape = kind(request.model, f"fp_{answerer.model.key[:12]}")
         per_prompt = request.n or 1
@@ -85,9 +84,15 @@ class Endpoint:
         finally:
             if not request.stream:
                 await replies.aclose()
-        usage = request.stream_options is not None and request.stream_options.include_usage
+        usage = request.stream_options is not None and bool(request.stream_options.include_usage)
         events = events_of(_behind(first, replies), choices, shape, per_prompt, usage=usage)
         return EventStream(events, self.settings.heartbeat, self.settings.stuck)
+
+
+def _parser(request: ChatRequest | CompletionRequest) -> ToolCallParser | None:
+    if not isinstance(request, ChatRequest) or not request.usable_tools:
+        return None
+    return ToolCallParser(1 if request.parallel_tool_calls is False else None)
 
 
 async def _whole(

@@ -22,6 +22,7 @@ from swarm.errors import (
     SwarmError,
     Unauthorized,
 )
+from swarm.gateway.openai.fields import words_of
 
 WAIT_FOR_BLOCKS = 5.0
 """Seconds after which to look again whether somebody serves what is missing."""
@@ -66,9 +67,9 @@ def api_error(error: SwarmError) -> ApiError:
     """What an error of ours is over HTTP."""
     message = str(error)
     if isinstance(error, ContextTooLong):
-        return ApiError(400, message, code="context_length_exceeded")
+        return ApiError(400, message, code="context_length_exceeded", param=error.field)
     if isinstance(error, InvalidInput):
-        return ApiError(400, message)
+        return ApiError(400, message, param=error.field)
     if isinstance(error, ModelNotFound):
         return ApiError(404, message, code="model_not_found", param="model")
     if isinstance(error, Unauthorized):
@@ -95,12 +96,8 @@ async def _ours(request: HttpRequest, error: Exception) -> Response:
 
 async def _senseless(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"this is no JSON: {first['ctx']['error']}").response()
-    place = [str(part) for part in first["loc"] if part != "body"]
-    message = f"{'.'.join(place)}: {first['msg']}" if place else first["msg"]
-    return ApiError(400, message, param=place[0] if place else None).response()
+    message, param = words_of(error.errors()[0])
+    return ApiError(400, message, param=param).response()
 
 
 async def _plain(request: HttpRequest, error: Exception) -> Response:

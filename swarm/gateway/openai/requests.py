@@ -7,83 +7,129 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from swarm.gateway.openai.errors import ApiError
+from swarm.errors import InvalidInput
+from swarm.gateway.openai.errors import ApiError, api_error
+from swarm.gateway.openai.fields import (
+    MOST_CHOICES,
+    MOST_TOKENS,
+    Biases,
+    Fields,
+    Prompt,
+    Stop,
+    ToolChoice,
+    Unavailable,
+    YesNo,
+    number,
+    whole,
+)
+from swarm.models.chat import plain_messages, plain_tools
 from swarm.wire import swarm_pb2 as pb
 
-MOST_CHOICES = 16
-MOST_TOKENS = (1 << 31) - 1
 SEEDS = 1 << 64
 DRAWN_BITS = 53
 """Of a seed that nobody gave: JavaScript can hand it back as it was."""
 
-Stop = str | Annotated[list[str], Field(max_length=16)] | None
-Tokens = Annotated[list[Annotated[int, Field(ge=0, le=MOST_TOKENS)]], Field(min_length=1)]
+UNAVAILABLE: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "suffix": (("",), "text is only gone on with"),
+    "echo": ((False,), "the prompt is known to who sent it"),
+    "audio": ((), "text alone is answered"),
+    "modalities": ((["text"],), "text alone is answered"),
+    "functions": (([],), "they have become tools"),
+    "function_call": (("none", "auto"), "it has become tool_choice"),
+    "moderation": ((), "nothing is moderated here"),
+    "prediction": ((), "speculation does this, without a text of yours"),
+    "prompt_cache_options": ((), "what is kept of prompts is for the servers to say"),
+    "prompt_cache_retention": (("in_memory", "in-memory"), "nothing is kept for longer than in memory"),
+    "reasoning_effort": ((), "how a model thinks is its template's affair"),
+    "response_format": (({"type": "text"},), "answers are plain text, which is not constrained"),
+    "service_tier": (("auto", "default"), "all are served alike"),
+    "store": ((False,), "answers are not kept"),
+    "verbosity": (("medium",), "say it in the prompt"),
+    "web_search_options": ((), "nothing is searched for"),
+}
+"""Fields of OpenAI's that are refused: values that change nothing, and so may be there, and why others may not."""
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """Of a stream: whether its last chunk tells the usage."""
 
-    include_usage: bool = False
+    include_usage: YesNo | None = None
+    include_obfuscation: Unavailable = None
 
 
-class Request(BaseModel):
-    """What both kinds of completion have in common. Fields of OpenAI's that are not here are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
+class Request(Fields):
+    """What both kinds of completion have in common."""
 
     model: str
-    stream: bool = False
+    stream: YesNo | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=MOST_TOKENS, description="0: all tokens")] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=1024)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=SEEDS)] | None = None
-    stop: Stop = None
-    ignore_eos: bool = False
+    n: whole(1, MOST_CHOICES) | None = None  # type: ignore[valid-type]
+    max_tokens: whole(1, MOST_TOKENS) | None = None  # type: ignore[valid-type]
+    temperature: number(0, 100) | None = None  # type: ignore[valid-type]
+    top_p: number(0, 1) | None = None  # type: ignore[valid-type]
+    top_k: whole(0, MOST_TOKENS, "0: all tokens") | None = None  # type: ignore[valid-type]
+    min_p: number(0, 1) | None = None  # type: ignore[valid-type]
+    repetition_penalty: number(0.01, 100) | None = None  # type: ignore[valid-type]
+    presence_penalty: number(-2, 2) | None = None  # type: ignore[valid-type]
+    frequency_penalty: number(-2, 2) | None = None  # type: ignore[valid-type]
+    logit_bias: Biases | None = None
+    seed: whole(-(1 << 63), SEEDS - 1) | None = None  # type: ignore[valid-type]
+    stop: Stop | None = None
+    ignore_eos: YesNo | None = None
     speculation: Annotated[
         Literal["none", "ngram"] | None, Field(description="ngram: send guesses ahead; the text stays the same")
     ] = None
-    user: str | None = None
+    user: Annotated[str | None, Field(description="Not looked at.")] = None
 
 
 class CompletionRequest(Request):
     """POST /v1/completions"""
 
-    prompt: str | Tokens | Annotated[list[str] | list[Tokens], Field(min_length=1, max_length=MOST_CHOICES)]
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: bool = False
+    prompt: Prompt
+    logprobs: whole(0, 20) | None = None  # type: ignore[valid-type]
+    echo: YesNo | None = None
     suffix: str | None = None
-    best_of: int | None = None
+    best_of: whole(1, MOST_CHOICES) | None = None  # type: ignore[valid-type]
 
 
-class Message(BaseModel):
+class Message(Fields):
     """One turn of a conversation; what else is in it is for the model's template."""
 
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: Annotated[Any, Field(description="A text, or a list of parts of type text.")] = None
 
 
 class ChatRequest(Request):
     """POST /v1/chat/completions"""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_completion_tokens: whole(1, MOST_TOKENS) | None = None  # type: ignore[valid-type]
+    logprobs: YesNo | None = None
+    top_logprobs: whole(0, 20) | None = None  # type: ignore[valid-type]
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: YesNo | None = None
+    metadata: Annotated[dict[str, Any] | None, Field(description="Not looked at.")] = None
+    safety_identifier: Annotated[str | None, Field(description="Not looked at.")] = None
+    prompt_cache_key: Annotated[str | None, Field(description="Not looked at.")] = None
+    audio: Unavailable = None
+    modalities: Unavailable = None
+    functions: Unavailable = None
+    function_call: Unavailable = None
+    moderation: Unavailable = None
+    prediction: Unavailable = None
+    prompt_cache_options: Unavailable = None
+    prompt_cache_retention: Unavailable = None
+    reasoning_effort: Unavailable = None
+    response_format: Unavailable = None
+    service_tier: Unavailable = None
+    store: Unavailable = None
+    verbosity: Unavailable = None
+    web_search_options: Unavailable = None
 
     @property
     def usable_tools(self) -> list[dict[str, Any]]:
@@ -93,51 +139,54 @@ class ChatRequest(Request):
 
 def queries_of(request: CompletionRequest | ChatRequest) -> list[pb.Query]:
     """One query for each choice, in order. Each has a seed of its own. Raises ApiError."""
+    _refuse_unavailable(request)
     try:
-        if isinstance(request, ChatRequest):
-            return _chat(request)
-        return _completion(request)
-    except (ValueError, RecursionError) as error:
-        # Text that is no Unicode, though JSON can write it.
-        raise ApiError(400, f"this cannot be asked: {error}") from error
+        return _chat(request) if isinstance(request, ChatRequest) else _completion(request)
+    except InvalidInput as error:
+        raise api_error(error) from error
+
+
+def _refuse_unavailable(request: Request) -> None:
+    for name, (allowed, why) in UNAVAILABLE.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in allowed:
+            raise unavailable(name, why)
+    options = request.stream_options
+    if options is not None and not request.stream:
+        raise ApiError(400, "stream_options are for streams: they need stream to be true", param="stream_options")
+    if options is not None and options.include_obfuscation not in (None, False):
+        raise unavailable("stream_options.include_obfuscation", "chunks are as long as they are")
+
+
+def unavailable(name: str, why: str) -> ApiError:
+    """The error for a field that is refused."""
+    return ApiError(400, f"{name} is not available: {why}", code="unsupported_parameter", param=name)
 
 
 def _chat(request: ChatRequest) -> list[pb.Query]:
-    if (request.response_format or {}).get("type", "text") != "text":
-        raise ApiError(400, "only plain text can be asked for", param="response_format")
     if request.tool_choice not in (None, "none", "auto"):
-        raise ApiError(400, "tools are the model's own choice: none or auto", param="tool_choice")
+        raise unavailable("tool_choice", "tools are the model's own choice, auto or none")
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs need logprobs", param="top_logprobs")
-    sampling = _sampling(request, request.max_completion_tokens or request.max_tokens)
+    limits = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise ApiError(400, "max_tokens and max_completion_tokens are two words for one limit", param="max_tokens")
+    sampling = _sampling(request, next(iter(limits), None))
     sampling.logprobs = bool(request.logprobs)
     sampling.top_logprobs = request.top_logprobs or 0
-    messages = json.dumps([_plain(message) for message in request.messages])
-    tools = json.dumps(request.usable_tools) if request.usable_tools else ""
+    messages = json.dumps(plain_messages([message.model_dump() for message in request.messages]))
+    tools = json.dumps(plain_tools(request.usable_tools)) if request.usable_tools else ""
     return [_query(sampling, index, messages=messages, tools=tools) for index in range(request.n or 1)]
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    """Parts of text are one text: most templates know no other. Raises ApiError for pictures and sounds."""
-    plain = message.model_dump(exclude_none=True)
-    if isinstance(message.content, list):
-        if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in message.content):
-            raise ApiError(400, "messages consist of text alone", param="messages")
-        plain["content"] = "".join(part["text"] for part in message.content)
-    return plain
-
-
 def _completion(request: CompletionRequest) -> list[pb.Query]:
-    for name in ("suffix", "best_of"):
-        if getattr(request, name) not in (None, 1, ""):
-            raise ApiError(400, f"{name} is not available", param=name)
-    if request.echo:
-        raise ApiError(400, "echo is not available: the prompt is known to who sent it", param="echo")
+    count = request.n or 1
+    if request.best_of not in (None, count):
+        raise unavailable("best_of", "all answers are handed out, n of n")
     sampling = _sampling(request, request.max_tokens)
     sampling.logprobs = request.logprobs is not None
     sampling.top_logprobs = request.logprobs or 0
     prompts = prompts_of(request.prompt)
-    count = request.n or 1
     if len(prompts) * count > MOST_CHOICES:
         raise ApiError(400, f"at most {MOST_CHOICES} answers at a time", param="n")
     return [_query(sampling, index, **prompt) for prompt in prompts for index in range(count)]
@@ -161,10 +210,8 @@ def _sampling(request: Request, most: int | None) -> pb.Sampling:
     sampling = pb.Sampling(max_tokens=most, **{name: value for name, value in given.items() if value is not None})
     sampling.seed = secrets.randbits(DRAWN_BITS) if request.seed is None else request.seed % SEEDS
     sampling.stop.extend([request.stop] if isinstance(request.stop, str) else request.stop or [])
-    sampling.ignore_eos = request.ignore_eos
+    sampling.ignore_eos = bool(request.ignore_eos)
     sampling.speculation = request.speculation or ""
     for token, value in (request.logit_bias or {}).items():
-        if not token.isascii() or not token.isdigit() or int(token) > MOST_TOKENS:
-            raise ApiError(400, f"{token!r} is no token id", param="logit_bias")
         sampling.bias.add(token=int(token), value=value)
     return sampling

@@ -25,9 +25,10 @@ class ToolCall:
 
 
 class ToolCallParser:
-    """Lets text through as it comes, and holds back what may be a call until the end."""
+    """Lets text through as it comes, and holds back what may be a call until the end. `most`: calls that count."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
         self._text = ""
         self._shown = 0
 
@@ -41,7 +42,7 @@ class ToolCallParser:
 
     def end(self) -> tuple[str, list[ToolCall]]:
         """What is left to show, and the calls."""
-        calls = calls_in(self._text)
+        calls = calls_in(self._text)[: self._most]
         return ("" if calls else self._text[self._shown :]), calls
 
 
