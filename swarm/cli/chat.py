@@ -71,6 +71,7 @@ def main(
     from swarm.models.loading.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(model, token, revision)
+    _ = checkpoint.config  # what is wrong with it is not to be told as the tokenizer's fault
     conversation = Conversation(load_tokenizer(model, token, revision), options.system)
     with connect(network.initial_peers, **chosen(network)) as swarm:
         loading = {"swarm": swarm, "dtype": dtype, "token": token, "revision": revision, **asdict(client)}

@@ -26,8 +26,8 @@ def load_tokenizer(model: str, token: str | None = None, revision: str | None = 
 
     try:
         return AutoTokenizer.from_pretrained(model, token=token, revision=revision)
-    except (OSError, ValueError, ImportError) as error:
-        words = " ".join(str(error).split())[:300]
+    except Exception as error:  # the library says in many ways that a file is not what it expects
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise BadCheckpoint(f"the tokenizer of {model} cannot be loaded: {words}") from error
 
 

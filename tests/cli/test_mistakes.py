@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -93,3 +94,32 @@ def test_an_identity_cannot_be_kept_just_anywhere(name: str, place: str, tmp_pat
 def test_where_no_state_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/state")
     assert "pass --identity-path" in one_line(run("bootstrap"))
+
+
+CONTENTS = [b"", b'{"a": ', b"[1, 2]", b"null", b'"text"', b"\xff\xfe{\x00", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_files_of_a_model_that_hold_something_else(file: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL, tmp_path / "model")
+    for content in CONTENTS:
+        (folder / file).write_bytes(content)
+        line = one_line(run("gateway", model=folder))
+        assert str(folder) in line, content
+        assert "(-v shows where)" not in line
+
+
+@pytest.mark.parametrize("name", ["serve", "status", "chat", "gateway"])
+def test_what_is_no_folder_of_a_model(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for model, words in (
+        ("model.gguf", "model.gguf is a file: pass a folder, with config.json"),
+        (str(tmp_path / "empty"), "holds no config.json"),
+        (str(tmp_path / "loop"), "there is no folder"),
+        ("./nothing", "there is no folder ./nothing"),
+        ("a b/c", "is neither a folder on this machine nor a name on the hub"),
+    ):
+        line = one_line(run(name, model=model))
+        assert words in line or name == "status"

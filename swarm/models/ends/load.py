@@ -47,10 +47,16 @@ def load_client_model(
 
 
 def _set_generation_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """What the model's authors recommend for generation, where they do."""
-    with contextlib.suppress(BadCheckpoint, ModelNotFound):
+    """What the authors recommend for generation, where they do. Raises BadCheckpoint for what cannot be read."""
+    try:
         path = checkpoint.path("generation_config.json")
+    except (BadCheckpoint, ModelNotFound):
+        return
+    try:
         model.generation_config = GenerationConfig.from_pretrained(path.parent, local_files_only=True)
+    except Exception as error:  # the library says in many ways that a file is not what it expects
+        words = " ".join(str(error).split())[:300]
+        raise BadCheckpoint(f"{path} is damaged: {words}; copy it again, or delete it") from error
 
 
 def _pack_head(model: PreTrainedModel) -> None:

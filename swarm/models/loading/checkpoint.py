@@ -199,6 +199,8 @@ def open_checkpoint(
         if not (inside / "config.json").is_file():
             raise ModelNotFound(f"{inside} holds no config.json: is it a folder written by save_pretrained?")
         return Checkpoint(str(source), folder=folder, reading=reading)
+    if folder.is_file():
+        raise ModelNotFound(f"{source} is a file: pass a folder, with config.json and the tensors as safetensors")
     if str(source).startswith(("/", ".", "~")):
         raise ModelNotFound(f"there is no folder {source}")
     path = _download(str(source), "config.json", reading)
@@ -236,7 +238,7 @@ def _download(name: str, file: str, how: Reading) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BadCheckpoint(f"{path} is damaged: {error}") from error
     if not isinstance(entries, dict):
         raise BadCheckpoint(f"{path} is damaged: it holds no object")
