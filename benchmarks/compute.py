@@ -80,6 +80,7 @@ def spans(dtype: str, quantization: str, steps: int) -> dict[str, float]:
     """The same through a span, as a server computes it."""
     import torch
 
+    from swarm.jobs import compute
     from swarm.models.span.load import load_span
     from swarm.types import Segment, Span
 
@@ -92,16 +93,16 @@ def spans(dtype: str, quantization: str, steps: int) -> dict[str, float]:
 
     for batch in (1, 8):
         keys = [(b"%d" % batch, row) for row in range(batch)]
-        model.forward(span, [Segment(key, 0, PAST) for key in keys], hidden(batch * PAST))
+        compute(model, span, [Segment(key, 0, PAST) for key in keys], hidden(batch * PAST))
 
         def step(number: int, keys: list[Any] = keys) -> None:
-            model.forward(span, [Segment(key, PAST + number, 1) for key in keys], hidden(len(keys)))
+            compute(model, span, [Segment(key, PAST + number, 1) for key in keys], hidden(len(keys)))
 
         found[f"{batch} step{'s' * (batch > 1)}, ms"] = timed(step, steps)
     prompt = hidden(256)
     passes = max(steps // 5, 2)
     found["a prompt of 256, ms"] = timed(
-        lambda number: model.forward(span, [Segment((b"p", number), 0, 256)], prompt), passes
+        lambda number: compute(model, span, [Segment((b"p", number), 0, 256)], prompt), passes
     )
     return found
 

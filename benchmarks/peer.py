@@ -17,12 +17,13 @@ import click
 from benchmarks.wide import link_of
 from swarm import net
 from swarm.config import NetworkConfig, ServerConfig
-from swarm.server.engine import Runner
+from swarm.jobs import compute
 from swarm.server.hosting import Hosting
 from swarm.server.options import ServeOptions
+from swarm.server.runner import Runner
 from swarm.server.server import Loaded, Server
 from swarm.server.throughput import Throughput
-from swarm.testing import DelayedHost
+from swarm.testing import ByteRunner, DelayedHost
 from swarm.types import Segment, SequenceKey, ServerState, Span
 from swarm.wire.rows import Buffer
 
@@ -42,7 +43,7 @@ class Compute:
         return Throughput(self.seconds(1) * 1000.0 / blocks, 128 * blocks / max(self.seconds(128), 1e-9))
 
 
-class Stated:
+class Stated(ByteRunner):
     """A runner whose passes take as long as stated. `inner` computes within that time; None: outputs are the inputs."""
 
     def __init__(self, inner: Runner | None, compute: Compute) -> None:
@@ -53,7 +54,7 @@ class Stated:
 
     def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
         end = time.perf_counter() + self.compute.seconds(sum(segment.count for segment in segments))
-        output = memoryview(hidden) if self.inner is None else self.inner.forward(span, segments, hidden)
+        output = memoryview(hidden) if self.inner is None else compute(self.inner, span, segments, hidden)
         time.sleep(max(end - time.perf_counter(), 0.0))
         return output
 

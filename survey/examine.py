@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from swarm.errors import UnsupportedModel
+from swarm.jobs import compute
 from swarm.models.ends.load import load_client_model, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.cost import describe
@@ -69,7 +70,7 @@ class Recorder:
 def through(spans: Sequence[SpanModel], segments: Sequence[Segment], hidden: bytes) -> bytes:
     """Hidden states through all spans in order."""
     for span in spans:
-        hidden = bytes(span.forward(span.span, segments, hidden))
+        hidden = bytes(compute(span, span.span, segments, hidden))
     return hidden
 
 

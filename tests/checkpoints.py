@@ -23,8 +23,8 @@ from swarm.config import ServerConfig
 from swarm.models.loading.cost import describe
 from swarm.models.span.load import load_span
 from swarm.net.loop import shared_loop
-from swarm.server.engine import ThreadEngine
 from swarm.server.handler import Handler, Offer
+from swarm.server.thread_engine import ThreadEngine
 from swarm.testing import LinkConditions, MemoryHost, SimulatedNetwork
 from swarm.types import ServerRecord, Span
 

@@ -24,6 +24,7 @@ from swarm.errors import (
     SwarmError,
     Unauthorized,
 )
+from swarm.jobs import Change, Kind
 from swarm.net.base import Host, Stream
 from swarm.server.budget import CacheBudget
 from swarm.server.engine import Engine
@@ -312,7 +313,7 @@ class Handler:
                     session.evict()
 
     def _free_prefix(self, key: SequenceKey) -> None:
-        self.engine.act(OWNER, lambda: self.engine.runner.free(key))
+        self.engine.change(OWNER, [Change(Kind.FREE, key)])
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

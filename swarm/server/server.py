@@ -17,8 +17,10 @@ from swarm.contract import FINGERPRINT_BYTES, Contract
 from swarm.errors import SwarmError
 from swarm.net.addresses import is_relayed
 from swarm.net.base import Directory, Host
-from swarm.server.engine import Engine, Pass, Runner, ThreadEngine
+from swarm.server.engine import Engine, Pass
 from swarm.server.handler import Handler, Offer
+from swarm.server.runner import Runner
+from swarm.server.thread_engine import ThreadEngine
 from swarm.server.throughput import Throughput
 from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState, Span
 from swarm.wire.codecs import offered

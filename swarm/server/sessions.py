@@ -23,12 +23,14 @@ from swarm.errors import (
     SwarmError,
     Unauthorized,
 )
+from swarm.jobs import Change, Copy, Forward, Kind
 from swarm.net.base import Host, Stream
 from swarm.server.budget import CacheBudget
-from swarm.server.engine import Engine, Work
+from swarm.server.engine import Engine
 from swarm.server.manifest import Changes, reconcile
 from swarm.server.outbox import Outbox
 from swarm.server.prefixes import Chain, Chains, Hit, PrefixCache, seed_of, split
+from swarm.server.work import Work
 from swarm.types import PeerId, Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -38,6 +40,7 @@ from swarm.wire.rows import Buffer, RowLog
 log = logging.getLogger(__name__)
 
 REPLAY_ROWS = 256
+KINDS = {pb.Operation.FORK: Kind.FORK, pb.Operation.MOVE: Kind.MOVE, pb.Operation.FREE: Kind.FREE}
 ITEM_BYTES = 256
 """What a step, and each operation and row in it, counts for beside its hidden states while it is under way."""
 
@@ -185,17 +188,6 @@ class Session:
 
         The tables come first: whoever evicts this session in the meantime finds in them all that the cache will hold.
         """
-        runner, key = self.around.engine.runner, self.id
-
-        def apply() -> None:
-            for operation in changes.operations:
-                if operation.kind == pb.Operation.FORK:
-                    runner.fork((key, operation.source), (key, operation.target), operation.length)
-                else:
-                    runner.free((key, operation.source))
-            for sequence, length in changes.truncations:
-                runner.truncate((key, sequence), length)
-
         for operation in changes.operations:
             _operate(self.lengths, operation)
             self._operate_history(operation)
@@ -206,7 +198,12 @@ class Session:
         self._chains.clear()
         self._weigh()
         if changes.operations or changes.truncations:
-            await self.around.engine.settle(self.id, apply)
+            cuts = [Change(Kind.TRUNCATE, (self.id, s), length=length) for s, length in changes.truncations]
+            await self.around.engine.settle(self.id, [*self._changes(changes.operations), *cuts])
+
+    def _changes(self, operations: Sequence[pb.Operation]) -> list[Change]:
+        """What the operations do to KV caches."""
+        return [Change(KINDS[op.kind], (self.id, op.source), (self.id, op.target), op.length) for op in operations]
 
     def _replay(self, sequence: int, start: int, want_from: int) -> None:
         """Queue outputs again out of history."""
@@ -331,7 +328,8 @@ class Session:
         done, failed = self._outcome(operations, rows, box, nbytes, chains)
         segments = [Segment((self.id, row.sequence), row.start, row.count) for row in rows]
         voided = lambda: box.forget(nbytes)  # noqa: E731
-        work = Work(self.id, self.span, segments, hidden, done, failed, operations, voided, self.client)
+        job = Forward(self.span, segments, hidden) if rows else Copy()
+        work = Work(self.id, job, done, failed, self._changes(operations), voided, self.client)
         wanted = any(row.want for row in rows)
         work.over = lambda: self._tally(work, wanted)
         self.around.engine.submit(work)
@@ -379,39 +377,36 @@ class Session:
         chains: Mapping[int, Chain],
     ) -> None:
         """Take the KV cache and the outputs of rows from prefixes, in turn, as if they were computed."""
-        runner, prefixes = self.around.engine.runner, self.around.prefixes
+        prefixes = self.around.prefixes
         reads = (hits[row.sequence].prefix.outputs.read(row.start, row.start + row.count) for row in rows)
         output = b"".join(reads)
         nbytes = len(output) + ITEM_BYTES * (1 + len(operations) + len(rows))
         box.unsent += nbytes
         done, failed = self._outcome(operations, rows, box, nbytes, chains)
 
-        def fork() -> None:
-            for sequence, hit in hits.items():
-                runner.fork(hit.prefix.key, (self.id, sequence), hit.length)
+        forks = [Change(Kind.FORK, hit.prefix.key, (self.id, sequence), hit.length) for sequence, hit in hits.items()]
 
         def over() -> None:
             for hit in hits.values():
                 prefixes.give_back(hit.prefix)
 
-        self._submit_copy(fork, over, lambda _: done(output), failed, operations)
+        self._submit_copy(forks, over, lambda _: done(output), failed, operations)
 
     def _submit_copy(
         self,
-        copy: Callable[[], None],
+        changes: Sequence[Change],
         over: Callable[[], None],
         done: Callable[[Buffer], None],
         failed: Callable[[ComputeFailed], None] = lambda error: None,
         operations: Sequence[pb.Operation] = (),
     ) -> None:
         """Queue a copy of KV cache, in turn with the session's steps."""
-        nothing, client = memoryview(b""), self.client
-        work = Work(self.id, self.span, (), nothing, done, failed, operations, client=client, action=copy, over=over)
-        self.around.engine.submit(work)
+        before, client = self._changes(operations), self.client
+        self.around.engine.submit(Work(self.id, Copy(changes), done, failed, before, client=client, over=over))
 
     def _keep(self, row: pb.Rows, chain: Chain) -> None:
         """Offer what has been computed of a prompt to the prefix cache, when nothing more of it is on its way."""
-        sequence, prefixes, runner = row.sequence, self.around.prefixes, self.around.engine.runner
+        sequence, prefixes = row.sequence, self.around.prefixes
         # The copy is made after whatever is queued by now: nothing of that may change what is under this id.
         idle = self._chains[sequence] is chain and self.received.get(sequence) == row.start + row.count
         history = self.history[sequence]
@@ -421,9 +416,9 @@ class Session:
         key, room = (self.id, sequence), self.around.budget.prefix_room
         prefix = prefixes.begin(key, chain, history, self._bytes_per_token, room)
         if prefix is not None:
-            fork = functools.partial(runner.fork, key, prefix.key, prefix.outputs.last)
+            fork = Change(Kind.FORK, key, prefix.key, prefix.outputs.last)
             over = functools.partial(prefixes.give_back, prefix)
-            self._submit_copy(fork, over, lambda _: prefixes.finish(prefix))
+            self._submit_copy([fork], over, lambda _: prefixes.finish(prefix))
 
     def _computed(
         self,
@@ -565,14 +560,9 @@ class Session:
 
     def _forget_all(self) -> None:
         self._generation += 1
-        runner, gone = self.around.engine.runner, [(self.id, s) for s in {*self.lengths, *self.received}]
-
-        def free() -> None:
-            for key in gone:
-                runner.free(key)
-
+        gone = [Change(Kind.FREE, (self.id, sequence)) for sequence in {*self.lengths, *self.received}]
         self.around.engine.cancel(self.id)
-        self.around.engine.act(self.id, free)
+        self.around.engine.change(self.id, gone)
         self._chains.clear()
         for table in (self.lengths, self.received, self.forwarded, self.history):
             table.clear()

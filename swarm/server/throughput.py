@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from swarm.server.engine import Runner
+from swarm.jobs import compute
+from swarm.server.runner import Runner
 from swarm.types import Segment, SequenceKey, Span
 
 PREFILL_POSITIONS = 128
@@ -46,7 +47,7 @@ def measure(
 
     def step(start: int, count: int) -> float:
         began = clock()
-        runner.forward(span, [Segment(SEQUENCE, start, count)], row * count)
+        compute(runner, span, [Segment(SEQUENCE, start, count)], row * count)
         return clock() - began
 
     try:

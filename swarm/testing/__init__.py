@@ -21,10 +21,11 @@ without floats. `DelayedHost` makes long lines of any host's streams, real ones 
     run(main())
 """
 
-from swarm.server.engine import InlineEngine
 from swarm.testing.clock import Deadlock, VirtualClockLoop, run
 from swarm.testing.conditions import Line, LinkConditions
+from swarm.testing.engine import InlineEngine
 from swarm.testing.network import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork
+from swarm.testing.runner import ByteRows, ByteRunner
 from swarm.testing.simulation import (
     MASK,
     ROW,
@@ -49,6 +50,8 @@ __all__ = [
     "ROW",
     "VOCABULARY",
     "Arithmetic",
+    "ByteRows",
+    "ByteRunner",
     "Deadlock",
     "DelayedHost",
     "DelayedStream",

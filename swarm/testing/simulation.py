@@ -20,10 +20,12 @@ from swarm.client.view import View
 from swarm.config import ClientConfig, ServerConfig
 from swarm.contract import Contract
 from swarm.errors import StepVoid, StreamClosed, SwarmError
-from swarm.server.engine import InlineEngine, Runner
 from swarm.server.handler import Handler, Offer
+from swarm.server.runner import Runner
 from swarm.testing.conditions import LinkConditions
+from swarm.testing.engine import InlineEngine
 from swarm.testing.network import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork
+from swarm.testing.runner import ByteRunner
 from swarm.types import ModelInfo, Rows, Segment, SequenceKey, ServerRecord, ServerState, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -35,7 +37,7 @@ MASK = (1 << 64) - 1
 VOCABULARY = 997
 
 
-class ExactRunner:
+class ExactRunner(ByteRunner):
     """Computes blocks as hashes. Raises when a sequence does not go on exactly where it ended."""
 
     can_rollback: bool = True

@@ -16,11 +16,11 @@ from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.contract import Contract
 from swarm.errors import SessionClosed, SwarmError
-from swarm.server.engine import InlineEngine
 from swarm.server.handler import MAX_REPLIES
 from swarm.testing import (
     ExactRunner,
     ForgetlessRunner,
+    InlineEngine,
     MemoryStream,
     Peer,
     Talk,

@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.errors import ComputeFailed
-from swarm.server.engine import Engine, InlineEngine, ThreadEngine, Work
-from swarm.testing import ROW, ExactRunner, ForgetlessRunner, embed, run
+from swarm.jobs import Backward, Change, Copy, Forward, Kind
+from swarm.server.engine import Engine
+from swarm.server.thread_engine import ThreadEngine
+from swarm.server.work import Work
+from swarm.testing import ROW, ByteRunner, ExactRunner, ForgetlessRunner, InlineEngine, embed, run
 from swarm.types import Segment, SequenceKey, Span
-from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
 
 SPAN = Span(0, 3)
-FORK, MOVE, FREE = pb.Operation.FORK, pb.Operation.MOVE, pb.Operation.FREE
+FREE = Change(Kind.FREE, (b"s", 9))
 
 
 class WatchedRunner(ExactRunner):
@@ -29,6 +31,12 @@ class WatchedRunner(ExactRunner):
         super().__init__()
         self.passes: list[dict[bytes, int]] = []
         self.threads: set[int] = set()
+        self.on_free: Callable[[], object] = lambda: None
+
+    def free(self, sequence: SequenceKey) -> None:
+        self.threads.add(threading.get_ident())
+        self.on_free()
+        super().free(sequence)
 
     def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
         self.threads.add(threading.get_ident())
@@ -64,11 +72,12 @@ class Client:
         self.answered = asyncio.Event()
 
     def submit(
-        self, count: int, start: int = 0, *, sequence: int = 0, hidden: bytes | None = None, operations: Any = ()
+        self, count: int, start: int = 0, *, sequence: int = 0, hidden: bytes | None = None, before: Any = ()
     ) -> None:
-        segments = [Segment((self.session, sequence), start, count)] if count else []
+        segments = [Segment((self.session, sequence), start, count)]
         hidden = rows(count, start) if hidden is None else hidden
-        self.engine.submit(Work(self.session, SPAN, segments, memoryview(hidden), self.done, self.failed, operations))
+        job = Forward(SPAN, segments, memoryview(hidden)) if count else Copy()
+        self.engine.submit(Work(self.session, job, self.done, self.failed, before))
 
     def done(self, output: Buffer) -> None:
         self.outputs.append(bytes(output))
@@ -143,7 +152,7 @@ def test_steps_of_several_sequences_are_cut_anywhere() -> None:
         client = Client(engine)
         segments = [Segment((b"s", i), 0, count) for i, count in enumerate((2, 1, 4))]
         hidden = rows(2) + rows(1) + rows(4)
-        engine.submit(Work(b"s", SPAN, segments, memoryview(hidden), client.done, client.failed))
+        engine.submit(Work(b"s", Forward(SPAN, segments, memoryview(hidden)), client.done, client.failed))
         await client.has(1)
         assert client.outputs == [expected(2) + expected(1) + expected(4)]
 
@@ -156,8 +165,8 @@ def test_operations_come_before_rows_and_only_once_also_when_a_pass_is_repeated(
         good, bad = Client(engine, b"good"), Client(engine, b"bad")
         good.submit(4)
         await good.has(1)
-        move = pb.Operation(kind=MOVE, source=0, target=1, length=2)
-        good.submit(1, 2, sequence=1, operations=[move])
+        move = Change(Kind.MOVE, (b"good", 0), (b"good", 1), 2)
+        good.submit(1, 2, sequence=1, before=[move])
         bad.submit(1, hidden=embed(666, 0))
         await good.has(2)
         assert good.errors == []
@@ -172,7 +181,7 @@ def test_operations_alone_are_a_step() -> None:
         engine = inline()
         client = Client(engine)
         client.submit(2)
-        client.submit(0, operations=[pb.Operation(kind=FREE, source=0)])
+        client.submit(0, before=[Change(Kind.FREE, (b"s", 0))])
         await client.has(2)
         assert client.outputs == [expected(2), b""]
         assert engine.runner.bytes_held() == 0
@@ -190,7 +199,7 @@ def test_operations_that_fail_fail_their_step_and_nobody_elses() -> None:
     async def main() -> None:
         engine = inline(Strict())
         good, bad = Client(engine, b"good"), Client(engine, b"bad")
-        bad.submit(1, operations=[pb.Operation(kind=FORK, source=7, target=1, length=1)])
+        bad.submit(1, before=[Change(Kind.FORK, (b"bad", 7), (b"bad", 1), 1)])
         good.submit(2)
         await bad.has(1)
         await good.has(1)
@@ -244,6 +253,102 @@ def test_after_a_failure_the_engine_goes_on() -> None:
     run(main())
 
 
+# ---- other jobs -----------------------------------------------------------------------------------------------
+
+
+class Doubling(ByteRunner):
+    """Gradients are twice as large before as after; whoever asks for 13 gets an error. Forward adds one."""
+
+    can_rollback = True
+    on_block: Callable[[], None] | None = None
+
+    def __init__(self) -> None:
+        self.jobs: list[str] = []
+
+    def run(self, job: Any) -> Any:
+        if not isinstance(job, Backward):
+            return super().run(job)
+        self.jobs.append(f"backward {len(job.inputs)} of {list(job.counts)}")
+        if 13 in bytes(job.gradients.data):
+            raise ValueError("unlucky")
+        return self.put(bytes(2 * value for value in bytes(job.gradients.data)), job.positions)
+
+    def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
+        self.jobs.append(f"forward {sum(segment.count for segment in segments)}")
+        return memoryview(bytes(value + 1 for value in bytes(hidden)))
+
+    def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...
+    def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...
+    def truncate(self, sequence: SequenceKey, length: int) -> None: ...
+    def free(self, sequence: SequenceKey) -> None: ...
+
+    def bytes_held(self) -> int:
+        return 42
+
+    def bytes_per_token(self, span: Span) -> int:
+        return 1
+
+
+def test_gradients_have_a_pass_of_their_own_in_turn_with_steps() -> None:
+    async def main() -> None:
+        runner = Doubling()
+        engine = inline(runner)
+        trainer, other = Client(engine, b"trainer"), Client(engine, b"other")
+        inputs, wanted = memoryview(bytes(6)), memoryview(bytes([1, 2, 3, 4, 5, 6]))
+        for gradients in (wanted, memoryview(bytes([13] * 6))):
+            job = Backward(SPAN, (1, 2), inputs, gradients)
+            engine.submit(Work(b"trainer", job, trainer.done, trainer.failed))
+        other.submit(3, hidden=bytes(3))
+        await trainer.has(2)
+        await other.has(1)
+        assert trainer.outputs == [bytes([2, 4, 6, 8, 10, 12])]
+        assert trainer.errors == ["the engine failed: ValueError: unlucky"]
+        assert other.outputs == [bytes([1, 1, 1])]
+        assert sorted(runner.jobs) == ["backward 3 of [1, 2]"] * 2 + ["forward 3"]
+        assert engine.queue == 0
+
+    run(main())
+
+
+def test_what_is_held_is_told_in_turn() -> None:
+    async def main() -> None:
+        engine = inline(Doubling())
+        assert await engine.bytes_held(b"s") == 42
+
+    run(main())
+
+
+def test_rows_stay_where_they_are_computed_until_a_step_is_whole() -> None:
+    """Inputs come in once a step and outputs leave once, however many passes it takes."""
+
+    class Counting(WatchedRunner):
+        def __init__(self) -> None:
+            super().__init__()
+            self.puts: list[int] = []
+            self.gets: list[int] = []
+
+        def put(self, rows: Buffer, count: int) -> Any:
+            self.puts.append(count)
+            return super().put(rows, count)
+
+        def get(self, rows: Any) -> memoryview:
+            self.gets.append(len(rows))
+            return super().get(rows)
+
+    async def main() -> None:
+        runner = Counting()
+        engine = inline(runner, batch_positions=4, chunk_positions=4)
+        client = Client(engine)
+        client.submit(11)
+        await client.has(1)
+        assert client.outputs == [expected(11)]
+        assert [sum(each.values()) for each in runner.passes] == [4, 4, 3]
+        assert runner.gets == [11]
+        assert runner.puts[0] == 11
+
+    run(main())
+
+
 # ---- cancelling -----------------------------------------------------------------------------------------------
 
 
@@ -274,7 +379,8 @@ def test_settling_lets_what_has_begun_finish_and_then_acts() -> None:
         client.submit(2)
         client.submit(2, 2)
         await asyncio.sleep(0.5)
-        await engine.settle(b"s", lambda: order.append(len(client.outputs)))
+        runner.on_free = lambda: order.append(len(client.outputs))
+        await engine.settle(b"s", [FREE])
         assert order == [1]
         assert client.outputs == [expected(2)], "the second had not begun"
         assert len(runner.passes) == 1
@@ -296,28 +402,32 @@ def test_cancelling_one_session_leaves_the_others_work() -> None:
     run(main())
 
 
-def test_actions_survive_cancelling_and_keep_their_turn() -> None:
+def test_changes_survive_cancelling_and_keep_their_turn() -> None:
     async def main() -> None:
-        engine, seen = inline(), []
+        runner, seen = WatchedRunner(), []
+        engine = inline(runner)
         client = Client(engine)
         client.submit(1)
-        engine.act(b"s", lambda: seen.append("first"))
+        engine.change(b"s", [FREE], lambda: seen.append("first"))
         client.submit(1, 1)
-        engine.act(b"s", lambda: seen.append("second"))
+        engine.change(b"s", [FREE], lambda: seen.append("second"))
         engine.cancel(b"s")
-        await engine.settle(b"s", lambda: seen.append("third"))
-        assert seen == ["first", "second", "third"]
+        await engine.settle(b"s", [FREE])
+        assert seen == ["first", "second"]
+        assert client.answers == 0
 
     run(main())
 
 
-def test_an_action_that_fails_is_done_all_the_same() -> None:
+def test_a_change_that_fails_is_done_all_the_same() -> None:
     def fail() -> None:
-        raise ValueError("action")
+        raise ValueError("change")
 
     async def main() -> None:
-        engine = inline()
-        await asyncio.wait_for(engine.settle(b"s", fail), 10.0)
+        runner = WatchedRunner()
+        runner.on_free = fail
+        engine = inline(runner)
+        await asyncio.wait_for(engine.settle(b"s", [FREE]), 10.0)
         client = Client(engine)
         client.submit(1)
         await client.has(1)
@@ -328,8 +438,10 @@ def test_an_action_that_fails_is_done_all_the_same() -> None:
 
 def test_a_settling_that_is_cancelled_disturbs_nobody() -> None:
     async def main() -> None:
-        engine, acted = inline(), []
-        settling = asyncio.ensure_future(engine.settle(b"s", lambda: acted.append(1)))
+        runner, acted = WatchedRunner(), []
+        runner.on_free = lambda: acted.append(1)
+        engine = inline(runner)
+        settling = asyncio.ensure_future(engine.settle(b"s", [FREE]))
         await asyncio.sleep(0.5)
         settling.cancel()
         await engine.settle(b"s")
@@ -401,14 +513,15 @@ def test_the_loop_goes_on_while_the_thread_computes() -> None:
 
 def test_a_thread_engine_survives_failures_and_settles() -> None:
     async def body(engine: ThreadEngine, runner: WatchedRunner) -> None:
-        good, bad, acted = Client(engine, b"good"), Client(engine, b"bad"), []
+        good, bad, acted = Client(engine, b"good"), Client(engine, b"bad"), list[int]()
+        runner.on_free = lambda: acted.append(threading.get_ident())
         bad.submit(1, hidden=embed(666, 0))
         good.submit(3)
         await bad.has(1)
         await good.has(1)
         assert bad.errors
         assert good.outputs == [expected(3)]
-        await engine.settle(b"good", lambda: acted.append(threading.get_ident()))
+        await engine.settle(b"good", [FREE])
         assert acted
         assert acted[0] in runner.threads
 

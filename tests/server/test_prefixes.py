@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.config import ClientConfig, ServerConfig
-from swarm.server.engine import InlineEngine, Work
+from swarm.jobs import Change, Copy, Kind
 from swarm.server.prefixes import Chain, Chains, Hit, Prefix, PrefixCache, seed_of, split
-from swarm.testing import ROW, ExactRunner, ForgetlessRunner, World, embed, generate, reference, run
+from swarm.server.work import Work
+from swarm.testing import ROW, ExactRunner, ForgetlessRunner, InlineEngine, World, embed, generate, reference, run
 from swarm.types import Rows, SequenceKey, Span
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import RowLog
@@ -518,23 +519,21 @@ def test_an_engine_that_fails_to_copy_costs_nobody_anything(caplog: pytest.LogCa
 
 def test_work_is_over_exactly_once_however_it_ends() -> None:
     async def main() -> None:
-        runner = ExactRunner()
-        engine = InlineEngine(runner, seconds=lambda positions: 1.0)
         told: list[str] = []
 
-        def fail() -> None:
-            raise ValueError("on purpose")
+        class Telling(ExactRunner):
+            def free(self, sequence: SequenceKey) -> None:
+                if sequence[1] == 2:
+                    raise ValueError("on purpose")
+                told.append(f"{names[sequence[1]]} acts")
 
-        def work(name: str, action: Callable[[], object]) -> None:
-            end = lambda kind: lambda _: told.append(f"{name} {kind}")  # noqa: E731
-            over = lambda: told.append(f"{name} over")  # noqa: E731
-            span, nothing = Span(0, 1), memoryview(b"")
-            engine.submit(Work(b"s", span, (), nothing, end("done"), end("failed"), action=action, over=over))
-
-        work("one", lambda: told.append("one acts"))
-        work("two", fail)
-        work("three", lambda: told.append("three acts"))
-        work("four", lambda: told.append("four acts"))
+        engine = InlineEngine(Telling(), seconds=lambda positions: 1.0)
+        names = ["", "one", "two", "three", "four"]
+        for number, name in enumerate(names[1:], 1):
+            end = lambda kind, name=name: lambda _: told.append(f"{name} {kind}")  # noqa: E731
+            over = lambda name=name: told.append(f"{name} over")  # noqa: E731
+            free = Copy([Change(Kind.FREE, (b"s", number))])
+            engine.submit(Work(b"s", free, end("done"), end("failed"), over=over))
         await asyncio.sleep(2.5)
         assert told == ["one acts", "one done", "one over", "two failed", "two over"]
         engine.cancel(b"s")

@@ -12,11 +12,12 @@ import pytest
 
 from swarm.config import CONTROL_FRAME_LIMIT, ServerConfig
 from swarm.errors import BadCheckpoint, DaemonFailed, PeerUnreachable
-from swarm.server.engine import Engine, InlineEngine, Runner
+from swarm.server.engine import Engine
 from swarm.server.placement import choose_span
+from swarm.server.runner import Runner
 from swarm.server.server import Loaded, Server
 from swarm.server.throughput import Throughput
-from swarm.testing import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork, run
+from swarm.testing import ByteRunner, InlineEngine, MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork, run
 from swarm.types import ModelInfo, Segment, SequenceKey, ServerRecord, ServerState, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -25,7 +26,7 @@ MODEL = ModelInfo(key="ab" * 16, name="a model", blocks=32, hidden_size=4)
 GPU = Throughput(decode_ms=2.0, prefill_rate=20_000.0)
 
 
-class EchoRunner:
+class EchoRunner(ByteRunner):
     """Gives back what it gets; a token of cache costs 100 bytes a block."""
 
     can_rollback = True

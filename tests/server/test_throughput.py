@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import pytest
 
 from swarm.server.throughput import SEQUENCE, measure
+from swarm.testing import ByteRunner
 from swarm.types import Segment, SequenceKey, Span
 
 
-class SlowRunner:
+class SlowRunner(ByteRunner):
     """Takes 10 ms for a pass and 1 ms for each position, whatever the span."""
 
     can_rollback = True

@@ -15,11 +15,13 @@ import torch
 from transformers import PreTrainedModel
 
 from swarm.errors import InvalidInput, UnsupportedModel
+from swarm.jobs import Backward, Forward
 from swarm.models.blocks import context_length
 from swarm.models.linear.int8 import NONE
 from swarm.models.loading.refused import refuse
 from swarm.models.span.attention.base import Lane
 from swarm.models.span.attention.ragged import RaggedAttention
+from swarm.models.span.backward import gradients
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import SequenceCache
 from swarm.models.span.linear_layers import choose_linear_layers
@@ -67,25 +69,63 @@ class SpanModel:
 
     # ---- computing --------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
-        """Compute T rows of hidden states through the blocks of `span`, a part of the hosted span.
+    def put(self, rows: Buffer, count: int) -> torch.Tensor:
+        """`count` rows of `hidden_size` numbers of `dtype`, as bytes → `[count, hidden_size]` on the device.
 
-        `hidden`: T = sum of the segments' counts rows of `hidden_size` numbers of `dtype`, as bytes; returns the
-        same shape. Raises InvalidInput when a segment does not begin where its sequence ends, leaves the model's
-        context, or does not have its bytes.
+        Raises InvalidInput where these are not the bytes of so many rows.
         """
-        self._check_segments(span, segments, len(hidden))
-        self._model.narrow(span)
-        rows = torch.frombuffer(bytearray(hidden), dtype=self.dtype).view(1, -1, self.hidden_size).to(self.device)
-        output = self._passes.run([Lane(s.start, s.count, self._cache(s.sequence)) for s in segments], rows)
-        return output.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data
+        if len(rows) != count * self.row_bytes:
+            raise InvalidInput(f"{len(rows)} bytes are not the hidden states of {count} positions")
+        numbers = torch.frombuffer(bytearray(rows), dtype=self.dtype) if count else torch.empty(0, dtype=self.dtype)
+        return numbers.view(count, self.hidden_size).to(self.device)
 
-    def _check_segments(self, span: Span, segments: Sequence[Segment], size: int) -> None:
-        if not self.span.covers(span):
-            raise InvalidInput(f"blocks {span} are not all among {self.span}")
-        if size != sum(s.count for s in segments) * self.hidden_size * self.dtype.itemsize:
-            raise InvalidInput(f"{size} bytes are not the hidden states of {[s.count for s in segments]} positions")
+    def get(self, rows: torch.Tensor) -> memoryview:
+        """`[T, hidden_size]` → the bytes of T rows."""
+        return rows.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Rows one behind the other."""
+        return torch.cat(list(parts))
+
+    def run(self, job: Forward[torch.Tensor] | Backward[torch.Tensor]) -> torch.Tensor:
+        """T rows of hidden states (or of gradients) `[T, hidden_size]` through the blocks of a part of the hosted span,
+        to as many.
+
+        Raises InvalidInput when a segment does not begin where its sequence ends, leaves the model's context, or does
+        not have its rows; UnsupportedModel for gradients of blocks that have none.
+        """
+        if not self.span.covers(job.span):
+            raise InvalidInput(f"blocks {job.span} are not all among {self.span}")
+        if isinstance(job, Backward):
+            return self._backward(job)
+        return self._forward(job)
+
+    @torch.inference_mode()
+    def _forward(self, job: Forward[torch.Tensor]) -> torch.Tensor:
+        self._check_rows(job.positions, job.rows)
+        self._check_segments(job.segments)
+        self._model.narrow(job.span)
+        lanes = [Lane(s.start, s.count, self._cache(s.sequence)) for s in job.segments]
+        return self._passes.run(lanes, job.rows.unsqueeze(0))[0]
+
+    def _backward(self, job: Backward[torch.Tensor]) -> torch.Tensor:
+        self._check_rows(job.positions, job.inputs)
+        self._check_rows(job.positions, job.gradients)
+        longest = max(job.counts, default=0)
+        if self.max_positions is not None and longest > self.max_positions:
+            raise InvalidInput(f"{longest} positions leave the model's context of {self.max_positions} positions")
+        if self.quantization != NONE or self.dtype == torch.float16:
+            kind = self.dtype if self.quantization == NONE else self.quantization
+            raise UnsupportedModel(f"blocks in {kind} give no gradients; host them in float32 or bfloat16")
+        self._model.narrow(job.span)
+        return gradients(self._passes, job.counts, job.inputs, job.gradients)
+
+    @staticmethod
+    def _check_rows(positions: int, rows: torch.Tensor) -> None:
+        if len(rows) != positions:
+            raise InvalidInput(f"{len(rows)} rows are not the hidden states of {positions} positions")
+
+    def _check_segments(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
             held = self.length(segment.sequence)
             if held != segment.start:

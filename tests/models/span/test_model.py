@@ -12,6 +12,7 @@ import torch
 from survey.configs import HEAD_DIM, HIDDEN, KV_HEADS, small_config
 from survey.reference import build
 from swarm.errors import InvalidInput, UnsupportedModel
+from swarm.jobs import compute
 from swarm.models.blocks import find_blocks
 from swarm.models.span.model import SpanModel
 from swarm.types import Segment, SequenceKey, Span
@@ -58,7 +59,7 @@ def feed(
     parts = list(parts)
     rows = torch.cat([rows for _, _, rows in parts]).to(model.dtype).contiguous()
     segments = [Segment(sequence, start, len(rows)) for sequence, start, rows in parts]
-    output = model.forward(span or model.span, segments, rows.view(torch.uint8).numpy().tobytes())
+    output = compute(model, span or model.span, segments, rows.view(torch.uint8).numpy().tobytes())
     return torch.frombuffer(bytearray(output), dtype=model.dtype).view(-1, model.hidden_size)
 
 
@@ -202,7 +203,7 @@ def test_wrong_input_is_a_typed_error_and_changes_nothing(models: dict[str, Any]
         with pytest.raises(InvalidInput):
             feed(model, parts, span)
     with pytest.raises(InvalidInput, match="bytes"):
-        model.forward(model.span, [Segment(A, 4, 2)], b"\0" * 8)
+        compute(model, model.span, [Segment(A, 4, 2)], b"\0" * 8)
     for act in (model.fork, model.move):
         with pytest.raises(InvalidInput):
             act(B, C, 1)

@@ -1,0 +1,129 @@
+"""What a runner is asked to do, as plain data: it can be queued, shared among passes, and told to other machines."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from swarm.types import Segment, SequenceKey, Span
+
+
+class Rows(Protocol):
+    """Numbers of consecutive positions, one row each, wherever the runner computes; a slice is a view."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Self: ...
+
+
+R = TypeVar("R")
+"""Rows: as the runner keeps them, or bytes as they come over the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward(Generic[R]):
+    """Compute `rows`, hidden states of all segments one behind the other, through the blocks of `span`, and append to
+    the sequences' KV caches. It gives as many rows."""
+
+    span: Span
+    segments: Sequence[Segment]
+    rows: R
+
+    @property
+    def positions(self) -> int:
+        """Rows that come in."""
+        return sum(segment.count for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Backward(Generic[R]):
+    """Gradients for the inputs of sequences that are computed again from their beginning, and kept nowhere.
+
+    `counts`: positions of each sequence; `inputs`: their hidden states, `gradients`: those of what the blocks of `span`
+    make of them, both as many rows, one sequence behind the other. It gives as many rows.
+    """
+
+    span: Span
+    counts: Sequence[int]
+    inputs: R
+    gradients: R
+
+    @property
+    def positions(self) -> int:
+        """Rows that come in, of inputs."""
+        return sum(self.counts)
+
+
+class Kind(enum.Enum):
+    """What happens to a sequence's KV cache."""
+
+    FORK = "fork"
+    MOVE = "move"
+    TRUNCATE = "truncate"
+    FREE = "free"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of KV caches. `target` begins with the first `length` positions of `source` (FORK), which ends (MOVE);
+    `source` forgets its positions from `length` on (TRUNCATE), or ends (FREE)."""
+
+    kind: Kind
+    source: SequenceKey
+    target: SequenceKey | None = None
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Change KV caches, in order. It gives no rows."""
+
+    changes: Sequence[Change] = ()
+    positions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Say how many bytes all KV caches hold. It gives no rows."""
+
+    positions: int = 0
+
+
+class Caches(Protocol):
+    """Who keeps KV caches."""
+
+    def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...
+    def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...
+    def truncate(self, sequence: SequenceKey, length: int) -> None: ...
+    def free(self, sequence: SequenceKey) -> None: ...
+
+
+def apply(changes: Iterable[Change], caches: Caches) -> None:
+    """Make the changes, in order. Raises what the caches raise."""
+    for change in changes:
+        if change.kind is Kind.FREE:
+            caches.free(change.source)
+        elif change.kind is Kind.TRUNCATE:
+            caches.truncate(change.source, change.length)
+        elif change.target is not None:
+            (caches.fork if change.kind is Kind.FORK else caches.move)(change.source, change.target, change.length)
+
+
+class Computes(Protocol):
+    """The part of a runner that computes rows."""
+
+    def put(self, rows: bytes | memoryview, count: int) -> Any:
+        """Bytes of `count` rows to where they are computed."""
+
+    def get(self, rows: Any) -> memoryview:
+        """The bytes of rows."""
+
+    def run(self, job: Forward[Any] | Backward[Any]) -> Any:
+        """Rows of outputs."""
+
+
+def compute(runner: Computes, span: Span, segments: Sequence[Segment], hidden: bytes | memoryview) -> memoryview:
+    """One forward pass from bytes to bytes."""
+    forward = Forward(span, segments, runner.put(hidden, sum(segment.count for segment in segments)))
+    return runner.get(runner.run(forward))

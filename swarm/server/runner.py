@@ -1,0 +1,48 @@
+"""What an engine asks of whatever computes for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from swarm.jobs import Backward, Forward
+from swarm.types import SequenceKey, Span
+from swarm.wire.rows import Buffer
+
+
+class Runner(Protocol):
+    """The blocks of a span and the KV cache of every sequence on them. Called from one thread only.
+
+    Rows stay where the runner computes from one pass to the next: they come in by `put`, go out by `get`, and are in
+    between whatever it likes, as long as it has a length and slices (`swarm.jobs.Rows`).
+    """
+
+    @property
+    def can_rollback(self) -> bool:
+        """Whether single positions can be forgotten."""
+
+    on_block: Callable[[], None] | None
+    """Called after each block of a pass: the heartbeat."""
+
+    def put(self, rows: Buffer, count: int) -> Any:
+        """Bytes of `count` rows to where they are computed."""
+
+    def get(self, rows: Any) -> memoryview:
+        """The bytes of rows."""
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """Rows one behind the other."""
+
+    def run(self, job: Forward[Any] | Backward[Any]) -> Any:
+        """Rows of outputs. Raises whatever went wrong; what a Forward appended by then is truncated by the caller."""
+
+    def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...
+    def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...
+    def truncate(self, sequence: SequenceKey, length: int) -> None: ...
+    def free(self, sequence: SequenceKey) -> None: ...
+
+    def bytes_held(self) -> int:
+        """Bytes of all KV caches."""
+
+    def bytes_per_token(self, span: Span) -> int:
+        """Bytes that one position takes in the blocks of `span`."""

@@ -1,0 +1,53 @@
+"""Runners on the host, for tests: rows are bytes."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swarm.errors import UnsupportedModel
+from swarm.jobs import Backward, Forward
+from swarm.types import Segment, Span
+from swarm.wire.rows import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRows:
+    """Rows of `size` bytes."""
+
+    data: Buffer
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.data) // self.size if self.size else 0
+
+    def __getitem__(self, rows: slice) -> ByteRows:
+        first, last, _ = rows.indices(len(self))
+        return ByteRows(memoryview(self.data)[first * self.size : last * self.size], self.size)
+
+
+class ByteRunner(abc.ABC):
+    """The part of a runner that computes, for those whose `forward` takes and gives bytes. No gradients."""
+
+    def put(self, rows: Buffer, count: int) -> ByteRows:
+        """Bytes of `count` rows."""
+        return ByteRows(rows, len(rows) // count if count else 0)
+
+    def get(self, rows: ByteRows) -> memoryview:
+        """The bytes of rows."""
+        return memoryview(rows.data)
+
+    def join(self, parts: Sequence[ByteRows]) -> ByteRows:
+        """Rows one behind the other."""
+        return ByteRows(b"".join(part.data for part in parts), parts[0].size)
+
+    def run(self, job: Forward[ByteRows] | Backward[ByteRows]) -> ByteRows:
+        """Rows of outputs. Raises UnsupportedModel for gradients."""
+        if isinstance(job, Backward):
+            raise UnsupportedModel("hashes have no gradients")
+        return self.put(self.forward(job.span, job.segments, job.rows.data), job.positions)
+
+    @abc.abstractmethod
+    def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
+        """Compute the rows of all segments, one behind the other."""
