@@ -72,7 +72,8 @@ def is_called(name: str, asked: str) -> bool:
     return asked in (name, name.rstrip("/").rpartition("/")[2])
 
 
-LONGEST_NAME = 64
+LONGEST_NAME = 256
+"""Characters of a name that records hold."""
 
 
 def check_name(name: str) -> str:
@@ -111,6 +112,7 @@ class ServerRecord:
     codecs: tuple[str, ...] = ("raw",)
     version: str = ""
     name: str = ""
+    instance: int = 0
     expires: float = 0.0
     signed: bytes = field(default=b"", repr=False)
 

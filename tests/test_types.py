@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import InvalidInput
-from swarm.types import Span
+from swarm.types import Span, check_name, printable
 
 SPANS = st.tuples(st.integers(0, 300), st.integers(1, 300)).map(lambda pair: Span(pair[0], pair[0] + pair[1]))
 
@@ -49,3 +49,20 @@ def test_a_span_of_nothing_is_refused() -> None:
     for first, last in ((3, 3), (4, 3), (-1, 2)):
         with pytest.raises(InvalidInput):
             Span(first, last)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "a\u202eb", "x" * 257, "\0"])
+def test_a_name_that_others_cannot_show_is_refused_and_the_refusal_can_be_shown(name: str) -> None:
+    with pytest.raises(InvalidInput, match="the name") as caught:
+        check_name(name)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["", "one", "Zoë's 4090, garage", "機械", "x" * 256])
+def test_other_names_are_kept(name: str) -> None:
+    assert check_name(name) == name
+
+
+def test_what_a_stranger_wrote_cannot_steer_a_terminal() -> None:
+    assert printable("\x1b[31mred\u202e\n") == "?[31mred?\n"
+    assert printable("as it is") == "as it is"

@@ -49,7 +49,7 @@ def main(
 ) -> None:
     """Run a peer that others join the swarm through.
 
-    It keeps a part of the directory, relays for peers behind NAT, and shows the swarm to browsers; it holds no model
+    It keeps a part of the directory, lets peers behind NAT meet, and shows the swarm to browsers; it holds no model
     and needs little. Its address contains its identity: keep the identity file and the port, and the address stays
     the same. Listens on port 31337, and on 31338 and 31339 for browsers, unless --host-maddrs and --edge-maddrs say
     otherwise. With no --initial-peers it begins a new swarm.

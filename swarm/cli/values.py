@@ -10,13 +10,11 @@ import click
 
 from swarm.cli.streams import readable
 from swarm.errors import InvalidInput
-from swarm.types import Span
+from swarm.types import Span, check_name
 
 MOST = 2**53
 """No count that a user passes is larger: torch, JSON and Prometheus hold those up to here exactly."""
 MOST_THREADS = 4096
-LONGEST_NAME = 256
-"""Characters of a name that others are shown."""
 
 COUNT = click.IntRange(min=1, max=MOST)
 THREADS = click.IntRange(min=1, max=MOST_THREADS)
@@ -52,13 +50,10 @@ class Name(click.types.StringParamType):
             text = readable(str(value), "it")
         except InvalidInput as error:
             self.fail(str(error), param, ctx)
-        if not text.isprintable() or len(text) > LONGEST_NAME:
-            self.fail(
-                f"others would not show it: a name has up to {LONGEST_NAME} characters, all of them printable",
-                param,
-                ctx,
-            )
-        return text
+        try:
+            return check_name(text)
+        except InvalidInput as error:
+            self.fail(str(error), param, ctx)
 
 
 def place_of(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:

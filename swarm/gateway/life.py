@@ -29,7 +29,7 @@ from swarm.net import Network
 from swarm.net.addresses import best_first
 from swarm.net.base import Host
 from swarm.tasks import first_of
-from swarm.types import Span
+from swarm.types import Span, check_name
 from swarm.wire import swarm_pb2 as pb
 
 PAGE = Path(__file__).parent / "page"
@@ -76,7 +76,7 @@ class Gateway:
         self.client = client or ClientConfig()
         self.http = http
         self.edge = edge
-        self.name = name
+        self.name = check_name(name)
         self.url = ""
         """The base of OpenAI's API, once it is served."""
         self._announcing = announcing or NetworkConfig()

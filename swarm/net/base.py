@@ -151,10 +151,13 @@ class DirectoryStatistics:
 
 
 class Directory(Protocol):
-    """The shared table of who hosts what. Records are signed by their owner; reads drop what does not verify."""
+    """The shared table of who hosts what. Records are signed by their owner; reads drop what does not verify.
+
+    Who announces also notices, and logs as an error, that another machine does so with the same key.
+    """
 
     async def announce(self, record: ServerRecord, model: ModelInfo) -> ServerRecord:
-        """Publish (or renew) this peer's record until `record.expires`; returns it with `signed` filled in."""
+        """Publish (or renew) this peer's record until `record.expires`; returns it as it was signed."""
 
     async def withdraw(self, record: ServerRecord) -> None:
         """Replace this peer's record by a tombstone that outlives it."""

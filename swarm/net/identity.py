@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,8 @@ class Identity:
     """A private key, its public key and the peer id."""
 
     def __init__(self, seed: bytes) -> None:
+        self.instance = 1 + secrets.randbelow(0xFFFF_FFFF)
+        """Drawn each time that a key is loaded: tells two processes apart that have the same."""
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         self._seed = seed
         self.public_bytes = _PUBLIC + self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)

@@ -72,6 +72,7 @@ def sign_record(identity: Identity, record: ServerRecord) -> bytes:
         codecs=record.codecs,
         version=record.version,
         name=record.name[:MAX_TEXT],
+        instance=identity.instance,
     )
     return sign(identity, span_key(record.model, record.span.first), message.SerializeToString(), record.expires)
 
@@ -168,7 +169,7 @@ def sign_node(identity: Identity, node: pb.QueryNode, expires: float) -> bytes:
     """A query node's announcement, signed by the node; whose it is, the signature says."""
     bare = pb.QueryNode()
     bare.CopyFrom(node)
-    bare.peer_id = ""
+    bare.peer_id, bare.instance = "", identity.instance
     return sign(identity, node_key(node.contract.model), bare.SerializeToString(), expires)
 
 
@@ -251,6 +252,7 @@ def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
         codecs=tuple(message.codecs),
         version=message.version,
         name=message.name,
+        instance=message.instance,
         expires=opened.expires,
         signed=signed,
     )

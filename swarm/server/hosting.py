@@ -23,7 +23,7 @@ from swarm.server.placement import choose_span
 from swarm.server.server import Loaded
 from swarm.server.sizing import Allowance, Footprint, Sizes, available_memory, footprint, size
 from swarm.server.throughput import measure
-from swarm.types import ModelInfo, ServerRecord, Span
+from swarm.types import ModelInfo, ServerRecord, Span, printable
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,9 @@ def checked_device(wanted: str | None) -> str:
 
 def _published(info: ModelInfo, checkpoint: Checkpoint) -> ModelInfo:
     """Where a folder is on this machine is nobody else's business: the swarm sees its last name."""
-    return info if checkpoint.folder is None else replace(info, name=Path(checkpoint.folder).resolve().name)
+    if checkpoint.folder is None:
+        return info
+    return replace(info, name=printable(Path(checkpoint.folder).resolve().name).replace("\n", "?"))
 
 
 async def _in_daemon_thread(work: Callable[[], T]) -> T:

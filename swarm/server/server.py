@@ -22,7 +22,7 @@ from swarm.server.handler import Handler, Offer
 from swarm.server.runner import Runner
 from swarm.server.thread_engine import ThreadEngine
 from swarm.server.throughput import Throughput
-from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState, Span
+from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState, Span, check_name
 from swarm.wire.codecs import offered
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Server:
         self.model = model
         self.config = config or ServerConfig()
         self.network = network or NetworkConfig()
-        self.name = name
+        self.name = check_name(name)
         self.contract = contract or model.contract("float32")
         self.state = ServerState.JOINING
         self.span: Span | None = None

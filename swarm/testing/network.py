@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import itertools
 import logging
 import random
 from collections import deque
@@ -15,6 +16,7 @@ from swarm.errors import DaemonFailed, FrameTooLarge, PeerUnreachable, RecordRef
 from swarm.net.base import DirectoryStatistics, HostStatistics, PeerStream, StreamHandler, serve_stream
 from swarm.net.identity import Identity
 from swarm.net.network import Network
+from swarm.net.twins import Twins
 from swarm.tasks import Tasks
 from swarm.testing.conditions import Line, LinkConditions
 from swarm.types import ModelInfo, PeerId, ServerRecord
@@ -42,6 +44,7 @@ class SimulatedNetwork:
         self._frozen: set[PeerId] = set()
         self._thaws: dict[PeerId, asyncio.Event] = {}
         self.pipes: dict[_Pipe, None] = {}
+        self.instances = itertools.count(1)
 
     def host(self, name: str) -> MemoryHost:
         """A new host; `name` is its peer id. A name may be used again after its host was killed or closed."""
@@ -316,16 +319,26 @@ class MemoryDirectory:
         self.network = network
         self.host = host
         self.delay = delay
+        self.instance = next(network.instances)
+        self._twins = Twins(host.peer_id, self.instance, None)
 
     async def announce(self, record: ServerRecord, model: ModelInfo) -> ServerRecord:
         await self._reach()
         if record.peer_id != self.host.peer_id:
             raise RecordRefused(f"{self.host.peer_id} cannot announce in the name of {record.peer_id}")
+        if self._twins.is_due():
+            self._look_for_twins()
+        self._twins.announced(record.expires)
+        record = dataclasses.replace(record, instance=self.instance)
         signed = hashlib.sha256(repr(dataclasses.replace(record, signed=b"")).encode()).digest()
         record = dataclasses.replace(record, signed=signed)
         self.network.records[record.model, record.peer_id] = record
         self.network.infos[model.key] = model
         return record
+
+    def _look_for_twins(self) -> None:
+        for record in self._living().values():
+            self._twins.look(record.peer_id, record.instance, record.expires, record.addresses)
 
     async def withdraw(self, record: ServerRecord) -> None:
         await self._reach()
@@ -343,7 +356,7 @@ class MemoryDirectory:
         await self._reach()
         announced = pb.QueryNode()
         announced.CopyFrom(node)
-        announced.peer_id = self.host.peer_id
+        announced.peer_id, announced.instance = self.host.peer_id, self.instance
         self.network.nodes[node.contract.model, self.host.peer_id] = (announced, expires)
 
     async def withdraw_node(self, node: pb.QueryNode) -> None:

@@ -602,7 +602,7 @@ class MapServer(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., name: _Optional[str] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., free_tokens: _Optional[int] = ..., version: _Optional[str] = ..., relayed: _Optional[bool] = ...) -> None: ...
 
 class QueryNode(_message.Message):
-    __slots__ = ("peer_id", "contract", "name", "addresses", "edges", "running", "capacity", "version", "converses", "codec")
+    __slots__ = ("peer_id", "contract", "name", "addresses", "edges", "running", "capacity", "version", "converses", "codec", "instance")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -613,6 +613,7 @@ class QueryNode(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CONVERSES_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     contract: Contract
     name: str
@@ -623,10 +624,11 @@ class QueryNode(_message.Message):
     version: str
     converses: bool
     codec: str
-    def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ...) -> None: ...
+    instance: int
+    def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ..., instance: _Optional[int] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions")
+    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance")
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -639,6 +641,7 @@ class Record(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PREFILL_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     contract: Contract
     state: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -651,7 +654,8 @@ class Record(_message.Message):
     version: str
     name: str
     prefill_positions: int
-    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ...) -> None: ...
+    instance: int
+    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ...) -> None: ...
 
 class SignedRecord(_message.Message):
     __slots__ = ("public_key", "record", "expires", "key", "signature")

@@ -188,8 +188,26 @@ def test_what_a_killed_process_left_behind_is_removed(monkeypatch: pytest.Monkey
     module._claim(abandoned).close()  # as the system does at the end of a process
     with module._claim(living):
         (abandoned / "control.sock").touch()
+        unlocked, begun = (short_path / f"{module._FOLDER_PREFIX}{name}" for name in ("unlocked", "begun"))
+        for folder in (unlocked, begun):
+            folder.mkdir()
+        os.utime(unlocked, (0.0, 0.0))
         fresh = module._private_folder()
-        assert set(short_path.iterdir()) == {living, fresh}
+        assert set(short_path.iterdir()) == {living, begun, fresh}
+
+
+def test_what_was_left_where_paths_are_short_is_removed_too(
+    monkeypatch: pytest.MonkeyPatch, short_path: Path, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(module, "_SHORT_PLACE", short_path)
+    monkeypatch.setattr(module.tempfile, "tempdir", str(deep))
+    abandoned = module._private_folder()
+    assert abandoned.parent == short_path
+    module._claim(abandoned).close()
+    fresh = module._private_folder()
+    assert (set(short_path.iterdir()), list(deep.iterdir())) == ({fresh}, [])
 
 
 def test_its_death_is_noticed_and_ends_everything() -> None:

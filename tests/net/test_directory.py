@@ -144,6 +144,29 @@ def test_a_bootstrap_peer_that_comes_back_is_found_and_finds_everybody(tmp_path:
     asyncio.run(main())
 
 
+def test_two_machines_with_one_key_both_notice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        bootstrap, _ = await join(CONFIG)
+        cloned = replace(
+            CONFIG,
+            identity_path=str(tmp_path / "key"),
+            initial_peers=tuple(bootstrap.host.addresses),
+            dial_timeout=10.0,
+        )
+        (one, first), (two, second) = [await join(cloned) for _ in range(2)]
+        halves = [Contract(MODEL.key, span, (bytes(8),) * 2) for span in (Span(0, 2), Span(2, 4))]
+        for round_ in range(3):
+            for network, directory, contract in ((one, first, halves[0]), (two, second, halves[1])):
+                expires = time.time() + 60.0 + round_
+                await directory.announce(ServerRecord(network.identity.peer_id, contract, expires=expires), MODEL)
+        for network in (two, one, bootstrap):
+            await network.close()
+
+    asyncio.run(main())
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len([line for line in lines if "another machine" in line and str(tmp_path / "key") in line]) == 2
+
+
 def test_the_clock_is_said_to_be_wrong() -> None:
     error = Exception("local time must be within 3 seconds  of others(local: 1.0, peer: 9.0)")
     assert "clock" in str(directories._not_joined(error, ("/ip4/127.0.0.1/tcp/9",)))

@@ -80,7 +80,7 @@ def changed(message: T, changes: Mapping[str, object]) -> T:
 
 
 def test_what_was_signed_is_read() -> None:
-    assert verify(SIGNED) == replace(RECORD, signed=SIGNED)
+    assert verify(SIGNED) == replace(RECORD, instance=ME.instance, signed=SIGNED)
     assert len(SIGNED) < 1024
 
 
@@ -236,7 +236,7 @@ NODE = pb.QueryNode(
 def test_a_query_node_comes_back_with_the_id_of_who_signed_it() -> None:
     signed = records.sign_node(ME, NODE, NOW + 60)
     node = records.verify_node(signed, now=NOW, config=CONFIG)
-    assert (node.peer_id, node.name, node.edges) == (ME.peer_id, "tiny", NODE.edges)
+    assert (node.peer_id, node.instance, node.name, node.edges) == (ME.peer_id, ME.instance, "tiny", NODE.edges)
     with pytest.raises(RecordRefused, match="expired"):
         records.verify_node(signed, now=NOW + 61, config=CONFIG)
     for other in (SIGNED, records.sign_model(ME, MODEL, NOW + 60)):

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from asyncio import StreamReader, StreamWriter
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,10 @@ _LOG_LINES = 20
 _STOP_TIMEOUT = 3.0
 _SOCKET_PATH_LIMIT = 100
 _FOLDER_PREFIX = "swarm-p2pd-"
+_SHORT_PLACE = Path("/tmp")
+"""For folders where the paths of sockets elsewhere are too long."""
+_LOCKED_WITHIN = 600.0
+"""Seconds after which a folder without a lock belongs to nobody."""
 
 # Run in a process of its own: p2pd shall not outlive this process, even when it is killed. The second look at the
 # parent covers a parent that died before the request reached the kernel.
@@ -283,7 +288,7 @@ def _private_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
     if len(str(folder)) > _SOCKET_PATH_LIMIT - len("/control.sock"):
         folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=_SHORT_PLACE))
     return folder
 
 
@@ -298,13 +303,24 @@ def _claim(folder: Path) -> BinaryIO:
 
 def _remove_abandoned() -> None:
     """Remove the folders of our processes that were killed, and could not do it themselves."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*/lock"):
-        with contextlib.suppress(OSError):
-            if lock.parent.lstat().st_uid != os.getuid():
-                continue
-            with lock.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
+    for place in {Path(tempfile.gettempdir()), _SHORT_PLACE}:
+        for folder in place.glob(f"{_FOLDER_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if folder.lstat().st_uid == os.getuid():
+                    _remove_if_abandoned(folder)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    """Raises OSError for one whose process lives."""
+    lock = folder / "lock"
+    if not lock.exists():
+        # Killed before it had locked what it had made, unless it is only about to.
+        if folder.lstat().st_mtime < time.time() - _LOCKED_WITHIN:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
+    with lock.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _line(output: StreamReader) -> bytes:

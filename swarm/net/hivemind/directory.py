@@ -26,6 +26,7 @@ from swarm.net import records
 from swarm.net.base import DirectoryStatistics
 from swarm.net.identity import Identity
 from swarm.net.patches import bound_directory, remember_peer_ids
+from swarm.net.twins import Twins
 from swarm.types import ModelInfo, PeerId, ServerRecord
 from swarm.wire import swarm_pb2 as pb
 
@@ -146,6 +147,7 @@ class HivemindDirectory:
         self._initial = initial
         self._config = config
         self._latest: dict[str, float] = {}
+        self._twins = Twins(identity.peer_id, identity.instance, config.identity_path)
         self._rejoin = asyncio.create_task(self._stay_known(), name="directory")
 
     def statistics(self) -> DirectoryStatistics:
@@ -159,6 +161,9 @@ class HivemindDirectory:
         Only so many peers can name a model. Where they do already it needs no more of them, and nothing is raised.
         Raises RecordRefused for a record that others would refuse, NetworkError when nobody took it.
         """
+        if self._twins.is_due():
+            with contextlib.suppress(NetworkError):
+                await self.lookup(model.key, model.blocks)
         key = records.span_key(record.model, record.span.first)
         record = replace(record, expires=self._later(key, record.expires))
         signed = records.sign_record(self._identity, record)
@@ -166,7 +171,8 @@ class HivemindDirectory:
         until = self._later(records.MODELS_KEY, record.expires)
         entry = records.sign_model(self._identity, model, until)
         await self._store({key: (signed, record.expires), records.MODELS_KEY: (entry, until)})
-        return replace(record, signed=signed)
+        self._twins.announced(record.expires)
+        return replace(record, instance=self._identity.instance, signed=signed)
 
     async def withdraw(self, record: ServerRecord) -> None:
         """As in `Directory`. Raises NetworkError when nobody took the tombstone of the record."""
@@ -179,10 +185,14 @@ class HivemindDirectory:
     async def announce_node(self, node: pb.QueryNode, expires: float) -> None:
         """As in `Directory`. Raises RecordRefused for what others would refuse, NetworkError when nobody took it."""
         key = records.node_key(node.contract.model)
+        if self._twins.is_due():
+            with contextlib.suppress(NetworkError):
+                await self.query_nodes(node.contract.model)
         expires = self._later(key, expires)
         signed = records.sign_node(self._identity, node, expires)
         records.verify_node(signed, now=time.time(), config=self._config)
         await self._store({key: (signed, expires)})
+        self._twins.announced(expires)
 
     async def withdraw_node(self, node: pb.QueryNode) -> None:
         """As in `Directory`. Raises NetworkError when nobody took the tombstone."""
@@ -195,7 +205,10 @@ class HivemindDirectory:
         nodes = []
         for signed in await self._read([records.node_key(model)]):
             with contextlib.suppress(RecordRefused):
-                nodes.append(records.verify_node(signed, now=time.time(), config=self._config))
+                node = records.verify_node(signed, now=time.time(), config=self._config)
+                nodes.append(node)
+                expires = records.open_signed(signed, now=time.time(), config=self._config).expires
+                self._twins.look(node.peer_id, node.instance, expires, node.addresses)
         return nodes
 
     def _later(self, key: str, expires: float) -> float:
@@ -228,7 +241,10 @@ class HivemindDirectory:
     async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
         """As in `Directory`. Raises NetworkError when the directory cannot be read."""
         opened = await self._read([records.span_key(model, first) for first in range(blocks)])
-        return [r for r in self._living(opened) if r.model == model and r.span.last <= blocks]
+        found = [r for r in self._living(opened) if r.model == model and r.span.last <= blocks]
+        for record in found:
+            self._twins.look(record.peer_id, record.instance, record.expires, record.addresses)
+        return found
 
     def _living(self, values: Sequence[bytes]) -> Iterator[ServerRecord]:
         for signed in values:
