@@ -113,9 +113,9 @@ def losses(dtype: str, quantization: str) -> dict[str, str]:
     from transformers import AutoModelForCausalLM
 
     from benchmarks.codec import predict, read_texts
-    from swarm.models.linear.int8 import quantize
+    from swarm.models.linear.int8 import use_int8
 
     model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=getattr(torch, dtype)).eval()
     if quantization == "int8":
-        quantize(model.model.layers)
+        use_int8(model.model.layers)
     return {f"loss, {name}": f"{predict(model, text[:WINDOWS])[0]:.4f}" for name, text in read_texts().items()}

@@ -108,11 +108,11 @@ def query_node(swarm: Swarm, tokenizer: Any) -> Iterator[Generator]:
     from swarm.gateway.generation import Generator
     from swarm.gateway.recommended import Recommended
     from swarm.models.ends.ends import Ends
-    from swarm.models.ends.load import load_client_model
+    from swarm.models.ends.load import load_ends
     from swarm.models.loading.cost import describe
     from swarm.models.texts import Texts
 
-    compute = EndsBatcher(Ends(load_client_model(MODEL, dtype="float32", progress=False)[0]))
+    compute = EndsBatcher(Ends(load_ends(MODEL, dtype="float32", progress=False)[0]))
     info = describe(MODEL, dtype="float32").info
     view = View(swarm.directory, info, info.contract("float32", info.hidden_size * 4), ClientConfig())
     recommended = Recommended({}, frozenset())

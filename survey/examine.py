@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from swarm.errors import UnsupportedModel
 from swarm.jobs import compute
-from swarm.models.ends.load import load_client_model, returns_tuple
+from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.cost import describe
 from swarm.models.loading.refused import REASONS, reason_to_refuse
@@ -118,7 +118,7 @@ class Client:
     """The client's part of a model, whose blocks are spans in this process."""
 
     def __init__(self, folder: Path, spans: Sequence[SpanModel]) -> None:
-        self.model, _ = load_client_model(folder, progress=False)
+        self.model, _ = load_ends(folder, progress=False)
         self.spans = spans
         self.recorder: Recorder | None = None
         self._session = b""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swarm.models.texts import Growing
+from swarm.models.texts import Detokenizer
 
 if TYPE_CHECKING:
     from swarm.client.session import Notice
@@ -60,22 +60,22 @@ class Streamer:
         self.write = write
         self.text = ""
         self.times = [time.perf_counter()]
-        self._growing: Growing | None = None
+        self._detokenizer: Detokenizer | None = None
 
     def put(self, value: Any) -> None:
         """Called by the library with the prompt, then with every token."""
         ids = value.flatten().tolist()
-        if self._growing is None:
-            self._growing = Growing(self.decode, ids)
+        if self._detokenizer is None:
+            self._detokenizer = Detokenizer(self.decode, ids)
             return
         self.times.append(time.perf_counter())
         for token in ids:
-            self._write(self._growing.add(token))
+            self._write(self._detokenizer.add(token))
 
     def end(self) -> None:
         """Called by the library at the end."""
-        if self._growing is not None:
-            self._write(self._growing.end())
+        if self._detokenizer is not None:
+            self._write(self._detokenizer.end())
 
     def _write(self, text: str) -> None:
         if text:

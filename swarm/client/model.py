@@ -21,7 +21,7 @@ from swarm.client.view import View
 from swarm.config import ClientConfig
 from swarm.errors import ContextTooLong, InvalidInput, UnsupportedModel
 from swarm.models.blocks import find_blocks
-from swarm.models.ends.load import load_client_model, returns_tuple
+from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.checkpoint import open_checkpoint
 from swarm.models.loading.cost import describe
@@ -134,7 +134,7 @@ class DistributedModelForCausalLM:
         compute = None if dtype == "auto" else dtype
         info = describe(checkpoint, dtype=compute).info
         _remote_span(kept, info.blocks)
-        model, _ = load_client_model(checkpoint, dtype=compute, local_blocks=kept, progress=progress)
+        model, _ = load_ends(checkpoint, dtype=compute, local_blocks=kept, progress=progress)
         return attach(model, swarm or connect(initial_peers), info, config, kept, on_notice=on_notice)
 
     @classmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from swarm.contract import Contract
 from swarm.gateway.recommended import Recommended
 from swarm.models.ends.ends import Ends
-from swarm.models.ends.load import load_client_model
+from swarm.models.ends.load import load_ends
 from swarm.models.loading.checkpoint import open_checkpoint
 from swarm.models.loading.cost import describe
 from swarm.models.texts import Texts, load_tokenizer
@@ -45,6 +45,6 @@ def load_model(
     checkpoint = open_checkpoint(model, token, revision)
     info = describe(checkpoint, dtype=dtype).info
     tokenizer = load_tokenizer(model, token, revision)
-    ends, _ = load_client_model(checkpoint, dtype=dtype, progress=progress)
+    ends, _ = load_ends(checkpoint, dtype=dtype, progress=progress)
     recommended = Recommended.of(ends.generation_config, tokenizer)
     return LoadedModel(info, Texts(tokenizer), Ends(ends), recommended)

@@ -121,8 +121,11 @@ class Sampler:
 
 
 def truncate(scores: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that may be drawn, and their scores: the `top_k` best, of them those that make up `top_p` of the
-    probability, of them those at least `min_p` times as likely as the best; always the best one."""
+    """The tokens that may be drawn, `[kept]`, and their scores, of `scores` `[vocabulary]`.
+
+    The `top_k` best, of them those that make up `top_p` of the probability, of them those at least `min_p` times as
+    likely as the best; always the best one.
+    """
     count = min(settings.top_k, len(scores)) if settings.top_k else len(scores)
     if count == len(scores) and settings.top_p == 1.0 and settings.min_p == 0.0:
         return torch.arange(len(scores)), scores
@@ -154,7 +157,10 @@ def _mixed(words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def logprobs(logits: torch.Tensor, token: int, alternatives: int) -> tuple[float, list[tuple[int, float]]]:
-    """Of the chosen token, and of the most likely ones, under the model itself: before any penalty or temperature."""
+    """Of the chosen token, and of the most likely ones, under the model itself: before any penalty or temperature.
+
+    `logits`: `[vocabulary]`, float32.
+    """
     shares = torch.log_softmax(logits, dim=-1)
     values, tokens = torch.topk(shares, min(alternatives, MOST_ALTERNATIVES, len(shares)))
     return float(shares[token]), [(int(t), float(v)) for t, v in zip(tokens, values, strict=True)]

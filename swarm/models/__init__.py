@@ -6,19 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from swarm.models.ends.load import load_client_model
+    from swarm.models.ends.load import load_ends
     from swarm.models.loading.checkpoint import open_checkpoint
     from swarm.models.loading.cost import Description, describe
     from swarm.models.span.load import load_span
     from swarm.models.span.model import SpanModel
 
-__all__ = ["Description", "SpanModel", "describe", "load_client_model", "load_span", "open_checkpoint"]
+__all__ = ["Description", "SpanModel", "describe", "load_ends", "load_span", "open_checkpoint"]
 
 _HOMES = {
     "Description": "swarm.models.loading.cost",
     "SpanModel": "swarm.models.span.model",
     "describe": "swarm.models.loading.cost",
-    "load_client_model": "swarm.models.ends.load",
+    "load_ends": "swarm.models.ends.load",
     "load_span": "swarm.models.span.load",
     "open_checkpoint": "swarm.models.loading.checkpoint",
 }

@@ -83,8 +83,8 @@ def _list_of(text: str, name: str) -> list[Any]:
     return value
 
 
-class Growing:
-    """Text that grows token by token: `add` gives what is new of it, once its characters are whole.
+class Detokenizer:
+    """The text of tokens as they come: `add` gives what is new of it, once its characters are whole.
 
     The same tokens give the same pieces, whoever adds them. `before`: the last tokens of the prompt.
     """
@@ -111,7 +111,7 @@ class Growing:
         return text[len(before) :]
 
 
-class Stops:
+class StopStrings:
     """Ends a text before the first of some texts. Raises InvalidInput for too many of them, or empty ones."""
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -149,8 +149,8 @@ class Answer:
 
     def __init__(self, texts: Texts, prompt: Sequence[int], stops: Sequence[str], sent: int = 0) -> None:
         self._texts = texts
-        self._growing = Growing(texts.decode, prompt)
-        self._stops = Stops(stops)
+        self._detokenizer = Detokenizer(texts.decode, prompt)
+        self._stops = StopStrings(stops)
         self._skip = sent
         self.sent = 0
 
@@ -161,7 +161,7 @@ class Answer:
 
     def add(self, token: int) -> str:
         """One token more; returns the text to show, less what the asker has already."""
-        return self._show(self._stops.add(self._growing.add(token)))
+        return self._show(self._stops.add(self._detokenizer.add(token)))
 
     def piece(self, token: int) -> bytes:
         """One token's own text in UTF-8."""
@@ -169,7 +169,7 @@ class Answer:
 
     def end(self) -> str:
         """What is left to show."""
-        rest = "" if self.stopped else self._stops.add(self._growing.end())
+        rest = "" if self.stopped else self._stops.add(self._detokenizer.end())
         return self._show(rest if self.stopped else rest + self._stops.end())
 
     def _show(self, text: str) -> str:

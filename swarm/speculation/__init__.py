@@ -1,1 +1,1 @@
-"""Guesses at the next tokens, and how many of them pay. Pure."""
+"""Drafts of the next tokens, and how many of them pay. Pure."""

@@ -1,4 +1,4 @@
-"""Guesses at the next tokens, to be verified by the model itself: what they are, and those out of the text so far."""
+"""Drafts of the next tokens, to be verified by the model itself: what they are, and those out of the text so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much to guess ahead: as many tokens as bring the most accepted ones per second, by running estimates."""
+"""How many drafts to send ahead: as many as bring the most accepted ones per second, by running estimates."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class WindowTime:
         mean_x, mean_y = self._x / self._weight, self._y / self._weight
         variance = self._xx / self._weight - mean_x * mean_x
         covariance = self._xy / self._weight - mean_x * mean_y
-        # One observation's worth of belief in the first guess, at a distance of one row.
-        guess = FIRST_SLOPE * mean_y
-        return max((covariance * self._weight + guess) / (variance * self._weight + 1.0), 0.0)
+        # One observation's worth of belief in the first slope, at a distance of one row.
+        first = FIRST_SLOPE * mean_y
+        return max((covariance * self._weight + first) / (variance * self._weight + 1.0), 0.0)
 
     @property
     def base(self) -> float:

@@ -1,7 +1,7 @@
-"""Windows of tokens in flight: what is certain, guesses behind it, and what follows what.
+"""Windows of tokens in flight: what is certain, drafts behind it, and what follows what.
 
 Windows follow each other without waiting: a later one begins where an earlier one ends, long before that is verified.
-When a guess turns out wrong, everything sent after it is void. Pure: what is awaited is kept, not looked at.
+When a draft turns out wrong, everything sent after it is void. Pure: what is awaited is kept, not looked at.
 """
 
 from __future__ import annotations

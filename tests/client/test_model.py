@@ -15,7 +15,7 @@ from survey.configs import POSITIONS
 from swarm.client.model import DistributedLlama
 from swarm.client.session import Notice
 from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, SessionClosed, UnsupportedModel
-from swarm.models.linear.int8 import quantize
+from swarm.models.linear.int8 import use_int8
 from swarm.types import Span
 from tests.checkpoints import GREEDY, Served, make_tokenizer, prompt, reference, save, settled, spans_of
 
@@ -292,7 +292,7 @@ def test_int8_servers_serve_who_asks_for_them(checkpoints: Any) -> None:
     folder = checkpoints("llama")
     servers, local = Served(folder, spans_of(2), quantization="int8"), reference(folder)
     for layer in local.model.layers:
-        quantize(layer)
+        use_int8(layer)
     inputs, expected = settled(local, lambda seed: {"input_ids": prompt(9, seed)}, 8)
     try:
         model = servers.model()

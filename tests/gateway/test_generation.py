@@ -22,7 +22,7 @@ from swarm.gateway.ends_batcher import EndsBatcher
 from swarm.gateway.generation import Generator
 from swarm.gateway.recommended import Recommended
 from swarm.models.ends.ends import Ends
-from swarm.models.ends.load import load_client_model
+from swarm.models.ends.load import load_ends
 from swarm.models.texts import Texts
 from swarm.net.loop import shared_loop
 from swarm.speculation.pacer import MOST
@@ -60,7 +60,7 @@ def nodes(served: Serve) -> Iterator[Callable[..., Generator]]:
     def make(kind: str, recommended: Recommended | None = None, **config: Any) -> Generator:
         servers = served(kind, 2)
         if kind not in ends:
-            ends[kind] = Ends(load_client_model(servers.folder, dtype="float32", progress=False)[0])
+            ends[kind] = Ends(load_ends(servers.folder, dtype="float32", progress=False)[0])
         made.append(EndsBatcher(ends[kind]))
         info, row_bytes = servers.info, 4 * servers.info.hidden_size
         view = View(servers.swarm.directory, info, info.contract("float32", row_bytes), ClientConfig(max_wait=1.0))

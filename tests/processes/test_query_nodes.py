@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from swarm.client.swarm import Swarm, connect
 from swarm.demo.local_swarm import BIN, LocalSwarm
 from swarm.errors import InvalidInput
-from swarm.models.linear.int8 import quantize
+from swarm.models.linear.int8 import use_int8
 from swarm.wire import swarm_pb2 as pb
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
@@ -173,7 +173,7 @@ def test_servers_that_compute_with_int8_answer_those_who_ask_for_it(processes: L
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     local = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     for layer in local.model.layers:
-        quantize(layer)
+        use_int8(layer)
     inputs = tokenizer(PROMPT, return_tensors="pt")
     output = local.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
     expected = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,1 +1,1 @@
-"""A client's part of a model: everything but its blocks, and what stands in their place."""
+"""The ends of a model: everything but its blocks, and what stands in their place."""

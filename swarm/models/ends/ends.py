@@ -1,4 +1,4 @@
-"""The two ends of a model, before its first block and after its last, for rows of many sequences at once.
+"""The ends of a model, before its first block and after its last, for rows of many sequences at once.
 
 The library's own code runs both, in one pass each over all rows: a block that shows what comes to it ends the first,
 one that gives back what the real blocks have computed stands in the second.
@@ -45,7 +45,10 @@ class _Gap(RemoteSpan):
 
 
 class Ends:
-    """Embeddings and head of a model without blocks (`load_client_model`). For one thread at a time.
+    """Embeddings and head of a model without blocks (`load_ends`). For one thread at a time.
+
+    What runs before the first block ends with an exception where that block would be: it is the one way out of the
+    library's forward that every architecture has, and it leaves out whatever comes after the blocks.
 
     Raises UnsupportedModel for a model that takes no hidden states from elsewhere.
     """
@@ -56,7 +59,7 @@ class Ends:
         self._gap = _Gap(_nobody, returns_tuple=returns_tuple(model))
         rearrange(model, [self._gap], [0])
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
-        self.packs = self._agrees()
+        self.batchable = self._agree()
         """Whether one pass may embed tokens of several sequences, each with its own positions."""
 
     @property
@@ -67,9 +70,9 @@ class Ends:
     @torch.inference_mode()
     def embed(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> list[bytes]:
         """Hidden states of each sequence's tokens, of which the first has position `starts[i]`, for the first block."""
-        if self.packs and len(tokens) > 1:
-            return _split(self._packed(tokens, starts), [len(each) for each in tokens])
-        return [_bytes(self._alone(each, start)) for each, start in zip(tokens, starts, strict=True)]
+        if self.batchable and len(tokens) > 1:
+            return _split(self._embed_together(tokens, starts), [len(each) for each in tokens])
+        return [_bytes(self._embed_one(each, start)) for each, start in zip(tokens, starts, strict=True)]
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[bytes]) -> torch.Tensor:
@@ -85,14 +88,14 @@ class Ends:
             self._gap.given = None
         return output.logits[0].float()  # type: ignore[no-any-return]
 
-    def _packed(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
+    def _embed_together(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
         ids = torch.tensor([[token for each in tokens for token in each]])
         spans = [range(start, start + len(each)) for each, start in zip(tokens, starts, strict=True)]
         positions = torch.tensor([[position for span in spans for position in span]])
         options = {"position_ids": positions} if self._takes_positions else {}
         return self._reach(lambda: self.model(input_ids=ids, use_cache=False, **options))
 
-    def _alone(self, tokens: Sequence[int], start: int) -> torch.Tensor:
+    def _embed_one(self, tokens: Sequence[int], start: int) -> torch.Tensor:
         """As the library embeds them behind a cache of `start` positions."""
         cache: Any = DynamicCache()
         cache.layers[:] = [RemoteLayer.computed_elsewhere(start)]
@@ -108,12 +111,12 @@ class Ends:
         raise AssertionError("the model has run without its blocks")
 
     @torch.inference_mode()
-    def _agrees(self) -> bool:
+    def _agree(self) -> bool:
         """Try two strangers in one pass."""
         texts, starts = [[1, 2, 3], [2, 1]], [0, 5]
         with contextlib.suppress(Exception):
-            together = self._packed(texts, starts)
-            alone = torch.cat([self._alone(text, start) for text, start in zip(texts, starts, strict=True)])
+            together = self._embed_together(texts, starts)
+            alone = torch.cat([self._embed_one(text, start) for text, start in zip(texts, starts, strict=True)])
             return torch.allclose(together, alone, rtol=TOLERANCE, atol=TOLERANCE * float(alone.abs().max()))
         return False
 

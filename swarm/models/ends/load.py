@@ -1,4 +1,4 @@
-"""The client's part of a model: embeddings, final norm and head, with the library's own code around the blocks."""
+"""The ends of a model: embeddings, final norm and head, with the library's own code around the blocks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
-from swarm.models.linear.onednn import packed
+from swarm.models.linear.onednn import onednn_linear
 from swarm.models.linear.shared import SharedLinear
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.loading.weights import Absent, dtype_of, load
+from swarm.models.loading.weights import Absent, dtype_of, load_part
 from swarm.types import Span
 
 
-def load_client_model(
+def load_ends(
     source: str | Path | Checkpoint,
     *,
     local_blocks: Span | None = None,
@@ -38,11 +38,11 @@ def load_client_model(
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
     compute = dtype_of(checkpoint, dtype)
-    loaded = load(checkpoint, local_blocks, around=True, dtype=compute, device=device, progress=progress)
+    loaded = load_part(checkpoint, local_blocks, ends=True, dtype=compute, device=device, progress=progress)
     local = [layer for layer in loaded.blocks.layers if not isinstance(layer, Absent)]
     setattr(loaded.blocks.owner, loaded.blocks.attribute, nn.ModuleList(local))
     _set_generation_config(loaded.model, checkpoint)
-    _pack_head(loaded.model)
+    _lay_out_head(loaded.model)
     return loaded.model, checkpoint
 
 
@@ -59,12 +59,12 @@ def _set_generation_config(model: PreTrainedModel, checkpoint: Checkpoint) -> No
         raise BadCheckpoint(f"{path} is damaged: {words}; copy it again, or delete it") from error
 
 
-def _pack_head(model: PreTrainedModel) -> None:
+def _lay_out_head(model: PreTrainedModel) -> None:
     """Lay out the head for this processor, unless it is tied to the embeddings and so one with them."""
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     embeddings: Any = model.get_input_embeddings()
     tied = getattr(head, "weight", None) is getattr(embeddings, "weight", None)
-    if not tied and (twin := packed(head, SharedLinear)) is not None:
+    if not tied and (twin := onednn_linear(head, SharedLinear)) is not None:
         model.set_output_embeddings(twin)  # type: ignore[no-untyped-call]
 
 

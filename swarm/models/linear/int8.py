@@ -52,6 +52,7 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`[…, in_features]` → `[…, out_features]` in the layer's dtype."""
         rows = input.reshape(-1, self.in_features).float()
         scale = (rows.abs().amax(dim=1, keepdim=True) / LEVELS).clamp(min=1e-12)
         levels = (rows / scale).round_().add_(ZERO).to(torch.uint8)
@@ -70,7 +71,7 @@ def _operators() -> Any:
 
 
 @torch.inference_mode()
-def quantize(module: nn.Module) -> int:
+def use_int8(module: nn.Module) -> int:
     """Replace every plain linear layer inside `module`, one after the other; returns how many.
 
     Raises UnsupportedModel when there is none, or it cannot be done here.

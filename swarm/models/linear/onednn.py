@@ -25,10 +25,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 """Largest difference from the plain product, relative to its largest value."""
 
 
-class PackedLinear(nn.Module):
+class OnednnLinear(nn.Module):
     """`[…, in_features]` → `[…, out_features]`, as nn.Linear, whose weights do not learn.
 
-    `weight`: in oneDNN's layout while it is where it was packed, with a shape and a dtype for architectures that ask;
+    `weight`: in oneDNN's layout while it is where it was laid out, with a shape and a dtype for architectures that ask;
     a plain tensor once the module was moved to another device or dtype.
     """
 
@@ -45,12 +45,12 @@ class PackedLinear(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[…, in_features]` → `[…, out_features]`. Gradients are had for the input and the bias."""
         if torch.is_grad_enabled() and (input.requires_grad or (self.bias is not None and self.bias.requires_grad)):
-            # The packed product has no gradient; those of the plain one are the same.
+            # oneDNN's product has no gradient; those of the plain one are the same.
             return nn.functional.linear(input, self._dense(), self.bias)
         return self.product(input.reshape(-1, self.in_features)).view(*input.shape[:-1], self.out_features)
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
-        """`[rows, in_features]` → `[rows, out_features]`, without a gradient where the weights are packed."""
+        """`[rows, in_features]` → `[rows, out_features]`, in oneDNN's layout without a gradient."""
         if not self.weight.is_mkldnn:
             return nn.functional.linear(rows, self.weight, self.bias)
         product: torch.Tensor = _operators()._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
@@ -64,7 +64,7 @@ class PackedLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}weight"] = self._dense()
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> OnednnLinear:
         """What `to`, `cuda`, `half` and the like call."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         dense = self._dense()
@@ -80,22 +80,22 @@ def _operators() -> Any:
     return torch.ops.mkldnn
 
 
-def pack(module: nn.Module) -> int:
+def use_onednn(module: nn.Module) -> int:
     """Lay out the weights of every plain linear layer inside `module` that is on a CPU; returns how many.
 
-    A layer whose packed product is not that of the layer itself stays as it is, as do all where this build of torch,
-    or this processor, cannot.
+    A layer whose product in this layout is not that of the layer itself stays as it is, as do all where this build of
+    torch, or this processor, cannot.
     """
-    return replace(module, packed)
+    return replace(module, onednn_linear)
 
 
-def unpack(module: nn.Module) -> int:
-    """The opposite of `pack`, for modules that look into the weights of their layers."""
-    return replace(module, _unpacked)
+def use_plain(module: nn.Module) -> int:
+    """The opposite of `use_onednn`, for modules that look into the weights of their layers."""
+    return replace(module, _plain_linear)
 
 
-def _unpacked(layer: nn.Module) -> nn.Linear | None:
-    if not isinstance(layer, PackedLinear):
+def _plain_linear(layer: nn.Module) -> nn.Linear | None:
+    if not isinstance(layer, OnednnLinear):
         return None
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(layer._dense(), requires_grad=False)
@@ -104,7 +104,7 @@ def _unpacked(layer: nn.Module) -> nn.Linear | None:
 
 
 @torch.inference_mode()
-def packed(linear: nn.Module, kind: type[PackedLinear] = PackedLinear) -> PackedLinear | None:
+def onednn_linear(linear: nn.Module, kind: type[OnednnLinear] = OnednnLinear) -> OnednnLinear | None:
     """A plain linear layer in the processor's layout, if that can be had and computes the same."""
     if type(linear) is not nn.Linear or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from swarm.models.linear.onednn import PackedLinear
+from swarm.models.linear.onednn import OnednnLinear
 
 FEW = 32
 """Callers with more rows than this are busy enough by themselves."""
@@ -25,8 +25,8 @@ class _Ask:
     product: torch.Tensor | None = None
 
 
-class SharedLinear(PackedLinear):
-    """A packed layer that many threads call: rows of callers who wait while it is busy are computed together.
+class SharedLinear(OnednnLinear):
+    """A layer that many threads call: rows of callers who wait while it is busy are computed together.
 
     The head of a model that generates many texts at once: a product of eight rows takes hardly longer than one of one.
     Rows are shared by callers who want no gradient, of the layer's own dtype and device, so that whose thread computes

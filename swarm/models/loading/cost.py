@@ -19,7 +19,7 @@ from swarm.types import ModelInfo
 @dataclass(frozen=True, slots=True)
 class Description:
     """A model in numbers. `weight_bytes`: of each block; `cache_bytes`: of each block, for one position;
-    `client_bytes`: of everything that is not a block. All in `dtype`."""
+    `ends_bytes`: of everything that is not a block. All in `dtype`."""
 
     info: ModelInfo
     model_type: str
@@ -28,7 +28,7 @@ class Description:
     dtype: torch.dtype
     weight_bytes: tuple[int, ...]
     cache_bytes: tuple[int, ...]
-    client_bytes: int
+    ends_bytes: int
 
 
 def describe(
@@ -56,7 +56,7 @@ def describe(
         dtype=compute,
         weight_bytes=weights,
         cache_bytes=tuple(cache_bytes(layer, text, compute) for layer in layers),
-        client_bytes=_bytes(model, compute) - sum(weights),
+        ends_bytes=_bytes(model, compute) - sum(weights),
     )
 
 

@@ -50,7 +50,7 @@ class Absent(nn.Module):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class PartialModel:
     """A model that has some of its tensors; `fingerprints`: sha256 of the tensors of each block that it has."""
 
     model: PreTrainedModel
@@ -102,37 +102,37 @@ def _outline(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTraine
         return kind(decoder_config(config))
 
 
-def load(
+def load_part(
     checkpoint: Checkpoint,
     span: Span | None,
     *,
-    around: bool,
+    ends: bool,
     dtype: torch.dtype,
     device: str | torch.device = "cpu",
     progress: bool = True,
-) -> Loaded:
-    """The blocks of `span`, and with `around` also everything that is not a block.
+) -> PartialModel:
+    """The blocks of `span`, and with `ends` also everything that is not a block.
 
     The list of blocks has its full length; blocks that are not loaded are `Absent`. Raises BadCheckpoint,
     ModelNotFound, UnsupportedModel.
     """
     config = checkpoint.config
     refuse(config)
-    partial = _partial_class(model_class(config), span, around)
+    partial = _partial_class(model_class(config), span, ends)
     outline = _outline(partial, config)
     blocks = find_blocks(outline)
     wanted = _wanted(checkpoint.files, outline)
     tensors, fingerprints = _read(checkpoint, wanted, blocks.prefix, progress)
     model = _assemble(partial, decoder_config(config), tensors, dtype, checkpoint.name)
     _finish(model)
-    return Loaded(cast(PreTrainedModel, model.to(device)), find_blocks(model), fingerprints)  # type: ignore[arg-type]
+    return PartialModel(cast(PreTrainedModel, model.to(device)), find_blocks(model), fingerprints)  # type: ignore[arg-type]
 
 
 # ---- a class of the library's, with less in it -----------------------------------------------------------------
 
 
-def _partial_class(whole: type[PreTrainedModel], span: Span | None, around: bool) -> type[PreTrainedModel]:
-    """`whole` without the blocks outside `span` and, unless `around`, without anything but blocks.
+def _partial_class(whole: type[PreTrainedModel], span: Span | None, ends: bool) -> type[PreTrainedModel]:
+    """`whole` without the blocks outside `span` and, unless `ends`, without anything but blocks.
 
     It says that it lives where `whole` does: the library converts checkpoints by class name, for its own classes only.
     """
@@ -147,7 +147,7 @@ def _partial_class(whole: type[PreTrainedModel], span: Span | None, around: bool
         for index in range(blocks.total):
             if span is None or index not in span:
                 blocks.layers[index] = Absent()
-        if not around:
+        if not ends:
             _empty(self, blocks.layers)
             self.all_tied_weights_keys = {}
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from swarm.errors import UnsupportedModel
-from swarm.models.linear.int8 import INT8, quantize
-from swarm.models.linear.onednn import pack, unpack
+from swarm.models.linear.int8 import INT8, use_int8
+from swarm.models.linear.onednn import use_onednn, use_plain
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.passes import Passes
 from swarm.models.span.probe import close, random_states, run_whole
@@ -29,13 +29,13 @@ def choose_linear_layers(model: BaseModel, passes: Passes[Any], quantization: st
     if quantization == INT8:
         _use_int8(model, passes, hidden, right)
     else:
-        _try_packed(model, passes, hidden, right)
+        _try_onednn(model, passes, hidden, right)
 
 
-def _try_packed(model: BaseModel, passes: Passes[Any], hidden: torch.Tensor, right: torch.Tensor) -> None:
+def _try_onednn(model: BaseModel, passes: Passes[Any], hidden: torch.Tensor, right: torch.Tensor) -> None:
     """Lay the weights out for this processor, unless the blocks look into them."""
     for block in model.blocks:
-        pack(block)
+        use_onednn(block)
     try:
         same = close(run_whole(passes, hidden), right)
     except Exception as error:
@@ -43,13 +43,13 @@ def _try_packed(model: BaseModel, passes: Passes[Any], hidden: torch.Tensor, rig
         same = False
     if not same:
         for block in model.blocks:
-            unpack(block)
+            use_plain(block)
 
 
 def _use_int8(model: BaseModel, passes: Passes[Any], hidden: torch.Tensor, right: torch.Tensor) -> None:
     """Let the blocks compute with 8-bit integers. Raises UnsupportedModel where that is something else."""
     for block in model.blocks:
-        quantize(block)
+        use_int8(block)
     try:
         error = float((run_whole(passes, hidden) - right).float().norm() / right.float().norm())
     except Exception as failed:

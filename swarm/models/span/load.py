@@ -8,7 +8,7 @@ import torch
 
 from swarm.models.linear.int8 import NONE
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.loading.weights import dtype_of, load
+from swarm.models.loading.weights import dtype_of, load_part
 from swarm.models.span.model import SpanModel
 from swarm.types import Span
 
@@ -32,5 +32,5 @@ def load_span(
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
     compute = dtype_of(checkpoint, dtype)
-    loaded = load(checkpoint, span, around=False, dtype=compute, device=device, progress=progress)
+    loaded = load_part(checkpoint, span, ends=False, dtype=compute, device=device, progress=progress)
     return SpanModel(loaded.model, span, [loaded.fingerprints[block] for block in span], quantization)

@@ -1,1 +1,1 @@
-"""Speculation that computes: a decoding method for `generate`, and guesses by a smaller model."""
+"""Speculation that computes: a decoding method for `generate`, and drafts by a smaller model."""

@@ -1,4 +1,4 @@
-"""Guesses at the next tokens by a smaller model."""
+"""Drafts of the next tokens by a smaller model."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from swarm.errors import BadCheckpoint
 from swarm.models.blocks import find_blocks
-from swarm.models.ends.load import load_client_model, returns_tuple
+from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.loading.files import INDEX, SINGLE
 from swarm.types import Span
 
@@ -24,7 +24,7 @@ MODEL_TYPES = ("llama", "gemma2", "qwen2_moe", "gpt2")
 def test_everything_but_the_blocks_is_there_and_right(save, model_type: str, tied: bool) -> None:
     folder, _ = save(model_type, tie_word_embeddings=tied)
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model, checkpoint = load_client_model(folder, dtype="float32", progress=False)
+    model, checkpoint = load_ends(folder, dtype="float32", progress=False)
     blocks = find_blocks(model)
     expected = {name: value for name, value in whole.state_dict().items() if not name.startswith(blocks.prefix)}
     got = model.state_dict()
@@ -43,7 +43,7 @@ def test_everything_but_the_blocks_is_there_and_right(save, model_type: str, tie
 def test_tied_embeddings_are_one_tensor(save, model_type: str, tied: bool) -> None:
     folder, _ = save(model_type, tie_word_embeddings=tied)
     assert ("lm_head.weight" in load_file(folder / SINGLE)) == (not tied)
-    model, _ = load_client_model(folder, progress=False)
+    model, _ = load_ends(folder, progress=False)
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert (embeddings is head) == tied
 
@@ -52,7 +52,7 @@ def test_tied_embeddings_are_one_tensor(save, model_type: str, tied: bool) -> No
 def test_buffers_that_no_file_holds_are_right(save, model_type: str) -> None:
     folder, _ = save(model_type)
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model, _ = load_client_model(folder, progress=False)
+    model, _ = load_ends(folder, progress=False)
     expected = {n: b for n, b in whole.named_buffers() if not n.startswith(find_blocks(model).prefix)}
     got = dict(model.named_buffers())
     assert got.keys() == expected.keys()
@@ -65,7 +65,7 @@ def test_buffers_that_no_file_holds_are_right(save, model_type: str) -> None:
 def test_local_blocks_are_kept_with_their_own_index(save, model_type: str) -> None:
     folder, _ = save(model_type)
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model, _ = load_client_model(folder, local_blocks=Span(1, 3), progress=False)
+    model, _ = load_ends(folder, local_blocks=Span(1, 3), progress=False)
     layers = find_blocks(model).layers
     assert len(layers) == 2
     for layer, block in zip(layers, (1, 2), strict=True):
@@ -79,7 +79,7 @@ def test_local_blocks_are_kept_with_their_own_index(save, model_type: str) -> No
 def test_all_blocks_local_is_the_whole_model(save, model_type: str) -> None:
     folder, _ = save(model_type)
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    model, _ = load_client_model(folder, local_blocks=Span(0, 4), progress=False)
+    model, _ = load_ends(folder, local_blocks=Span(0, 4), progress=False)
     tokens = torch.tensor([[5, 9, 33, 7, 21, 60, 3, 11, 40, 2]])
     with torch.inference_mode():
         torch.testing.assert_close(model(tokens).logits, whole(tokens).logits)
@@ -92,7 +92,7 @@ def test_files_that_hold_only_blocks_are_not_read(save) -> None:
     assert set(files.values()) - needed
     for file in set(files.values()) - needed:
         (folder / file).unlink()
-    model, _ = load_client_model(folder, progress=False)
+    model, _ = load_ends(folder, progress=False)
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
@@ -107,18 +107,18 @@ def test_the_blocks_of_others_never_take_memory(save, monkeypatch) -> None:
         register(module, name, parameter)
 
     monkeypatch.setattr(nn.Module, "register_parameter", watch)
-    load_client_model(folder, progress=False)
+    load_ends(folder, progress=False)
     assert (48, 32) not in [tuple(shape) for shape in real]
 
 
 def test_the_authors_generation_settings_are_kept(save) -> None:
     folder, _ = save("llama")
     GenerationConfig(do_sample=True, temperature=0.3, top_k=7, eos_token_id=[2, 5]).save_pretrained(folder)
-    model, _ = load_client_model(folder, progress=False)
+    model, _ = load_ends(folder, progress=False)
     assert (model.generation_config.temperature, model.generation_config.top_k) == (0.3, 7)
     assert model.generation_config.eos_token_id == [2, 5]
     (folder / "generation_config.json").unlink()
-    model, _ = load_client_model(folder, progress=False)
+    model, _ = load_ends(folder, progress=False)
     assert model.generation_config.eos_token_id == 2
 
 
@@ -128,13 +128,13 @@ def test_missing_embeddings_are_a_bad_checkpoint(save) -> None:
     del index["weight_map"]["model.embed_tokens.weight"]
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(BadCheckpoint, match="embed_tokens"):
-        load_client_model(folder, progress=False)
+        load_ends(folder, progress=False)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_what_blocks_return_is_found_and_the_model_left_as_it_was(save, model_type: str) -> None:
     folder, whole = save(model_type)
-    model, _ = load_client_model(folder, progress=False)
+    model, _ = load_ends(folder, progress=False)
     before = model.config.to_dict()
     block = find_blocks(whole).layers[0]
     seen = []

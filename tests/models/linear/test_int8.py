@@ -13,7 +13,7 @@ from torch import nn
 
 from swarm.errors import UnsupportedModel
 from swarm.jobs import compute
-from swarm.models.linear.int8 import INT8, Int8Linear, quantize
+from swarm.models.linear.int8 import INT8, Int8Linear, use_int8
 from swarm.models.span.load import load_span
 from swarm.types import Segment, Span
 from tests.checkpoints import prompt, reference
@@ -43,9 +43,9 @@ def test_a_position_gets_the_same_whoever_shares_the_batch() -> None:
 
 def test_what_cannot_be_done_is_said() -> None:
     with pytest.raises(UnsupportedModel, match="float64"):
-        quantize(nn.Sequential(nn.Linear(4, 4, dtype=torch.float64)))
+        use_int8(nn.Sequential(nn.Linear(4, 4, dtype=torch.float64)))
     with pytest.raises(UnsupportedModel, match="no plain linear"):
-        quantize(nn.Sequential(nn.LayerNorm(4)))
+        use_int8(nn.Sequential(nn.LayerNorm(4)))
 
 
 @pytest.mark.parametrize("kind", ["llama", "bloom"])
@@ -54,7 +54,7 @@ def test_a_span_computes_with_them_what_its_layers_compute_with_them(checkpoints
     folder: Path = checkpoints(kind)
     whole = reference(folder)
     plain = hidden_states(whole)
-    quantize(whole)
+    use_int8(whole)
     expected = hidden_states(whole)
     span = load_span(folder, Span(0, 6), quantization=INT8, progress=False)
     assert span.quantization == INT8

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from swarm.models.linear.onednn import PackedLinear, pack, unpack
+from swarm.models.linear.onednn import OnednnLinear, use_onednn, use_plain
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -16,16 +16,16 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @needs_onednn
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40), st.booleans())
-def test_packed_product_equals_the_plain_one(inputs: int, outputs: int, rows: int, bias: bool) -> None:
+def test_the_product_equals_the_plain_one(inputs: int, outputs: int, rows: int, bias: bool) -> None:
     torch.manual_seed(inputs)
     linear = nn.Linear(inputs, outputs, bias=bias)
     x = torch.randn(2, rows, inputs)
     with torch.inference_mode():
-        torch.testing.assert_close(PackedLinear(linear)(x), linear(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(OnednnLinear(linear)(x), linear(x), rtol=1e-4, atol=1e-5)
 
 
 @needs_onednn
-def test_pack_replaces_plain_linear_layers_only() -> None:
+def test_onednn_replaces_plain_linear_layers_only() -> None:
     class Special(nn.Linear):
         """A layer with something of its own."""
 
@@ -34,10 +34,10 @@ def test_pack_replaces_plain_linear_layers_only() -> None:
     x = torch.randn(3, 8)
     with torch.no_grad():
         before = model(x)
-        assert pack(model) == 3
-        assert [type(m) for m in (model[0], inner[1], model[2])] == [PackedLinear, PackedLinear, Special]
+        assert use_onednn(model) == 3
+        assert [type(m) for m in (model[0], inner[1], model[2])] == [OnednnLinear, OnednnLinear, Special]
         torch.testing.assert_close(model(x), before)
-        assert unpack(model) == 3
+        assert use_plain(model) == 3
         assert torch.equal(model(x), before)
 
 
@@ -46,34 +46,34 @@ def test_gradient_of_the_input_is_that_of_the_plain_layer() -> None:
     linear = nn.Linear(6, 5)
     x = torch.randn(2, 6, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    PackedLinear(linear)(x).square().sum().backward()
+    OnednnLinear(linear)(x).square().sum().backward()
     linear(y).square().sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
 
 
 @needs_onednn
 def test_moved_to_another_dtype_it_is_plain_again() -> None:
-    packed = nn.Sequential(PackedLinear(nn.Linear(6, 5)))
+    laid_out = nn.Sequential(OnednnLinear(nn.Linear(6, 5)))
     x = torch.randn(2, 6)
     with torch.no_grad():
-        before = packed(x)
-        torch.testing.assert_close(x @ packed.state_dict()["0.weight"].T + packed[0].bias, before)
-        packed.to(torch.float32)
-        assert packed[0].weight.is_mkldnn
-        packed.double()
-        assert packed[0].weight.dtype == torch.float64
-        torch.testing.assert_close(packed(x.double()).float(), before)
+        before = laid_out(x)
+        torch.testing.assert_close(x @ laid_out.state_dict()["0.weight"].T + laid_out[0].bias, before)
+        laid_out.to(torch.float32)
+        assert laid_out[0].weight.is_mkldnn
+        laid_out.double()
+        assert laid_out[0].weight.dtype == torch.float64
+        torch.testing.assert_close(laid_out(x.double()).float(), before)
 
 
-def test_what_cannot_be_packed_stays() -> None:
+def test_what_cannot_be_laid_out_stays() -> None:
     model = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), nn.Linear(4, 4, device="meta"))
-    assert pack(model) == 0
+    assert use_onednn(model) == 0
     assert all(type(child) is nn.Linear for child in model)
 
 
 @needs_onednn
 def test_knows_the_shape_and_dtype_that_architectures_ask_for() -> None:
-    packed = PackedLinear(nn.Linear(6, 5, bias=False, dtype=torch.bfloat16))
-    assert packed.weight.dtype is torch.bfloat16
-    assert tuple(packed.weight.shape) == (5, 6)
-    assert "in_features=6, out_features=5, bias=False" in repr(packed)
+    laid_out = OnednnLinear(nn.Linear(6, 5, bias=False, dtype=torch.bfloat16))
+    assert laid_out.weight.dtype is torch.bfloat16
+    assert tuple(laid_out.weight.shape) == (5, 6)
+    assert "in_features=6, out_features=5, bias=False" in repr(laid_out)

@@ -22,7 +22,7 @@ def test_the_bytes_are_those_of_the_model(save, model_type: str, tied: bool) -> 
     said = describe(folder, dtype="bfloat16")
     layers = find_blocks(model).layers
     assert said.weight_bytes == tuple(sum(p.numel() for p in layer.parameters()) * 2 for layer in layers)
-    assert sum(said.weight_bytes) + said.client_bytes == sum(p.numel() for p in model.parameters()) * 2
+    assert sum(said.weight_bytes) + said.ends_bytes == sum(p.numel() for p in model.parameters()) * 2
     assert (said.model_type, said.vocabulary, said.tied) == (model_type, 96, tied)
     assert (said.info.blocks, said.info.hidden_size, said.info.context_length) == (4, 32, 64)
 

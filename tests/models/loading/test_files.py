@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from swarm.errors import BadCheckpoint, ModelError
-from swarm.models.ends.load import load_client_model
+from swarm.models.ends.load import load_ends
 from swarm.models.loading.checkpoint import open_checkpoint
 from swarm.models.loading.files import INDEX, SINGLE
-from swarm.models.loading.weights import dtype_of, load
+from swarm.models.loading.weights import dtype_of, load_part
 from swarm.models.span.load import load_span
 from swarm.types import Span
 
@@ -95,8 +95,8 @@ def folder(sources: dict[str, Path], tmp_path: Path) -> Path:
 def test_the_tensors_are_those_that_the_library_takes(sources: dict[str, Path], folder: Path, kind: str) -> None:
     KINDS[kind](sources, folder)
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
-    ends, _ = load_client_model(folder, progress=False)
-    block = load(open_checkpoint(folder), Span(2, 3), around=False, dtype=torch.float32, progress=False)
+    ends, _ = load_ends(folder, progress=False)
+    block = load_part(open_checkpoint(folder), Span(2, 3), ends=False, dtype=torch.float32, progress=False)
     assert torch.equal(ends.state_dict()[EMBEDDINGS], whole[EMBEDDINGS])
     assert torch.equal(block.model.state_dict()[BLOCK], whole[BLOCK])
 
@@ -110,7 +110,7 @@ def test_variants_and_subfolders(sources: dict[str, Path], tmp_path: Path, varia
         shutil.copy(sources["one"] / SINGLE, made / subfolder / SINGLE)
     whole = AutoModelForCausalLM.from_pretrained(made, variant=variant, subfolder=subfolder).state_dict()
     checkpoint = open_checkpoint(made, variant=variant, subfolder=subfolder)
-    ends, _ = load_client_model(checkpoint, progress=False)
+    ends, _ = load_ends(checkpoint, progress=False)
     assert torch.equal(ends.state_dict()[EMBEDDINGS], whole[EMBEDDINGS])
     assert checkpoint.key == open_checkpoint(sources["other"]).key
     if variant is None:
@@ -185,7 +185,7 @@ def test_the_dtype_is_that_of_the_tensors_where_no_other_is_named(
     assert dtype_of(open_checkpoint(folder)) == expected
     assert dtype_of(open_checkpoint(folder), "auto") == expected
     assert load_span(folder, Span(1, 2), progress=False).dtype == expected
-    assert load_client_model(folder, progress=False)[0].dtype == expected
+    assert load_ends(folder, progress=False)[0].dtype == expected
 
 
 @pytest.mark.parametrize("asked", ["bfloat16", "torch.bfloat16", torch.bfloat16])

@@ -14,17 +14,17 @@ from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks
 from swarm.models.loading.checkpoint import open_checkpoint
 from swarm.models.loading.files import INDEX, SINGLE
-from swarm.models.loading.weights import Loaded, load
+from swarm.models.loading.weights import PartialModel, load_part
 from swarm.types import Span
 
 BLOCKS, MODEL_TYPES = 4, ("llama", "gemma2", "qwen2_moe", "gpt2")
 
 
-def load_blocks(folder: Path, span: Span, dtype: torch.dtype = torch.float32) -> Loaded:
-    return load(open_checkpoint(folder), span, around=False, dtype=dtype, progress=False)
+def load_blocks(folder: Path, span: Span, dtype: torch.dtype = torch.float32) -> PartialModel:
+    return load_part(open_checkpoint(folder), span, ends=False, dtype=dtype, progress=False)
 
 
-def assert_same_block(loaded: Loaded, whole: PreTrainedModel, block: int) -> None:
+def assert_same_block(loaded: PartialModel, whole: PreTrainedModel, block: int) -> None:
     got, expected = loaded.blocks.layers[block].state_dict(), find_blocks(whole).layers[block].state_dict()
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -250,7 +250,7 @@ def test_what_was_fetched_from_the_hub_loads_offline(save, tmp_path: Path, monke
     for revision in (None, "main", commit):
         checkpoint = open_checkpoint("org/tiny", revision=revision)
         assert checkpoint.commit == commit
-        loaded = load(checkpoint, Span(1, 2), around=False, dtype=torch.float32, progress=False)
+        loaded = load_part(checkpoint, Span(1, 2), ends=False, dtype=torch.float32, progress=False)
         assert_same_block(loaded, model, 1)
 
 
