@@ -18,6 +18,7 @@ from typing import Any
 from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import MissingBlocks, NetworkError, ServerBusy
+from swarm.jobs import compute
 from swarm.testing import Arithmetic, ExactRunner, ForgetlessRunner, LinkConditions, World, run, speculate
 from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
@@ -120,7 +121,7 @@ async def expected(script: Sequence[Act], arithmetic: Arithmetic) -> list[int]:
         start = lengths.get(sequence, 0)
         lengths[sequence] = start + len(rows)
         segment = Segment((b"", sequence), start, len(rows))
-        return bytes(runner.forward(Span(0, BLOCKS), [segment], b"".join(rows)))
+        return bytes(compute(runner, Span(0, BLOCKS), [segment], b"".join(rows)))
 
     return await play(script, arithmetic, feed)
 

@@ -148,7 +148,7 @@ def test_peers_end_though_one_of_them_could_not_start(monkeypatch: pytest.Monkey
         async def close() -> None:
             ended.append(number)
 
-        return SimpleNamespace(host=SimpleNamespace(addresses=(), close=close))
+        return SimpleNamespace(host=SimpleNamespace(addresses=()), close=close)
 
     async def start() -> None:
         async with scale.started(30):

@@ -20,6 +20,7 @@ from swarm.client.view import View
 from swarm.config import ClientConfig, ServerConfig
 from swarm.contract import Contract
 from swarm.errors import StepVoid, StreamClosed, SwarmError
+from swarm.jobs import compute
 from swarm.server.handler import Handler, Offer
 from swarm.server.runner import Runner
 from swarm.testing.conditions import LinkConditions
@@ -293,7 +294,7 @@ def reference(prompt: Sequence[int], count: int, blocks: int = 9) -> list[int]:
     runner, tokens, start = ExactRunner(), list(prompt), 0
     while len(tokens) < len(prompt) + count:
         rows = b"".join(embed(token, start + i) for i, token in enumerate(tokens[start:]))
-        output = runner.forward(Span(0, blocks), [Segment((b"", 0), start, len(tokens) - start)], rows)
+        output = compute(runner, Span(0, blocks), [Segment((b"", 0), start, len(tokens) - start)], rows)
         start = len(tokens)
         tokens.append(token_of(bytes(output)))
     return tokens[len(prompt) :]

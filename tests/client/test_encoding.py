@@ -16,6 +16,7 @@ from swarm.client.encoding import Party, Rates, choose_codec, choose_codecs, rat
 from swarm.client.session import Session
 from swarm.config import ClientConfig
 from swarm.errors import InvalidInput
+from swarm.jobs import compute
 from swarm.server.handler import PADDED_REPLIES
 from swarm.testing import MASK, ROW, VOCABULARY, Arithmetic, ExactRunner, LinkConditions, Peer, World, generate, run
 from swarm.types import Segment, Span
@@ -80,7 +81,7 @@ def reference(
         rows: Buffer = b"".join(arithmetic.embed(token, start + i) for i, token in enumerate(tokens[start:]))
         segment = Segment((b"", 0), start, len(tokens) - start)
         for runner, span, link in zip(runners, spans, links, strict=False):
-            rows = runner.forward(span, [segment], link.decode(link.encode(rows)))
+            rows = compute(runner, span, [segment], link.decode(link.encode(rows)))
         start = len(tokens)
         tokens.append(arithmetic.token_of(links[-1].decode(links[-1].encode(rows))))
     return tokens[len(PROMPT) :]
