@@ -21,6 +21,7 @@ from swarm.client.view import View
 from swarm.config import ClientConfig
 from swarm.errors import ContextTooLong, InvalidInput, UnsupportedModel
 from swarm.models.blocks import find_blocks
+from swarm.models.ends.calls import generating
 from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.checkpoint import open_checkpoint
@@ -233,7 +234,7 @@ class _Distributed:
             drafter = _drafter(speculation, draft_model, vocabulary)
             kwargs["custom_generate"] = SpeculativeDecoding(drafter, kwargs.get("streamer"))
             _stop_at_strings(kwargs)
-        with self.remote_blocks.freeing():
+        with self.remote_blocks.freeing(), generating():
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _check_length(self, inputs: torch.Tensor | None, options: dict[str, Any]) -> None:

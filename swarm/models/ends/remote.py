@@ -8,12 +8,8 @@ next step. So `generate` and everything it can do is the library's own.
 
 from __future__ import annotations
 
-import copy
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,8 +17,10 @@ from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from swarm.errors import InvalidInput, StepVoid, UnsupportedModel
-from swarm.models.blocks import find_blocks, recount
+from swarm.models.blocks import find_blocks, recount, text_config
 from swarm.models.cache_layers import state_in
+from swarm.models.ends.calls import ELSEWHERE, Call, current, follow, watch
+from swarm.models.ends.columns import Habits, check_wanted, habits, offsets, tokens
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
 
@@ -45,43 +43,6 @@ class RemoteSession(Protocol):
         """Free everything; may be called twice, and from any thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """How the model is being called: its 2-D attention mask `[batch, past + T]`, its cache, and of how many of the
-    last positions logits are asked for (0: all)."""
-
-    mask: torch.Tensor | None = None
-    logits_to_keep: int = 0
-    cache: Cache | None = None
-
-
-class _Current(threading.local):
-    """The call that is under way in this thread.
-
-    Not a context variable: the tasks of a session begin in the context of its caller, and would keep the cache alive
-    whose end is to end them.
-    """
-
-    call = Call()
-    on_begun: Callable[[], None] | None = None
-
-
-_current = _Current()
-
-
-@contextmanager
-def when_begun(told: Callable[[], None]) -> Iterator[None]:
-    """Call `told` when a forward of this thread has issued its remote step, and waits for the outputs.
-
-    From then on another thread may begin the next forward on the same cache.
-    """
-    _current.on_begun = told
-    try:
-        yield
-    finally:
-        _current.on_begun = None
-
-
 class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """The part of a cache that lives on servers: which sequence each row of the batch is, and which columns are real.
 
@@ -98,6 +59,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.session = session
         self.sequences: list[int] = []
         self.real = torch.zeros(0, 0, dtype=torch.bool)
+        self.offsets: list[int | None] = []
         self.operations: list[pb.Operation] = []
         self._next_id = 0
         self._finalizer = weakref.finalize(self, session.close)
@@ -116,17 +78,27 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     # ---- what a step does -------------------------------------------------------------------------------------
 
-    def step(self, hidden: torch.Tensor, real: torch.Tensor, keep: int) -> torch.Tensor:
+    def admit(self, call: Call, batch: int, count: int, how: Habits) -> torch.Tensor:
+        """Which of `count` new columns are tokens, `[batch, count]`. Raises InvalidInput for what cannot be had."""
+        self._begin(batch)
+        real = tokens(call.mask, self.real, batch, count, how)
+        self.offsets = offsets(call.positions, self.real, real, self.offsets, how)
+        return real
+
+    def step(
+        self, hidden: torch.Tensor, real: torch.Tensor, keep: int, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """Compute `hidden` `[batch, T, hidden_size]` remotely; `real` `[batch, T]` says what is no padding.
 
-        Returns the same shape, with zeros for padding and, if `keep` > 0, for all but the last `keep` columns.
-        Raises what the session raises; the remote caches are freed then, since nobody knows what they hold.
+        `dtype`: what servers compute in, where that is another. Returns the same shape, with zeros for padding and, if
+        `keep` > 0, for all but the last `keep` columns. Raises what the session raises; the remote caches are freed
+        then, since nobody knows what they hold.
         """
         self._begin(hidden.shape[0])
         wanted = real.clone()
         if 0 < keep < real.shape[1]:
             wanted[:, :-keep] = False
-        plain = hidden.detach().contiguous().cpu()
+        plain = hidden.detach().to("cpu", dtype or hidden.dtype).contiguous()
         filled = [i for i in range(len(self.sequences)) if bool(real[i].any())]
         rows = [Rows(self.sequences[i], _bytes(plain[i, real[i]]), int(wanted[i].sum())) for i in filled]
         outputs = self._compute(rows, real)
@@ -135,15 +107,15 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             if output:
                 values = torch.frombuffer(bytearray(output), dtype=plain.dtype).view(-1, plain.shape[2])
                 result[index, wanted[index]] = values
-        return result.to(hidden.device)
+        return result.to(hidden.device, hidden.dtype)
 
     def _compute(self, rows: Sequence[Rows], real: torch.Tensor) -> list[bytes]:
         operations, self.operations = self.operations, []
         self.real = torch.cat([self.real, real], dim=1)
         try:
             outputs = self.session.begin(rows, operations)
-            if _current.on_begun is not None:
-                _current.on_begun()
+            if current.on_begun is not None:
+                current.on_begun()
             return outputs()
         except StepVoid:
             raise
@@ -155,6 +127,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if not self.sequences:
             self.sequences = [self._fresh() for _ in range(batch)]
             self.real = torch.zeros(batch, 0, dtype=torch.bool)
+            self.offsets = [None] * batch
             self.is_initialized = True
         if len(self.sequences) != batch:
             raise InvalidInput(f"this cache holds a batch of {len(self.sequences)}, the input is one of {batch}")
@@ -218,6 +191,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         lengths = real.sum(dim=1).tolist()
         left = {row: sources.count(row) for row in range(len(old))}
         self.sequences = []
+        self.offsets = [self.offsets[row] if length else None for row, length in zip(sources, lengths, strict=True)]
         for row, length in zip(sources, lengths, strict=True):
             left[row] -= 1
             self.sequences.append(self._inherit(old[row], held[row], length, last=left[row] == 0))
@@ -259,8 +233,11 @@ class RemoteSpan(nn.Module):
     """Consecutive blocks that are computed by servers, in place of which it stands among a model's layers.
 
     `open_session` begins a session. `index`: its place in the list of layers; `layers`: how long that list is;
-    `returns_tuple`: whether this architecture's blocks do.
+    `returns_tuple`: whether this architecture's blocks do; `dtype`: what servers compute in, where the model may be
+    in another; `habits`: how the blocks look at columns.
     """
+
+    habits = Habits()
 
     def __init__(
         self,
@@ -270,6 +247,7 @@ class RemoteSpan(nn.Module):
         layers: int = 1,
         returns_tuple: bool = False,
         attention_type: str = "full_attention",
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.open_session = open_session
@@ -277,6 +255,7 @@ class RemoteSpan(nn.Module):
         self.layers = layers
         self.returns_tuple = returns_tuple
         self.attention_type = attention_type
+        self.dtype = dtype
 
     def extra_repr(self) -> str:
         return f"at layer {self.index} of {self.layers}"
@@ -285,23 +264,43 @@ class RemoteSpan(nn.Module):
         """`[batch, T, hidden_size]` → the same. Raises what the session raises, and InvalidInput for gradients."""
         if torch.is_grad_enabled() and hidden_states.requires_grad:
             raise InvalidInput("remote blocks cannot be trained through yet; wrap the call in torch.no_grad()")
-        call = _current.call
+        call = current.call
         # Architectures name the cache differently when they hand it to their blocks; some do not hand it on at all.
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
         keep = call.logits_to_keep if self.index == self.layers - 1 else 0
         if cache is None:
             layer = RemoteLayer(self.open_session())
             try:
-                output = layer.step(hidden_states, _real(call, hidden_states, 0), keep)
+                output = self._step(layer, hidden_states, call, keep)
             finally:
                 layer.close()
         else:
-            layer = self._layer(cache)
-            output = layer.step(hidden_states, _real(call, hidden_states, layer.get_seq_length()), keep)
+            output = self._step(self._layer(cache), hidden_states, call, keep)
         return (output,) if self.returns_tuple else output
+
+    # What torch.compiler.disable sets; its import is slow.
+    forward._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    def _step(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call, keep: int) -> torch.Tensor:
+        if hidden.ndim != 3 or not hidden.numel():
+            raise InvalidInput(f"input_ids [batch, positions] must hold something; these gave {tuple(hidden.shape)}")
+        try:
+            return self._admitted(layer, hidden, call, keep)
+        except BaseException:
+            current.end()  # hooks are not called after an interrupt
+            raise
+
+    def _admitted(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call, keep: int) -> torch.Tensor:
+        real = layer.admit(call, hidden.shape[0], hidden.shape[1], self.habits)
+        check_wanted(real, call.logits_to_keep, call.labels, current.generating)
+        return layer.step(hidden, real, keep, self.dtype)
 
     def _layer(self, cache: Any) -> RemoteLayer:
         """This span's part of the cache; an empty cache is laid out for this model first."""
+        if not isinstance(getattr(cache, "layers", None), list):
+            raise InvalidInput(
+                f"past_key_values: no {type(cache).__name__}, please: {ELSEWHERE}, and so are their caches"
+            )
         held = cache.layers[self.index] if self.index < len(cache.layers) else None
         if isinstance(held, RemoteLayer):
             return held
@@ -328,48 +327,24 @@ def rearrange(model: nn.Module, layers: Sequence[nn.Module], originals: Sequence
                 module.layer_idx = index  # type: ignore[assignment]
     setattr(blocks.owner, blocks.attribute, nn.ModuleList(layers))
     # The owner of the blocks gets a configuration of its own; the model's, which users see, stays what it is.
-    config: Any = copy.deepcopy(blocks.owner.config)
+    seen: Any = blocks.owner.config
+    config = follow(blocks.owner, seen)
     lists = {n: v for n, v in vars(config).items() if isinstance(v, list) and len(v) == blocks.total}
     recount(config, len(layers), {n: [v[i] for i in originals] for n, v in lists.items()})
     kinds, attention = lists.get("layer_types"), _attention_kind(lists.get("layer_types", ()))
     if kinds is not None and attention is not None:
         remote = [isinstance(layer, RemoteSpan) for layer in layers]
         config.layer_types = [attention if r else kinds[i] for r, i in zip(remote, originals, strict=True)]
-    setattr(blocks.owner, "config", config)  # noqa: B010 - nn.Module's annotations know only tensors and modules
-    model.register_forward_pre_hook(_note_call, with_kwargs=True)
-    model.register_forward_hook(_forget_call, always_call=True)
+    watch(model, blocks.owner)
+    how = habits(model, blocks.owner, text_config(seen))
+    for layer in layers:
+        if isinstance(layer, RemoteSpan):
+            layer.habits = how
 
 
 def _attention_kind(kinds: Sequence[str]) -> str | None:
     """A kind of block with keys and values: the library asks the first of these how many positions there are."""
     return next((kind for kind in kinds if "attention" in kind and "linear" not in kind), None)
-
-
-def _note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before each forward: what the remote span must know of it. Raises InvalidInput for what cannot be had."""
-    for unavailable in ("output_attentions", "output_hidden_states"):
-        if kwargs.get(unavailable):
-            raise InvalidInput(f"{unavailable} is not available: the blocks are computed elsewhere")
-    mask = kwargs.get("attention_mask")
-    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
-        raise InvalidInput("attention_mask must be 2-D [batch, positions]: remote blocks build their own masks")
-    keep = kwargs.get("logits_to_keep", 0)
-    _current.call = Call(mask, keep if isinstance(keep, int) else 0, kwargs.get("past_key_values"))
-
-
-def _forget_call(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """After each forward, also one that failed: what is remembered would keep the cache, and the servers', alive."""
-    _current.call = Call()
-
-
-def _real(call: Call, hidden: torch.Tensor, past: int) -> torch.Tensor:
-    """Which of the new columns are no padding, `[batch, T]`."""
-    batch, count = hidden.shape[:2]
-    if call.mask is None:
-        return torch.ones(batch, count, dtype=torch.bool)
-    if call.mask.shape != (batch, past + count):
-        raise InvalidInput(f"attention_mask is {tuple(call.mask.shape)}, expected {(batch, past + count)}")
-    return call.mask[:, past:].bool().cpu()
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

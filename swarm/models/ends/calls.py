@@ -1,0 +1,199 @@
+"""How a model is being called, as its remote blocks must know it; what they cannot honour is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+from transformers.cache_utils import Cache
+
+from swarm.errors import InvalidInput
+from swarm.models.ends.columns import check_mask
+from swarm.models.loading.identity import is_free
+
+ELSEWHERE = "the blocks are computed elsewhere"
+OUTPUTS = ("output_attentions", "output_hidden_states", "output_router_logits")
+"""What blocks would give out beside hidden states."""
+TAKEN = frozenset({
+    "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "labels",
+    "logits_to_keep", "return_dict", "num_items_in_batch", "shift_labels", "ignore_index", "tokenizer",
+    "assistant_tokenizer", *OUTPUTS,
+})  # fmt: skip
+"""What a forward may be called with; the library's own code around the blocks sees to most of it."""
+ENDS = frozenset({"vocab_size", "tie_word_embeddings"})
+"""Entries of a configuration that the ends alone look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A forward that is under way: its mask, positions and labels, its cache, and of how many of the last positions
+    logits are asked for (0: all)."""
+
+    mask: Any = None
+    positions: Any = None
+    labels: torch.Tensor | None = None
+    logits_to_keep: int = 0
+    cache: Cache | None = None
+
+
+class _Current(threading.local):
+    """The call that is under way in this thread.
+
+    Not a context variable: the tasks of a session begin in the context of its caller, and would keep the cache alive
+    whose end is to end them.
+    """
+
+    call = Call()
+    module: nn.Module | None = None
+    generating = False
+    on_begun: Callable[[], None] | None = None
+
+    def end(self) -> None:
+        """Nothing is called any more: what is remembered would keep the cache, and the servers', alive."""
+        self.call, self.module = Call(), None
+
+
+current = _Current()
+
+
+@contextmanager
+def when_begun(told: Callable[[], None]) -> Iterator[None]:
+    """Call `told` when a forward of this thread has issued its remote step, and waits for the outputs.
+
+    From then on another thread may begin the next forward on the same cache.
+    """
+    current.on_begun = told
+    try:
+        yield
+    finally:
+        current.on_begun = None
+
+
+@contextmanager
+def generating() -> Iterator[None]:
+    """Next tokens will be chosen from what forwards of this thread give."""
+    outer, current.generating = current.generating, True
+    try:
+        yield
+    finally:
+        current.generating = outer
+        current.end()
+
+
+def watch(model: nn.Module, owner: nn.Module) -> None:
+    """Note the calls of a model, and those of its part `owner`, which has the blocks, by itself."""
+    vars(model)["swarm_blocks"] = owner  # past nn.Module, which would take it for a further part of the model
+    for module in dict.fromkeys((model, owner)):
+        module.register_forward_pre_hook(_note, with_kwargs=True)
+        module.register_forward_hook(_forget, always_call=True)
+
+
+def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before each forward: what the remote span must know of it. Raises InvalidInput for what cannot be had."""
+    if current.module is not None and vars(current.module).get("swarm_blocks") is module:
+        return  # a part of the model that is being called
+    arguments = {**dict(zip(_parameters(module), args, strict=False)), **kwargs}
+    _check(module, arguments)
+    keep = arguments.get("logits_to_keep", 0)
+    current.call = Call(
+        arguments.get("attention_mask"),
+        arguments.get("position_ids"),
+        arguments.get("labels"),
+        keep if isinstance(keep, int) else 0,
+        arguments.get("past_key_values"),
+    )
+    current.module = module
+
+
+def _forget(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """After each forward, also one that failed, unless it was interrupted."""
+    if current.module is module:
+        current.end()
+
+
+def _check(module: nn.Module, arguments: Mapping[str, Any]) -> None:
+    if module.training:
+        raise InvalidInput(f"train(): {ELSEWHERE}, and there as after eval(); call model.eval() first")
+    _check_config(module)
+    check_mask(arguments.get("attention_mask"))
+    for name in OUTPUTS:
+        asked = arguments.get(name)
+        if asked or (asked is None and getattr(module.config, name, False)):
+            raise InvalidInput(f"{name} is not available: {ELSEWHERE}")
+    for name, value in arguments.items():
+        if name not in TAKEN and not _is_harmless(module, name, value, arguments):
+            raise InvalidInput(f"{name} cannot be honoured: {ELSEWHERE}, and see only hidden states")
+
+
+def _is_harmless(module: Any, name: str, value: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether an argument changes nothing, or nothing but the embeddings."""
+    if value is None or (name == "is_causal" and value is True):
+        return True
+    if name == "cache_position":
+        return _goes_on(value, arguments)
+    if name == "token_type_ids":
+        owner = getattr(module, "swarm_blocks", module)
+        takes = [name in _parameters(each) for each in (owner, module)]
+        return takes[0] or not takes[1] or not bool(value.any())
+    return name == "num_logits_to_keep"  # of old; the library passes over it
+
+
+def _goes_on(positions: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether columns are numbered from the length of the cache on."""
+    given = arguments.get("input_ids")
+    given = arguments.get("inputs_embeds") if given is None else given
+    held = arguments.get("past_key_values")
+    past = held.get_seq_length() if isinstance(held, Cache) else 0
+    return given is not None and torch.equal(positions.cpu(), torch.arange(past, past + given.shape[1]))
+
+
+def _parameters(module: Any) -> tuple[str, ...]:
+    return _named(type(module).forward)
+
+
+@cache
+def _named(forward: Callable[..., Any]) -> tuple[str, ...]:
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    return tuple(each.name for each in parameters if each.kind is not each.VAR_KEYWORD)
+
+
+# ---- configurations that are changed after loading -------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Followed:
+    """A configuration that users see and may change, and its copy, by which the module that has the blocks runs."""
+
+    seen: PretrainedConfig
+    own: PretrainedConfig
+    known: dict[str, Any]
+
+
+def follow(owner: nn.Module, seen: Any) -> Any:
+    """Give the module that has the blocks a configuration of its own, which follows what users change in theirs."""
+    own = copy.deepcopy(seen)
+    vars(owner).update(config=own, swarm_followed=Followed(seen, own, copy.deepcopy(vars(seen))))
+    return own
+
+
+def _check_config(module: Any) -> None:
+    """Raises InvalidInput where a change would change what the blocks compute."""
+    followed: Followed | None = getattr(getattr(module, "swarm_blocks", module), "swarm_followed", None)
+    if followed is None or vars(followed.seen) == followed.known:
+        return
+    for name, value in vars(followed.seen).items():
+        if name in followed.known and followed.known[name] == value:
+            continue
+        if name not in ENDS and not is_free(followed.seen, name, value):
+            raise InvalidInput(f"config.{name} was changed, but {ELSEWHERE}, as the checkpoint says")
+        vars(followed.own)[name] = value
+    followed.known = copy.deepcopy(vars(followed.seen))

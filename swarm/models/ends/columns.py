@@ -1,0 +1,149 @@
+"""Which columns of a batch are tokens, and whether remote blocks see them as the caller wants them seen.
+
+Servers count the tokens of a row one by one and let each see all before it: padding never travels. What a mask or
+positions say beyond that cannot be honoured, and is refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from swarm.errors import InvalidInput
+
+SCALED = ("beam", "hunyuan_v1", "inkling", "llama4", "ministral3", "mistral4", "mistral_large4")
+"""What the names of types begin with whose blocks scale by a token's position, not only by distances."""
+HOW_TO_COUNT = "pass position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0), or none with text that has no padding"
+ROTARY = ("rope", "rotary", "alibi")
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How a model's blocks look at columns. `counts`: at positions, other than those that came with the embeddings;
+    `shifts`: only at distances between these; `skips`: each at all columns, so that padding between tokens is nothing.
+    """
+
+    counts: bool = True
+    shifts: bool = True
+    skips: bool = True
+
+
+def habits(model: nn.Module, owner: nn.Module, config: Any) -> Habits:
+    """Of a model's blocks, which `owner` has; `config`: of the decoder."""
+    return Habits(_counts(owner, config), _shifts(config), _skips(model, config))
+
+
+def _counts(owner: nn.Module, config: Any) -> bool:
+    learned = [each for each in owner.children() if isinstance(each, nn.Embedding)]
+    return len(learned) < 2 or any(word in name for name in vars(config) for word in ROTARY)
+
+
+def _shifts(config: Any) -> bool:
+    rope = getattr(config, "rope_parameters", None) or {}
+    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    grows = any(part.get("rope_type") in ("dynamic", "longrope") for part in parts)
+    return not grows and not config.model_type.startswith(SCALED)
+
+
+def _skips(model: nn.Module, config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None) or ()
+    windows = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return not (getattr(model, "_is_stateful", False) or windows or any(kind != "full_attention" for kind in kinds))
+
+
+def tokens(mask: torch.Tensor | None, seen: torch.Tensor, batch: int, count: int, how: Habits) -> torch.Tensor:
+    """Which of `count` new columns are tokens, `[batch, count]`; `seen` `[batch, past]` says it of those before.
+
+    `mask`: as the model takes it, `[batch, past + count]`. Raises InvalidInput.
+    """
+    past = seen.shape[1]
+    if mask is None:
+        if not bool(seen.all()):
+            raise InvalidInput(f"attention_mask: there was padding before; pass the mask of all {past + count} columns")
+        return torch.ones(batch, count, dtype=torch.bool)
+    if mask.shape != (batch, past + count):
+        raise InvalidInput(f"attention_mask is {tuple(mask.shape)}, expected {(batch, past + count)}")
+    whole = mask.bool().cpu()
+    if mask.dtype != torch.bool and not torch.equal(mask.cpu().float(), whole.float()):
+        raise InvalidInput("attention_mask holds other numbers than 0 and 1")
+    if not torch.equal(whole[:, :past], seen):
+        raise InvalidInput("attention_mask: columns that are computed already cannot become padding, or tokens")
+    if not how.skips and _has_holes(whole):
+        raise InvalidInput("attention_mask: no padding between tokens, please: blocks with windows or states count it")
+    return whole[:, past:]
+
+
+def check_mask(mask: Any) -> None:
+    """Raises InvalidInput for what is no mask of columns."""
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
+        raise InvalidInput("attention_mask must be 2-D [batch, positions]: remote blocks build their own masks")
+
+
+def _has_holes(real: torch.Tensor) -> bool:
+    """Whether padding stands between tokens of a row."""
+    begun, ended = real.cumsum(1) > 0, real.flip(1).cumsum(1).flip(1) > 0
+    return bool((begun & ended & ~real).any())
+
+
+def offsets(
+    positions: torch.Tensor | None, seen: torch.Tensor, real: torch.Tensor, known: list[int | None], how: Habits
+) -> list[int | None]:
+    """What each row's positions are beyond its tokens' numbers; None before its first token. `known`: so far.
+
+    `positions` `[batch or 1, T]`, or several equal planes of it; None: as the library counts columns, padding too.
+    Raises InvalidInput where they do not go on one by one.
+    """
+    if not how.counts:
+        return known
+    given = _given(positions, seen, real)
+    numbers = seen.sum(dim=1, keepdim=True) + real.cumsum(1) - 1
+    beyond = given - numbers
+    return [_offset(row, beyond[row][real[row]], known[row], how) for row in range(real.shape[0])]
+
+
+def _given(positions: torch.Tensor | None, seen: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    batch, count = real.shape
+    if positions is None:
+        return torch.arange(seen.shape[1], seen.shape[1] + count).expand(batch, count)
+    if not isinstance(positions, torch.Tensor):
+        raise InvalidInput(f"position_ids must be a tensor [batch, {count}]")
+    planes = positions.detach().cpu()
+    if planes.ndim == 3 and bool((planes == planes[:1]).all()):
+        planes = planes[0]
+    if planes.ndim != 2 or planes.shape[0] not in (1, batch) or planes.shape[1] != count:
+        raise InvalidInput(f"position_ids is {tuple(positions.shape)}, expected {(batch, count)}")
+    return planes.expand(batch, count)
+
+
+def _offset(row: int, beyond: torch.Tensor, known: int | None, how: Habits) -> int | None:
+    if not beyond.numel():
+        return known
+    first = int(beyond[0])
+    if bool((beyond != first).any()) or (known is not None and first != known):
+        raise InvalidInput(
+            f"position_ids: those of row {row} do not go on one by one from token to token, "
+            f"and remote blocks count so; {HOW_TO_COUNT}"
+        )
+    if first != 0 and not how.shifts:
+        raise InvalidInput(f"position_ids: the first token of row {row} must be at 0 with these blocks; {HOW_TO_COUNT}")
+    return first
+
+
+def check_wanted(real: torch.Tensor, keep: int, labels: torch.Tensor | None, next_tokens: bool) -> None:
+    """Raises InvalidInput where what is wanted would be computed from padding, of which nothing comes back.
+
+    `real` `[batch, T]`; `keep`: of how many of the last columns logits are wanted, 0: all; `labels` `[batch, T]`;
+    `next_tokens`: whether the next tokens will be chosen.
+    """
+    if (next_tokens or keep > 0) and not bool(real[:, -1:].all()):
+        raise InvalidInput(
+            "attention_mask: this batch is padded on the right, and the next token would be chosen after padding; "
+            'pad on the left (tokenizer.padding_side = "left")'
+        )
+    if labels is None or bool(real.all()) or labels.shape != real.shape:
+        return
+    if bool((labels[:, 1:].cpu().ne(-100) & ~real[:, :-1]).any()):
+        raise InvalidInput("labels: padding predicts nothing here; those of columns behind padding must be -100")
