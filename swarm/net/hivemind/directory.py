@@ -27,6 +27,7 @@ from swarm.net.base import DirectoryStatistics
 from swarm.net.identity import Identity
 from swarm.net.patches import bound_directory, remember_peer_ids
 from swarm.net.twins import Twins
+from swarm.tasks import Tasks
 from swarm.types import ModelInfo, PeerId, ServerRecord
 from swarm.wire import swarm_pb2 as pb
 
@@ -148,7 +149,8 @@ class HivemindDirectory:
         self._config = config
         self._latest: dict[str, float] = {}
         self._twins = Twins(identity.peer_id, identity.instance, config.identity_path)
-        self._rejoin = asyncio.create_task(self._stay_known(), name="directory")
+        self._background = Tasks(log)
+        self._background.spawn(self._stay_known(), name="directory")
 
     def statistics(self) -> DirectoryStatistics:
         """What this node keeps and knows, as of now."""
@@ -291,8 +293,7 @@ class HivemindDirectory:
     async def close(self) -> None:
         """Take no more part in the directory. May be called twice."""
         self._node.is_alive = False
-        self._rejoin.cancel()
-        await asyncio.gather(self._rejoin, return_exceptions=True)
+        await self._background.close()
 
 
 async def open_directory(host: HivemindHost) -> HivemindDirectory:

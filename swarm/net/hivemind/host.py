@@ -23,7 +23,7 @@ from swarm.net.base import HostStatistics, StreamHandler, serve_stream
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
 from swarm.net.hivemind.stream import SETTLE, Farewell, HivemindStream
 from swarm.net.identity import Identity
-from swarm.tasks import Tasks
+from swarm.tasks import Tasks, ended
 from swarm.types import PeerId
 from swarm.wire.framing import read_frame
 
@@ -131,10 +131,9 @@ class HivemindHost:
         dials = {asyncio.create_task(self._dial(p, a)): a for p, a in self._initial().items()}
         try:
             reached = await _some(dials)
+            missed = [f"{addresses[0]}: {_reason(dial)}" for dial, addresses in dials.items() if dial not in reached]
         finally:
-            for dial in dials:
-                dial.cancel()
-        missed = [f"{addresses[0]}: {_reason(dial)}" for dial, addresses in dials.items() if dial not in reached]
+            await ended(*dials)
         if missed and reached:
             log.warning("initial peers that did not answer, and are asked again later:\n  %s", "\n  ".join(missed))
         elif missed:
