@@ -26,6 +26,7 @@ SwarmError
 │   ├── ComputeFailed         the server's engine failed on this step
 │   └── FrameRejected         the server calls our frame malformed or unauthorised: a bug, here or there
 ├── MissingBlocks             `max_wait` passed and some blocks still have no server
+│   └── NoServerFits          there are servers, and none computes what is asked; said at once, with each one's reason
 ├── GenerationFailed          the same step failed on every server tried
 ├── StepVoid                  the sequence was rolled back while this step of it was on its way
 └── SessionClosed             the session was closed or cancelled while in use
@@ -194,6 +195,17 @@ class MissingBlocks(SwarmError):
     def __init__(self, message: str, blocks: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__(message)
         self.blocks = tuple(blocks)
+
+
+class NoServerFits(MissingBlocks):
+    """There are servers for these blocks, and none will ever do what is asked; the message says why, of each.
+
+    `beyond`: the error to raise where all are too small.
+    """
+
+    def __init__(self, message: str, blocks: Sequence[tuple[int, int]] = (), beyond: SwarmError | None = None) -> None:
+        super().__init__(message, blocks)
+        self.beyond = beyond
 
 
 class GenerationFailed(SwarmError):

@@ -19,6 +19,7 @@ from swarm.errors import (
     ContractMismatch,
     LimitExceeded,
     MissingBlocks,
+    NoServerFits,
     PeerUnreachable,
     ServerBusy,
     StreamClosed,
@@ -66,7 +67,12 @@ def test_any_error_says_where_and_survives_pickling_and_copying(kind: type[Swarm
 
 @pytest.mark.parametrize(
     "error",
-    [ServerBusy("full", 7.0), MissingBlocks("gone", [(1, 3)]), LimitExceeded("much", "sequences", 4, 9)],
+    [
+        ServerBusy("full", 7.0),
+        MissingBlocks("gone", [(1, 3)]),
+        LimitExceeded("much", "sequences", 4, 9),
+        NoServerFits("unlike", [(1, 3)]),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_what_an_error_knows_besides_survives_too(error: SwarmError) -> None:

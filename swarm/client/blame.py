@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swarm.client.diagnosis import Fault, Suspect
-from swarm.client.trust import Link, Trust
+from swarm.client.trust import Limits, Link, Trust
 from swarm.config import ClientConfig
 from swarm.errors import (
     ComputeFailed,
@@ -22,6 +22,7 @@ from swarm.errors import (
     Gap,
     GenerationFailed,
     LimitExceeded,
+    NetworkError,
     ProtocolError,
     RemoteError,
     ServerBusy,
@@ -125,15 +126,17 @@ class Blame:
 
     def failed(self, hops: Sequence[Hop], index: int, error: SwarmError, now: float) -> Verdict:
         """The server of hop `index` said why it cannot go on."""
-        hop, why = hops[index], str(error)
+        hop, why = hops[index], _said(hops[index], error)
         if isinstance(error, ServerBusy):
             return self._give_up(hop, now, why, error.retry_after)
         if isinstance(error, ContextTooLong):
             return Verdict(ends=error)
         if isinstance(error, FrameRejected):
             return Verdict(ends=self._count_failure(error))
+        if self._learns(hop, error):
+            return Verdict({hop.key: Parting.CLOSED}, self._count_failure(error))
         if isinstance(error, ComputeFailed | LimitExceeded):
-            # Another server may compute it, or have more room; where none has, that ends it.
+            # Another server may compute it; where none does, that ends it.
             return Verdict(self._give_up(hop, now, why).partings, self._count_failure(error))
         if isinstance(error, SessionNotFound):
             # Forgotten, as by a restart: it is opened anew, there or elsewhere.
@@ -152,15 +155,30 @@ class Blame:
         if isinstance(error, RemoteError | ContextTooLong):
             return self.failed(hops, index, error, now)
         if isinstance(error, ProtocolError):
-            return self._give_up(hops[index], now, str(error))
+            return self._give_up(hops[index], now, _said(hops[index], error))
         self.doubt(hops[index])
         return NOTHING
+
+    def opened(self, hop: Hop, limits: Limits) -> None:
+        """Its server says what one session may have there."""
+        self._trust.limits[hop.peer_id] = limits
 
     def refused(self, hop: Hop, error: SwarmError, now: float) -> Verdict:
         """The hop could not be opened, taken up again, prepared, or reached for data."""
         if isinstance(error, SessionNotFound):
             return Verdict({hop.key: Parting.FORGOTTEN})
-        return self._give_up(hop, now, str(error), error.retry_after if isinstance(error, ServerBusy) else None)
+        if self._learns(hop, error):
+            return Verdict({hop.key: Parting.CLOSED})
+        return self._give_up(hop, now, _said(hop, error), error.retry_after if isinstance(error, ServerBusy) else None)
+
+    def _learns(self, hop: Hop, error: SwarmError) -> bool:
+        """Whether a server says that this is more than it ever allows. It serves those well who ask for less: whoever
+        asks for so much goes elsewhere, and it is not avoided."""
+        if not isinstance(error, LimitExceeded) or not 0 < error.allowed < error.asked:
+            return False
+        limits = self._trust.limits.get(hop.peer_id, Limits())
+        self._trust.limits[hop.peer_id] = limits.tightened(error.limit, error.allowed)
+        return self._trust.limits[hop.peer_id] != limits
 
     def doubt(self, hop: Hop, patience: int = PATIENCE) -> None:
         """Something went wrong at this hop that may be chance; `patience` times without any output, and it is not."""
@@ -199,6 +217,16 @@ class Blame:
         ends = GenerationFailed(f"the same step failed {self._step_failures} times; the last failure: {error}")
         ends.__cause__ = error
         return ends
+
+
+def _said(hop: Hop, error: SwarmError) -> str:
+    """Why this hop's server cannot be used, as one says it of the server."""
+    message = error.message.removeprefix(f"{hop.span} at {hop.peer_id}: ")
+    if isinstance(error, ServerBusy):
+        return f"has no room now: {message}"
+    if isinstance(error, NetworkError):
+        return f"could not be reached: {message}"
+    return f"refuses: {message}" if isinstance(error, RemoteError) else f"breaks the protocol: {message}"
 
 
 def _both(*verdicts: Verdict) -> Verdict:

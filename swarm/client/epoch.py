@@ -6,6 +6,7 @@ docs/protocol.md describes the steps. Whoever calls decides when; an attempt is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,14 @@ from typing import Any, TypeVar
 from swarm.client.blame import Blame, Parting, Verdict
 from swarm.client.chunks import best_chunk, stage
 from swarm.client.encoding import choose_codecs
+from swarm.client.fitness import Misfit
 from swarm.client.link import Event, HopLink
 from swarm.client.resume import HopPlan, HopState, plan_resume
 from swarm.client.sequences import Sequences, Snapshot
 from swarm.client.streams import EpochStreams
+from swarm.client.trust import Needs
 from swarm.client.view import View
-from swarm.errors import MissingBlocks, StreamClosed, SwarmError
+from swarm.errors import LimitExceeded, MissingBlocks, NoServerFits, StreamClosed, SwarmError
 from swarm.net.base import Host
 from swarm.tasks import Tasks
 from swarm.types import Route, Span
@@ -133,6 +136,39 @@ class Epochs:
         self.end()
         await asyncio.gather(self._goodbyes.finished(), *(link.close() for link in self.links))
 
+    @property
+    def has_run(self) -> bool:
+        """Whether any epoch has run."""
+        return bool(self._pins)
+
+    @property
+    def _needs(self) -> Needs:
+        return Needs.of(self._sequences.lengths)
+
+    def admit(self, needs: Needs) -> None:
+        """See to it that the hops may hold so much: what is too much for one of them ends the present epoch.
+
+        Raises LimitExceeded or ContextTooLong, and changes nothing, where it is too much for every server.
+        """
+        if not any(link.limits.exceeded(needs) for link in self.links):
+            return
+        with contextlib.suppress(MissingBlocks):
+            self.look(needs)
+        self.end()
+
+    def look(self, needs: Needs) -> None:
+        """Whether there is a route. Raises MissingBlocks, and LimitExceeded where more is asked than anybody gives."""
+        try:
+            self._view.route(self._span, needs, self._pins)
+        except NoServerFits as unfit:
+            if unfit.beyond is not None:
+                raise unfit.beyond from None
+            raise
+
+    def misfits(self) -> list[Misfit]:
+        """The servers that cannot be used now, and why."""
+        return self._view.misfits(self._needs, self._pins)
+
     # ---- the next one -----------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
@@ -178,17 +214,17 @@ class Epochs:
 
     def _choose(self) -> Route:
         """Keep what lives; fill the gaps; else begin anew. A hop that leaves is kept only if nobody can follow it."""
-        positions = self._sequences.positions
+        needs = self._needs
         if self.route is None:
-            return self._view.route(self._span, positions, self._pins)
-        lost = {i for i, link in enumerate(self.links) if link.lost}
+            return self._view.route(self._span, needs, self._pins)
+        lost = {i for i, link in enumerate(self.links) if link.lost or link.limits.exceeded(needs)}
         leaving = {i for i, link in enumerate(self.links) if link in self._leaving}
         for gone in (lost | leaving, lost) if leaving else (lost,):
             try:
-                return self._view.repair(self.route, gone, positions, self._pins)
+                return self._view.repair(self.route, gone, needs, self._pins)
             except MissingBlocks:
                 continue
-        return self._view.route(self._span, positions, self._pins)
+        return self._view.route(self._span, needs, self._pins)
 
     def _take(self, route: Route) -> list[HopLink]:
         """A link for every hop, those that are open as they are; the others are let go. Returns which are new."""
@@ -224,6 +260,7 @@ class Epochs:
                 for link, request in zip(links, requests, strict=True)
             ]
             states = [state for state in await self._all(links, asks) if state is not None]
+            self._check_limits(fresh)
         except (SwarmError, asyncio.CancelledError):
             for link in fresh:
                 self._let_go(link)
@@ -232,6 +269,15 @@ class Epochs:
             if link.rtt_ms is not None:
                 self._view.measured(link.hop.peer_id, link.rtt_ms)
         return codecs, states
+
+    def _check_limits(self, fresh: Sequence[HopLink]) -> None:
+        """Learn what one session may have at the new hops. Raises LimitExceeded where that is too little."""
+        for link in fresh:
+            self._blame.opened(link.hop, link.limits)
+        for link in fresh:
+            if beyond := link.limits.exceeded(self._needs):
+                name, allowed, asked = beyond
+                raise LimitExceeded(f"{link}: {name}: {asked} are needed, {allowed} allowed", name, allowed, asked)
 
     def _open_request(self, link: HopLink) -> pb.Open:
         span = link.hop.span

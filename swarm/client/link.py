@@ -11,6 +11,7 @@ from swarm.client.diagnosis import Moved, Report
 from swarm.client.encoding import Party, Rates, rates_of
 from swarm.client.questions import Kind, Question, Questions
 from swarm.client.resume import Holding, HopState
+from swarm.client.trust import Limits
 from swarm.config import CONTROL_FRAME_LIMIT, ClientConfig
 from swarm.contract import FINGERPRINT_BYTES
 from swarm.errors import ContractMismatch, MalformedFrame, PeerUnreachable, StreamClosed, SwarmError
@@ -39,7 +40,7 @@ class HopLink:
         self.ended = False
         """Whether the session was closed from here, or is not known there: there is nothing to take up again."""
         self.can_rollback = True
-        self.max_positions = 0
+        self.limits = Limits()
         self.rtt_ms: float | None = None
         self.codecs = hop.server.codecs
         self.rates = Rates()
@@ -78,7 +79,7 @@ class HopLink:
             asks.append((self._begin(prepare), "have"))
         opened, *have = await self._ask(asks)
         self.can_rollback = opened.opened.can_rollback
-        self.max_positions = opened.opened.max_positions
+        self.limits = _limits_of(opened.opened)
         self.codecs = tuple(opened.opened.codecs)
         short = b"".join(whole[:FINGERPRINT_BYTES] for whole in opened.opened.fingerprints)
         if short != request.contract.fingerprints:
@@ -318,3 +319,7 @@ class HopLink:
             self._stream.close()
         self._reader = self._stream = None
         self._questions.fail(StreamClosed(f"{self}: the control stream is closed"))
+
+
+def _limits_of(opened: pb.Opened) -> Limits:
+    return Limits(opened.max_sequences, opened.max_total_positions, opened.max_positions)

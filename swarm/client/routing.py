@@ -61,9 +61,8 @@ def find_route(records: Iterable[ServerRecord], span: Span, conditions: Conditio
     hosts = _hosts(servers, span, conditions.pins)
     missing = [span.first + int(row) for row in np.flatnonzero(~hosts.any(axis=1))]
     if missing:
-        gaps = _ranges(missing)
-        text = ", ".join(f"{first}:{last}" for first, last in gaps)
-        raise MissingBlocks(f"no server hosts blocks {text}", gaps)
+        gaps = ranges(missing)
+        raise MissingBlocks(f"no server hosts blocks {told(gaps)}", gaps)
     costs = _costs(servers, conditions)
     reached, sources = _search(hosts, costs, _relayed(servers, conditions))
     whole = reached + 2 * costs.way
@@ -234,7 +233,7 @@ def _unwind(best: int, sources: Sequence[_Indices], servers: Sequence[ServerReco
     return tuple(reversed(hops))
 
 
-def _ranges(blocks: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def ranges(blocks: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Sorted blocks as half-open ranges."""
     ranges: list[tuple[int, int]] = []
     for block in blocks:
@@ -243,3 +242,8 @@ def _ranges(blocks: Sequence[int]) -> tuple[tuple[int, int], ...]:
         else:
             ranges.append((block, block + 1))
     return tuple(ranges)
+
+
+def told(ranges: Iterable[tuple[int, int]]) -> str:
+    """Half-open ranges in words."""
+    return ", ".join(f"{first}:{last}" for first, last in ranges)

@@ -18,19 +18,20 @@ from typing import Any
 from swarm.client.blame import Blame, Verdict
 from swarm.client.chunks import LARGEST
 from swarm.client.diagnosis import find_suspect
-from swarm.client.encoding import Rates
 from swarm.client.epoch import Epochs, Hearing
+from swarm.client.fitness import listed
 from swarm.client.link import Event, HopLink
+from swarm.client.patience import MISSING_PAUSES, Patience, pause
 from swarm.client.sequences import Expected, Piece, Sequences
+from swarm.client.statistics import HopStatistics, SessionStatistics
 from swarm.client.streams import EpochStreams
+from swarm.client.trust import Needs
 from swarm.client.view import View
 from swarm.config import ClientConfig
 from swarm.errors import (
     ContextTooLong,
-    DaemonFailed,
     InvalidInput,
     MissingBlocks,
-    ServerBusy,
     SessionClosed,
     StepVoid,
     SwarmError,
@@ -46,7 +47,6 @@ RECALL = 0.3
 """Seconds to wait for the directory before going on with the servers that are known."""
 COALESCE = 0.02
 """Seconds in which reports of one incident come together before it is answered."""
-NOTICE_EVERY = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +63,6 @@ class Notice:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class HopStatistics:
-    """One hop of the route in use: bytes a second there and back, where they were measured, and the round trip."""
-
-    hop: Hop
-    rtt_ms: float | None
-    rates: Rates
-
-
-@dataclass(frozen=True, slots=True)
-class SessionStatistics:
-    """A session at one moment. `epochs`: tried so far; `reroutes`: changes of a route that ran; `setbacks`: attempts to
-    make a route since the last output; `waiting`: steps whose outputs are on their way; `codecs`: of every link of the
-    route, from the one into the first hop to the one out of the last, none while no epoch runs."""
-
-    epochs: int
-    reroutes: int
-    setbacks: int
-    sequences: int
-    positions: int
-    waiting: int
-    codecs: tuple[str, ...]
-    hops: tuple[HopStatistics, ...]
-
-
 @dataclass(slots=True, eq=False)
 class _Wait:
     """A step whose outputs are on their way."""
@@ -99,7 +74,7 @@ class _Wait:
 class Session:
     """A session of one model over `span`. All methods belong to the event loop.
 
-    `on_notice` hears of routes, reroutes and waiting.
+    `on_notice` hears of routes, reroutes and waiting. Raises InvalidInput for a span that the model does not have.
     """
 
     def __init__(
@@ -112,6 +87,8 @@ class Session:
         on_notice: Callable[[Notice], None] = lambda notice: None,
         rng: random.Random | None = None,
     ) -> None:
+        if span.last > view.model.blocks:
+            raise InvalidInput(f"span {span} is beyond the {view.model.blocks} blocks of {view.model.name}")
         self.view = view
         self.span = span
         self.row_bytes = view.contract.row_bytes
@@ -170,11 +147,13 @@ class Session:
         Steps may follow each other without waiting for the outputs of those before: they are issued in the order of
         the calls. An operation that ends a sequence makes void what is still awaited of it: StepVoid.
 
-        Survives every failure of servers and links. Raises ContextTooLong and InvalidInput before any work,
-        MissingBlocks (or ServerBusy, or NetworkError) when that lasts for `max_wait`, GenerationFailed when the same
-        step fails on every server, DaemonFailed when this client's own p2pd is gone, SessionClosed.
+        Survives every failure of servers and links. Raises ContextTooLong and InvalidInput before any work;
+        NoServerFits when there are servers and none will ever compute what is asked, LimitExceeded when it is more than
+        any of them gives one session; MissingBlocks (or ServerBusy, or NetworkError) when that lasts for `max_wait`;
+        GenerationFailed when the same step fails on every server, DaemonFailed when this client's own p2pd is gone,
+        SessionClosed.
         """
-        self._check(rows, self._sequences.preview(operations))
+        self._epochs.admit(self._check(rows, self._sequences.preview(operations)))
         self._sequences.operate(operations)
         self._settle()
         if not self._waits:
@@ -186,21 +165,23 @@ class Session:
             await self._outputs(expected)
         return [outputs.outputs for outputs in expected]
 
-    def _check(self, rows: Sequence[Rows], lengths: Mapping[int, int]) -> None:
+    def _check(self, rows: Sequence[Rows], lengths: Mapping[int, int]) -> Needs:
+        """Whether these rows can follow sequences of these lengths; what the session then holds."""
         if self._closed:
             raise SessionClosed("the session is closed")
         if len({row.sequence for row in rows}) < len(rows):
             raise InvalidInput("a sequence is named twice in one step")
-        limit = self.view.model.context_length
+        limit, after = self.view.model.context_length, dict(lengths)
         for row in rows:
             count, rest = divmod(len(row.hidden), self.row_bytes)
             if rest or not count or not 0 <= row.want <= count:
                 raise InvalidInput(f"{len(row.hidden)} bytes of which {row.want} rows of {self.row_bytes} are wanted")
             if row.sequence not in lengths:
                 self._sequences.check_new(row.sequence)
-            total = lengths.get(row.sequence, 0) + count
+            after[row.sequence] = total = lengths.get(row.sequence, 0) + count
             if limit is not None and total > limit:
                 raise ContextTooLong(f"{total} positions are more than the {limit} of {self.view.model.name}")
+        return Needs.of(after)
 
     def _issue(self, pieces: Sequence[Piece], operations: Sequence[pb.Operation]) -> None:
         steps = self._sequences.pack(pieces, self._epochs.chunk(sum(piece.count for piece in pieces)))
@@ -334,28 +315,27 @@ class Session:
 
     async def _establish(self) -> None:
         """Try until the session runs again. Raises what nobody can mend, and whatever has lasted for `max_wait`."""
-        began, noticed = _now(), float("-inf")
+        waiting = Patience(self.config, _now(), has_run=self._epochs.has_run)
         refresh = self.config.view_refresh if self._epochs.number == 0 else 1.0
         patience: float | None = RECALL
         while self._epochs.streams is None:
             try:
                 await self._attempt(refresh, patience)
-            except (InvalidInput, DaemonFailed):
-                raise
             except SwarmError as error:
-                missing, waited = isinstance(error, MissingBlocks), _now() - began
-                self._check_patience(error, waited)
-                if isinstance(error, MissingBlocks | ServerBusy) and _now() - noticed >= NOTICE_EVERY:
-                    noticed = _now()
-                    self._notify_waiting(error, waited)
+                log.info("no route after %.1f s: %s", waiting.waited(_now()), error)
+                missing, seen = isinstance(error, MissingBlocks), self._seen(error)
+                waiting.bear(error, _now(), seen)
+                if waiting.tells(error, _now()):
+                    self._notify_waiting(error, seen, waiting.waited(_now()))
                 patience = None if missing else RECALL
                 if missing:
-                    await asyncio.sleep(self.config.retry_base * 5)
+                    await asyncio.sleep(self.config.retry_base * MISSING_PAUSES)
             refresh = self.config.retry_base
 
     async def _attempt(self, refresh: float, patience: float | None) -> None:
         """Try once, by a reading of the directory that is at most `refresh` seconds old or takes `patience` seconds."""
-        await self._pause()
+        if seconds := pause(self._blame.setbacks, self.config, self._random):
+            await asyncio.sleep(seconds)
         self._carry_out(self._blame.judge(_now()))
         await self.view.refresh(refresh, patience)
         self._blame.attempt()
@@ -365,23 +345,13 @@ class Session:
         self.reroutes += changed
         self._notice("rerouted" if changed else "route", str(self.route))
 
-    def _check_patience(self, error: SwarmError, waited: float) -> None:
-        """Raises the error once it has lasted for `max_wait`."""
-        log.info("no route after %.1f s: %s", waited, error)
-        if self.config.max_wait is None or waited < self.config.max_wait:
-            return
-        if isinstance(error, MissingBlocks):
-            raise MissingBlocks(f"{error}, since {waited:.0f} s (max_wait)", error.blocks) from None
-        raise error
+    def _seen(self, error: SwarmError) -> str:
+        """What is the matter, and with whom."""
+        misfits = [] if isinstance(error, MissingBlocks) else self._epochs.misfits()
+        return f"no route now: {listed(misfits)}" if misfits else error.message
 
-    async def _pause(self) -> None:
-        """Wait longer with every attempt that brought nothing, with jitter so that clients do not march in step."""
-        if self._blame.setbacks > 1:
-            longest = min(self.config.retry_base * 2 ** min(self._blame.setbacks - 2, 10), self.config.retry_max)
-            await asyncio.sleep(longest * (0.5 + self._random.random() / 2))
-
-    def _notify_waiting(self, error: SwarmError, seconds: float) -> None:
-        text = f"{self.view.model.name}: {error}, since {seconds:.0f} s; waiting"
+    def _notify_waiting(self, error: SwarmError, seen: str, seconds: float) -> None:
+        text = f"{self.view.model.name}: {seen}, since {seconds:.0f} s; waiting"
         self._notice("waiting", text, error.blocks if isinstance(error, MissingBlocks) else (), seconds)
 
     def _notice(self, kind: str, text: str, blocks: tuple[tuple[int, int], ...] = (), seconds: float = 0.0) -> None:

@@ -1,9 +1,12 @@
-"""Whom a client keeps away from: peers and links that failed, for how long, and why. Pure: the time is passed in."""
+"""Whom a client keeps away from: peers and links that failed, for how long, and why; and what servers allow.
+
+Pure: the time is passed in.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from swarm.config import ClientConfig
@@ -50,9 +53,51 @@ class Avoidance(Generic[T]):
         return self._avoided
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a session holds: so many sequences at once, positions of all together, and positions of the longest."""
+
+    sequences: int = 0
+    positions: int = 0
+    longest: int = 0
+
+    @classmethod
+    def of(cls, lengths: Mapping[int, int]) -> Needs:
+        """Of sequences of these lengths."""
+        return cls(len(lengths), sum(lengths.values()), max(lengths.values(), default=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one session may ever have at a server, as it says. 0: it does not say."""
+
+    sequences: int = 0
+    positions: int = 0
+    longest: int = 0
+
+    def exceeded(self, needs: Needs) -> tuple[str, int, int] | None:
+        """What would be too much: the limit's name (sequences, positions, context), what it allows, what is asked."""
+        pairs = (
+            ("sequences", self.sequences, needs.sequences),
+            ("context", self.longest, needs.longest),
+            ("positions", self.positions, needs.positions),
+        )
+        return next((limit for limit in pairs if 0 < limit[1] < limit[2]), None)
+
+    def tightened(self, name: str, allowed: int) -> Limits:
+        """With what a server said when it refused: of `name` there may be `allowed`."""
+        if name == "sequences":
+            return replace(self, sequences=allowed)
+        return replace(self, positions=allowed) if name == "positions" else self
+
+
 class Trust:
-    """What all sessions of a client on one model know of the others; `Blame` alone writes it."""
+    """What all sessions of a client on one model know of the others; `Blame` alone writes it.
+
+    `limits`: what one session may have at a server, of those that were opened.
+    """
 
     def __init__(self, config: ClientConfig) -> None:
+        self.limits: dict[PeerId, Limits] = {}
         self.peers = Avoidance[PeerId](config.avoid_peer, config.max_avoid)
         self.links = Avoidance[Link](config.avoid_link, config.max_avoid)

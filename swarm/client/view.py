@@ -7,15 +7,18 @@ import logging
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from swarm.client.routing import Conditions, find_route, repair
-from swarm.client.trust import Trust
+from swarm.client.fitness import Misfit, explained, misfit
+from swarm.client.routing import Conditions, agreed_fingerprints, find_route, repair
+from swarm.client.trust import Needs, Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
-from swarm.errors import MissingBlocks
+from swarm.errors import MissingBlocks, NoServerFits
 from swarm.net.base import Directory
-from swarm.types import ModelInfo, PeerId, Route, ServerRecord, Span
+from swarm.types import ModelInfo, PeerId, Route, ServerRecord, Span, is_called
 
 log = logging.getLogger(__name__)
+
+NOTHING_YET = Needs(1, 1, 1)
 
 
 class View:
@@ -29,8 +32,11 @@ class View:
         self.rtt_ms: dict[PeerId, float] = {}
         self.trust = Trust(config)
         self.records: list[ServerRecord] = []
-        self.others = 0
-        """Servers of this model that compute otherwise."""
+        """Servers of this model that compute as is asked."""
+        self.found: list[ServerRecord] = []
+        """All servers of this model, by the last record of each."""
+        self.namesakes: list[ModelInfo] = []
+        """Other models of the same name that the swarm knows, looked for when nobody serves this one."""
         self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
@@ -51,40 +57,57 @@ class View:
 
     async def _read(self) -> None:
         found = await self.directory.lookup(self.model.key, self.model.blocks)
+        self.namesakes = [] if found else [info for info in await self.directory.models() if self._is_namesake(info)]
+        self.found = list({r.peer_id: r for r in sorted(found, key=lambda r: r.expires)}.values())
         self.records = [record for record in found if self._fits(record)]
-        self.others = len(found) - len(self.records)
         self._read_at = asyncio.get_running_loop().time()
+
+    def _is_namesake(self, info: ModelInfo) -> bool:
+        return info.key != self.model.key and is_called(info.name, self.model.name.rstrip("/").rpartition("/")[2])
+
+    def conditions(self, needs: Needs, pins: Mapping[int, bytes]) -> Conditions:
+        now = asyncio.get_running_loop().time()
+        small = [peer for peer, limits in self.trust.limits.items() if limits.exceeded(needs) is not None]
+        return Conditions(
+            rtt_ms=self.rtt_ms,
+            default_rtt_ms=min(self.rtt_ms.values(), default=50.0),
+            avoid_peers=frozenset([*self.trust.peers.active(now), *small]),
+            avoid_links=frozenset(self.trust.links.active(now)),
+            pins=pins,
+            positions=needs.positions,
+        )
+
+    def route(self, span: Span, needs: Needs = NOTHING_YET, pins: Mapping[int, bytes] = MappingProxyType({})) -> Route:
+        """The best route now. `needs`: what it must hold; `pins`: fingerprints that blocks must have.
+
+        Raises MissingBlocks with what is known of the servers that there are, NoServerFits where waiting is in vain.
+        """
+        try:
+            return find_route(self.records, span, self.conditions(needs, pins))
+        except MissingBlocks as missing:
+            if self.namesakes:
+                raise self._mistaken(missing) from None
+            misfits = self.misfits(needs, pins)
+            raise explained(missing, misfits, self.contract) from None
+
+    def repair(self, route: Route, lost: Iterable[int], needs: Needs, pins: Mapping[int, bytes]) -> Route:
+        """`route` with the hops at `lost` replaced. Raises MissingBlocks."""
+        return repair(route, lost, self.records, self.conditions(needs, pins))
 
     def _fits(self, record: ServerRecord) -> bool:
         return record.contract.difference(self.contract.on(record.span)) is None
 
-    def conditions(self, positions: int, pins: Mapping[int, bytes]) -> Conditions:
-        now = asyncio.get_running_loop().time()
-        return Conditions(
-            rtt_ms=self.rtt_ms,
-            default_rtt_ms=min(self.rtt_ms.values(), default=50.0),
-            avoid_peers=frozenset(self.trust.peers.active(now)),
-            avoid_links=frozenset(self.trust.links.active(now)),
-            pins=pins,
-            positions=positions,
-        )
+    def misfits(self, needs: Needs, pins: Mapping[int, bytes]) -> list[Misfit]:
+        """The servers that cannot be used now, and why."""
+        now, prints = asyncio.get_running_loop().time(), agreed_fingerprints(self.records, pins)
+        judged = (misfit(record, self.contract, needs, self.trust, prints, now) for record in self.found)
+        return [one for one in judged if one is not None]
 
-    def route(self, span: Span, positions: int, pins: Mapping[int, bytes] = MappingProxyType({})) -> Route:
-        """The best route now. `positions`: KV cache that it must hold; `pins`: fingerprints that blocks must have.
-
-        Raises MissingBlocks.
-        """
-        try:
-            return find_route(self.records, span, self.conditions(positions, pins))
-        except MissingBlocks as missing:
-            if not self.others:
-                raise
-            text = f"{missing} in {self.contract.numbers}; {self.others} servers compute otherwise"
-            raise MissingBlocks(text, missing.blocks) from None
-
-    def repair(self, route: Route, lost: Iterable[int], positions: int, pins: Mapping[int, bytes]) -> Route:
-        """`route` with the hops at `lost` replaced. Raises MissingBlocks."""
-        return repair(route, lost, self.records, self.conditions(positions, pins))
+    def _mistaken(self, missing: MissingBlocks) -> NoServerFits:
+        """Nobody serves this model, but others of its name."""
+        keys = ", ".join(sorted(info.key[:12] for info in self.namesakes))
+        text = f"nobody serves these very files of {self.model.name}, key {self.model.key[:12]}"
+        return NoServerFits(f"{text}; under that name the swarm serves others: {keys}", missing.blocks)
 
     def newest(self, record: ServerRecord) -> ServerRecord:
         """The server's record as last read; the one given where the directory has none (any more)."""

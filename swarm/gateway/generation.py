@@ -68,7 +68,7 @@ class Generator:
     @property
     def missing(self) -> Span | None:
         try:
-            self.view.route(Span(0, self.model.blocks), 1)
+            self.view.route(Span(0, self.model.blocks))
         except MissingBlocks as missing:
             return Span(*missing.blocks[0]) if missing.blocks else Span(0, self.model.blocks)
         return None

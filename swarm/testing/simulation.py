@@ -213,15 +213,18 @@ class World:
         fingerprint: bytes = b"",
         decode_ms: float = 1.0,
         codecs: tuple[str, ...] | None = None,
+        max_positions: int = 4096,
+        **changes: Any,
     ) -> SimulatedServer:
-        """Start a server and wait until it is announced. `codecs`: those that it offers; None: all it can."""
+        """Start a server and wait until it is announced. `codecs`: those that it offers; None: all it can;
+        `max_positions`: of one sequence; `changes`: fields of its contract that differ from the others'."""
         host = self.network.host(name)
         directory = self.network.directory(host)
         prints = tuple(fingerprint.ljust(32, b"\0") or bytes(32) for _ in span)
         dtype, size = self.arithmetic.dtype, self.arithmetic.hidden_size
         codecs = offered(dtype, size) if codecs is None else codecs
-        contract = replace(self.contract.on(span), fingerprints=prints)
-        offer = Offer(contract, directory.verify, 4096, codecs)
+        contract = replace(self.contract.on(span), fingerprints=prints, **changes)
+        offer = Offer(contract, directory.verify, max_positions, codecs)
         self.runners.append(self.arithmetic.make_runner(span))
         engine = InlineEngine(self.runners[-1], seconds=self.step_seconds)
         handler = Handler(host=host, engine=engine, offer=offer, config=self.server_config)
@@ -258,7 +261,8 @@ class World:
             host = self.network.host(name or f"client{len(self.clients)}")
             self.clients.append(host)
         config = config or ClientConfig()
-        view = View(self.network.directory(host), self.model, self.contract, config)
+        contract = replace(self.contract, quantization=config.quantization)
+        view = View(self.network.directory(host), self.model, contract, config)
         session = Session(
             host, view, self.span, config=config, on_notice=self.notices.append,
             rng=random.Random(self.random.random()),

@@ -176,7 +176,8 @@ def _distinct(ids: Iterable[int]) -> bool:
 
 def failure(error: SwarmError, epoch: int = 0) -> pb.Failure:
     """What goes over the wire for an error of ours; the most specific code that fits."""
-    code = next((c for c, kind in _ERRORS.items() if type(error) is kind), None)
+    codes = {kind: code for code, kind in _ERRORS.items()}
+    code = next((codes[kind] for kind in type(error).__mro__ if kind in codes), None)
     if code is None:
         code = pb.Failure.MALFORMED if isinstance(error, ProtocolError) else pb.Failure.UNKNOWN
     told = pb.Failure(code=code, message=error.message[:1000], epoch=epoch)

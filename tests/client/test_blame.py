@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from swarm.client.blame import Blame, Parting, Verdict
 from swarm.client.diagnosis import Fault, Suspect
-from swarm.client.trust import Trust
+from swarm.client.trust import Limits, Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
 from swarm.errors import (
@@ -21,6 +21,7 @@ from swarm.errors import (
     FrameRejected,
     Gap,
     GenerationFailed,
+    LimitExceeded,
     MalformedFrame,
     PeerUnreachable,
     ServerBusy,
@@ -198,11 +199,34 @@ def test_a_step_that_fails_again_and_again_ends(error: SwarmError) -> None:
     assert blame.failed(HOPS, 0, error, 0.0).ends is None
 
 
+# ---- more than a server allows ---------------------------------------------------------------------------------
+
+
+def test_who_is_too_small_is_not_avoided_and_what_it_allows_is_remembered() -> None:
+    blame, trust = begun()
+    blame.opened(HOPS[0], Limits(sequences=8, longest=100))
+    for ask in (lambda e: blame.failed(HOPS, 0, e, 0.0), lambda e: blame.refused(HOPS[0], e, 0.0)):
+        trust.limits["a"] = Limits(sequences=8, longest=100)
+        assert ask(LimitExceeded("too many", "sequences", 4, 5)).partings == {A: Parting.CLOSED}
+        assert trust.limits["a"] == Limits(sequences=4, longest=100)
+        assert not trust.peers.active(0.0)
+
+
+@pytest.mark.parametrize(
+    "error", [LimitExceeded("x"), LimitExceeded("x", "sequences", 9, 3), LimitExceeded("x", "?", 1, 2)]
+)
+def test_a_limit_that_teaches_nothing_is_a_failure_like_any_other(error: LimitExceeded) -> None:
+    blame, trust = begun()
+    assert blame.refused(HOPS[0], error, 0.0) == Verdict({A: Parting.DROPPED})
+    assert "a" in trust.peers.active(0.0)
+
+
 # ---- whatever happens ------------------------------------------------------------------------------------------
 
 ERRORS: list[SwarmError] = [
     ServerBusy("full"), ComputeFailed("x"), FrameRejected("x"), ContextTooLong("x"), SessionNotFound("x"), Gap("x"),
     ContractMismatch("x"), StreamClosed("x"), MalformedFrame("x"), PeerUnreachable("x"),
+    LimitExceeded("x", "sequences", 4, 5), LimitExceeded("x"),
 ]  # fmt: skip
 
 
@@ -219,7 +243,8 @@ class WhateverHappens(RuleBasedStateMachine):
         assert set(verdict.partings) <= {A, B, C}
         assert {peer for peer, _ in verdict.partings} <= self.named
         for (peer, _), parting in verdict.partings.items():
-            assert parting is Parting.FORGOTTEN or peer in self.trust.peers.active(self.now)
+            learned = peer in self.trust.limits
+            assert parting is Parting.FORGOTTEN or learned or peer in self.trust.peers.active(self.now)
 
     @rule(index=st.integers(0, 2), error=st.sampled_from(ERRORS), how=st.sampled_from(["said", "stream", "refused"]))
     def fails(self, index: int, error: SwarmError, how: str) -> None:
@@ -277,7 +302,7 @@ TestWhateverHappens = WhateverHappens.TestCase
 TestWhateverHappens.settings = settings(max_examples=100, stateful_step_count=30)
 
 
-@given(st.lists(st.sampled_from(ERRORS[:1] + ERRORS[6:]), min_size=1, max_size=8))
+@given(st.lists(st.sampled_from(ERRORS[:1] + ERRORS[6:10]), min_size=1, max_size=8))
 def test_nobody_who_fails_for_good_reasons_is_tried_again_at_once(errors: list[SwarmError]) -> None:
     blame, trust = begun()
     for error in errors:

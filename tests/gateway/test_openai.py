@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.errors import ContextTooLong, GenerationFailed, InvalidInput, MissingBlocks, ServerBusy
+from swarm.errors import (
+    ContextTooLong,
+    GenerationFailed,
+    InvalidInput,
+    LimitExceeded,
+    MissingBlocks,
+    NoServerFits,
+    ServerBusy,
+)
 from swarm.gateway.openai.app import create_app
 from swarm.gateway.openai.guard import HttpSettings
 from swarm.gateway.openai.server import serve_http
@@ -185,6 +193,8 @@ ERRORS = [
     (InvalidInput("no"), 400, None),
     (ServerBusy("full", 2.5), 429, "swarm_full"),
     (MissingBlocks("gone", [(1, 2)]), 503, "blocks_missing"),
+    (NoServerFits("unlike", [(1, 2)]), 503, "no_server_fits"),
+    (LimitExceeded("much", "positions", 4, 9), 400, "limit_exceeded"),
     (GenerationFailed("broken"), 502, "generation_failed"),
 ]
 

@@ -16,8 +16,10 @@ from starlette.responses import Response
 from swarm.errors import (
     ContextTooLong,
     InvalidInput,
+    LimitExceeded,
     MissingBlocks,
     ModelNotFound,
+    NoServerFits,
     ServerBusy,
     SwarmError,
     Unauthorized,
@@ -76,6 +78,10 @@ def api_error(error: SwarmError) -> ApiError:
         return ApiError(401, message, "authentication_error", "invalid_api_key")
     if isinstance(error, ServerBusy):
         return ApiError(429, message, "rate_limit_error", "swarm_full", retry_after=error.retry_after)
+    if isinstance(error, LimitExceeded):
+        return ApiError(400, message, code="limit_exceeded")
+    if isinstance(error, NoServerFits):
+        return ApiError(503, message, "server_error", "no_server_fits")
     if isinstance(error, MissingBlocks):
         return ApiError(503, message, "server_error", "blocks_missing", retry_after=WAIT_FOR_BLOCKS)
     return ApiError(502, message, "server_error", "generation_failed")
