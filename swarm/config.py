@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from swarm.errors import InvalidInput
@@ -12,6 +13,16 @@ QUANTIZATIONS = ("none", "int8")
 """How linear layers compute: as the checkpoint says, or with 8-bit integers."""
 SPECULATIONS = ("none", "ngram")
 CODEC_CHOICES = ("raw", "int8", "auto")
+
+SAMPLING: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
+"""What sampling takes, from an asker and from a model's authors: least and most."""
 
 
 def check_speculation(speculation: str) -> None:

@@ -68,8 +68,15 @@ class ModelInfo:
 
 
 def is_called(name: str, asked: str) -> bool:
-    """Whether a model's name is meant: the whole of it, or what follows its last slash."""
-    return asked in (name, name.rstrip("/").rpartition("/")[2])
+    """Whether a model's name is meant: the whole of it, or what follows its last slash.
+
+    A name without a slash, that of a folder, is also meant by longer ones that end so.
+    """
+    return asked in (name, _last(name)) or ("/" not in name and _last(asked) == name)
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
 
 
 LONGEST_NAME = 256

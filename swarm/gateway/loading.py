@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from swarm.contract import Contract
 from swarm.gateway.recommended import Recommended
 from swarm.models.ends.ends import Ends
 from swarm.models.ends.load import load_ends
-from swarm.models.loading.checkpoint import open_checkpoint
+from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import describe
 from swarm.models.texts import Texts, load_tokenizer
 from swarm.types import ModelInfo
@@ -45,6 +46,12 @@ def load_model(
     checkpoint = open_checkpoint(model, token, revision)
     info = describe(checkpoint, dtype=dtype).info
     tokenizer = load_tokenizer(model, token, revision)
-    ends, _ = load_ends(checkpoint, dtype=dtype, progress=progress)
-    recommended = Recommended.of(ends.generation_config, tokenizer)
-    return LoadedModel(info, Texts(tokenizer), Ends(ends), recommended)
+    client, _ = load_ends(checkpoint, dtype=dtype, progress=progress)
+    ends = Ends(client)
+    recommended = Recommended.of(client.generation_config, tokenizer, ends.vocabulary)
+    return LoadedModel(_named(info, checkpoint), Texts(tokenizer), ends, recommended)
+
+
+def _named(info: ModelInfo, checkpoint: Checkpoint) -> ModelInfo:
+    """Where a folder is on this machine is nobody else's business: what is told of it is its own name."""
+    return info if checkpoint.folder is None else replace(info, name=Path(checkpoint.folder).resolve().name)

@@ -1,10 +1,20 @@
-"""What a model's authors recommend."""
+"""What a model's authors recommend, as far as it makes sense: nobody who asks is to blame for what does not."""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from swarm.config import SAMPLING
+
+log = logging.getLogger(__name__)
+
+SOURCE = "generation_config.json"
+OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+"""What counts only where the authors sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +26,38 @@ class Recommended:
     max_tokens: int | None = None
 
     @classmethod
-    def of(cls, generation: Any, tokenizer: Any) -> Recommended:
-        """Out of transformers' GenerationConfig. What is there for sampling counts only where they sample."""
-        names = ("temperature", "top_p", "top_k", "min_p") if generation.do_sample else ()
-        values = {name: getattr(generation, name, None) for name in (*names, "repetition_penalty")}
-        if generation.do_sample and values["temperature"] is None:
+    def of(cls, generation: Any, tokenizer: Any, vocabulary: int) -> Recommended:
+        """Out of transformers' GenerationConfig. What is out of range there is left out, and said in the log."""
+        samples = _usable("do_sample", generation.do_sample, lambda value: isinstance(value, bool), "true or false")
+        names = (*OF_SAMPLING, "repetition_penalty") if samples else ("repetition_penalty",)
+        values = {name: _value(name, getattr(generation, name, None)) for name in names}
+        if samples and values["temperature"] is None:
             values["temperature"] = 1.0
         ends = generation.eos_token_id
-        known = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
-        return cls(values, frozenset(known - {None}), generation.max_new_tokens)
+        ends = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
+        is_token = lambda value: _is_whole(value) and 0 <= value < vocabulary  # noqa: E731
+        known = {_usable("eos_token_id", end, is_token, f"a token from 0 to {vocabulary - 1}") for end in ends}
+        most = _usable("max_new_tokens", generation.max_new_tokens, lambda n: _is_whole(n) and n >= 1, "at least 1")
+        return cls(values, frozenset(known - {None}), most)
+
+
+def _value(name: str, value: Any) -> Any:
+    if name == "top_k":
+        return _usable(name, value, lambda k: _is_whole(k) and k >= 0, "a whole number from 0")
+    least, most = SAMPLING[name]
+    return _usable(name, value, lambda number: _is_number(number) and least <= number <= most, f"{least:g} to {most:g}")
+
+
+def _usable(name: str, value: Any, fits: Any, words: str) -> Any:
+    if value is None or fits(value):
+        return value
+    log.warning("%s of %s is ignored: %r is not %s", name, SOURCE, value, words)
+    return None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value < 1 << 31
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from swarm.config import SAMPLING
 from swarm.errors import InvalidInput
 from swarm.wire import swarm_pb2 as pb
 
 MOST_ALTERNATIVES = 20
 MOST_BIASES = 1024
-HOTTEST = 100.0
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -49,30 +49,24 @@ class Settings:
         return self.temperature == 0.0 and not any(penalties) and not self.biases
 
 
-_RANGES: Mapping[str, tuple[float, float]] = {
-    "temperature": (0.0, HOTTEST),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.01, 100.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-}
-
-
 def settings_of(sampling: pb.Sampling, recommended: Mapping[str, Any], vocabulary: int) -> Settings:
-    """What the asker wishes; what he leaves open is as the model's authors recommend. Raises InvalidInput."""
+    """What the asker wishes; what he leaves open is as the model's authors recommend, which was checked at the start.
+
+    Raises InvalidInput.
+    """
     values: dict[str, Any] = {}
-    for name in (*_RANGES, "top_k"):
+    for name in (*SAMPLING, "top_k"):
         if sampling.HasField(name):
             values[name] = getattr(sampling, name)
         elif recommended.get(name) is not None:
             values[name] = recommended[name]
-    for name, (least, most) in _RANGES.items():
+    for name, (least, most) in SAMPLING.items():
         if name in values and not (math.isfinite(values[name]) and least <= values[name] <= most):
-            raise InvalidInput(f"{name}={values[name]:g} is not between {least:g} and {most:g}")
+            raise InvalidInput(f"{name}={values[name]:g} is not between {least:g} and {most:g}", field=name)
     biases = tuple((bias.token, bias.value) for bias in sampling.bias)
     if len(biases) > MOST_BIASES or not all(token < vocabulary and abs(value) <= 100 for token, value in biases):
-        raise InvalidInput(f"at most {MOST_BIASES} biases, each of a token of the {vocabulary} and within ±100")
+        words = f"logit_bias: at most {MOST_BIASES}, each of a token of the {vocabulary} and from -100 to 100"
+        raise InvalidInput(words, field="logit_bias")
     return Settings(seed=sampling.seed, biases=biases, **values)
 
 

@@ -411,6 +411,19 @@ def test_the_page_and_metrics_are_served_beside_the_api(page: Path) -> None:
     served(work, page=page, peers=peers, metrics=lambda: ("text/plain", b"m 1\n"))
 
 
+def test_where_the_page_was_not_built_the_root_says_so(tmp_path: Path) -> None:
+    async def work(server: Served) -> None:
+        for accept, kind in (("text/html,*/*", "text/html"), ("*/*", "text/plain")):
+            root = await server.http.get("/", headers={"accept": accept})
+            assert root.status_code == 200
+            assert root.headers["content-type"].startswith(kind)
+            assert "make page" in root.text
+            assert "/v1" in root.text
+
+    served(work, page=tmp_path)
+    served(work)
+
+
 def test_an_address_that_is_taken_is_an_error() -> None:
     async def work(server: Served) -> None:
         port = int(server.url.rpartition(":")[2])

@@ -12,7 +12,6 @@ from openai.types import Completion as CompletionObject
 from openai.types import Model as ModelObject
 from openai.types.chat import ChatCompletion
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
 from swarm._version import __version__
 from swarm.gateway.answers import Answerer
@@ -20,6 +19,7 @@ from swarm.gateway.openai.body import JsonRoute
 from swarm.gateway.openai.endpoint import Endpoint
 from swarm.gateway.openai.errors import handle_errors
 from swarm.gateway.openai.guard import HttpSettings, protect
+from swarm.gateway.openai.page import add_page, add_words
 from swarm.gateway.openai.replies import Chat, Completion
 from swarm.gateway.openai.requests import ChatRequest, CompletionRequest
 from swarm.gateway.openai.schema import STATUSES, Health, ModelList, Version, errors
@@ -43,9 +43,10 @@ def create_app(
     app.include_router(_state(endpoint))
     if metrics is not None:
         app.include_router(_metrics(metrics))
-    if page is not None and page.is_dir():
-        app.include_router(_joining(peers))
-        app.mount("/", StaticFiles(directory=page, html=True))
+    if page is not None and (page / "index.html").is_file():
+        add_page(app, page, peers)
+    else:
+        add_words(app)
     handle_errors(app)
     protect(app, settings)
     return app
@@ -107,15 +108,5 @@ def _metrics(metrics: Callable[[], tuple[str, bytes]]) -> APIRouter:
     async def exposition() -> Response:
         kind, body = metrics()
         return Response(body, media_type=kind)
-
-    return router
-
-
-def _joining(peers: Callable[[], Sequence[str]]) -> APIRouter:
-    router = APIRouter(include_in_schema=False)
-
-    @router.get("/peers.json")
-    async def join() -> dict[str, list[str]]:
-        return {"peers": list(peers())}
 
     return router

@@ -108,7 +108,11 @@ async def _senseless(request: HttpRequest, error: Exception) -> Response:
 
 async def _plain(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = ApiError(error.status_code, str(error.detail)).response()
+    words = {
+        404: f"there is no {request.url.path[:100]} here",
+        405: f"{request.method} is not for {request.url.path[:100]}",
+    }
+    response = ApiError(error.status_code, words.get(error.status_code, str(error.detail))).response()
     response.headers.update(error.headers or {})
     return response
 

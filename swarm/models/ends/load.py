@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from swarm.models.linear.shared import SharedLinear
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.weights import Absent, dtype_of, load_part
 from swarm.types import Span
+
+log = logging.getLogger(__name__)
 
 
 def load_ends(
@@ -52,11 +56,32 @@ def _set_generation_config(model: PreTrainedModel, checkpoint: Checkpoint) -> No
         path = checkpoint.path("generation_config.json")
     except (BadCheckpoint, ModelNotFound):
         return
+    model.generation_config = read_generation_config(path)
+
+
+def read_generation_config(path: Path) -> GenerationConfig:
+    """What is in a file. What the library refuses of it is left out, and said in the log: recommendations are no reason
+    not to run a model. Raises BadCheckpoint for a file of another kind."""
     try:
-        model.generation_config = GenerationConfig.from_pretrained(path.parent, local_files_only=True)
-    except Exception as error:  # the library says in many ways that a file is not what it expects
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         words = " ".join(str(error).split())[:300]
         raise BadCheckpoint(f"{path} is damaged: {words}; copy it again, or delete it") from error
+    try:
+        return GenerationConfig.from_pretrained(path.parent, local_files_only=True)
+    except Exception as error:  # the library says in many ways that a value is not what it expects
+        log.warning("not all of %s can be used: %s", path.name, " ".join(str(error).split())[:300])
+    return GenerationConfig(**{name: value for name, value in values.items() if _is_accepted(name, value)})  # type: ignore[no-untyped-call]
+
+
+def _is_accepted(name: str, value: Any) -> bool:
+    try:
+        GenerationConfig(**{name: value})  # type: ignore[no-untyped-call]
+    except Exception:
+        return False
+    return True
 
 
 def _lay_out_head(model: PreTrainedModel) -> None:
