@@ -34,7 +34,7 @@ pip "$(sed -n '/^torch==/p' constraints.txt)"
 pip -c constraints.txt "$wheel"
 constraints=$PWD/constraints.txt
 cd "$work"
-for package in fastapi openai libp2p trio; do
+for package in fastapi openai uvicorn libp2p; do
     if "$work/venv/bin/python" -c "import $package" 2>/dev/null; then
         echo "$package is installed without being asked for" >&2
         exit 1

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from swarm import net
 from swarm.cli.command import Command
 from swarm.cli.files import check_output, write_addresses
 from swarm.cli.identity import identified
-from swarm.cli.network import edge_of, showing_metrics, until
+from swarm.cli.network import edge_of, join, kept_written, showing_metrics, until
 from swarm.cli.options import EdgeOptions, edge_options, identity_option, metrics_option, network_options
 from swarm.cli.signals import on_signals
 from swarm.config import NetworkConfig
@@ -79,38 +79,36 @@ async def run(
 
     leaving = asyncio.Event()
     on_signals(leaving.set)
-    async with await net.open(config) as network:
-        directory = network.directory
-        maps = MapService(directory)
+    async with AsyncExitStack() as stack:
+        network = await stack.enter_async_context(await join(config, leaving))
+        maps = MapService(network.directory)
         await maps.serve(network.host)
-        announce(best_first(network.host.addresses), files[0])
-        async with edge_of(network.identity, edge.beside(config), files[1], needed=edge.needed) as browsers:
-            if browsers is not None:
-                await maps.serve(browsers)
-                announce_edge(best_first(browsers.addresses))
-            streams = lambda: 0 if browsers is None else browsers.statistics().served  # noqa: E731
-            async with showing_metrics(metrics, lambda registry: watch_directory(registry, directory, maps, streams)):
-                await until(leaving, [leaving.wait(), network.lost()])
+        browsers = await stack.enter_async_context(edge_of(network.identity, edge.beside(config), needed=edge.needed))
+        if browsers is not None:
+            await maps.serve(browsers)
+        streams = lambda: 0 if browsers is None else browsers.statistics().served  # noqa: E731
+        watching = lambda registry: watch_directory(registry, network.directory, maps, streams)  # noqa: E731
+        await stack.enter_async_context(showing_metrics(metrics, watching))
+        # Last, for these say that it is ready.
+        await stack.enter_async_context(kept_written(browsers, files[1]))
+        announce(
+            best_first(network.host.addresses), () if browsers is None else best_first(browsers.addresses), files[0]
+        )
+        await until(leaving, network.lost())
 
 
-def announce(addresses: Sequence[str], address_file: Path | None) -> None:
-    """Say how to join, and write the addresses for scripts."""
-    click.echo("bootstrap peer is ready at")
-    for address in addresses:
-        click.echo(f"  {address}")
+def announce(addresses: Sequence[str], edges: Sequence[str], address_file: Path | None) -> None:
+    """Say how to join, and where browsers can dial; write the addresses for scripts."""
+    lines = ["bootstrap peer is ready at", *(f"  {address}" for address in addresses)]
+    if edges:
+        lines += ["\nbrowsers can dial", *(f"  {address}" for address in edges)]
     peers = f"--initial-peers {shlex.quote(addresses[0])}"
-    click.echo(f"\nto contribute a machine:  swarm-serve MODEL {peers}")
-    click.echo(f"to see what is served:    swarm-status {peers}")
-    click.echo(f"to talk to a model:       swarm-chat MODEL {peers}")
+    lines += [f"\nto contribute a machine:  swarm-serve MODEL {peers}"]
+    lines += [f"to see what is served:    swarm-status {peers}"]
+    lines += [f"to talk to a model:       swarm-chat MODEL {peers}"]
     if address_file is not None:
         write_addresses(address_file, addresses)
-
-
-def announce_edge(addresses: Sequence[str]) -> None:
-    """Say where browsers can dial."""
-    click.echo("\nbrowsers can dial")
-    for address in addresses:
-        click.echo(f"  {address}")
+    click.echo("\n".join(lines))
 
 
 if __name__ == "__main__":

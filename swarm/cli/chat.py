@@ -17,6 +17,7 @@ from swarm.cli.conversation import ChatOptions, Conversation, Responder
 from swarm.cli.logs import quiet
 from swarm.cli.options import client_options, model_argument, model_options, network_options, together
 from swarm.cli.screen import Screen
+from swarm.cli.streams import readable
 from swarm.cli.values import COUNT, SEED
 from swarm.config import ClientConfig, NetworkConfig
 from swarm.errors import DaemonFailed, InvalidInput, SwarmError
@@ -110,7 +111,7 @@ def talk(responder: Responder, screen: Screen) -> None:
     terminal = sys.stdin.isatty()
     for text in lines(terminal):
         try:
-            responder.answer(text)
+            responder.answer(readable(text, "what was typed"))
         except KeyboardInterrupt:
             screen.end_line()
             if not terminal:

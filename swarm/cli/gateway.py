@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from swarm import net
 from swarm.cli.command import Command
 from swarm.cli.identity import identified
 from swarm.cli.logs import progress_bars
-from swarm.cli.network import edge_of, until
+from swarm.cli.network import edge_of, join, until
 from swarm.cli.options import (
     EdgeOptions,
     client_options,
@@ -175,7 +174,7 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeOptions, sid
     which = {"dtype": dtype, "revision": wishes.revision, "token": wishes.token}
     loaded = await asyncio.to_thread(load_model, wishes.model, progress=progress_bars(), **which)
     async with contextlib.AsyncExitStack() as stack:
-        joined = await stack.enter_async_context(await net.open(network))
+        joined = await stack.enter_async_context(await join(network, leaving))
         listening = edge_of(joined.identity, browsers.beside(network), needed=browsers.needed)
         edge = await stack.enter_async_context(listening)
         gateway = Gateway(
@@ -189,7 +188,7 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeOptions, sid
             name=wishes.name,
             on_ready=say,
         )
-        await until(leaving, [leaving.wait(), gateway.run()])
+        await until(leaving, gateway.run())
 
 
 def say(gateway: Gateway) -> None:

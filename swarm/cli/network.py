@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from swarm import net
 from swarm.cli.extras import how_to_have
 from swarm.cli.files import write_addresses
-from swarm.config import EdgeConfig
+from swarm.config import EdgeConfig, NetworkConfig
 from swarm.errors import EdgeFailed
+from swarm.net import Network
+from swarm.tasks import ended, first_of
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -32,30 +35,36 @@ CLOSE_PATIENCE = 5.0
 """Seconds that closing the edge may take."""
 
 
+async def join(config: NetworkConfig, leaving: asyncio.Event) -> Network:
+    """The network; where a signal comes first, the command ends with exit code 0. Raises what `net.open` raises."""
+    opening: asyncio.Future[Any] = asyncio.ensure_future(net.open(config))
+    await first_of(opening, leaving.wait())
+    if opening.cancelled():
+        raise click.exceptions.Exit(0)
+    network: Network = opening.result()
+    return network
+
+
 @asynccontextmanager
-async def edge_of(
-    identity: Identity, config: EdgeConfig | None, address_file: Path | None = None, *, needed: bool = True
-) -> AsyncIterator[Edge | None]:
+async def edge_of(identity: Identity, config: EdgeConfig | None, *, needed: bool = True) -> AsyncIterator[Edge | None]:
     """An edge with this peer's identity, for as long as the block lasts; None if there is to be none.
 
-    `address_file` holds its addresses as of now. Raises EdgeFailed, unless it is not `needed`, and InvalidInput.
+    Raises EdgeFailed, unless it is not `needed`, and InvalidInput.
     """
     edge = None if config is None else await _start_edge(identity, config, needed)
-    if edge is None:
-        yield None
-        return
-    writing = asyncio.create_task(_keep_written(edge, address_file), name="edge addresses")
-    await asyncio.sleep(0)  # they are there when others hear of the edge
     try:
         yield edge
     finally:
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
-        try:
-            async with asyncio.timeout(CLOSE_PATIENCE):
-                await edge.close()
-        except TimeoutError:
-            log.warning("the edge did not close within %.0f s; leaving it behind", CLOSE_PATIENCE)
+        if edge is not None:
+            await _close_edge(edge)
+
+
+async def _close_edge(edge: Edge) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_PATIENCE):
+            await edge.close()
+    except TimeoutError:
+        log.warning("the edge did not close within %.0f s; leaving it behind", CLOSE_PATIENCE)
 
 
 async def _start_edge(identity: Identity, config: EdgeConfig, needed: bool) -> Edge | None:
@@ -81,14 +90,30 @@ def _edge_module() -> ModuleType:
         raise EdgeFailed(hint) from error
 
 
-async def _keep_written(edge: Edge, file: Path | None) -> None:
-    """Those of WebTransport change with its certificates."""
-    written: Sequence[str] = ()
-    while file is not None:
-        if edge.addresses != written:
-            written = edge.addresses
-            write_addresses(file, written)
+@asynccontextmanager
+async def kept_written(edge: Edge | None, file: Path | None) -> AsyncIterator[None]:
+    """`file` holds the edge's addresses as of now, for as long as the block lasts: WebTransport's change with time."""
+    if edge is None or file is None:
+        yield
+        return
+    written = edge.addresses
+    write_addresses(file, written)
+    keeping = asyncio.create_task(_keep_written(edge, file, written), name="edge addresses")
+    try:
+        yield
+    finally:
+        await ended(keeping)
+
+
+async def _keep_written(edge: Edge, file: Path, written: Sequence[str]) -> None:
+    while True:
         await asyncio.sleep(_LOOK)
+        if edge.addresses != written:
+            try:
+                write_addresses(file, edge.addresses)
+                written = edge.addresses
+            except OSError as error:
+                log.warning("the addresses for browsers cannot be written to %s: %s", file, error.strerror)
 
 
 @asynccontextmanager
@@ -118,19 +143,11 @@ async def showing_metrics(
             showing.result()
         yield
     finally:
-        showing.cancel()
-        await asyncio.gather(showing, return_exceptions=True)
+        await ended(showing)
 
 
-async def until(leaving: asyncio.Event, works: Sequence[Coroutine[Any, Any, object]]) -> None:
+async def until(leaving: asyncio.Event, *works: Coroutine[Any, Any, object]) -> None:
     """Run all until one ends, as does the first after a signal. Raises what ended it."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for work in await first_of(leaving.wait(), *works):
         if not leaving.is_set():
-            for task in done:
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            work.result()

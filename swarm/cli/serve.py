@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from swarm import net
 from swarm.cli.command import Command
 from swarm.cli.identity import identified
 from swarm.cli.logs import progress_bars
-from swarm.cli.network import showing_metrics
+from swarm.cli.network import join, showing_metrics
 from swarm.cli.options import (
     DTYPES,
     identity_option,
@@ -137,7 +136,9 @@ async def serve(
     from swarm.server.metrics import ServerMetrics
     from swarm.server.server import Server
 
-    async with await net.open(network) as joined:
+    leaving = asyncio.Event()
+    on_signals(leaving.set)
+    async with await join(network, leaving) as joined:
         server = Server(
             host=joined.host,
             directory=joined.directory,
@@ -153,6 +154,8 @@ async def serve(
             on_state=lambda state: say(state, server, hosting, network),
         )
         on_signals(server.leave)
+        if leaving.is_set():
+            return
         async with showing_metrics(metrics, lambda registry: ServerMetrics(registry, server)):
             await server.run()
 
@@ -164,7 +167,7 @@ def say(state: ServerState, server: Server, hosting: Hosting, network: NetworkCo
         case ServerState.JOINING:
             addresses = best_first(server.host.addresses)
             lines = [*summary(hosting, server.span), *where(hosting.options.model, addresses, network)]
-            click.echo("\n".join(lines))
+            click.echo("\n".join([*lines, "loading  the blocks; online when they are checked and measured"]))
         case ServerState.ONLINE:
             click.echo(f"online: serving blocks {server.span}; Ctrl-C leaves politely")
         case ServerState.DRAINING:

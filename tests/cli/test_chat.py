@@ -24,7 +24,7 @@ from tests.test_imports import HEAVY, modules_after
 PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWSPfVm14AFBKqmwqBxnKhjQyMJDjYc7vKSPj54QZyHkUe"
 TEMPLATE = """{% for m in messages %}{% if m.role == "user" %}a{% elif m.role == "system" %}b{% endif %}{{ m.content }}
 {%- if m.role == "assistant" %}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}f{% endif %}"""
-FORGETFUL = """{% for m in messages %}{% if m.role == "user" %}a{{ m.content }}{% else %}c{% endif %}{% endfor %}f"""
+FORGETFUL = """{% for m in messages %}{% if m.role == "user" %}a{% else %}c{% endif %}{{ m.content }}{% endfor %}f"""
 GREEDY = ChatOptions(temperature=0, max_new_tokens=8)
 
 
@@ -290,7 +290,7 @@ def run(servers: Served, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
     """The whole command, but for the network that it joins."""
     monkeypatch.setattr("swarm.client.swarm.connect", lambda *peers, **options: servers.client("chat"))
 
-    def invoke(*arguments: str, typed: str) -> Result:
+    def invoke(*arguments: str, typed: str | bytes) -> Result:
         return CliRunner().invoke(main, [str(servers.folder), "-p", PEER, *arguments], input=typed)
 
     return invoke
@@ -304,6 +304,14 @@ def test_the_command_in_a_pipe(servers: Served, whole: Any, run: Callable[..., R
     assert sum("can read what you type" in note for note in notes) == 1
     assert notes[-2].startswith("[route 0:2@")
     assert "tokens/s" in notes[-1]
+    servers.assert_free()
+
+
+def test_what_is_typed_and_is_no_text_is_refused(servers: Served, run: Callable[..., Result]) -> None:
+    result = run("-q", typed=b"abc \xff\n")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("error: what was typed is not text in UTF-8")
+    assert result.stdout == ""
     servers.assert_free()
 
 

@@ -6,12 +6,15 @@ import asyncio
 import logging
 from pathlib import Path
 
+import click
 import pytest
 
+from swarm import net
 from swarm.cli import network
-from swarm.cli.network import edge_of
-from swarm.config import EdgeConfig
+from swarm.cli.network import edge_of, kept_written
+from swarm.config import EdgeConfig, NetworkConfig
 from swarm.errors import EdgeFailed
+from swarm.net import Network
 from swarm.net.identity import Identity
 
 IDENTITY = Identity.generate()
@@ -42,7 +45,7 @@ def test_the_file_of_addresses_is_written_and_follows_them(tmp_path: Path, monke
     file = tmp_path / "addresses"
 
     async def main() -> None:
-        async with edge_of(IDENTITY, CONFIG, file) as edge:
+        async with edge_of(IDENTITY, CONFIG) as edge, kept_written(edge, file):
             assert edge is not None
             first = await asyncio.to_thread(file.read_text)
             assert first == f"{edge.addresses[0]}\n"
@@ -52,3 +55,25 @@ def test_the_file_of_addresses_is_written_and_follows_them(tmp_path: Path, monke
 
     asyncio.run(main())
     assert file.read_text() == "/one\n/two\n"
+
+
+def test_a_signal_before_the_network_is_there_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    async def slow(config: NetworkConfig) -> Network:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            ended.append("joining")
+        raise AssertionError
+
+    async def main() -> None:
+        leaving = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.01, leaving.set)
+        with pytest.raises(click.exceptions.Exit) as left:
+            await network.join(NetworkConfig(), leaving)
+        assert left.value.exit_code == 0
+
+    monkeypatch.setattr(net, "open", slow)
+    asyncio.run(main())
+    assert ended == ["joining"]
