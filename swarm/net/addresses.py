@@ -13,9 +13,10 @@ from swarm.types import PeerId
 EXAMPLE = "/ip4/203.0.113.5/tcp/31337"
 NOT_ONE = f"that is not a multiaddr; it should look like {EXAMPLE}"
 
+_NOBODYS = ipaddress.ip_network("240.0.0.0/4")
 _NAMES = ("dns", "dns4", "dns6")
 _ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{46,64}")
-_HOST = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}\.?)+")
+_HOST = re.compile(r"(?=.{1,254}$)(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 _VALUELESS = {"quic", "quic-v1", "tls", "noise", "ws", "wss", "webtransport", "webrtc-direct", "p2p-circuit", "http"}
 _DAEMON = re.compile(r"tcp(/tls)?(/ws|/wss)?|udp/quic-v1(/webtransport(/certhash)*)?")
 _BROWSERS = re.compile(r"tcp(/tls)?/(ws|wss)|udp/(webrtc-direct|quic-v1/webtransport)")
@@ -119,12 +120,14 @@ def components(address: str) -> list[tuple[str, str]] | None:
 def _ip_fault(name: str, value: str, *, everywhere: bool) -> str | None:
     if name not in ("ip4", "ip6"):
         return None if _HOST.fullmatch(value) else f"{value!r} is no name of a machine"
+    if "%" in value:
+        return f"write {value} as /ip6zone/{value.partition('%')[2]}/ip6/{value.partition('%')[0]}"
     try:
         ip = (ipaddress.IPv4Address if name == "ip4" else ipaddress.IPv6Address)(value)
     except ValueError:
         return f"{value!r} is no {'IPv4' if name == 'ip4' else 'IPv6'} address"
     ip = getattr(ip, "ipv4_mapped", None) or ip
-    if ip.is_multicast or ip == ipaddress.IPv4Address("255.255.255.255"):
+    if ip.is_multicast or ip in _NOBODYS:
         return f"{value} is no machine's address"
     if not everywhere and (ip.is_unspecified or ip in ipaddress.ip_network("0.0.0.0/8")):
         return f"nobody can dial {value}, which stands for all addresses of this machine; say the one that others see"
@@ -135,7 +138,7 @@ def _port_fault(parts: Sequence[tuple[str, str]], transports: re.Pattern[str], *
     if not parts or parts[0][0] not in ("tcp", "udp"):
         return f"it has no port: /tcp/ or /udp/ and a number come after the machine, as in {EXAMPLE}"
     name, port = parts[0]
-    if not (port.isascii() and port.isdigit() and (0 if any_port else 1) <= int(port) <= 65535):
+    if not (re.fullmatch("[0-9]{1,5}", port) and (0 if any_port else 1) <= int(port) <= 65535):
         return f"nobody can dial port {port}" if port == "0" else f"{port!r} is no port"
     if not transports.fullmatch("/".join([name, *(name for name, _ in parts[1:])])):
         spoken = "/tcp/PORT or /udp/PORT/quic-v1"
