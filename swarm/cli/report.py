@@ -25,6 +25,34 @@ def missing(records: Iterable[ServerRecord], blocks: int) -> list[Span]:
     return [span for span, count in _runs(served_by(records, blocks)) if not count]
 
 
+def lacking(records: Sequence[ServerRecord], blocks: int) -> str | None:
+    """Why no session can run through all blocks now, and who may mend it; None: one can.
+
+    A session needs every block from servers that compute alike: in one dtype and quantization.
+    """
+    holes = missing(records, blocks)
+    if holes:
+        return f"nobody serves {_listed(holes)}{_coming(records, holes)}"
+    ways = {record.contract.numbers for record in records if record.state is ServerState.ONLINE}
+    lacks = {way: missing([record for record in records if record.contract.numbers == way], blocks) for way in ways}
+    if not all(lacks.values()):
+        return None
+    told = "; ".join(f"nobody serves {_listed(gaps)} in {way}" for way, gaps in sorted(lacks.items()))
+    return f"every block is served, but not all of them alike: {told}"
+
+
+def _coming(records: Sequence[ServerRecord], holes: Sequence[Span]) -> str:
+    """Who has announced some of the blocks that are missing."""
+    words = {ServerState.JOINING: "is still loading", ServerState.DRAINING: "is leaving"}
+    concerned = [r for r in records if any(r.span.first < hole.last and hole.first < r.span.last for hole in holes)]
+    told = [f"{r.name or r.peer_id[-8:]} {r.span} {words[r.state]}" for r in concerned if r.state in words]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _listed(spans: Iterable[Span]) -> str:
+    return ", ".join(map(str, spans))
+
+
 def _runs(counts: Sequence[int]) -> Iterator[tuple[Span, int]]:
     first = 0
     for count, run in groupby(counts):
@@ -35,8 +63,7 @@ def _runs(counts: Sequence[int]) -> Iterator[tuple[Span, int]]:
 
 def as_text(model: ModelInfo, records: Sequence[ServerRecord]) -> str:
     """Coverage of each run of blocks, then a line for each server."""
-    holes = missing(records, model.blocks)
-    whole = "every block is served" if not holes else f"nobody serves {', '.join(map(str, holes))}"
+    whole = lacking(records, model.blocks) or "every block is served"
     lines = [f"{model.name}  {model.blocks} blocks  key {model.key[:12]}  {whole}", ""]
     for span, count in _runs(served_by(records, model.blocks)):
         servers = f"{count} server{'s' * (count != 1)}" if count else "missing"
@@ -73,7 +100,7 @@ def as_json(model: ModelInfo, records: Sequence[ServerRecord]) -> dict[str, Any]
     """The same for programs. Units as in ServerRecord."""
     return {
         "model": asdict(model),
-        "whole": not missing(records, model.blocks),
+        "whole": lacking(records, model.blocks) is None,
         "missing": [[span.first, span.last] for span in missing(records, model.blocks)],
         "servers_per_block": served_by(records, model.blocks),
         "servers": [_server(record) for record in sorted(records, key=lambda r: (r.span, r.peer_id))],

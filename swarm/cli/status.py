@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import click
 
 from swarm import net
 from swarm.cli.command import Command
-from swarm.cli.logs import progress_bars
+from swarm.cli.logs import progress_bars, quiet
 from swarm.cli.options import folders, network_options
-from swarm.cli.report import as_json, as_text, missing, served_by
+from swarm.cli.report import as_json, as_text, lacking, served_by
 from swarm.cli.values import Seconds
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput, ModelNotFound
@@ -31,7 +31,7 @@ POLL = 1.0
 @click.command(cls=Command)
 @click.argument("model", required=False, shell_complete=folders)
 @network_options()
-@click.option("--wait", is_flag=True, help="Wait until every block of MODEL is served.")
+@click.option("--wait", is_flag=True, help="Wait until every block of MODEL is served, by servers that compute alike.")
 @click.option(
     "--timeout", type=Seconds(), metavar="SECONDS", help="With --wait: give up after so long, with exit code 3."
 )
@@ -73,9 +73,11 @@ async def run(
         directory = network.directory
         if model is None:
             return listing(await directory.models(), json_), True
-        info, records = await (until_whole(directory, model, timeout) if wait else look(directory, model))
+        # Who reads JSON may read stderr, too, as if it were of it.
+        say = (lambda why: None) if json_ or quiet() else (lambda why: click.echo(f"waiting: {why}", err=True))
+        info, records = await (until_whole(directory, model, timeout, say) if wait else look(directory, model))
     report = json.dumps(as_json(info, records), indent=2) if json_ else as_text(info, records)
-    return report, not missing(records, info.blocks)
+    return report, lacking(records, info.blocks) is None
 
 
 async def follow(config: NetworkConfig, model: str) -> None:
@@ -105,33 +107,46 @@ async def look(directory: Directory, model: str) -> tuple[ModelInfo, list[Server
     return info, await directory.lookup(info.key, info.blocks)
 
 
-async def until_whole(directory: Directory, model: str, timeout: float | None) -> tuple[ModelInfo, list[ServerRecord]]:
-    """Look again until every block is served or `timeout` s passed; what was seen last is returned."""
+async def until_whole(
+    directory: Directory, model: str, timeout: float | None, say: Callable[[str], None] = lambda why: None
+) -> tuple[ModelInfo, list[ServerRecord]]:
+    """Look again until a session could run or `timeout` s passed; what was seen last is returned.
+
+    `say` hears what is waited for, whenever it is something else.
+    """
     from tqdm import tqdm
 
     records: list[ServerRecord] = []
     info: ModelInfo | None = None
+    said = ""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
-            info = await _until_known(directory, model)
+            info = await _until_known(directory, model, say)
             # None: no bar where nobody watches, in a file or a pipe.
             with tqdm(total=info.blocks, desc="served", unit=" blocks", disable=not progress_bars()) as bar:
-                while missing(records := await directory.lookup(info.key, info.blocks), info.blocks):
+                while why := lacking(records := await directory.lookup(info.key, info.blocks), info.blocks):
                     bar.n = sum(count > 0 for count in served_by(records, info.blocks))
                     bar.refresh()
+                    if why != said:
+                        say(f"{info.name}: {why}")
+                        said = why
                     await asyncio.sleep(POLL)
                 bar.update(info.blocks - bar.n)
     return (info, records) if info is not None else await look(directory, model)
 
 
-async def _until_known(directory: Directory, model: str) -> ModelInfo:
+async def _until_known(directory: Directory, model: str, say: Callable[[str], None]) -> ModelInfo:
     """Wait for the swarm to know the model, unless it can be looked up here."""
+    said = False
     while True:
         known = choose(await directory.models(), model)
         if known is not None:
             return known
         with contextlib.suppress(ModelNotFound):
             return await resolve(model)
+        if not said:
+            say(f"no server of {model!r} has announced itself, and it is no model of this machine")
+            said = True
         await asyncio.sleep(POLL)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from swarm.cli import status
-from swarm.cli.report import as_json, as_text, missing, served_by
+from swarm.cli.report import as_json, as_text, lacking, missing, served_by
 from swarm.contract import Contract
 from swarm.errors import InvalidInput, ModelNotFound
 from swarm.testing import SimulatedNetwork, run
@@ -48,9 +49,27 @@ def test_only_servers_that_take_sessions_cover_blocks(
     assert [str(span) for span in missing(records, 8)] == holes
 
 
+def computing(record: ServerRecord, dtype: str, quantization: str = "none") -> ServerRecord:
+    return replace(record, contract=replace(record.contract, dtype=dtype, quantization=quantization))
+
+
+def test_blocks_of_servers_that_compute_otherwise_make_no_whole() -> None:
+    exact, rough = server("a", "0:5"), computing(server("b", "4:8"), "bfloat16")
+    assert missing([exact, rough], 8) == []
+    assert lacking([exact, rough], 8) == (
+        "every block is served, but not all of them alike: nobody serves 0:4 in bfloat16; nobody serves 5:8 in float32"
+    )
+    assert not as_json(LLAMA, [exact, rough])["whole"]
+    quantized = computing(server("c", "5:8"), "float32", "int8")
+    assert "nobody serves 0:5 in float32, quantized to int8" in str(lacking([exact, quantized], 8))
+    assert lacking([exact, rough, server("d", "5:8")], 8) is None
+    assert lacking([rough, computing(server("e", "0:4"), "bfloat16")], 8) is None
+
+
 def test_the_text_names_what_is_missing_and_who_serves_what() -> None:
     lines = as_text(LLAMA, [LEAVING, LAPTOP, GPU]).splitlines()
-    assert lines[0] == "llama  8 blocks  key 1a1a1a1a1a1a  nobody serves 5:8"
+    why = "nobody serves 5:8 (leaving0 3:8 is leaving, laptop00 3:8 is still loading)"
+    assert lines[0] == f"llama  8 blocks  key 1a1a1a1a1a1a  {why}"
     assert lines[2:4] == ["  blocks       0:5  1 server", "  blocks       5:8  missing"]
     gpu, laptop, leaving = lines[6:]
     assert (
@@ -111,7 +130,7 @@ def test_waiting_ends_when_the_last_block_is_served() -> None:
     async def scenario() -> None:
         network = SimulatedNetwork()
         host, viewer = network.host("s1"), network.host("viewer")
-        waiting = asyncio.ensure_future(status.until_whole(network.directory(viewer), LLAMA.key, None))
+        waiting = asyncio.ensure_future(status.until_whole(network.directory(viewer), LLAMA.key, None, said.append))
         await asyncio.sleep(10.0)
         await network.directory(host).announce(server("s1", "0:5"), LLAMA)
         await asyncio.sleep(10.0)
@@ -122,7 +141,12 @@ def test_waiting_ends_when_the_last_block_is_served() -> None:
         assert info == LLAMA
         assert [str(record.span) for record in records] == ["0:8"]
 
+    said: list[str] = []
     run(scenario())
+    assert said == [
+        f"no server of '{LLAMA.key}' has announced itself, and it is no model of this machine",
+        "llama: nobody serves 5:8",
+    ]
 
 
 def test_waiting_gives_up_and_shows_what_it_saw_last() -> None:
