@@ -44,17 +44,19 @@ class Identity:
     def load_or_create(cls, path: str | os.PathLike[str] | None) -> Identity:
         """Read the key, or make one; only its owner can read the file. Without a path: a new one, kept nowhere.
 
-        Raises InvalidInput for a broken file.
+        Raises InvalidInput for a broken file, and for a path where none can be.
         """
         if path is None:
             return cls.generate()
-        file = Path(path).expanduser()
-        if not file.exists():
-            cls.generate().save(file)
         try:
+            file = Path(path).expanduser()
+            if not file.exists():
+                cls.generate().save(file)
             data = file.read_bytes()
-        except OSError as error:
-            raise InvalidInput(f"the identity file {file} cannot be read: {error}") from error
+        except InvalidInput:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:  # no such home, a null byte in the path
+            raise InvalidInput(f"the identity file {str(path)!r} cannot be read: {error}") from error
         if len(data) != 68 or not data.startswith(_PRIVATE):
             raise InvalidInput(f"{file} is no Ed25519 libp2p key; delete it to get a new identity")
         identity = cls(data[4:36])

@@ -95,3 +95,15 @@ def test_a_place_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         Identity.load_or_create(tmp_path / "file" / "key")
     with pytest.raises(InvalidInput, match=str(tmp_path)):
         Identity.load_or_create(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/key", "a\0b", "/dev/null/key", "/proc/nowhere/key"])
+def test_a_path_where_no_key_can_be_is_refused(path: str) -> None:
+    with pytest.raises(InvalidInput, match="identity"):
+        Identity.load_or_create(path)
+
+
+def test_each_loading_of_a_key_is_an_instance_of_its_own(tmp_path: Path) -> None:
+    one, other = (Identity.load_or_create(tmp_path / "key") for _ in range(2))
+    assert one.peer_id == other.peer_id
+    assert one.instance != other.instance
