@@ -224,6 +224,8 @@ class AskerConfig:
     """How long to look for a query node that answers; None: for ever."""
 
 
+PREFILL_POSITIONS = 128
+"""Positions of the prefill by which servers measure the `prefill_rate` of their records, where their context allows."""
 FRAME_LIMIT = 64 * MIB
 QUERY_FRAME_LIMIT = 4 * MIB
 CONTROL_FRAME_LIMIT = MIB

@@ -8,17 +8,17 @@ does not depend on its size, above all reading the weights, so that small chunks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from swarm.config import PREFILL_POSITIONS
 from swarm.types import Hop
 
 LARGEST = 512
 """Positions in one frame, whatever the times say: servers have others to serve too."""
 GRAIN = 8
-"""Chunks are multiples of so many positions; servers compare prompts at such."""
-MEASURED = 128
-"""Positions of the prefill by which servers measure `prefill_rate`."""
+"""Chunks are multiples of so many positions, and of those at which servers compare prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ def stage(hop: Hop) -> Stage:
     """What a hop's record says of its passes: a decode step is a pass of one position."""
     blocks, record = len(hop.span), hop.server
     base = max(record.decode_ms, 0.0) / 1000.0 * blocks
-    prefill = MEASURED * blocks / max(record.prefill_rate, 1e-6)
-    return Stage(base, max(prefill - base, 0.01 * prefill) / MEASURED)
+    prefill = PREFILL_POSITIONS * blocks / max(record.prefill_rate, 1e-6)
+    return Stage(base, max(prefill - base, 0.01 * prefill) / PREFILL_POSITIONS)
 
 
 def pipeline_seconds(positions: int, chunk: int, stages: Sequence[Stage]) -> float:
@@ -47,9 +47,15 @@ def pipeline_seconds(positions: int, chunk: int, stages: Sequence[Stage]) -> flo
     return sum(passes) + (chunks - 1) * max(passes)
 
 
-def best_chunk(positions: int, stages: Sequence[Stage]) -> int:
+def grain_of(prefix_chunks: Iterable[int]) -> int:
+    """Where prompts are cut so that servers which compare them in these steps can; 0: one that does not say."""
+    grain = math.lcm(GRAIN, *(chunk for chunk in prefix_chunks if chunk))
+    return grain if grain <= LARGEST else GRAIN
+
+
+def best_chunk(positions: int, stages: Sequence[Stage], grain: int = GRAIN) -> int:
     """The chunk, in positions, with which `positions` are soonest through all stages; the largest of equals."""
-    if positions <= GRAIN or len(stages) < 2:
+    if positions <= grain or len(stages) < 2:
         return LARGEST
-    sizes = range(LARGEST, 0, -GRAIN)
+    sizes = range(LARGEST - LARGEST % grain, 0, -grain)
     return min(sizes, key=lambda size: pipeline_seconds(positions, size, stages))

@@ -20,8 +20,8 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class Party:
-    """One hop of a route: what it speaks, how fast it is reached, and how many positions per second it computes."""
+class LinkEnd:
+    """A hop as the end of its links: what it speaks, how fast it is reached, and what it computes in a second."""
 
     codecs: Sequence[str]
     rates: Rates
@@ -45,16 +45,16 @@ def choose_codec(
     return INT8 if row_bytes * positions_per_second > bytes_per_second else RAW
 
 
-def choose_codecs(setting: str, parties: Sequence[Party], row_bytes: int, own: Sequence[str]) -> list[str]:
+def choose_codecs(setting: str, hops: Sequence[LinkEnd], row_bytes: int, own: Sequence[str]) -> list[str]:
     """The codec of every link of a route: from the client to the first hop, between the hops, from the last one back.
 
     `setting`: raw, int8 or auto; `own`: what the client speaks. A link that goes through the client has one codec on
     both halves, so that what goes over it is the same as when it is made directly.
     """
     chosen = []
-    for before, after in zip([None, *parties], [*parties, None], strict=True):
-        ends = [party for party in (before, after) if party is not None]
-        common = [name for name in own if all(name in party.codecs for party in ends)]
+    for before, after in zip([None, *hops], [*hops, None], strict=True):
+        ends = [end for end in (before, after) if end is not None]
+        common = [name for name in own if all(name in end.codecs for end in ends)]
         if setting == INT8:
             chosen.append(INT8 if INT8 in common else RAW)
         elif setting == RAW:
@@ -64,7 +64,7 @@ def choose_codecs(setting: str, parties: Sequence[Party], row_bytes: int, own: S
     return chosen
 
 
-def _rate(before: Party | None, after: Party | None) -> float | None:
+def _rate(before: LinkEnd | None, after: LinkEnd | None) -> float | None:
     """What a link carries: as much as its sender got through to the client, and its receiver from it."""
     known = [before.rates.down if before is not None else None, after.rates.up if after is not None else None]
     return min((rate for rate in known if rate is not None), default=None)

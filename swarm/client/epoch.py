@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from swarm.client.blame import Blame, Parting, Verdict
-from swarm.client.chunks import best_chunk, stage
+from swarm.client.chunks import best_chunk, grain_of, stage
 from swarm.client.encoding import choose_codecs
 from swarm.client.fitness import Misfit
 from swarm.client.link import Event, HopLink
@@ -86,7 +86,13 @@ class Epochs:
         """Into frames of how many positions to cut so many, on the route in use."""
         if self._view.config.chunk_positions is not None:
             return self._view.config.chunk_positions
-        return best_chunk(positions, [stage(hop) for hop in self.route.hops] if self.route is not None else [])
+        stages = [stage(hop) for hop in self.route.hops] if self.route is not None else []
+        return best_chunk(positions, stages, self.grain)
+
+    @property
+    def grain(self) -> int:
+        """Frames are cut at multiples of so many positions, where the hops of the route compare prompts."""
+        return grain_of(link.prefix_chunk for link in self.links)
 
     @property
     def is_broken(self) -> bool:
@@ -300,7 +306,7 @@ class Epochs:
     def _codecs(self, links: Sequence[HopLink]) -> list[Codec]:
         """How hidden states travel on every link, from the one into the first hop to the one out of the last."""
         asked, row_bytes = self._view.contract, self._view.contract.row_bytes
-        ends, speak = [link.party for link in links], offered(asked.dtype, asked.hidden_size)
+        ends, speak = [link.link_end for link in links], offered(asked.dtype, asked.hidden_size)
         names = choose_codecs(self._view.config.codec, ends, row_bytes, speak)
         return [codec_of(name, asked.dtype, asked.hidden_size, row_bytes) for name in names]
 
@@ -339,7 +345,7 @@ class Epochs:
         """From now on steps go out: first what the hops lack, then what was issued in the meantime."""
         self.streams = streams
         again = sum(max(length - starts.get(sequence, 0), 0) for sequence, length in snapshot.lengths.items())
-        streams.put(snapshot.steps(starts, self.chunk(again)))
+        streams.put(snapshot.steps(starts, self.chunk(again), self.grain))
         streams.put(self._backlog)
         self._backlog.clear()
         for hop in streams.route.hops:

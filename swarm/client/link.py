@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from swarm.client.diagnosis import Moved, Report
-from swarm.client.encoding import Party, Rates, rates_of
+from swarm.client.encoding import LinkEnd, Rates, rates_of
 from swarm.client.questions import Kind, Question, Questions
 from swarm.client.resume import Holding, HopState
 from swarm.client.trust import Limits
@@ -41,6 +41,7 @@ class HopLink:
         """Whether the session was closed from here, or is not known there: there is nothing to take up again."""
         self.can_rollback = True
         self.limits = Limits()
+        self.prefix_chunk = 0
         self.rtt_ms: float | None = None
         self.codecs = hop.server.codecs
         self.rates = Rates()
@@ -80,6 +81,7 @@ class HopLink:
         opened, *have = await self._ask(asks)
         self.can_rollback = opened.opened.can_rollback
         self.limits = _limits_of(opened.opened)
+        self.prefix_chunk = opened.opened.prefix_chunk
         self.codecs = tuple(opened.opened.codecs)
         short = b"".join(whole[:FINGERPRINT_BYTES] for whole in opened.opened.fingerprints)
         if short != request.contract.fingerprints:
@@ -184,9 +186,9 @@ class HopLink:
             raise MalformedFrame(f"{self}: answered with {got} bytes of padding instead of {asked}")
 
     @property
-    def party(self) -> Party:
+    def link_end(self) -> LinkEnd:
         """What decides how hidden states travel to and from this hop."""
-        return Party(self.codecs, self.rates, self.hop.server.prefill_rate / len(self.hop.span))
+        return LinkEnd(self.codecs, self.rates, self.hop.server.prefill_rate / len(self.hop.span))
 
     def report(self) -> Report:
         """What it last said."""

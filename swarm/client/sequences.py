@@ -60,14 +60,14 @@ class Snapshot:
     def lengths(self) -> dict[int, int]:
         return {sequence: log.last for sequence, log in self.logs.items()}
 
-    def steps(self, starts: Mapping[int, int], limit: int) -> Iterator[pb.Step]:
+    def steps(self, starts: Mapping[int, int], limit: int, grain: int = GRAIN) -> Iterator[pb.Step]:
         """The inputs from `starts` on again, in steps of at most `limit` positions."""
         pieces = [
             Piece(sequence, start, log.last - start, max(log.last - max(self.wanted[sequence], start), 0))
             for sequence, log in self.logs.items()
             if (start := starts.get(sequence, 0)) < log.last
         ]
-        return pack(pieces, self.logs, limit)
+        return pack(pieces, self.logs, limit, grain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +85,16 @@ class Piece:
         return head, Piece(self.sequence, self.start + count, rest, min(self.want, rest))
 
 
-def pack(pieces: Iterable[Piece], logs: Mapping[int, RowLog], limit: int) -> Iterator[pb.Step]:
-    """Steps of at most `limit` positions that carry all pieces in order, cut where servers compare prompts."""
+def pack(pieces: Iterable[Piece], logs: Mapping[int, RowLog], limit: int, grain: int = GRAIN) -> Iterator[pb.Step]:
+    """Steps of at most `limit` positions that carry all pieces in order, cut where servers compare prompts: at
+    multiples of `grain`."""
     waiting = list(pieces)[::-1]
     while waiting:
         step, room, hidden = pb.Step(), limit, []
         while waiting and room:
             head, rest = waiting.pop(), None
             if head.count > room:
-                cut = room - (head.start + room) % GRAIN
+                cut = room - (head.start + room) % grain
                 if cut <= 0 and step.rows:
                     waiting.append(head)
                     break
@@ -178,9 +179,9 @@ class Sequences:
             entry.expected.append(expected)
         return Piece(rows.sequence, start, entry.log.last - start, rows.want), expected
 
-    def pack(self, pieces: Sequence[Piece], limit: int) -> list[pb.Step]:
+    def pack(self, pieces: Sequence[Piece], limit: int, grain: int = GRAIN) -> list[pb.Step]:
         """The steps that carry these pieces."""
-        return list(pack(pieces, {piece.sequence: self._table[piece.sequence].log for piece in pieces}, limit))
+        return list(pack(pieces, {piece.sequence: self._table[piece.sequence].log for piece in pieces}, limit, grain))
 
     def deliver(self, step: pb.Step) -> bool:
         """Take outputs that came back; what is there already, or not wanted, is dropped. True if something was new.

@@ -184,7 +184,8 @@ class Session:
         return Needs.of(after)
 
     def _issue(self, pieces: Sequence[Piece], operations: Sequence[pb.Operation]) -> None:
-        steps = self._sequences.pack(pieces, self._epochs.chunk(sum(piece.count for piece in pieces)))
+        chunk = self._epochs.chunk(sum(piece.count for piece in pieces))
+        steps = self._sequences.pack(pieces, chunk, self._epochs.grain)
         if operations:
             first = steps[0] if steps else pb.Step()
             first.operations.extend(operations)

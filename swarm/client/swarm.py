@@ -6,10 +6,12 @@ import asyncio
 import atexit
 import dataclasses
 import json
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from swarm import net
 from swarm.client.asker import Asker
@@ -20,8 +22,11 @@ from swarm.errors import InvalidInput
 from swarm.net.initial_peers import HOW_TO_BEGIN, initial_peers
 from swarm.net.loop import LoopThread, shared_loop
 from swarm.net.network import Network
+from swarm.tasks import Tasks
 from swarm.types import ModelInfo, ServerRecord, Span, is_called
 from swarm.wire import swarm_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,6 +44,8 @@ class Swarm:
         self.loop = loop
         self.closed = False
         self._sessions: dict[Session, asyncio.Task[None] | None] = {}
+        self._views = WeakSet[View]()
+        self._ends = Tasks(log)
 
     def models(self) -> list[ModelInfo]:
         """The models that the swarm knows."""
@@ -53,7 +60,9 @@ class Swarm:
 
         `row_bytes`: bytes of one position's hidden state.
         """
-        return View(self.directory, model, model.contract(dtype, row_bytes, config.quantization), config)
+        view = View(self.directory, model, model.contract(dtype, row_bytes, config.quantization), config)
+        self._views.add(view)
+        return view
 
     def session(self, view: View, span: Span, on_notice: Callable[[Notice], None] = lambda notice: None) -> Session:
         """A session on `span`; an asynchronous object that belongs to the network thread's loop (`swarm.loop`)."""
@@ -110,7 +119,7 @@ class Swarm:
     def _end(self, session: Session) -> asyncio.Task[None]:
         task = self._sessions.get(session)
         if task is None:
-            task = self._sessions[session] = asyncio.ensure_future(session.close())
+            task = self._sessions[session] = self._ends.spawn(session.close(), name=f"closing {session}")
             task.add_done_callback(lambda _: self._sessions.pop(session, None))
         return task
 
@@ -119,6 +128,8 @@ class Swarm:
         ending = [self._end(session) for session in self._sessions]
         if ending:
             await asyncio.wait(ending, timeout=END_PATIENCE)
+        await self._ends.close()
+        await asyncio.gather(*(view.close() for view in self._views))
         await self.network.close()
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from swarm.config import ClientConfig
 from swarm.contract import Contract
 from swarm.errors import MissingBlocks, NoServerFits
 from swarm.net.base import Directory
+from swarm.tasks import ended
 from swarm.types import ModelInfo, PeerId, Route, ServerRecord, Span, is_called
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,11 @@ class View:
         keys = ", ".join(sorted(info.key[:12] for info in self.namesakes))
         text = f"nobody serves these very files of {self.model.name}, key {self.model.key[:12]}"
         return NoServerFits(f"{text}; under that name the swarm serves others: {keys}", missing.blocks)
+
+    async def close(self) -> None:
+        """Read no more; a reading that nobody waited for is over then."""
+        if self._reading is not None:
+            await ended(self._reading)
 
     def newest(self, record: ServerRecord) -> ServerRecord:
         """The server's record as last read; the one given where the directory has none (any more)."""

@@ -128,6 +128,7 @@ class Gateway:
             yield generator
         finally:
             await ends.close()
+            await view.close()
 
     async def _serve_peers(self) -> None:
         """Take queries over every host, and show the swarm."""

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from swarm.config import PREFILL_POSITIONS
 from swarm.jobs import compute
 from swarm.server.runner import Runner
 from swarm.types import Segment, SequenceKey, Span
 
-PREFILL_POSITIONS = 128
 DECODE_STEPS = 16
 BUDGET = 2.0
 """Seconds after which no further step is begun; at least one prefill and one decode step are made."""

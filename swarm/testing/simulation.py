@@ -275,6 +275,7 @@ class World:
         await asyncio.gather(*self._happenings)
         for session in self._sessions:
             await session.close()
+            await session.view.close()
         for server in list(self.servers.values()):
             await server.stop()
         for host in [*self.network.hosts.values()]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.client.chunks import LARGEST, Stage, best_chunk, pipeline_seconds, stage
+from swarm.client.chunks import GRAIN, LARGEST, Stage, best_chunk, grain_of, pipeline_seconds, stage
 from swarm.contract import Contract
 from swarm.types import Hop, ServerRecord, Span
 
@@ -61,3 +61,12 @@ def test_a_stage_is_read_off_a_record() -> None:
     assert read.seconds(128) == pytest.approx(128 * 8 / 4000.0)
     nonsense = ServerRecord("a", Contract("m", Span(0, 16)), decode_ms=-1.0, prefill_rate=0.0)
     assert stage(Hop(nonsense, Span(0, 1))).per_position > 0
+
+
+@pytest.mark.parametrize(
+    ("prefix_chunks", "grain"),
+    [((), GRAIN), ((0, 0), GRAIN), ((1, 2, 4), GRAIN), ((16, 0), 16), ((12, 16), 48), ((509, 8), GRAIN)],
+)
+def test_prompts_are_cut_where_all_hops_compare_them(prefix_chunks: tuple[int, ...], grain: int) -> None:
+    assert grain_of(prefix_chunks) == grain
+    assert best_chunk(2000, [Stage(0.01, 0.001)] * 3, grain) % grain == 0

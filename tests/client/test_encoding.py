@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.client.encoding import Party, Rates, choose_codec, choose_codecs, rates_of
+from swarm.client.encoding import LinkEnd, Rates, choose_codec, choose_codecs, rates_of
 from swarm.client.session import Session
 from swarm.config import ClientConfig
 from swarm.errors import InvalidInput
@@ -286,7 +286,7 @@ def test_rates_are_told_by_the_time_between_answers() -> None:
 
 def test_a_link_between_servers_is_as_fast_as_the_slower_of_its_ends() -> None:
     def first_inner(one: Rates, other: Rates) -> str:
-        return choose_codecs("auto", [Party(BOTH, one, 10.0), Party(BOTH, other, 10.0)], 100, BOTH)[1]
+        return choose_codecs("auto", [LinkEnd(BOTH, one, 10.0), LinkEnd(BOTH, other, 10.0)], 100, BOTH)[1]
 
     slow, fast = 999.0, 1001.0
     assert first_inner(Rates(slow, fast), Rates(fast, slow)) == "raw"
@@ -297,8 +297,8 @@ def test_a_link_between_servers_is_as_fast_as_the_slower_of_its_ends() -> None:
 
 
 def test_a_client_that_does_not_speak_int8_sends_raw() -> None:
-    assert choose_codecs("int8", [Party(BOTH, Rates(), 1.0)], 100, ("raw",)) == ["raw", "raw"]
-    assert choose_codecs("raw", [Party(BOTH, Rates(1.0, 1.0), 1e9)], 100, BOTH) == ["raw", "raw"]
+    assert choose_codecs("int8", [LinkEnd(BOTH, Rates(), 1.0)], 100, ("raw",)) == ["raw", "raw"]
+    assert choose_codecs("raw", [LinkEnd(BOTH, Rates(1.0, 1.0), 1e9)], 100, BOTH) == ["raw", "raw"]
 
 
 # ---- strangers ------------------------------------------------------------------------------------------------

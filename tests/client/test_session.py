@@ -8,7 +8,7 @@ from types import CoroutineType
 import pytest
 
 from swarm.client.session import Session
-from swarm.config import ClientConfig
+from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import InvalidInput, SessionClosed
 from swarm.testing import LinkConditions, World, embed, generate, reference, run
 from swarm.types import Rows, Span
@@ -30,10 +30,9 @@ def row(sequence: int = 0, token: int = 1, position: int = 0) -> Rows:
 
 
 def of_clients() -> list[str]:
-    """What the tasks do that run for sessions; a reading of the directory belongs to the view that they share."""
+    """What the tasks do that run in the client's rooms."""
     works = [task.get_coro() for task in asyncio.all_tasks()]
-    ours = [w for w in works if isinstance(w, CoroutineType) and "swarm/client/" in w.cr_code.co_filename]
-    return [work.__qualname__ for work in ours if "View." not in work.__qualname__]
+    return [w.__qualname__ for w in works if isinstance(w, CoroutineType) and "swarm/client/" in w.cr_code.co_filename]
 
 
 # ---- what a step may be ----------------------------------------------------------------------------------------
@@ -125,6 +124,24 @@ def test_a_trace_of_a_silent_hop_takes_nothing_from_the_others() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("chunk", [8, 48])
+def test_prompts_are_cut_where_the_servers_say_that_they_compare_them(chunk: int) -> None:
+    async def main() -> None:
+        world = World(server_config=ServerConfig(prefix_chunk=chunk, share_prefixes=True))
+        for name, span in SPANS.items():
+            await world.add(name, span)
+        prompt = list(range(700))
+        for session in (world.session(), world.session()):
+            before = sum(server.runner.computed for server in world.servers.values())
+            assert await generate(session, prompt, 1) == reference(prompt, 1)
+            await session.close()
+        again = sum(server.runner.computed for server in world.servers.values()) - before
+        assert again <= 3 * chunk, "the second prompt is kept, but for its end"
+        await world.close()
+
+    run(main())
+
+
 # ---- what belongs to it ----------------------------------------------------------------------------------------
 
 
@@ -177,6 +194,7 @@ def test_nothing_runs_any_more_once_it_is_closed(seconds: float) -> None:
         asyncio.get_running_loop().call_later(1.0, world.network.freeze, "b")
         await asyncio.sleep(seconds)
         await session.close()
+        await session.view.close()
         assert of_clients() == []
         await asyncio.gather(step, return_exceptions=True)
         await world.close()
