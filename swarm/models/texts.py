@@ -8,14 +8,15 @@ from typing import Any
 
 from swarm.errors import BadCheckpoint, InvalidInput
 from swarm.models.chat import ChatTemplate
+from swarm.models.token_bytes import TokenBytes
 from swarm.wire import swarm_pb2 as pb
 
 CONTEXT = 4
 """Tokens of the prompt that are decoded with the first of an answer: some write their space only after others."""
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a character decodes to as long as some of its tokens are missing."""
-MOST_UNFINISHED = 8
-"""Tokens that one character has at most; what is not whole by then never will be."""
+MOST_BEGUN = 3
+"""Tokens that can have begun a character of four bytes without making it whole."""
 MOST_STOPS = 16
 LONGEST_STOP = 256
 
@@ -38,6 +39,7 @@ class Texts:
         self.tokenizer = tokenizer
         self.converses = bool(getattr(tokenizer, "chat_template", None))
         """Whether there is a chat template."""
+        self._bytes = TokenBytes(tokenizer)
 
     def prompt(self, query: pb.Query, vocabulary: int) -> list[int]:
         """The query's prompt as token ids. Raises InvalidInput."""
@@ -69,8 +71,8 @@ class Texts:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def piece(self, token: int) -> bytes:
-        """One token's own text in UTF-8, special ones included."""
-        return str(self.tokenizer.decode([token])).encode()
+        """One token's own bytes of the text in UTF-8, special tokens included."""
+        return self._bytes.of(token)
 
 
 def _list_of(text: str, name: str) -> list[Any]:
@@ -86,29 +88,58 @@ def _list_of(text: str, name: str) -> list[Any]:
 class Detokenizer:
     """The text of tokens as they come: `add` gives what is new of it, once its characters are whole.
 
-    The same tokens give the same pieces, whoever adds them. `before`: the last tokens of the prompt.
+    The same tokens give the same pieces, whoever adds them. `before`: the tokens of the prompt, or the last of them; a
+    character that it begins is the answer's.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int]) -> None:
         self._decode = decode
-        self._ids = list(before[-CONTEXT:])
-        self._shown = len(self._ids)
+        context, begun = _split(decode, before)
+        self._ids = [*context, *begun]
+        self._shown = len(context)
+        """Tokens whose text has been told; the others are told as far as `_told` says."""
+        self._told = 0
+        self._begun = decode(begun)
+        self._added = False
 
     def add(self, token: int) -> str:
         """One token more."""
+        self._added = True
         self._ids.append(token)
-        return self._new(whole=len(self._ids) - self._shown < MOST_UNFINISHED)
+        return self._new(whole=True)
 
     def end(self) -> str:
         """What is left, whole or not."""
-        return self._new(whole=False)
+        return self._new(whole=False) if self._added else ""
 
     def _new(self, *, whole: bool) -> str:
+        text = self._behind()
+        ready = text.rstrip(UNFINISHED) if whole else text
+        told, self._told = self._told, max(self._told, len(ready))
+        if ready and told == 0 and self._begun:
+            # Where the answer does not finish it, it stays the prompt's.
+            told = len(self._begun) if ready.startswith(self._begun) else 0
+        if text and not text.endswith(UNFINISHED):
+            self._ids, self._shown = self._ids[self._shown :], len(self._ids) - self._shown
+            self._told, self._begun = 0, ""
+        return ready[told:]
+
+    def _behind(self) -> str:
+        """The text of the tokens behind those that were told."""
         before, text = self._decode(self._ids[: self._shown]), self._decode(self._ids)
-        if len(text) <= len(before) or (whole and text.endswith(UNFINISHED)):
-            return ""
-        self._ids, self._shown = self._ids[self._shown :], len(self._ids) - self._shown
-        return text[len(before) :]
+        # Where bytes stand for characters, those of one that is not whole make others look broken that were.
+        return text[len(before) :] if text.startswith(before) else self._decode(self._ids[self._shown :])
+
+
+def _split(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """The last tokens whose text is whole, and those behind them of a character that is not."""
+    for begun in range(MOST_BEGUN + 1):
+        whole = tokens[: len(tokens) - begun]
+        for size in range(CONTEXT, CONTEXT + MOST_BEGUN + 1):
+            # One that is cut in the middle of a character can make all of it look broken.
+            if not decode(whole[-size:]).endswith(UNFINISHED):
+                return whole[-size:], tokens[len(whole) :]
+    return tokens[-CONTEXT:], ()
 
 
 class StopStrings:
@@ -164,7 +195,7 @@ class Answer:
         return self._show(self._stops.add(self._detokenizer.add(token)))
 
     def piece(self, token: int) -> bytes:
-        """One token's own text in UTF-8."""
+        """One token's own bytes."""
         return self._texts.piece(token)
 
     def end(self) -> str:

@@ -26,9 +26,11 @@ from swarm.errors import (
 )
 from swarm.gateway.openai.app import create_app
 from swarm.gateway.openai.guard import HttpSettings
+from swarm.gateway.openai.replies import Chat, Choice, Completion
 from swarm.gateway.openai.server import serve_http
 from swarm.gateway.openai.tools import ToolCall, ToolCallParser
 from swarm.types import Span
+from swarm.wire import swarm_pb2 as pb
 from tests.gateway.scripted import Scripted
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -141,6 +143,24 @@ def test_logprobs_of_a_conversation() -> None:
         assert told.content[0].top_logprobs[0].token == "t0"
 
     served(work)
+
+
+def test_tokens_that_share_a_character_have_their_own_bytes_and_its_place() -> None:
+    bee = "\U0001f41d".encode()
+    pieces = [b"a", bee[:1], bee[1:3], bee[3:] + b"b", b"c"]
+    logprobs = [pb.Logprob(token=at, text=piece, top=[pb.Logprob(text=piece)]) for at, piece in enumerate(pieces)]
+    told, choice, offsets = ["a", "", "", "\U0001f41db", "c"], Choice(0), []
+    for text, logprob in zip(told, logprobs, strict=True):
+        before = len(choice.logprobs)
+        shown = choice.take(pb.QueryReply(delta=pb.Delta(text=text, logprobs=[logprob])))
+        offsets += Completion("tiny", "x").delta(choice, shown, choice.logprobs[before:])["logprobs"]["text_offset"]
+    whole = Completion("tiny", "x").choice(choice)
+    assert whole["text"] == "a\U0001f41dbc"
+    assert whole["logprobs"]["text_offset"] == offsets == [0, 1, 1, 1, 3]
+    assert whole["logprobs"]["tokens"] == ["a", "bytes:\\xf0", "bytes:\\x9f\\x90", "bytes:\\x9d\\x62", "c"]
+    tokens = Chat("tiny", "x").choice(choice)["logprobs"]["content"]
+    assert b"".join(bytes(token["bytes"]) for token in tokens) == whole["text"].encode()
+    assert [token["bytes"] for token in tokens] == [list(piece) for piece in pieces]
 
 
 CALL = '<tool_call>\n{"name": "now", "arguments": {"zone": "UTC"}}\n</tool_call>'

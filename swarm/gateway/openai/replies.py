@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,8 @@ from swarm.wire import swarm_pb2 as pb
 
 REASONS = {pb.Finished.STOP: "stop", pb.Finished.LENGTH: "length", pb.Finished.TOOL_CALLS: "tool_calls"}
 
+UTF8 = codecs.getincrementaldecoder("utf-8")
+
 
 @dataclass(slots=True)
 class Choice:
@@ -24,11 +27,18 @@ class Choice:
     parser: ToolCallParser | None = None
     text: str = ""
     logprobs: list[pb.Logprob] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    """Where in the text the token of each of `logprobs` begins, in characters; one that goes on with a character: where
+    that begins."""
     calls: list[ToolCall] = field(default_factory=list)
     reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seed: int = 0
+    _decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+    _length: int = 0
 
     def take(self, reply: pb.QueryReply) -> str:
         """Take in one reply; returns the text that may be shown now."""
@@ -36,12 +46,18 @@ class Choice:
             case "accepted":
                 self.prompt_tokens, self.seed = reply.accepted.prompt_tokens, reply.accepted.seed
             case "delta":
-                self.logprobs.extend(reply.delta.logprobs)
+                self._locate(reply.delta.logprobs)
                 self.completion_tokens += len(reply.delta.tokens)
                 return self._show(reply.delta.text if self.parser is None else self.parser.add(reply.delta.text))
             case "finished":
                 return self._end(reply.finished)
         return ""
+
+    def _locate(self, logprobs: Iterable[pb.Logprob]) -> None:
+        for told in logprobs:
+            self.logprobs.append(told)
+            self.offsets.append(self._length)
+            self._length += len(self._decoder.decode(told.text))
 
     def _end(self, finished: pb.Finished) -> str:
         self.completion_tokens = finished.completion_tokens
@@ -142,15 +158,14 @@ class Completion(Shape):
     object, chunk, prefix = "text_completion", "text_completion", "cmpl"
 
     def choice(self, choice: Choice) -> dict[str, Any]:
-        logprobs = _text_logprobs(choice.logprobs, 0)
+        logprobs = _text_logprobs(choice.logprobs, choice.offsets)
         return {"index": choice.index, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.reason}
 
     def first(self, choice: Choice) -> dict[str, Any] | None:
         return None
 
     def delta(self, choice: Choice, text: str, logprobs: Sequence[pb.Logprob]) -> dict[str, Any]:
-        offset = sum(len(_text(told)) for told in choice.logprobs[: len(choice.logprobs) - len(logprobs)])
-        told = _text_logprobs(logprobs, offset)
+        told = _text_logprobs(logprobs, choice.offsets[len(choice.offsets) - len(logprobs) :])
         return {"index": choice.index, "text": text, "logprobs": told, "finish_reason": None}
 
     def last(self, choice: Choice) -> dict[str, Any]:
@@ -163,7 +178,11 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 
 def _text(told: pb.Logprob) -> str:
-    return told.text.decode(errors="replace")
+    """A token as text; one with a part of a character as its bytes, so that no two tokens look alike."""
+    try:
+        return told.text.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in told.text)
 
 
 def _chat_logprobs(logprobs: Sequence[pb.Logprob]) -> dict[str, Any] | None:
@@ -176,16 +195,12 @@ def _token(told: pb.Logprob) -> dict[str, Any]:
     return {"token": _text(told), "logprob": told.logprob, "bytes": list(told.text)}
 
 
-def _text_logprobs(logprobs: Sequence[pb.Logprob], offset: int) -> dict[str, Any] | None:
+def _text_logprobs(logprobs: Sequence[pb.Logprob], offsets: Sequence[int]) -> dict[str, Any] | None:
     if not logprobs:
         return None
-    offsets = []
-    for told in logprobs:
-        offsets.append(offset)
-        offset += len(_text(told))
     return {
         "tokens": [_text(told) for told in logprobs],
         "token_logprobs": [told.logprob for told in logprobs],
         "top_logprobs": [{_text(each): each.logprob for each in told.top} for told in logprobs],
-        "text_offset": offsets,
+        "text_offset": list(offsets),
     }
