@@ -198,7 +198,7 @@ def say(gateway: Gateway) -> None:
     if gateway.url:
         click.echo(f"http     {gateway.url}")
     if gateway.missing is not None:
-        click.echo(f"blocks {gateway.missing} have no server yet")
+        click.echo(f"answers have to wait: {gateway.missing}")
     click.echo(f"query node for {gateway.loaded.info.name} is ready; Ctrl-C leaves")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from swarm.types import ModelInfo, Span
+from swarm.errors import MissingBlocks
+from swarm.types import ModelInfo
 from swarm.wire import swarm_pb2 as pb
 
 
@@ -28,10 +29,10 @@ class Answerer(Protocol):
         """Queries that can be answered at a time."""
 
     @property
-    def missing(self) -> Span | None:
-        """The first blocks that nobody serves, as last seen; None: all are served."""
+    def missing(self) -> MissingBlocks | None:
+        """Which blocks nobody serves as is asked, as last seen, and what is known of who does; None: all are served."""
 
-    async def look(self) -> Span | None:
+    async def look(self) -> MissingBlocks | None:
         """`missing`, looked for again where some were: their servers may have come since."""
 
     def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:

@@ -66,14 +66,14 @@ class Generator:
         return self.config.capacity
 
     @property
-    def missing(self) -> Span | None:
+    def missing(self) -> MissingBlocks | None:
         try:
             self.view.route(Span(0, self.model.blocks))
         except MissingBlocks as missing:
-            return Span(*missing.blocks[0]) if missing.blocks else Span(0, self.model.blocks)
+            return missing
         return None
 
-    async def look(self) -> Span | None:
+    async def look(self) -> MissingBlocks | None:
         """See `Answerer`."""
         if self.missing is not None:
             with contextlib.suppress(NetworkError):

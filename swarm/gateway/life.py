@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from swarm._version import __version__
 from swarm.client.view import View
 from swarm.config import ClientConfig, GatewayConfig, NetworkConfig
-from swarm.errors import NetworkError
+from swarm.errors import MissingBlocks, NetworkError
 from swarm.gateway.ends_batcher import EndsBatcher
 from swarm.gateway.generation import Generator
 from swarm.gateway.loading import LoadedModel
@@ -29,7 +29,7 @@ from swarm.net import Network
 from swarm.net.addresses import best_first
 from swarm.net.base import Host
 from swarm.tasks import first_of
-from swarm.types import Span, check_name
+from swarm.types import check_name
 from swarm.wire import swarm_pb2 as pb
 
 PAGE = Path(__file__).parent / "page"
@@ -91,8 +91,8 @@ class Gateway:
         return () if self.edge is None else best_first(self.edge.addresses)
 
     @property
-    def missing(self) -> Span | None:
-        """The first blocks that nobody serves; answers wait for them."""
+    def missing(self) -> MissingBlocks | None:
+        """Which blocks nobody serves, if any; answers wait for them."""
         return self._generator.missing
 
     def leave(self) -> None:

@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 from swarm.errors import ServerBusy, SwarmError
 from swarm.gateway.answers import Answerer
 from swarm.metrics import ScrapeCollector, gauge
+from swarm.types import Span
 
 FIRST = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 EACH = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -42,9 +43,10 @@ class QueryMetrics:
 
         def look() -> Iterable[Metric]:
             missing = answerer.missing
+            gap = 0 if missing is None or not missing.blocks else len(Span(*missing.blocks[0]))
             yield gauge("swarm_num_requests_running", "Queries being answered", answerer.running)
             yield gauge("swarm_request_capacity", "Queries that can be answered at a time", answerer.capacity)
-            yield gauge("swarm_blocks_missing", "Blocks from the first gap on", 0 if missing is None else len(missing))
+            yield gauge("swarm_blocks_missing", "Blocks from the first gap on", gap)
 
         self._registry.register(ScrapeCollector(look))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from swarm.errors import InvalidInput, SwarmError
-from swarm.types import ModelInfo, Span
+from swarm.errors import InvalidInput, MissingBlocks, SwarmError
+from swarm.types import ModelInfo
 from swarm.wire import swarm_pb2 as pb
 
 
@@ -19,7 +19,7 @@ class Scripted:
         self.converses = True
         self.running = 0
         self.capacity = capacity
-        self.missing: Span | None = None
+        self.missing: MissingBlocks | None = None
         self.error: SwarmError | None = None
         self.fails_after = 0
         self.gate = asyncio.Event()
@@ -28,7 +28,7 @@ class Scripted:
         self.ended = 0
         self.told = 0
 
-    async def look(self) -> Span | None:
+    async def look(self) -> MissingBlocks | None:
         return self.missing
 
     async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:

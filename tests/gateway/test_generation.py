@@ -26,7 +26,7 @@ from swarm.models.ends.load import load_ends
 from swarm.models.texts import Texts
 from swarm.net.loop import shared_loop
 from swarm.speculation.pacer import MOST
-from swarm.types import ServerRecord, Span
+from swarm.types import ServerRecord
 from swarm.wire import swarm_pb2 as pb
 from tests.checkpoints import Served, prompt, settled
 from tests.drafting import Prophet, Reckless
@@ -371,17 +371,19 @@ def test_blocks_are_looked_for_again_before_they_are_called_missing(
     records = served("llama", 2).network.records
     early, late = nodes("llama"), nodes("llama")
 
-    async def look(node: Generator) -> tuple[Span | None, Span | None]:
-        return node.missing, await node.look()
+    async def look(node: Generator) -> tuple[Any, Any]:
+        seen = node.missing, await node.look()
+        return tuple(None if missing is None else missing.blocks for missing in seen)
 
-    everything = Span(0, early.model.blocks)
+    last = early.model.blocks
+    everything = ((0, last),)
     assert shared_loop().run(look(early)) == (everything, None)
     assert shared_loop().run(look(early)) == (None, None)
     keys = [key for key, record in records.items() if record.span.first > 0 and record.model == late.model.key]
     taken = {key: records.pop(key) for key in keys}
     try:
         first = min(record.span.first for record in taken.values())
-        assert shared_loop().run(look(late)) == (everything, Span(first, everything.last))
+        assert shared_loop().run(look(late)) == (everything, ((first, last),))
     finally:
         records.update(taken)
 

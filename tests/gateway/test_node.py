@@ -17,13 +17,14 @@ from swarm.errors import (
     GenerationFailed,
     InvalidInput,
     MalformedFrame,
+    MissingBlocks,
     PeerUnreachable,
     ServerBusy,
     SwarmError,
 )
 from swarm.gateway.node import Announcer, QueryNode, describe, fitting
 from swarm.testing import MemoryHost, SimulatedNetwork, run
-from swarm.types import ModelInfo, Span
+from swarm.types import ModelInfo
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.messages import QUERY_PROTOCOL
 
@@ -45,7 +46,7 @@ class Scripted:
 
     model = MODEL
     converses = False
-    missing: Span | None = None
+    missing: MissingBlocks | None = None
 
     def __init__(self, pace: float = 0.1, capacity: int = 4, fails: SwarmError | None = None) -> None:
         self.running = 0
@@ -53,7 +54,7 @@ class Scripted:
         self.pace = pace
         self.fails = fails
 
-    async def look(self) -> Span | None:
+    async def look(self) -> MissingBlocks | None:
         return self.missing
 
     async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:

@@ -29,7 +29,6 @@ from swarm.gateway.openai.guard import HttpSettings
 from swarm.gateway.openai.replies import Chat, Choice, Completion
 from swarm.gateway.openai.server import serve_http
 from swarm.gateway.openai.tools import ToolCall, ToolCallParser
-from swarm.types import Span
 from swarm.wire import swarm_pb2 as pb
 from tests.gateway.scripted import Scripted
 
@@ -248,7 +247,7 @@ def test_an_error_in_the_middle_of_a_stream_ends_it() -> None:
 def test_missing_blocks_are_said_at_once() -> None:
     async def work(server: Served) -> None:
         assert (await server.http.get("/health")).status_code == 200
-        server.answerer.missing = Span(2, 4)
+        server.answerer.missing = MissingBlocks("no server hosts blocks 2:4", [(2, 4)])
         with pytest.raises(openai.InternalServerError, match="2:4") as raised:
             await server.client.chat.completions.create(model="tiny", messages=HELLO)
         assert raised.value.status_code == 503
@@ -256,6 +255,11 @@ def test_missing_blocks_are_said_at_once() -> None:
         health = await server.http.get("/health")
         assert (health.status_code, health.json()["status"]) == (503, "waiting")
         assert "2:4" in health.json()["detail"]
+        server.answerer.missing = NoServerFits("nobody computes blocks 0:4 in int8: a 0:4 computes in none", [(0, 4)])
+        answer = await server.http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], "int8" in error["message"]) == (503, "no_server_fits", True)
+        assert "retry-after" not in answer.headers
 
     served(work)
 

@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 from openai.types import Model as ModelObject
 from starlette.responses import Response
 
-from swarm.errors import MissingBlocks, SwarmError
+from swarm.errors import SwarmError
 from swarm.gateway.answers import Answerer
 from swarm.gateway.openai.errors import ApiError, api_error
 from swarm.gateway.openai.guard import HttpSettings
@@ -58,7 +58,7 @@ class Endpoint:
     def health(self) -> Health:
         """As of now."""
         gaps = {name: answerer.missing for name, answerer in self.answerers.items()}
-        words = [f"blocks {gap} of {name} have no server" for name, gap in gaps.items() if gap is not None]
+        words = [f"{name}: {gap}" for name, gap in gaps.items() if gap is not None]
         running = sum(answerer.running for answerer in self.answerers.values())
         return Health(status="waiting" if words else "ok", detail="; ".join(words), running=running)
 
@@ -68,7 +68,7 @@ class Endpoint:
         queries = queries_of(request)
         gap = await answerer.look()
         if gap is not None:
-            raise api_error(MissingBlocks(f"blocks {gap} of {answerer.model.name} have no server now"))
+            raise api_error(gap)
         choices = [Choice(index, _parser(request)) for index in range(len(queries))]
         replies = merged([answerer.answer(query) for query in queries])
         shape = kind(request.model, f"fp_{answerer.model.key[:12]}")

@@ -82,6 +82,9 @@ def api_error(error: SwarmError) -> ApiError:
         return ApiError(400, message, code="limit_exceeded")
     if isinstance(error, NoServerFits):
         return ApiError(503, message, "server_error", "no_server_fits")
+    if isinstance(error, NoServerFits):
+        # No Retry-After: waiting is in vain.
+        return ApiError(503, message, "server_error", "no_server_fits")
     if isinstance(error, MissingBlocks):
         return ApiError(503, message, "server_error", "blocks_missing", retry_after=WAIT_FOR_BLOCKS)
     return ApiError(502, message, "server_error", "generation_failed")
