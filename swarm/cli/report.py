@@ -100,7 +100,8 @@ def as_json(model: ModelInfo, records: Sequence[ServerRecord]) -> dict[str, Any]
     """The same for programs. Units as in ServerRecord."""
     return {
         "model": asdict(model),
-        "whole": lacking(records, model.blocks) is None,
+        "whole": not missing(records, model.blocks),
+        "lacking": lacking(records, model.blocks),
         "missing": [[span.first, span.last] for span in missing(records, model.blocks)],
         "servers_per_block": served_by(records, model.blocks),
         "servers": [_server(record) for record in sorted(records, key=lambda r: (r.span, r.peer_id))],

@@ -16,7 +16,7 @@ from swarm import net
 from swarm.cli.command import Command
 from swarm.cli.logs import progress_bars, quiet
 from swarm.cli.options import folders, network_options
-from swarm.cli.report import as_json, as_text, lacking, served_by
+from swarm.cli.report import as_json, as_text, lacking, missing, served_by
 from swarm.cli.values import Seconds
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput, ModelNotFound
@@ -31,7 +31,7 @@ POLL = 1.0
 @click.command(cls=Command)
 @click.argument("model", required=False, shell_complete=folders)
 @network_options()
-@click.option("--wait", is_flag=True, help="Wait until every block of MODEL is served, by servers that compute alike.")
+@click.option("--wait", is_flag=True, help="Wait until every block of MODEL is served.")
 @click.option(
     "--timeout", type=Seconds(), metavar="SECONDS", help="With --wait: give up after so long, with exit code 3."
 )
@@ -77,7 +77,7 @@ async def run(
         say = (lambda why: None) if json_ or quiet() else (lambda why: click.echo(f"waiting: {why}", err=True))
         info, records = await (until_whole(directory, model, timeout, say) if wait else look(directory, model))
     report = json.dumps(as_json(info, records), indent=2) if json_ else as_text(info, records)
-    return report, lacking(records, info.blocks) is None
+    return report, not missing(records, info.blocks)
 
 
 async def follow(config: NetworkConfig, model: str) -> None:
@@ -110,7 +110,7 @@ async def look(directory: Directory, model: str) -> tuple[ModelInfo, list[Server
 async def until_whole(
     directory: Directory, model: str, timeout: float | None, say: Callable[[str], None] = lambda why: None
 ) -> tuple[ModelInfo, list[ServerRecord]]:
-    """Look again until a session could run or `timeout` s passed; what was seen last is returned.
+    """Look again until every block is served or `timeout` s passed; what was seen last is returned.
 
     `say` hears what is waited for, whenever it is something else.
     """
@@ -124,7 +124,8 @@ async def until_whole(
             info = await _until_known(directory, model, say)
             # None: no bar where nobody watches, in a file or a pipe.
             with tqdm(total=info.blocks, desc="served", unit=" blocks", disable=not progress_bars()) as bar:
-                while why := lacking(records := await directory.lookup(info.key, info.blocks), info.blocks):
+                while missing(records := await directory.lookup(info.key, info.blocks), info.blocks):
+                    why = str(lacking(records, info.blocks))
                     bar.n = sum(count > 0 for count in served_by(records, info.blocks))
                     bar.refresh()
                     if why != said:

@@ -53,13 +53,13 @@ def computing(record: ServerRecord, dtype: str, quantization: str = "none") -> S
     return replace(record, contract=replace(record.contract, dtype=dtype, quantization=quantization))
 
 
-def test_blocks_of_servers_that_compute_otherwise_make_no_whole() -> None:
+def test_blocks_of_servers_that_compute_otherwise_are_told_apart() -> None:
     exact, rough = server("a", "0:5"), computing(server("b", "4:8"), "bfloat16")
     assert missing([exact, rough], 8) == []
     assert lacking([exact, rough], 8) == (
         "every block is served, but not all of them alike: nobody serves 0:4 in bfloat16; nobody serves 5:8 in float32"
     )
-    assert not as_json(LLAMA, [exact, rough])["whole"]
+    assert "nobody serves 0:4 in bfloat16" in as_json(LLAMA, [exact, rough])["lacking"]
     quantized = computing(server("c", "5:8"), "float32", "int8")
     assert "nobody serves 0:5 in float32, quantized to int8" in str(lacking([exact, quantized], 8))
     assert lacking([exact, rough, server("d", "5:8")], 8) is None
