@@ -9,8 +9,8 @@ from swarm.types import PeerId
 
 log = logging.getLogger(__name__)
 
-SELDOM = 16
-"""Announcements between two looks at all records, once a peer has been there for a while."""
+SELDOM = 4
+"""Announcements between two looks at all records of a model, once a peer has been there for a while."""
 
 
 class Twins:
@@ -35,7 +35,7 @@ class Twins:
             self._since = expires
 
     def is_due(self) -> bool:
-        """Whether to look at all records before the next announcement: soon after the first, then ever less often."""
+        """Whether to look at all records before the next announcement: at first often, later now and then."""
         count = self._announcements
         return count > 0 and (count & (count - 1) == 0 or count % SELDOM == 0)
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _OPERATION_TIMEOUT = 30.0
 _REPLY_TIMEOUT = 3.0
+_LOOK_TIMEOUT = 5.0
+"""Seconds by which looking for twins may put off an announcement."""
 _REPLICAS = 5
 _WORKERS = 16
 """Peers that a read asks at the same time. A read of a deep model asks hundreds of questions."""
@@ -163,9 +165,8 @@ class HivemindDirectory:
         Only so many peers can name a model. Where they do already it needs no more of them, and nothing is raised.
         Raises RecordRefused for a record that others would refuse, NetworkError when nobody took it.
         """
-        if self._twins.is_due():
-            with contextlib.suppress(NetworkError):
-                await self.lookup(model.key, model.blocks)
+        firsts = range(model.blocks) if self._twins.is_due() else [record.span.first]
+        await self._look_for_twins(lambda: self._servers(model.key, firsts))
         key = records.span_key(record.model, record.span.first)
         record = replace(record, expires=self._later(key, record.expires))
         signed = records.sign_record(self._identity, record)
@@ -187,9 +188,7 @@ class HivemindDirectory:
     async def announce_node(self, node: pb.QueryNode, expires: float) -> None:
         """As in `Directory`. Raises RecordRefused for what others would refuse, NetworkError when nobody took it."""
         key = records.node_key(node.contract.model)
-        if self._twins.is_due():
-            with contextlib.suppress(NetworkError):
-                await self.query_nodes(node.contract.model)
+        await self._look_for_twins(lambda: self.query_nodes(node.contract.model))
         expires = self._later(key, expires)
         signed = records.sign_node(self._identity, node, expires)
         records.verify_node(signed, now=time.time(), config=self._config)
@@ -212,6 +211,13 @@ class HivemindDirectory:
                 expires = records.open_signed(signed, now=time.time(), config=self._config).expires
                 self._twins.look(node.peer_id, node.instance, expires, node.addresses)
         return nodes
+
+    async def _look_for_twins(self, read: Callable[[], Awaitable[object]]) -> None:
+        """Who reads what stands under its own keys finds another that announces under them, if it has the same id."""
+        if self._latest:
+            with contextlib.suppress(NetworkError, TimeoutError):
+                async with asyncio.timeout(_LOOK_TIMEOUT):
+                    await read()
 
     def _later(self, key: str, expires: float) -> float:
         """`expires`, or a little later: the DHT takes only what outlives what it replaces."""
@@ -242,8 +248,12 @@ class HivemindDirectory:
 
     async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
         """As in `Directory`. Raises NetworkError when the directory cannot be read."""
-        opened = await self._read([records.span_key(model, first) for first in range(blocks)])
-        found = [r for r in self._living(opened) if r.model == model and r.span.last <= blocks]
+        return [record for record in await self._servers(model, range(blocks)) if record.span.last <= blocks]
+
+    async def _servers(self, model: str, firsts: Iterable[int]) -> list[ServerRecord]:
+        """The living records of a model's servers whose spans begin with one of these blocks. Raises NetworkError."""
+        opened = await self._read([records.span_key(model, first) for first in firsts])
+        found = [record for record in self._living(opened) if record.model == model]
         for record in found:
             self._twins.look(record.peer_id, record.instance, record.expires, record.addresses)
         return found
