@@ -14,7 +14,7 @@ from swarm.client.routing import ranges, told
 from swarm.client.trust import Limits, Needs, Trust
 from swarm.contract import Contract
 from swarm.errors import ContextTooLong, LimitExceeded, MissingBlocks, NoServerFits, SwarmError
-from swarm.types import PeerId, ServerRecord, ServerState
+from swarm.types import PeerId, ServerRecord, ServerState, printable
 
 MOST_REASONS = 8
 MOST_NAMES = 4
@@ -80,7 +80,7 @@ def listed(misfits: Iterable[Misfit]) -> str:
 
 def name_of(record: ServerRecord) -> str:
     """A server's name and the end of its peer id; names are a stranger's, and shown as far as they can be printed."""
-    name = "".join(char for char in record.name if char.isprintable())[:NAME_LENGTH].strip()
+    name = printable(record.name)[:NAME_LENGTH].replace("\n", "?").strip()
     return f"{name} ({_short(record.peer_id)})" if name else record.peer_id
 
 

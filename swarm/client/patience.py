@@ -9,7 +9,16 @@ from __future__ import annotations
 import random
 
 from swarm.config import ClientConfig
-from swarm.errors import DaemonFailed, InvalidInput, MissingBlocks, NoServerFits, ServerBusy, SwarmError
+from swarm.errors import (
+    DaemonFailed,
+    InvalidInput,
+    MissingBlocks,
+    NoServerFits,
+    PeerUnreachable,
+    ServerBusy,
+    StreamClosed,
+    SwarmError,
+)
 
 CERTAIN = 2
 """So many attempts in a row have to say that waiting is in vain: one reading of the directory may miss somebody."""
@@ -53,7 +62,9 @@ class Patience:
     def _lasting(self, error: SwarmError, text: str) -> SwarmError:
         if isinstance(error, MissingBlocks):
             return MissingBlocks(text, error.blocks)
-        return ServerBusy(text, error.retry_after) if isinstance(error, ServerBusy) else error
+        if isinstance(error, ServerBusy):
+            return ServerBusy(text, error.retry_after)
+        return type(error)(text) if isinstance(error, PeerUnreachable | StreamClosed) else error
 
     def tells(self, error: SwarmError, now: float) -> bool:
         """Whether to say now that there is waiting: at once where a server is missing or full, else when it lasts."""

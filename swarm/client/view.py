@@ -15,11 +15,13 @@ from swarm.contract import Contract
 from swarm.errors import MissingBlocks, NoServerFits
 from swarm.net.base import Directory
 from swarm.tasks import ended
-from swarm.types import ModelInfo, PeerId, Route, ServerRecord, Span, is_called
+from swarm.types import LONGEST_NAME, ModelInfo, PeerId, Route, ServerRecord, Span, is_called, printable
 
 log = logging.getLogger(__name__)
 
 NOTHING_YET = Needs(1, 1, 1)
+MOST_NAMES = 8
+"""Of models that are told of."""
 
 
 class View:
@@ -36,8 +38,8 @@ class View:
         """Servers of this model that compute as is asked."""
         self.found: list[ServerRecord] = []
         """All servers of this model, by the last record of each."""
-        self.namesakes: list[ModelInfo] = []
-        """Other models of the same name that the swarm knows, looked for when nobody serves this one."""
+        self.others: list[ModelInfo] = []
+        """What the swarm serves instead, if nobody serves this model."""
         self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
@@ -58,13 +60,15 @@ class View:
 
     async def _read(self) -> None:
         found = await self.directory.lookup(self.model.key, self.model.blocks)
-        self.namesakes = [] if found else [info for info in await self.directory.models() if self._is_namesake(info)]
+        self.others = [] if found else await self._others()
         self.found = list({r.peer_id: r for r in sorted(found, key=lambda r: r.expires)}.values())
         self.records = [record for record in found if self._fits(record)]
         self._read_at = asyncio.get_running_loop().time()
 
-    def _is_namesake(self, info: ModelInfo) -> bool:
-        return info.key != self.model.key and is_called(info.name, self.model.name.rstrip("/").rpartition("/")[2])
+    async def _others(self) -> list[ModelInfo]:
+        """The other models of the swarm; none where somebody has announced this one of late."""
+        models = await self.directory.models()
+        return [] if any(info.key == self.model.key for info in models) else models
 
     def conditions(self, needs: Needs, pins: Mapping[int, bytes]) -> Conditions:
         now = asyncio.get_running_loop().time()
@@ -86,7 +90,7 @@ class View:
         try:
             return find_route(self.records, span, self.conditions(needs, pins))
         except MissingBlocks as missing:
-            if self.namesakes:
+            if self.others:
                 raise self._mistaken(missing) from None
             misfits = self.misfits(needs, pins)
             raise explained(missing, misfits, self.contract) from None
@@ -105,10 +109,14 @@ class View:
         return [one for one in judged if one is not None]
 
     def _mistaken(self, missing: MissingBlocks) -> NoServerFits:
-        """Nobody serves this model, but others of its name."""
-        keys = ", ".join(sorted(info.key[:12] for info in self.namesakes))
-        text = f"nobody serves these very files of {self.model.name}, key {self.model.key[:12]}"
-        return NoServerFits(f"{text}; under that name the swarm serves others: {keys}", missing.blocks)
+        """Nobody serves this model, but others."""
+        name, key = self.model.name, self.model.key[:12]
+        namesakes = sorted(info.key[:12] for info in self.others if is_called(info.name, name))
+        if namesakes:
+            text = f"nobody serves these very files of {name}, key {key}; under that name there are others, of key"
+            return NoServerFits(f"{text} {', '.join(namesakes[:MOST_NAMES])}", missing.blocks)
+        names = ", ".join(sorted({printable(info.name)[:LONGEST_NAME] for info in self.others})[:MOST_NAMES])
+        return NoServerFits(f"nobody serves {name}, key {key}, in this swarm; there are: {names}", missing.blocks)
 
     async def close(self) -> None:
         """Read no more; a reading that nobody waited for is over then."""

@@ -17,7 +17,7 @@ from swarm.errors import (
     ServerBusy,
     SwarmError,
 )
-from swarm.testing import LinkConditions, World, embed, generate, reference, run
+from swarm.testing import LinkConditions, World, embed, generate, reference, run, token_of
 from swarm.types import ModelInfo, Rows, Span
 from swarm.wire import swarm_pb2 as pb
 
@@ -203,7 +203,54 @@ def test_another_model_of_this_name_is_not_waited_for() -> None:
         error = await refused(world.session(), rows(1))
         assert isinstance(error, NoServerFits)
         assert "nobody serves these very files of hub/exact, key elsewhere" in str(error)
-        assert "others: model" in str(error)
+        assert "others, of key model" in str(error)
+        await world.close()
+
+    run(main())
+
+
+def test_a_model_that_nobody_serves_is_told_from_those_that_somebody_does() -> None:
+    async def main() -> None:
+        world = World()
+        await world.add("a", ALL)
+        world.model = ModelInfo("elsewhere", "hub/another", 9, 1, 4096)
+        error = await refused(world.session(), rows(1))
+        assert isinstance(error, NoServerFits)
+        assert "nobody serves hub/another, key elsewhere, in this swarm; there are: exact" in str(error)
+        await world.close()
+
+    run(main())
+
+
+def test_a_model_that_was_announced_of_late_is_waited_for() -> None:
+    """Its servers may be about to come back, and one reading may have missed them."""
+
+    async def main() -> None:
+        world = World()
+        await world.add("other", ALL)
+        served, world.model = world.model, ModelInfo("mine", "mine", 9, 1, 4096)
+        server = await world.add("a", ALL)
+        await server.directory.withdraw(server.record)
+        server.tasks.pop().cancel()
+        session = world.session()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(session.step(rows(1)), 60.0)
+        assert {info.name for info in (served, world.model)} == {i.name for i in world.network.infos.values()}
+        await world.close()
+
+    run(main())
+
+
+def test_once_the_greedy_have_let_go_of_enough_they_go_on() -> None:
+    async def main() -> None:
+        world = World(server_config=ServerConfig(max_sequences=4))
+        await world.add("a", ALL)
+        session = world.session()
+        assert isinstance(await refused(session, rows(5)), LimitExceeded)
+        frees = [pb.Operation(kind=pb.Operation.FREE, source=sequence) for sequence in range(5)]
+        await session.step([], frees[1:])
+        (output,) = await session.step([row(0, 1)])
+        assert token_of(output) == reference([1, 1], 1)[0]
         await world.close()
 
     run(main())
