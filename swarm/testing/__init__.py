@@ -24,26 +24,23 @@ without floats. `DelayedHost` makes long lines of any host's streams, real ones 
 from swarm.testing.clock import Deadlock, VirtualClockLoop, run
 from swarm.testing.conditions import Line, LinkConditions
 from swarm.testing.engine import InlineEngine
-from swarm.testing.network import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork
-from swarm.testing.runner import ByteRows, ByteRunner
-from swarm.testing.simulation import (
+from swarm.testing.exact import (
     MASK,
     ROW,
     VOCABULARY,
     Arithmetic,
     ExactRunner,
     ForgetlessRunner,
-    Peer,
-    SimulatedServer,
-    Talk,
-    World,
     embed,
-    generate,
     reference,
-    speculate,
     token_of,
 )
+from swarm.testing.generation import generate, speculate
+from swarm.testing.network import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork
+from swarm.testing.peer import Peer, Talk
+from swarm.testing.runner import ByteRows, ByteRunner
 from swarm.testing.wan import DelayedHost, DelayedStream
+from swarm.testing.world import SimulatedServer, World
 
 __all__ = [
     "MASK",

@@ -1,0 +1,126 @@
+"""Arithmetic whose every mistake shows: a block's output is an integer hash of all inputs it has seen for the sequence.
+
+A lost, doubled, reordered or stale position changes every later token, without ties and without floats.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from swarm.jobs import compute
+from swarm.server.runner import Runner
+from swarm.testing.runner import ByteRunner
+from swarm.types import Segment, SequenceKey, Span
+from swarm.wire.rows import Buffer
+
+ROW = struct.Struct("<Q")
+MASK = (1 << 64) - 1
+VOCABULARY = 997
+
+
+class ExactRunner(ByteRunner):
+    """Computes blocks as hashes. Raises when a sequence does not go on exactly where it ended."""
+
+    can_rollback: bool = True
+
+    def __init__(self) -> None:
+        self.on_block: Callable[[], None] | None = None
+        self.states: dict[SequenceKey, dict[int, list[int]]] = {}
+        self.computed = 0
+        self.complaints: list[str] = []
+        """What it was asked that cannot be done; a server in order never asks such a thing."""
+
+    def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
+        inputs = [value for (value,) in ROW.iter_unpack(hidden)]
+        outputs: list[int] = []
+        for segment in segments:
+            rows, inputs = inputs[: segment.count], inputs[segment.count :]
+            outputs += self._through(span, segment, rows)
+        self.computed += len(outputs)
+        return memoryview(b"".join(map(ROW.pack, outputs)))
+
+    def _through(self, span: Span, segment: Segment, rows: list[int]) -> list[int]:
+        blocks = self.states.setdefault(segment.sequence, {})
+        for block in span:
+            past = blocks.setdefault(block, [])
+            if len(past) != segment.start:
+                self.complaints.append(f"{segment} does not continue the {len(past)} positions of block {block}")
+                raise AssertionError(self.complaints[-1])
+            state = past[-1] if past else block
+            after = []
+            for row in rows:
+                state = hash((state, row, block)) & MASK
+                after.append(state)
+            past += after
+            rows = after
+        return rows
+
+    def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
+        self.states[target] = {block: past[:length] for block, past in self.states[source].items()}
+
+    def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
+        self.fork(source, target, length)
+        del self.states[source]
+
+    def truncate(self, sequence: SequenceKey, length: int) -> None:
+        for past in self.states.get(sequence, {}).values():
+            del past[length:]
+
+    def free(self, sequence: SequenceKey) -> None:
+        self.states.pop(sequence, None)
+
+    def bytes_held(self) -> int:
+        return sum(8 * len(past) for blocks in self.states.values() for past in blocks.values())
+
+    def bytes_per_token(self, span: Span) -> int:
+        return 8 * len(span)
+
+
+class ForgetlessRunner(ExactRunner):
+    """Blocks with a running state, as in linear attention: no position can be taken back."""
+
+    can_rollback = False
+
+    def truncate(self, sequence: SequenceKey, length: int) -> None:
+        held = max((len(past) for past in self.states.get(sequence, {}).values()), default=0)
+        if length < held:
+            self.complaints.append("this state cannot roll back")
+            raise AssertionError(self.complaints[-1])
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What is computed in a simulation: rows of `row_bytes`, from tokens, through a runner, to tokens.
+
+    With a `dtype` that codecs know and its `hidden_size`, servers offer them.
+    """
+
+    row_bytes: int
+    embed: Callable[[int, int], bytes]
+    token_of: Callable[[bytes], int]
+    make_runner: Callable[[Span], Runner]
+    dtype: str = "exact"
+    hidden_size: int = 1
+
+
+def embed(token: int, position: int) -> bytes:
+    """The hidden state of a token."""
+    return ROW.pack(hash((token, position)) & MASK)
+
+
+def token_of(output: bytes) -> int:
+    """The next token, from the last row."""
+    return int(ROW.unpack(output[-ROW.size :])[0] % VOCABULARY)
+
+
+def reference(prompt: Sequence[int], count: int, blocks: int = 9) -> list[int]:
+    """What one process generates."""
+    runner, tokens, start = ExactRunner(), list(prompt), 0
+    while len(tokens) < len(prompt) + count:
+        rows = b"".join(embed(token, start + i) for i, token in enumerate(tokens[start:]))
+        output = compute(runner, Span(0, blocks), [Segment((b"", 0), start, len(tokens) - start)], rows)
+        start = len(tokens)
+        tokens.append(token_of(bytes(output)))
+    return tokens[len(prompt) :]
