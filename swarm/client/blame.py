@@ -10,10 +10,10 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from swarm.client.diagnosis import Fault, Suspect
-from swarm.client.trust import Limits, Link, Trust
+from swarm.client.trust import Limits, Link, Needs, Trust
 from swarm.config import ClientConfig
 from swarm.errors import (
     ComputeFailed,
@@ -66,6 +66,8 @@ class Blame:
     """
 
     def __init__(self, trust: Trust, config: ClientConfig) -> None:
+        self.needs = Needs()
+        """What the session holds, and held in this epoch."""
         self.setbacks = 0
         """Attempts to make a route since the last output came."""
         self._trust = trust
@@ -134,7 +136,7 @@ class Blame:
         if isinstance(error, FrameRejected):
             return Verdict(ends=self._count_failure(error))
         if self._learns(hop, error):
-            return Verdict({hop.key: Parting.CLOSED}, self._count_failure(error))
+            return Verdict({hop.key: Parting.CLOSED})
         if isinstance(error, ComputeFailed | LimitExceeded):
             # Another server may compute it; where none does, that ends it.
             return Verdict(self._give_up(hop, now, why).partings, self._count_failure(error))
@@ -161,7 +163,8 @@ class Blame:
 
     def opened(self, hop: Hop, limits: Limits) -> None:
         """Its server says what one session may have there."""
-        self._trust.limits[hop.peer_id] = limits
+        before = self._trust.limits.get(hop.peer_id, Limits())
+        self._trust.limits[hop.peer_id] = replace(limits, refused=before.refused)
 
     def refused(self, hop: Hop, error: SwarmError, now: float) -> Verdict:
         """The hop could not be opened, taken up again, prepared, or reached for data."""
@@ -177,8 +180,9 @@ class Blame:
         if not isinstance(error, LimitExceeded) or not 0 < error.allowed < error.asked:
             return False
         limits = self._trust.limits.get(hop.peer_id, Limits())
-        self._trust.limits[hop.peer_id] = limits.tightened(error.limit, error.allowed)
-        return self._trust.limits[hop.peer_id] != limits
+        limits = limits.tightened((error.limit, error.allowed, error.asked), self.needs)
+        self._trust.limits[hop.peer_id] = limits
+        return limits.exceeded(self.needs) is not None
 
     def doubt(self, hop: Hop, patience: int = PATIENCE) -> None:
         """Something went wrong at this hop that may be chance; `patience` times without any output, and it is not."""

@@ -144,8 +144,8 @@ class Epochs:
 
     @property
     def has_run(self) -> bool:
-        """Whether any epoch has run."""
-        return bool(self._pins)
+        """Whether any session on this model has run, in this client: servers like those that it had may come back."""
+        return self._view.has_run
 
     @property
     def _needs(self) -> Needs:
@@ -156,6 +156,7 @@ class Epochs:
 
         Raises LimitExceeded or ContextTooLong, and changes nothing, where it is too much for every server.
         """
+        self._blame.needs = self._blame.needs.most(needs)
         if not any(link.limits.exceeded(needs) for link in self.links):
             return
         with contextlib.suppress(MissingBlocks):
@@ -185,6 +186,7 @@ class Epochs:
         self.number += 1
         self._backlog.clear()
         snapshot = self._sequences.snapshot()
+        self._blame.needs = self._needs
         codecs, states = await self._meet(route, fresh, snapshot)
         plan = plan_resume(states, snapshot.wanted)
         streams = EpochStreams(
@@ -344,6 +346,7 @@ class Epochs:
     def _run(self, streams: EpochStreams, snapshot: Snapshot, starts: Mapping[int, int]) -> None:
         """From now on steps go out: first what the hops lack, then what was issued in the meantime."""
         self.streams = streams
+        self._view.has_run = True
         again = sum(max(length - starts.get(sequence, 0), 0) for sequence, length in snapshot.lengths.items())
         streams.put(snapshot.steps(starts, self.chunk(again), self.grain))
         streams.put(self._backlog)

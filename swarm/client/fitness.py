@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from swarm.client.routing import ranges, told
-from swarm.client.trust import Limits, Needs, Trust
+from swarm.client.trust import Excess, Limits, Needs, Trust
 from swarm.contract import Contract
 from swarm.errors import ContextTooLong, LimitExceeded, MissingBlocks, NoServerFits, SwarmError
 from swarm.types import PeerId, ServerRecord, ServerState, printable
@@ -29,7 +29,7 @@ class Misfit:
     record: ServerRecord
     why: str
     lasting: bool = False
-    beyond: tuple[str, int, int] | None = None
+    beyond: Excess | None = None
 
 
 def misfit(
@@ -108,11 +108,13 @@ def _beyond(hopeless: Sequence[Misfit]) -> SwarmError | None:
     if len(limits) < len(hopeless) or len({name for name, _, _ in limits}) > 1:
         return None
     name, allowed, asked = max(limits, key=lambda limit: limit[1])
-    what = "positions in one sequence" if name == "context" else name
-    text = f"{asked} {what} are more than any server gives one session: {listed(hopeless)}"
+    text = f"{asked} {_what(name)} are more than any server gives one session: {listed(hopeless)}"
     return ContextTooLong(text) if name == "context" else LimitExceeded(text, name, allowed, asked)
 
 
 def _words_of(name: str, allowed: int, asked: int) -> str:
-    what = "positions in one sequence" if name == "context" else f"{name} in one session"
-    return f"takes at most {allowed} {what}, not {asked}"
+    return f"takes at most {allowed} {_what(name)}{'' if name == 'context' else ' in one session'}, not {asked}"
+
+
+def _what(name: str) -> str:
+    return {"context": "positions in one sequence", "cache_bytes": "bytes of KV cache"}.get(name, printable(name))

@@ -29,7 +29,7 @@ MISSING_PAUSES = 5
 
 
 class Patience:
-    """One waiting for a route. `has_run`: whether the session had one before, whose servers may come back."""
+    """One waiting for a route. `has_run`: whether there was one before, whose servers may come back."""
 
     def __init__(self, config: ClientConfig, now: float, *, has_run: bool) -> None:
         self._config = config

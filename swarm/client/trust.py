@@ -53,6 +53,11 @@ class Avoidance(Generic[T]):
         return self._avoided
 
 
+Excess = tuple[str, int, int]
+"""What is too much: the limit's name (sequences, positions, context, or what a server calls it), what it allows, and
+what is asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a session holds: so many sequences at once, positions of all together, and positions of the longest."""
@@ -66,29 +71,49 @@ class Needs:
         """Of sequences of these lengths."""
         return cls(len(lengths), sum(lengths.values()), max(lengths.values(), default=0))
 
+    def covers(self, other: Needs) -> bool:
+        """Whether this is as much in every respect."""
+        return self.sequences >= other.sequences and self.positions >= other.positions and self.longest >= other.longest
+
+    def most(self, other: Needs) -> Needs:
+        """The more of both, in every respect."""
+        return Needs(
+            max(self.sequences, other.sequences),
+            max(self.positions, other.positions),
+            max(self.longest, other.longest),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one session may ever have at a server, as it says. 0: it does not say."""
+    """What one session may ever have at a server, as it says. 0: it does not say.
+
+    `refused`: what it has refused by another measure, such as bytes of KV cache, and how it put it.
+    """
 
     sequences: int = 0
     positions: int = 0
     longest: int = 0
+    refused: tuple[Needs, Excess] | None = None
 
-    def exceeded(self, needs: Needs) -> tuple[str, int, int] | None:
-        """What would be too much: the limit's name (sequences, positions, context), what it allows, what is asked."""
+    def exceeded(self, needs: Needs) -> Excess | None:
+        """What would be too much; None: nothing, for all that is known."""
         pairs = (
             ("sequences", self.sequences, needs.sequences),
             ("context", self.longest, needs.longest),
             ("positions", self.positions, needs.positions),
         )
-        return next((limit for limit in pairs if 0 < limit[1] < limit[2]), None)
+        told = next((limit for limit in pairs if 0 < limit[1] < limit[2]), None)
+        if told is None and self.refused is not None and needs.covers(self.refused[0]):
+            return self.refused[1]
+        return told
 
-    def tightened(self, name: str, allowed: int) -> Limits:
-        """With what a server said when it refused: of `name` there may be `allowed`."""
+    def tightened(self, excess: Excess, needs: Needs) -> Limits:
+        """With what a server said when it refused `needs`."""
+        name, allowed, _ = excess
         if name == "sequences":
             return replace(self, sequences=allowed)
-        return replace(self, positions=allowed) if name == "positions" else self
+        return replace(self, positions=allowed) if name == "positions" else replace(self, refused=(needs, excess))
 
 
 class Trust:

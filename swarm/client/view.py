@@ -38,6 +38,8 @@ class View:
         """Servers of this model that compute as is asked."""
         self.found: list[ServerRecord] = []
         """All servers of this model, by the last record of each."""
+        self.has_run = False
+        """Whether there has been a route that a session ran on."""
         self.others: list[ModelInfo] = []
         """What the swarm serves instead, if nobody serves this model."""
         self._read_at = float("-inf")

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from swarm.client.blame import Blame, Parting, Verdict
 from swarm.client.diagnosis import Fault, Suspect
-from swarm.client.trust import Limits, Trust
+from swarm.client.trust import Limits, Needs, Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
 from swarm.errors import (
@@ -204,7 +204,7 @@ def test_a_step_that_fails_again_and_again_ends(error: SwarmError) -> None:
 
 def test_who_is_too_small_is_not_avoided_and_what_it_allows_is_remembered() -> None:
     blame, trust = begun()
-    blame.opened(HOPS[0], Limits(sequences=8, longest=100))
+    blame.needs = Needs(5, 5, 1)
     for ask in (lambda e: blame.failed(HOPS, 0, e, 0.0), lambda e: blame.refused(HOPS[0], e, 0.0)):
         trust.limits["a"] = Limits(sequences=8, longest=100)
         assert ask(LimitExceeded("too many", "sequences", 4, 5)).partings == {A: Parting.CLOSED}
@@ -212,9 +212,19 @@ def test_who_is_too_small_is_not_avoided_and_what_it_allows_is_remembered() -> N
         assert not trust.peers.active(0.0)
 
 
-@pytest.mark.parametrize(
-    "error", [LimitExceeded("x"), LimitExceeded("x", "sequences", 9, 3), LimitExceeded("x", "?", 1, 2)]
-)
+def test_a_limit_by_another_measure_counts_for_whoever_needs_as_much() -> None:
+    blame, trust = begun()
+    blame.needs = Needs(3, 300, 200)
+    error = LimitExceeded("too many bytes", "cache_bytes", 4000, 5000)
+    assert blame.refused(HOPS[0], error, 0.0) == Verdict({A: Parting.CLOSED})
+    blame.opened(HOPS[0], Limits(sequences=8))
+    limits = trust.limits["a"]
+    assert limits.exceeded(Needs(3, 300, 200)) == limits.exceeded(Needs(4, 400, 300)) == ("cache_bytes", 4000, 5000)
+    assert limits.exceeded(Needs(2, 300, 200)) is limits.exceeded(Needs(3, 299, 200)) is None
+    assert limits.exceeded(Needs(9, 1, 1)) == ("sequences", 8, 9)
+
+
+@pytest.mark.parametrize("error", [LimitExceeded("x"), LimitExceeded("x", "sequences", 9, 3)])
 def test_a_limit_that_teaches_nothing_is_a_failure_like_any_other(error: LimitExceeded) -> None:
     blame, trust = begun()
     assert blame.refused(HOPS[0], error, 0.0) == Verdict({A: Parting.DROPPED})
@@ -236,6 +246,7 @@ class WhateverHappens(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.blame, self.trust = begun()
+        self.blame.needs = Needs(5, 5, 1)
         self.now = 0.0
         self.named: set[str] = set()
 
@@ -243,7 +254,7 @@ class WhateverHappens(RuleBasedStateMachine):
         assert set(verdict.partings) <= {A, B, C}
         assert {peer for peer, _ in verdict.partings} <= self.named
         for (peer, _), parting in verdict.partings.items():
-            learned = peer in self.trust.limits
+            learned = self.trust.limits.get(peer, Limits()).exceeded(self.blame.needs)
             assert parting is Parting.FORGOTTEN or learned or peer in self.trust.peers.active(self.now)
 
     @rule(index=st.integers(0, 2), error=st.sampled_from(ERRORS), how=st.sampled_from(["said", "stream", "refused"]))

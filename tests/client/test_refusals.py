@@ -330,8 +330,13 @@ def test_servers_that_compute_alike_are_waited_for_once_there_was_a_route() -> N
         tokens = await generate(session, PROMPT, 3)
         await world.kill("a")
         world.later(90.0, world.add("a", ALL))
-        tokens += await asyncio.wait_for(generate(session, tokens[-1:], 3), 300.0)
-        assert tokens == reference(PROMPT, 6)
+        another = Session(world.clients[0], session.view, ALL, config=session.config)
+        more, fresh = await asyncio.wait_for(
+            asyncio.gather(generate(session, tokens[-1:], 3), generate(another, PROMPT, 3)), 300.0
+        )
+        assert tokens + more == reference(PROMPT, 6)
+        assert fresh == tokens
+        await another.close()
         assert any("other 0:9 computes in bfloat16" in text for text in waiting(world))
         await world.close()
 
