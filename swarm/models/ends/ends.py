@@ -16,7 +16,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from swarm.errors import InvalidInput
 from swarm.models.ends.load import returns_tuple
-from swarm.models.ends.remote import RemoteLayer, RemoteSpan, rearrange
+from swarm.models.ends.remote import RemoteSpan, rearrange
+from swarm.models.ends.remote_cache import RemoteLayer
 
 TOLERANCE = 1e-4
 

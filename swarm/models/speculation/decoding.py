@@ -25,7 +25,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.ends.calls import when_begun
-from swarm.models.ends.remote import RemoteLayer
+from swarm.models.ends.remote_cache import RemoteLayer
 from swarm.speculation.drafts import Drafter
 from swarm.speculation.pacer import MOST, WINDOW, Pacer
 from swarm.speculation.windows import Window, Windows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +14,9 @@ from transformers import DynamicCache
 from swarm.errors import InvalidInput, MissingBlocks
 from swarm.models.blocks import find_blocks
 from swarm.models.ends.load import returns_tuple
-from swarm.models.ends.remote import RemoteLayer, RemoteSpan, rearrange
-from swarm.types import Segment, Span
+from swarm.models.ends.remote import RemoteSpan, rearrange
+from swarm.models.ends.remote_cache import RemoteLayer
+from swarm.types import Span
 from tests.checkpoints import GREEDY, Served, left_padded, prompt, reference, save, settled
 
 KINDS = ("llama", "gemma2+untied", "gpt2", "bloom+untied", "qwen3_moe")
@@ -62,14 +63,14 @@ def test_a_prompt_that_begins_as_one_before_it(
     servers = served(kind, 2)
     begin, computed = prompt(24, 5), 0
 
-    def counted(forward: Callable[..., memoryview], span: Span, segments: Sequence[Segment], hidden: Any) -> memoryview:
+    def counted(run: Callable[[Any], torch.Tensor], job: Any) -> torch.Tensor:
         nonlocal computed
-        computed += sum(segment.count for segment in segments)
-        return forward(span, segments, hidden)
+        computed += job.positions
+        return run(job)
 
     for handler in servers.handlers:
         runner = handler.engine.runner
-        monkeypatch.setattr(runner, "forward", functools.partial(counted, runner.forward))
+        monkeypatch.setattr(runner, "run", functools.partial(counted, runner.run))
     for tail in range(3):
         make = lambda seed, tail=tail: {"input_ids": torch.cat([begin, prompt(6, 100 * tail + seed)], 1)}  # noqa: E731
         inputs, expected = settled(whole(kind), make, 8)
