@@ -216,10 +216,18 @@ class AskerConfig:
     """How a query is kept alive by who asked it."""
 
     open_timeout: float = 10.0
+    """How long a query node that is asked may take to say something."""
     silence: float = 8.0
     """A query node that gives no sign of life for so long is taken for dead."""
+    waiting: float = 20.0
+    """How long a node may wait for blocks before another is tried, which may know a way; doubles each time."""
+    avoid: float = 5.0
+    """How long a node that failed is left alone; doubles while one after the other fails."""
+    failures: int = 8
+    """Nodes that may fail one after the other without a token between; then the query is given up."""
     retry_base: float = 0.2
     retry_max: float = 5.0
+    """Pauses between looks into the directory while no node can be asked, the first and the longest."""
     max_wait: float | None = None
     """How long to look for a query node that answers; None: for ever."""
 

@@ -1,6 +1,6 @@
 """Asks query nodes, and goes on with another when one dies: what a peer that holds no part of a model does.
 
-The state of a query is with the asker: the prompt, the seed and the tokens so far. `absorb` keeps it, purely.
+What follows from what is decided in `swarm.client.asking`; this opens streams, reads replies and keeps the time.
 """
 
 from __future__ import annotations
@@ -10,20 +10,14 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+from swarm.client import asking
+from swarm.client.asking import Ask, Asking, Broke, Event, Nodes, Phase, Reply, Tick
 from swarm.config import QUERY_FRAME_LIMIT, AskerConfig
-from swarm.errors import (
-    ContextTooLong,
-    GenerationFailed,
-    InvalidInput,
-    MalformedFrame,
-    NetworkError,
-    PeerUnreachable,
-    ServerBusy,
-    SwarmError,
-)
-from swarm.net.base import Directory, Host, Stream
+from swarm.errors import NetworkError, SwarmError
+from swarm.net.base import Directory, Host
+from swarm.tasks import ended
 from swarm.types import PeerId
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -31,28 +25,28 @@ from swarm.wire import swarm_pb2 as pb
 log = logging.getLogger(__name__)
 
 ID_BYTES = 16
-HOPELESS = (InvalidInput, ContextTooLong)
-"""What another node would say, too."""
-MOST_FAILURES = 8
-"""Nodes that may fail one after the other without a token between; then the query is given up."""
+TICK = 0.5
+"""Seconds between looks at the clock while nothing comes."""
+MOST_UNREAD = 16
+"""Replies that are read ahead of who takes them."""
 
 
-def begin(query: pb.Query) -> pb.Query:
+def begun(query: pb.Query) -> pb.Query:
     """A query with an id, and a seed that another node can go on with."""
-    begun = pb.Query()
-    begun.CopyFrom(query)
-    begun.id = begun.id or secrets.token_bytes(ID_BYTES)
-    begun.sampling.seed = begun.sampling.seed or secrets.randbits(63)
-    return begun
+    copy = pb.Query()
+    copy.CopyFrom(query)
+    copy.id = copy.id or secrets.token_bytes(ID_BYTES)
+    copy.sampling.seed = copy.sampling.seed or secrets.randbits(63)
+    return copy
 
 
-def absorb(query: pb.Query, reply: pb.QueryReply) -> None:
-    """Note in the query what its asker has now. Raises MalformedFrame when text goes backwards."""
-    if reply.WhichOneof("kind") == "delta":
-        if reply.delta.sent_bytes < query.sent_bytes:
-            raise MalformedFrame("the text of an answer cannot become shorter")
-        query.generated.extend(reply.delta.tokens)
-        query.sent_bytes = reply.delta.sent_bytes
+def rest_of(query: pb.Query, state: Asking) -> pb.Query:
+    """The query for what is still missing."""
+    rest = pb.Query()
+    rest.CopyFrom(query)
+    rest.generated.extend(state.generated)
+    rest.sent_bytes = max(query.sent_bytes, state.sent_bytes)
+    return rest
 
 
 class Asker:
@@ -70,107 +64,126 @@ class Asker:
         self.on_node = on_node
         self.config = config or AskerConfig()
         self.nodes: list[PeerId] = []
-        """Who has answered so far, in order, of the query under way."""
+        """Who has been asked so far, in order, of the query under way."""
         self._host = host
         self._directory = directory
-        self._avoided: dict[PeerId, float] = {}
+        self._avoided: Mapping[PeerId, float] = {}
         self._random = random.Random()
 
     async def ask(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         """The replies to a query, from whichever nodes; `delta` and at last `finished`, as if there were one node.
 
-        Raises InvalidInput for a query that no node can answer, ServerBusy or PeerUnreachable when no node has
-        answered for `max_wait`, GenerationFailed when one after the other fails at the same place.
+        Raises InvalidInput for a query that no node can answer, PeerUnreachable when no node has answered for
+        `max_wait`, GenerationFailed when one after the other fails at the same place.
         """
-        query, failures = begin(query), 0
-        self.nodes = []
-        first: pb.QueryNode | None = None
-        while True:
-            node = await self._node(first)
-            before = len(query.generated)
-            self.nodes.append(node.peer_id)
-            self.on_node(node)
-            try:
-                async with contextlib.aclosing(self._ask(node, query)) as replies:
-                    async for reply in replies:
-                        absorb(query, reply)
-                        first = first or (node if query.generated else None)
-                        yield reply
-                        if reply.WhichOneof("kind") == "finished":
-                            return
-            except HOPELESS:
-                raise
-            except SwarmError as error:
-                log.info("%s does not go on with the answer: %s", node.peer_id, error)
-                failures = 0 if len(query.generated) > before or isinstance(error, ServerBusy) else failures + 1
-                if failures >= MOST_FAILURES:
-                    raise GenerationFailed(f"{failures} query nodes failed one after the other: {error}") from error
-                self._avoid(node.peer_id, error)
-
-    async def _ask(self, node: pb.QueryNode, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
-        """What one node replies, till its end. Raises SwarmError, also when it falls silent."""
-        stream = await self._open(node, query)
+        query, self.nodes = begun(query), []
+        run = _Run(self, query)
         try:
-            while True:
-                reply = await self._receive(stream)
-                if reply.WhichOneof("kind") == "failure":
-                    raise messages.error_of(reply.failure, node.peer_id)
+            async for reply in run.replies():
                 yield reply
         finally:
-            stream.close()
+            await run.close()
+            self._avoided = run.state.avoided
 
-    async def _open(self, node: pb.QueryNode, query: pb.Query) -> Stream:
+    async def look(self, known: Sequence[pb.QueryNode]) -> Sequence[pb.QueryNode]:
+        """The query nodes as the directory has them now, in any order; those that are `known` where it does not say."""
+        with contextlib.suppress(NetworkError):
+            nodes = list(await self._directory.query_nodes(self.model))
+            self._random.shuffle(nodes)
+            return nodes
+        return known
+
+
+class _Run:
+    """One query under way: does what its steps want done."""
+
+    def __init__(self, asker: Asker, query: pb.Query) -> None:
+        self._asker = asker
+        self._query = query
+        self._events: asyncio.Queue[Event] = asyncio.Queue(MOST_UNREAD)
+        self._reading: asyncio.Task[None] | None = None
+        self._pause = asker.config.retry_base
+        self._clock = asyncio.get_running_loop().time
+        self.state, _ = asking.begin((), asker._avoided, self._clock(), asker.config)
+
+    async def replies(self) -> AsyncGenerator[pb.QueryReply, None]:
+        """Until it is over. Raises what it fails with."""
+        await self._on(Nodes(await self._asker.look(())))
+        while not self.state.over:
+            event = await self._event()
+            if isinstance(event, Broke | Tick) or (isinstance(event, Reply) and event.reply.HasField("failure")):
+                await self._refresh(event)
+            asked = self.state.attempt
+            taken = await self._on(event)
+            if taken and isinstance(event, Reply) and event.attempt == asked:
+                yield event.reply
+        if self.state.error is not None:
+            raise self.state.error
+
+    async def _event(self) -> Event:
+        """What comes next; where nobody is asked, another look into the directory after a pause."""
+        if self.state.phase is Phase.CHOOSING:
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, self._asker.config.retry_max)
+            return Nodes(await self._asker.look(self.state.nodes))
         try:
-            async with asyncio.timeout(self.config.open_timeout):
-                stream = await self._host.open_stream(node.peer_id, messages.QUERY_PROTOCOL, node.addresses)
+            async with asyncio.timeout(TICK):
+                return await self._events.get()
+        except TimeoutError:
+            return Tick()
+
+    async def _refresh(self, event: Event) -> None:
+        """Know who is there before another is chosen."""
+        if not isinstance(event, Tick) or asking.is_silent(self.state, self._clock(), self._asker.config):
+            await self._on(Nodes(await self._asker.look(self.state.nodes)))
+
+    async def _on(self, event: Event) -> bool:
+        """Take a step; returns whether the node that was asked is still listened to, or has finished."""
+        before = self.state
+        self.state, commands = asking.step(before, event, self._clock(), self._asker.config)
+        for command in commands:
+            await self._drop()
+            if isinstance(command, Ask):
+                self._begin(command)
+        if self.state.node is not before.node and before.node is not None:
+            log.info("%s does not go on with the answer: %s", before.node.peer_id, _why(event))
+        return not commands or self.state.phase is Phase.FINISHED
+
+    def _begin(self, command: Ask) -> None:
+        self._pause = self._asker.config.retry_base
+        self._asker.nodes.append(command.node.peer_id)
+        self._asker.on_node(command.node)
+        self._reading = asyncio.create_task(self._read(command, rest_of(self._query, self.state)), name="asking")
+
+    async def _read(self, command: Ask, query: pb.Query) -> None:
+        """Ask a node, and hand on what it says until it has said all."""
+        node, host = command.node, self._asker._host
+        try:
+            stream = await host.open_stream(node.peer_id, messages.QUERY_PROTOCOL, node.addresses)
+            try:
                 await stream.send(query.SerializeToString())
-        except TimeoutError:
-            raise PeerUnreachable(f"{node.peer_id} does not answer") from None
-        return stream
+                while True:
+                    reply = messages.decode(pb.QueryReply, await stream.receive(QUERY_FRAME_LIMIT))
+                    await self._events.put(Reply(command.attempt, reply))
+            finally:
+                stream.close()
+        except SwarmError as error:
+            await self._events.put(Broke(command.attempt, error))
 
-    async def _receive(self, stream: Stream) -> pb.QueryReply:
-        try:
-            async with asyncio.timeout(self.config.silence):
-                return messages.decode(pb.QueryReply, await stream.receive(QUERY_FRAME_LIMIT))
-        except TimeoutError:
-            raise PeerUnreachable(f"{stream.peer_id} has fallen silent") from None
+    async def _drop(self) -> None:
+        if self._reading is not None:
+            reading, self._reading = self._reading, None
+            await ended(reading)
 
-    def _avoid(self, peer_id: PeerId, error: SwarmError) -> None:
-        seconds = error.retry_after if isinstance(error, ServerBusy) else self.config.retry_max
-        self._avoided[peer_id] = asyncio.get_running_loop().time() + seconds
-
-    async def _node(self, first: pb.QueryNode | None) -> pb.QueryNode:
-        """The node with the most room, of those that did not fail just now. Raises PeerUnreachable.
-
-        One that computes otherwise than the `first` would go on with other words: it is not taken.
-        """
-        loop, wait = asyncio.get_running_loop(), self.config.retry_base
-        began = loop.time()
-        while True:
-            with contextlib.suppress(NetworkError):
-                nodes = await self._directory.query_nodes(self.model)
-                now = loop.time()
-                usable = [
-                    node
-                    for node in nodes
-                    if self._avoided.get(node.peer_id, 0.0) <= now and (first is None or way(node) == way(first))
-                ]
-                if usable:
-                    return min(usable, key=lambda node: (load(node), self._random.random()))
-            if self.config.max_wait is not None and loop.time() - began >= self.config.max_wait:
-                alike = "" if first is None else f" that computes in {way(first)}"
-                waited = f"has answered for {self.config.max_wait:.0f} s"
-                raise PeerUnreachable(f"no query node of this model{alike} {waited}")
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, self.config.retry_max)
+    async def close(self) -> None:
+        """Nobody is asked any more."""
+        await self._drop()
 
 
-def way(node: pb.QueryNode) -> str:
-    """How a node's answers are computed, as far as that changes them."""
-    sent = "" if node.codec in ("", "raw") else f", sent as {node.codec}"
-    return messages.contract_of(node.contract).numbers + sent
-
-
-def load(node: pb.QueryNode) -> float:
-    """How full a node says that it is, 0 to 1."""
-    return node.running / node.capacity if node.capacity else 1.0
+def _why(event: Event) -> object:
+    match event:
+        case Broke(_, error):
+            return error
+        case Reply(_, reply) if reply.HasField("failure"):
+            return reply.failure.message
+    return "it waits for blocks, or says nothing"

@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.client.asker import Asker, absorb, begin
+from swarm.client.asker import Asker, begun
 from swarm.config import AskerConfig, GatewayConfig, NetworkConfig
 from swarm.errors import (
     ContextTooLong,
     GenerationFailed,
     InvalidInput,
-    MalformedFrame,
     MissingBlocks,
     PeerUnreachable,
     ServerBusy,
@@ -215,6 +214,29 @@ def test_a_slow_node_gives_signs_of_life() -> None:
     scenario(work)
 
 
+class Waiting(Scripted):
+    """One that has to wait for blocks, and says so."""
+
+    async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
+        yield pb.QueryReply(accepted=pb.Accepted(model="m", prompt_tokens=1, seed=query.sampling.seed))
+        while True:
+            yield pb.QueryReply(waiting=pb.Waiting(first=1, last=2))
+            await asyncio.sleep(5.0)
+
+
+def test_a_node_that_waits_for_blocks_is_left_for_one_that_has_them() -> None:
+    async def work(nodes: Nodes) -> None:
+        await nodes.add("a", Waiting())
+        busier = await nodes.add("b")
+        busier.running = 3
+        await asyncio.sleep(25.0)
+        assert await nodes.ask() == reference(5)
+        assert nodes.asker.nodes == ["a", "b"]
+        busier.running = 0
+
+    scenario(work)
+
+
 def test_what_no_node_can_answer_is_an_error_at_once() -> None:
     for error in (InvalidInput("no"), ContextTooLong("no")):
 
@@ -366,15 +388,11 @@ def test_a_node_that_talks_nonsense_is_left(reply: bytes) -> None:
     scenario(work)
 
 
-def test_what_is_absorbed_makes_the_query_go_on() -> None:
-    query = begin(pb.Query(text="p"))
+def test_a_query_that_begins_has_an_id_and_a_seed() -> None:
+    query = begun(pb.Query(text="p"))
     assert len(query.id) == 16
     assert query.sampling.seed
-    absorb(query, pb.QueryReply(delta=pb.Delta(tokens=[1, 2], text="ab", sent_bytes=2)))
-    absorb(query, pb.QueryReply(waiting=pb.Waiting()))
-    assert (list(query.generated), query.sent_bytes) == ([1, 2], 2)
-    with pytest.raises(MalformedFrame):
-        absorb(query, pb.QueryReply(delta=pb.Delta(sent_bytes=1)))
+    assert begun(query) == query
 
 
 @given(st.lists(st.sampled_from(["/webrtc-direct", "/webtransport", "/ws"]), max_size=20), st.integers(0, 400))

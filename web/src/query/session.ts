@@ -2,7 +2,8 @@
  * One query's life, as a pure function: what has come, who answers, what to do when they fall silent.
  *
  * The state of an answer is with the page. When a query node dies another one gets the same query with the tokens so
- * far, and goes on. `step` decides; what it wants done is in the commands that it returns.
+ * far, and goes on. `step` decides; what it wants done is in the commands that it returns. Python's asker decides by the
+ * same rules (swarm/client/asking.py): both replay the traces in tests/golden/asker.
  */
 
 import type { Finished, QueryNode, QueryReply, RouteHop } from "../swarm/wire/swarm_pb";
@@ -144,14 +145,19 @@ export function step(session: Session, event: Event, now: number, patience: Pati
     case "nodes":
       return onNodes({ ...session, nodes: event.nodes }, now);
     case "reply":
-      return event.attempt === session.attempt ? onReply(session, event.reply, now, patience) : [session, []];
+      return counts(session, event.attempt) ? onReply(session, event.reply, now, patience) : [session, []];
     case "broke":
-      return event.attempt === session.attempt ? leave(session, event.why, now, patience) : [session, []];
+      return counts(session, event.attempt) ? leave(session, event.why, now, patience) : [session, []];
     case "tick":
       return onTick(session, now, patience);
     case "stop":
       return [{ ...session, phase: "stopped", trouble: "", endedAt: now }, [{ type: "drop" }]];
   }
+}
+
+/** Whether it comes from the node that is asked now. */
+function counts(session: Session, attempt: number): boolean {
+  return session.node !== undefined && attempt === session.attempt;
 }
 
 /** ms for which a node that failed is asked only where there is no other: so long a dead one stays on the map. */
@@ -256,11 +262,11 @@ function elsewhere(session: Session, now: number): Step {
   return [{ ...asking, nodes: session.nodes }, [{ type: "drop" }, ...commands]];
 }
 
-/** Go on with another node; the answer so far goes with the query. */
+/** Go on with another node; the answer so far goes with the query. `wait`: ms, for one that has not failed. */
 function leave(session: Session, why: string, now: number, patience: Patience, wait?: number): Step {
   const pause = wait ?? patience.avoid * 2 ** session.failures;
   const left = session.node as QueryNode;
-  const failures = session.failures + 1;
+  const failures = session.failures + (wait === undefined ? 1 : 0);
   const avoiding: Session = { ...session, failures, avoided: { ...session.avoided, [left.peerId]: now + pause } };
   if (failures >= patience.failures) {
     return fail(avoiding, `${failures} query nodes failed one after the other; the last one ${why}`, now);
@@ -345,10 +351,7 @@ function onFailure(
   patience: Patience,
 ): Step {
   if (HOPELESS.includes(code)) return fail(session, message || "the query cannot be answered", now);
-  if (code === Failure_Code.BUSY) {
-    const [next, commands] = leave(session, "is busy", now, patience, Math.max(0.2, retryAfter) * 1000);
-    return [{ ...next, failures: session.failures }, commands];
-  }
+  if (code === Failure_Code.BUSY) return leave(session, "is busy", now, patience, Math.max(0.2, retryAfter) * 1000);
   return leave(session, `failed (${message || "it did not say why"})`, now, patience);
 }
 
