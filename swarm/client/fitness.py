@@ -73,7 +73,7 @@ def listed(misfits: Iterable[Misfit]) -> str:
     reasons: dict[str, list[str]] = defaultdict(list)
     for one in misfits:
         reasons[one.why].append(f"{name_of(one.record)} {one.record.span}")
-    texts = [f"{_some(names)} {why}" for why, names in reasons.items()]
+    texts = [f"{_some(names)}: {why}" for why, names in reasons.items()]
     more = len(texts) - MOST_REASONS
     return "; ".join(texts[:MOST_REASONS]) + (f"; and {more} more reasons" if more > 0 else "")
 

@@ -318,7 +318,11 @@ def test_what_is_typed_and_is_no_text_is_refused(servers: Served, run: Callable[
 def test_failures_of_the_command_are_one_line(servers: Served, run: Callable[..., Result]) -> None:
     for arguments, typed, words in (
         ((), "d" * POSITIONS, "error: 50 tokens have been said"),
-        (("--dtype", "bfloat16", "--max-wait", "0.1"), "abc", "error: no server hosts blocks 0:6"),
+        (
+            ("--dtype", "bfloat16", "--max-wait", "0.1"),
+            "abc",
+            "error: nobody computes blocks 0:6 as is asked here, in bfloat16",
+        ),
     ):
         result = run("-q", *arguments, typed=typed)
         assert result.exit_code == 1

@@ -70,14 +70,14 @@ def test_waiting_is_in_vain_where_one_block_has_only_servers_that_never_fit() ->
     assert isinstance(error, NoServerFits)
     assert error.blocks == MISSING.blocks
     assert error.beyond is None
-    for words in ("blocks 0:4", "in float32", "bob 0:4 computes in bfloat16", "carol 2:6 has no room now"):
+    for words in ("blocks 0:4", "in float32", "bob 0:4: computes in bfloat16", "carol 2:6: has no room now"):
         assert words in str(error)
 
 
 def test_waiting_is_not_in_vain_where_every_block_may_have_a_server() -> None:
     error = explained(MISSING, [OTHERWISE, replace(FULL, record=record("carol", Span(0, 8)))], ASKED)
     assert type(error) is MissingBlocks
-    assert "no server of blocks 0:4, 6:8 can be used now: bob 0:4 computes" in str(error)
+    assert "no server of blocks 0:4, 6:8 can be used now: bob 0:4: computes" in str(error)
 
 
 def test_what_nobody_hosts_is_told_apart_from_what_somebody_does() -> None:

@@ -189,7 +189,7 @@ def test_a_quantization_that_nobody_offers_is_said_at_once() -> None:
         await world.add("b", Span(5, 9))
         error = await refused(world.session(ClientConfig(quantization="int8")), rows(1))
         assert isinstance(error, NoServerFits)
-        assert "a 0:5, b 5:9 computes in exact, not in exact, quantized to int8" in str(error)
+        assert "a 0:5, b 5:9: computes in exact, not in exact, quantized to int8" in str(error)
         await world.close()
 
     run(main())
@@ -294,9 +294,9 @@ def test_one_server_that_may_be_used_later_is_waited_for_though_others_never_fit
         world.later(25.0, world.add("at last", ALL))
         assert await generate(session, PROMPT, 3) == reference(PROMPT, 3)
         text = waiting(world)[-1]
-        assert "full 0:9 has no room now" in text
-        assert "other 0:9 computes in bfloat16, not in exact" in text
-        assert "gone 0:9 could not be reached" in text
+        assert "full 0:9: has no room now" in text
+        assert "other 0:9: computes in bfloat16, not in exact" in text
+        assert "gone 0:9: could not be reached" in text
         await world.servers.pop("gone").stop()
         await world.close()
 
@@ -337,7 +337,7 @@ def test_servers_that_compute_alike_are_waited_for_once_there_was_a_route() -> N
         assert tokens + more == reference(PROMPT, 6)
         assert fresh == tokens
         await another.close()
-        assert any("other 0:9 computes in bfloat16" in text for text in waiting(world))
+        assert any("other 0:9: computes in bfloat16" in text for text in waiting(world))
         await world.close()
 
     run(main())
