@@ -113,12 +113,9 @@ async def serve(path: Path, blocks: str, peers: tuple[str, ...]) -> Any:
     server = Server(
         host=joined.host,
         directory=joined.directory,
-        model=hosting.info,
-        choose=hosting.choose,
-        load=hosting.load,
+        plans=[hosting.plan],
         network=network,
-        settle=False,
-        on_state=lambda state: online.set() if state is ServerState.ONLINE else None,
+        on_state=lambda life: online.set() if life.state is ServerState.ONLINE else None,
     )
     running = asyncio.ensure_future(server.run())
     await online.wait()

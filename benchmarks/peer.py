@@ -20,8 +20,9 @@ from swarm.config import NetworkConfig, ServerConfig
 from swarm.jobs import compute
 from swarm.server.hosting import Hosting
 from swarm.server.options import ServeOptions
+from swarm.server.plan import Loaded, Plan
 from swarm.server.runner import Runner
-from swarm.server.server import Loaded, Server
+from swarm.server.server import Server
 from swarm.server.throughput import Throughput
 from swarm.testing import ByteRunner, DelayedHost
 from swarm.types import Segment, SequenceKey, ServerState, Span
@@ -77,8 +78,8 @@ class Stated(ByteRunner):
     def bytes_held(self) -> int:
         return 0 if self.inner is None else self.inner.bytes_held()
 
-    def bytes_per_token(self, span: Span) -> int:
-        return 1 if self.inner is None else self.inner.bytes_per_token(span)
+    def reserved_bytes(self, span: Span, length: int) -> int:
+        return length if self.inner is None else self.inner.reserved_bytes(span, length)
 
 
 def loader(hosting: Hosting, compute: Compute | None, simulated: bool) -> Callable[[Span], Awaitable[Loaded]]:
@@ -104,12 +105,9 @@ async def serve(hosting: Hosting, host: Any, directory: Any, load: Any, name: st
     server = Server(
         host=host,
         directory=directory,
-        model=hosting.info,
-        choose=hosting.choose,
-        load=load,
-        settle=False,
+        plans=[Plan(hosting.info, hosting.choose, load, hosting.contract, settle=False)],
         name=name,
-        on_state=lambda state: print("serving" if state is ServerState.ONLINE else state.value, flush=True),
+        on_state=lambda life: print("serving" if life.state is ServerState.ONLINE else life.state.value, flush=True),
     )
     await server.run()
 

@@ -154,7 +154,7 @@ class Scenario:
         conditions = LinkConditions(delay=delay, jitter=delay * rng.random(), loss=rng.choice([0.0, 0.0, 0.02]))
         self.scripts = [draw_script(rng, rollback=self.rollback) for _ in range(rng.choice([1, 1, 2, 3]))]
         whole = Span(0, BLOCKS)
-        per_position = (arithmetic.make_runner(whole) if arithmetic else runner()).bytes_per_token(whole)
+        per_position = (arithmetic.make_runner(whole) if arithmetic else runner()).reserved_bytes(whole, 1)
         config = ServerConfig(
             # Tight: the greediest client fits, but not everybody at once.
             cache_bytes=max(map(peak, self.scripts)) * per_position if rng.random() < 0.25 else 1 << 20,
@@ -224,12 +224,12 @@ class Scenario:
         for runner in self.world.runners:
             assert getattr(runner, "complaints", []) == [], "an engine was asked what cannot be done"
         for server in self.world.servers.values():
-            held = server.handler.load()
+            held = server.hosted.statistics()
             assert (held.sessions, held.kv_bytes, held.history_bytes) == (0, 0, 0), f"{server.name} still holds {held}"
             assert server.bytes_held() == 0, f"{server.name} leaks KV cache"
-            server.handler.prefixes.clear()
+            server.hosted.prefixes.clear()
             await asyncio.sleep(1.0)
-            assert server.handler.engine.runner.bytes_held() == held.queue == 0, f"{server.name} leaks prefixes"
+            assert server.hosted.engine.runner.bytes_held() == held.queue == 0, f"{server.name} leaks prefixes"
         await self.world.close()
 
     # ---- the swarm and what happens to it ---------------------------------------------------------------------
@@ -278,7 +278,7 @@ class Scenario:
         elif kind == "slow" and peers:
             network.set_link(name, rng.choice(peers), LinkConditions(delay=rng.choice([0.2, 1.5]), rate=20_000))
         elif kind == "evict":
-            for session in list(world.servers[name].handler.sessions.values()):
+            for session in list(world.servers[name].hosted.sessions.values()):
                 session.evict()
         elif kind == "drain":
             server = world.servers.pop(name)

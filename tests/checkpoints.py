@@ -23,7 +23,8 @@ from swarm.config import ServerConfig
 from swarm.models.loading.cost import describe
 from swarm.models.span.load import load_span
 from swarm.net.loop import shared_loop
-from swarm.server.handler import Handler, Offer
+from swarm.server.handler import Handler
+from swarm.server.hosted import Hosted, Limits
 from swarm.server.thread_engine import ThreadEngine
 from swarm.testing import LinkConditions, MemoryHost, SimulatedNetwork
 from swarm.types import ServerRecord, Span
@@ -120,6 +121,7 @@ class Served:
         self.dtype = dtype
         self.network = SimulatedNetwork(conditions=LinkConditions(delay=0))
         self.handlers: list[Handler] = []
+        self.hosted: list[Hosted] = []
         self.hosts: list[MemoryHost] = []
         self.info = describe(folder).info
         shared_loop().run(self._start(spans))
@@ -141,11 +143,14 @@ class Served:
             self.info.contract(self.dtype, model.row_bytes, self.quantization).on(span),
             fingerprints=tuple(model.fingerprints),
         )
-        offer = Offer(contract, directory.verify, model.max_positions or 0)
-        handler = Handler(host=host, engine=ThreadEngine(model), offer=offer, config=ServerConfig())
+        limits, config = Limits(directory.verify, model.max_positions or 0), ServerConfig()
+        hosted = Hosted(host=host, engine=ThreadEngine(model), contract=contract, limits=limits, config=config)
+        handler = Handler(host=host, config=config)
+        handler.add(hosted)
         await handler.start()
         self.hosts.append(host)
         self.handlers.append(handler)
+        self.hosted.append(hosted)
         expires = asyncio.get_running_loop().time() + 1e6
         addresses = tuple(host.addresses)
         record = ServerRecord(name, contract.announced, addresses=addresses, free_tokens=10_000, expires=expires)
@@ -160,7 +165,7 @@ class Served:
         """Sessions, and bytes of KV cache that are not the prefix cache's, by server."""
 
         async def look() -> list[tuple[int, int]]:
-            return [(h.load().sessions, h.engine.runner.bytes_held() - h.prefixes.kv_bytes) for h in self.handlers]
+            return [(h.statistics().sessions, h.engine.runner.bytes_held() - h.prefixes.kv_bytes) for h in self.hosted]
 
         return shared_loop().run(look())
 
@@ -176,7 +181,8 @@ class Served:
     async def _close(self) -> None:
         for handler in self.handlers:
             await handler.close()
-            await handler.engine.close()
+        for hosted in self.hosted:
+            await hosted.engine.close()
         for host in self.hosts:
             await host.close()
             if host.failures:

@@ -37,7 +37,7 @@ from swarm.types import ServerState, Span
 
 if TYPE_CHECKING:
     from swarm.server.hosting import Hosting
-    from swarm.server.server import Server
+    from swarm.server.span_life import SpanLife
 
 
 @click.command(cls=Command)
@@ -142,16 +142,12 @@ async def serve(
         server = Server(
             host=joined.host,
             directory=joined.directory,
-            model=hosting.info,
-            choose=hosting.choose,
-            load=hosting.load,
+            plans=[hosting.plan],
             config=config,
             network=network,
-            settle=hosting.options.blocks is None,
             name=name,
-            contract=hosting.contract,
             lost=joined.lost,
-            on_state=lambda state: say(state, server, hosting, network),
+            on_state=lambda life: say(life, joined.host.addresses, hosting, network),
         )
         on_signals(server.leave)
         if leaving.is_set():
@@ -160,16 +156,15 @@ async def serve(
             await server.run()
 
 
-def say(state: ServerState, server: Server, hosting: Hosting, network: NetworkConfig) -> None:
+def say(life: SpanLife, addresses: Sequence[str], hosting: Hosting, network: NetworkConfig) -> None:
     """Tell the contributor what the directory has just been told."""
-    assert server.span is not None
-    match state:
+    assert life.span is not None
+    match life.state:
         case ServerState.JOINING:
-            addresses = best_first(server.host.addresses)
-            lines = [*summary(hosting, server.span), *where(hosting.options.model, addresses, network)]
+            lines = [*summary(hosting, life.span), *where(hosting.options.model, best_first(addresses), network)]
             click.echo("\n".join([*lines, "loading  the blocks; online when they are checked and measured"]))
         case ServerState.ONLINE:
-            click.echo(f"online: serving blocks {server.span}; Ctrl-C leaves politely")
+            click.echo(f"online: serving blocks {life.span}; Ctrl-C leaves politely")
         case ServerState.DRAINING:
             click.echo("leaving: sessions are moving to other servers; Ctrl-C again leaves at once")
 

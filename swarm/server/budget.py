@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 
 class Holder(Protocol):
     """Somebody who holds KV cache and history: a session."""
 
+    client: str
     kv_bytes: int
     history_bytes: int
     last_used: float
@@ -33,7 +35,9 @@ class Shrinkable(Protocol):
 class CacheBudget:
     """One budget for KV cache, history and prefixes.
 
-    Prefixes, which no session needs, go first; then history, then the caches of sessions that are idle.
+    Prefixes, which no session needs, go first; then history, then the caches of sessions that are idle. At last, for a
+    client that has less than its share (all clients' are the same), those of clients that have more than theirs: nobody
+    keeps the others out by being there first.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class CacheBudget:
         self.evict_after = evict_after
         self.prefixes = prefixes
         self.holders: list[Holder] = []
+        self.excess = 0
+        """Bytes that the caches were seen to take beyond what is counted: nobody else can have them."""
 
     @property
     def kv_bytes(self) -> int:
@@ -62,28 +68,46 @@ class CacheBudget:
     @property
     def free_bytes(self) -> int:
         """What could be had by dropping nothing but prefixes and history."""
-        return max(self.total - self.kv_bytes, 0)
+        return max(self.total - self.kv_bytes - self.excess, 0)
 
     @property
     def prefix_room(self) -> int:
         """What all prefixes together may take as long as sessions hold what they hold."""
-        return max(min(self.prefix_limit, self.total - self.kv_bytes - self.history_bytes), 0)
+        return max(min(self.prefix_limit, self.free_bytes - self.history_bytes), 0)
 
-    def make_room(self, wanted: int, asking: Holder | None, now: float) -> bool:
-        """Free `wanted` bytes for `asking` (None: a session not yet there). False when that cannot be done."""
-        idle = [h for h in self.holders if h is not asking and h.kv_bytes and now - h.last_used >= self.evict_after]
-        if wanted > min(self.total, self.total - self.kv_bytes + sum(holder.kv_bytes for holder in idle)):
+    def make_room(self, wanted: int, asking: Holder | None, now: float, client: str = "") -> bool:
+        """Free `wanted` bytes for `asking` (None: a new session of `client`). False when that cannot be done."""
+        left = self.total - self.excess - self.kv_bytes - wanted
+        victims = [h for h in self.holders if h is not asking and h.kv_bytes and now - h.last_used >= self.evict_after]
+        victims.sort(key=lambda holder: holder.last_used)
+        missing = -left - sum(holder.kv_bytes for holder in victims)
+        if missing > 0:
+            victims += self._of_the_greedy(wanted, client if asking is None else asking.client, victims)
+            missing = -left - sum(holder.kv_bytes for holder in victims)
+        if wanted > self.total or missing > 0:
             return False
-        left = self.total - wanted - self.kv_bytes
         self._shrink_prefixes(left - self.history_bytes)
         self._drop_history(left)
-        if wanted <= self.free_bytes:
-            return True
-        for holder in sorted(idle, key=lambda h: h.last_used):
+        for holder in victims:
+            if wanted <= self.total - self.kv_bytes - self.excess:
+                break
             holder.evict()
-            if wanted <= self.free_bytes:
-                return True
-        return False
+        return wanted <= self.total - self.kv_bytes - self.excess
+
+    def _of_the_greedy(self, wanted: int, client: str, given: Sequence[Holder]) -> list[Holder]:
+        """Caches beyond their clients' shares, if `client` stays within its own; the longest unused before others."""
+        held: Counter[str] = Counter({client: 0})
+        for holder in self.holders:
+            held[holder.client] += 0 if holder in given else holder.kv_bytes
+        share = self.total // len(held)
+        if held[client] + wanted > share:
+            return []
+        found = []
+        for holder in sorted(self.holders, key=lambda holder: holder.last_used):
+            if holder.kv_bytes and holder not in given and held[holder.client] > share:
+                held[holder.client] -= holder.kv_bytes
+                found.append(holder)
+        return found
 
     def trim_history(self) -> None:
         """Keep history below its own share and within what the KV caches leave, prefixes within what both leave."""

@@ -18,9 +18,10 @@ from swarm.errors import InvalidInput
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import describe
 from swarm.models.span.load import load_span
+from swarm.models.span.model import SpanModel
 from swarm.server.options import ServeOptions
 from swarm.server.placement import choose_span
-from swarm.server.server import Loaded
+from swarm.server.plan import Loaded, Plan
 from swarm.server.sizing import Allowance, Footprint, Sizes, available_memory, footprint, size
 from swarm.server.throughput import measure
 from swarm.types import ModelInfo, ServerRecord, Span, printable
@@ -49,6 +50,11 @@ class Hosting:
         memory = options.memory if options.memory is not None else available_memory(self.device)
         self.allowance = Allowance(memory, config.cache_bytes, options.cache_tokens)
         self._rng = random.Random()
+
+    @property
+    def plan(self) -> Plan:
+        """For a server."""
+        return Plan(self.info, self.choose, self.load, self.contract, settle=self.options.blocks is None)
 
     def choose(self, others: Sequence[ServerRecord]) -> Span:
         """The blocks that were asked for, else as many as fit where the swarm has least. Raises InvalidInput."""
@@ -96,8 +102,13 @@ class Hosting:
             contract=replace(self.contract.on(span), fingerprints=tuple(model.fingerprints), row_bytes=model.row_bytes),
             throughput=speed,
             max_positions=model.max_positions or 0,
-            cache_bytes=self.footprint(span).cache_bytes,
+            cache_bytes=self._cache_bytes(model, span),
         )
+
+    def _cache_bytes(self, model: SpanModel, span: Span) -> int:
+        """For so many positions as were asked for, with the room that a sequence of them takes."""
+        tokens = self.options.cache_tokens
+        return self.footprint(span).cache_bytes if tokens is None else model.reserved_bytes(span, tokens)
 
 
 def checked_device(wanted: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -13,6 +13,7 @@ from swarm.types import ServerState
 
 if TYPE_CHECKING:
     from swarm.server.engine import Pass
+    from swarm.server.hosted import HostedStatistics
     from swarm.server.server import Server
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -39,26 +40,37 @@ class ServerMetrics:
         self._positions.labels(phase).inc(done.positions)
 
     def _look(self) -> Iterable[Metric]:
-        server, handler = self._server, self._server.handler
+        handler, draining = self._server.handler, self._server.handler.draining
         yield gauge("swarm_blocks_served", "Blocks announced as online", self._blocks())
-        yield gauge("swarm_server_draining", "1 while it leaves", float(server.state is ServerState.DRAINING))
-        if handler is None:
+        yield gauge("swarm_server_draining", "1 while it leaves", float(draining))
+        if not handler.hosted:
             return
-        load, prefixes = handler.load(), handler.prefixes
-        yield gauge("swarm_num_sessions_running", "Sessions", load.sessions)
-        yield gauge("swarm_num_steps_waiting", "Steps that wait or are being computed", load.queue)
-        yield gauge("swarm_kv_cache_usage_ratio", "Of the cache's budget", load.kv_bytes / max(handler.budget.total, 1))
-        yield gauge("swarm_kv_cache_bytes", "KV cache of sessions", load.kv_bytes)
-        yield gauge("swarm_history_bytes", "Outputs that can be sent again", load.history_bytes)
-        yield gauge("swarm_prefix_cache_bytes", "Kept of prompts for those to come", load.prefix_bytes)
-        yield counter("swarm_prefix_cache_hits", "Prompts that began as one before", prefixes.hits)
-        yield counter("swarm_prefix_cache_hit_positions", "Positions that were not computed again", prefixes.positions)
-        yield counter("swarm_sessions_opened", "Sessions", handler.opened)
+        yield from _occupancy([hosted.statistics() for hosted in handler.hosted])
+        prefixes = [hosted.prefixes for hosted in handler.hosted]
+        hits, positions = (sum(getattr(each, name) for each in prefixes) for name in ("hits", "positions"))
+        yield counter("swarm_prefix_cache_hits", "Prompts that began as one before", hits)
+        yield counter("swarm_prefix_cache_hit_positions", "Positions that were not computed again", positions)
         refused = Counter("swarm_sessions_refused", "Sessions that were refused", ["error"], registry=None)
         for name, count in handler.refused.items():
             refused.labels(name).inc(count)
         yield from refused.collect()
 
     def _blocks(self) -> int:
-        online = self._server.state is ServerState.ONLINE and self._server.span is not None
-        return len(self._server.span) if online and self._server.span is not None else 0
+        lives = [life for life in self._server.spans if life.state is ServerState.ONLINE and life.span is not None]
+        return sum(len(life.span) for life in lives if life.span is not None)
+
+
+def _occupancy(spans: Sequence[HostedStatistics]) -> Iterable[Metric]:
+    """Of all spans together."""
+
+    def total(name: str) -> int:
+        return sum(int(getattr(each, name)) for each in spans)
+
+    usage = total("kv_bytes") / max(total("budget_bytes"), 1)
+    yield gauge("swarm_num_sessions_running", "Sessions", total("sessions"))
+    yield gauge("swarm_num_steps_waiting", "Steps that wait or are being computed", total("queue"))
+    yield gauge("swarm_kv_cache_usage_ratio", "Of the cache's budget", usage)
+    yield gauge("swarm_kv_cache_bytes", "KV cache of sessions", total("kv_bytes"))
+    yield gauge("swarm_history_bytes", "Outputs that can be sent again", total("history_bytes"))
+    yield gauge("swarm_prefix_cache_bytes", "Kept of prompts for those to come", total("prefix_bytes"))
+    yield counter("swarm_sessions_opened", "Sessions", total("opened"))

@@ -7,6 +7,7 @@ first hash stands for what else must agree: the span, and, unless the server sha
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from swarm.wire.rows import Buffer, RowLog
 
 DIGEST_BYTES = 32
 OWNER = b""
-"""In the place of a session id in the keys of prefixes; no session has an empty one."""
+"""In the place of a session id, in the keys of prefixes and for what is no session's; no session has an empty one."""
 MOST_SEEN = 1 << 14
 """Digests remembered of what has come once and was not kept."""
 
@@ -189,22 +190,25 @@ class PrefixCache:
 
     # ---- keeping ----------------------------------------------------------------------------------------------
 
-    def begin(self, who: SequenceKey, chain: Chain, outputs: RowLog, token_bytes: int, room: int) -> Prefix | None:
+    def begin(
+        self, who: SequenceKey, chain: Chain, outputs: RowLog, cost: Callable[[int], int], room: int
+    ) -> Prefix | None:
         """A prefix of `who`'s prompt, to be filled by a copy of its KV cache; None: there is nothing to be kept.
 
-        `outputs`: from position 0 on; `token_bytes`: of KV cache for one position; `room`: bytes that all prefixes
-        together may take. Then comes `finish` when it is filled, and in any case `give_back`.
+        `outputs`: from position 0 on; `cost`: bytes of KV cache for so many positions; `room`: bytes that all
+        prefixes together may take. Then comes `finish` when it is filled, and in any case `give_back`.
         """
         prefix, held = self._find(chain.digests)
         if prefix is not None:
             self._touch(prefix)
         whole = prefix is not None and held == len(prefix.digests)
         chunks = self._worth(who, chain.digests, 0 if whole else held)
-        chunks = min(chunks, room // (self.chunk * (token_bytes + outputs.row_bytes)))
+        size = lambda chunks: cost(chunks * self.chunk) + chunks * self.chunk * outputs.row_bytes  # noqa: E731
+        chunks = bisect.bisect_right(range(chunks + 1), room, key=size) - 1
         if chunks <= held:
             return None
         length, key = chunks * self.chunk, (OWNER, next(self._numbers))
-        prefix = Prefix(key, tuple(chain.digests[:chunks]), outputs.fork(length), length * token_bytes)
+        prefix = Prefix(key, tuple(chain.digests[:chunks]), outputs.fork(length), cost(length))
         self.shrink(room - prefix.nbytes)
         self._prefixes[key] = prefix
         return prefix

@@ -44,5 +44,6 @@ class Runner(Protocol):
     def bytes_held(self) -> int:
         """Bytes of all KV caches."""
 
-    def bytes_per_token(self, span: Span) -> int:
-        """Bytes that one position takes in the blocks of `span`."""
+    def reserved_bytes(self, span: Span, length: int) -> int:
+        """What a sequence of `length` positions in the blocks of `span` adds to `bytes_held`, at most: it grows with
+        the length, and does not depend on how the sequence came to it. May be called from any thread."""

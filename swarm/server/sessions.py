@@ -46,7 +46,7 @@ ITEM_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class SessionContext:
     """What all sessions of a server share. `codec`: that of a name, or ContractMismatch."""
 
     host: Host
@@ -64,7 +64,7 @@ class Surroundings:
 class Session:
     """A client's session on `span`. `tell` puts a reply on the control stream, if there is one."""
 
-    def __init__(self, id: bytes, client: PeerId, span: Span, around: Surroundings) -> None:
+    def __init__(self, id: bytes, client: PeerId, span: Span, around: SessionContext) -> None:
         self.id = id
         self.client = client
         self.span = span
@@ -91,7 +91,9 @@ class Session:
         self._generation = 0
         self._prompted = False
         self._tallies = {phase: pb.Tally(phase=phase) for phase in (pb.Tally.PREFILL, pb.Tally.DECODE)}
-        self._bytes_per_token = around.engine.runner.bytes_per_token(span)
+        self._cost = functools.partial(around.engine.runner.reserved_bytes, span)
+        self._peaks: dict[int, int] = {}
+        """What work that is under way takes for a moment beyond what it leaves: a copy whose source ends after it."""
         config = around.config
         self._chains = Chains(
             seed_of(span, client, shared=config.share_prefixes), around.row_bytes, config.prefix_chunk
@@ -139,14 +141,14 @@ class Session:
     def _affordable(self, changes: Changes) -> Changes:
         """Without the forks for which there is no room: what they would hold is replayed later, or refused."""
         kept: list[pb.Operation] = []
-        positions, now = 0, asyncio.get_running_loop().time()
+        reserved, now = 0, asyncio.get_running_loop().time()
         for operation in changes.operations:
             if operation.kind == pb.Operation.FORK:
-                wanted = (positions + operation.length) * self._bytes_per_token
+                wanted = reserved + self._cost(operation.length)
                 full = len(self.lengths) + len(kept) >= self.around.config.max_sequences
                 if full or not self.around.budget.make_room(wanted, self, now):
                     continue
-                positions += operation.length
+                reserved = wanted
             kept.append(operation)
         return Changes(tuple(kept), changes.truncations)
 
@@ -196,6 +198,7 @@ class Session:
             self.history[sequence].truncate(length)
         self.received = dict(self.lengths)
         self._chains.clear()
+        self._peaks.clear()
         self._weigh()
         if changes.operations or changes.truncations:
             cuts = [Change(Kind.TRUNCATE, (self.id, s), length=length) for s, length in changes.truncations]
@@ -244,23 +247,45 @@ class Session:
         """Take what is new of a step, or raise and take nothing."""
         self.last_used = asyncio.get_running_loop().time()
         outbox, after = self._outbox, dict(self.received)
-        known = [operation for operation in step.operations if _operate(after, operation)]
+        known, growth, peak = self._priced(step.operations, after)
         rows, hidden = self._fresh(step, after)
         if outbox is None or not (rows or known):
             return
+        growth += sum(self._cost(row.start + row.count) - self._cost(after.get(row.sequence, 0)) for row in rows)
         after.update((row.sequence, row.start + row.count) for row in rows)
-        self._check_room(rows, after)
+        self._check_room(rows, after, max(growth, peak))
         self.received = after
         for sequence, length in _ended(known).items():
             # Windows of a speculation that turned out wrong need not be computed any more.
             self.around.engine.void((self.id, sequence), length)
-        self._take_up(known, rows, hidden, outbox)
+        self._take_up(known, rows, hidden, outbox, max(peak - max(growth, 0), 0))
         await outbox.room()
 
+    def _priced(self, operations: Sequence[pb.Operation], after: dict[int, int]) -> tuple[list[pb.Operation], int, int]:
+        """Apply operations to a table of lengths: those whose source is held, by how many bytes the sequences grow, and
+        by how many they have grown when it is most."""
+        known, growth, peak = list[pb.Operation](), 0, 0
+        for operation in operations:
+            source, before = after.get(operation.source, 0), after.get(operation.target, 0)
+            if not _operate(after, operation):
+                continue
+            known.append(operation)
+            if operation.kind != pb.Operation.FREE:
+                growth += self._cost(after[operation.target])
+            if operation.kind == pb.Operation.FORK:
+                peak = max(peak, growth)
+            else:
+                growth -= self._cost(source)
+            if operation.kind != pb.Operation.FREE:
+                growth -= self._cost(before)
+        return known, growth, peak
+
     def _take_up(
-        self, operations: Sequence[pb.Operation], rows: list[pb.Rows], hidden: memoryview, box: Outbox
+        self, operations: Sequence[pb.Operation], rows: list[pb.Rows], hidden: memoryview, box: Outbox, peak: int
     ) -> None:
         """Compute what was accepted, except what the prefix cache has of it."""
+        if peak:
+            self._peaks[id(operations[0])] = peak
         self._chains.operate(operations)
         chains = self._chains.follow(rows, hidden) if self._keeps_prefixes else {}
         hits = self._hits(rows, chains)
@@ -298,8 +323,11 @@ class Session:
             return fresh, hidden if len(pieces) != 1 else pieces[0]
         return fresh, memoryview(b"".join(pieces))
 
-    def _check_room(self, rows: Sequence[pb.Rows], after: Mapping[int, int]) -> None:
-        """Make room for the lengths that the sequences will have. Raises ContextTooLong, LimitExceeded, ServerBusy."""
+    def _check_room(self, rows: Sequence[pb.Rows], after: Mapping[int, int], wanted: int) -> None:
+        """Make room for `wanted` more bytes, with which the sequences have the lengths `after`.
+
+        Raises ContextTooLong, LimitExceeded, ServerBusy.
+        """
         limit, config = self.around.max_positions, self.around.config
         for row in rows:
             if limit and row.start + row.count > limit:
@@ -307,10 +335,11 @@ class Session:
         if len(after) > config.max_sequences:
             most, asked = config.max_sequences, len(after)
             raise LimitExceeded(f"{asked} sequences in one session; it may have {most}", "sequences", most, asked)
-        asked, most = sum(after.values()), self.around.budget.total // max(self._bytes_per_token, 1)
+        asked, most = sum(map(self._cost, after.values())), self.around.budget.total
         if asked > most:
-            raise LimitExceeded(f"{asked} positions in one session; there is room for {most}", "positions", most, asked)
-        wanted = max(asked - sum(self.received.values()), 0) * self._bytes_per_token
+            what = f"{sum(after.values())} positions of {len(after)} sequences in one session"
+            raise LimitExceeded(f"{what} take {asked} bytes of KV cache; there are {most}", "cache_bytes", most, asked)
+        wanted = max(wanted, 0)
         if not self.around.budget.make_room(wanted, self, self.last_used):
             raise ServerBusy("the KV cache is full", retry_after=config.evict_after)
         self.kv_bytes += wanted
@@ -414,7 +443,7 @@ class Session:
             return
         chain.offered = len(chain.digests)
         key, room = (self.id, sequence), self.around.budget.prefix_room
-        prefix = prefixes.begin(key, chain, history, self._bytes_per_token, room)
+        prefix = prefixes.begin(key, chain, history, self._cost, room)
         if prefix is not None:
             fork = Change(Kind.FORK, key, prefix.key, prefix.outputs.last)
             over = functools.partial(prefixes.give_back, prefix)
@@ -439,6 +468,7 @@ class Session:
                 self._keep(row, chains[row.sequence])
             begin = end
         if operations:
+            self._peaks.pop(id(operations[0]), None)
             self._weigh()
         self.around.budget.trim_history()
 
@@ -564,14 +594,16 @@ class Session:
         self.around.engine.cancel(self.id)
         self.around.engine.change(self.id, gone)
         self._chains.clear()
+        self._peaks.clear()
         for table in (self.lengths, self.received, self.forwarded, self.history):
             table.clear()
         self._weigh()
 
     def _weigh(self) -> None:
         """Recount what is held; computed and still queued positions alike."""
-        positions = sum(max(self.lengths.get(s, 0), self.received.get(s, 0)) for s in {*self.lengths, *self.received})
-        self.kv_bytes = positions * self._bytes_per_token
+        both = {*self.lengths, *self.received}
+        held = sum(self._cost(max(self.lengths.get(s, 0), self.received.get(s, 0))) for s in both)
+        self.kv_bytes = held + max(self._peaks.values(), default=0)
         self.history_bytes = sum(log_.nbytes for log_ in self.history.values())
 
     def _hang_up(self) -> None:

@@ -72,10 +72,23 @@ class ExactRunner(ByteRunner):
         self.states.pop(sequence, None)
 
     def bytes_held(self) -> int:
-        return sum(8 * len(past) for blocks in self.states.values() for past in blocks.values())
+        return sum(8 * self.room(len(past)) for blocks in self.states.values() for past in blocks.values())
 
-    def bytes_per_token(self, span: Span) -> int:
-        return 8 * len(span)
+    def reserved_bytes(self, span: Span, length: int) -> int:
+        return 8 * len(span) * self.room(length)
+
+    @staticmethod
+    def room(length: int) -> int:
+        """Positions for which a sequence of `length` positions takes memory: no more than it has."""
+        return length
+
+
+class RoomyRunner(ExactRunner):
+    """Buffers that hold at least 64 positions, as some machines' have to."""
+
+    @staticmethod
+    def room(length: int) -> int:
+        return -(-length // 64) * 64
 
 
 class ForgetlessRunner(ExactRunner):

@@ -12,7 +12,8 @@ from swarm.client.session import Notice, Session
 from swarm.client.view import View
 from swarm.config import ClientConfig, ServerConfig
 from swarm.contract import Contract
-from swarm.server.handler import Handler, Offer
+from swarm.server.handler import Handler
+from swarm.server.hosted import Hosted, Limits
 from swarm.server.runner import Runner
 from swarm.tasks import ended
 from swarm.testing.conditions import LinkConditions
@@ -37,20 +38,25 @@ class SimulatedServer:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
+    def hosted(self) -> Hosted:
+        """What it serves."""
+        return self.handler.hosted[0]
+
+    @property
     def runner(self) -> ExactRunner:
         """The runner of an exact simulation."""
-        assert isinstance(self.handler.engine.runner, ExactRunner)
-        return self.handler.engine.runner
+        assert isinstance(self.hosted.engine.runner, ExactRunner)
+        return self.hosted.engine.runner
 
     def bytes_held(self) -> int:
         """KV cache that is held for sessions: all that there is, but for what the prefix cache says that it owns."""
-        return self.handler.engine.runner.bytes_held() - self.handler.prefixes.kv_bytes
+        return self.hosted.engine.runner.bytes_held() - self.hosted.prefixes.kv_bytes
 
     async def announce(self) -> None:
         while True:
             now = asyncio.get_running_loop().time()
-            load = self.handler.load()
-            self.record = replace(self.record, expires=now + 60.0, free_tokens=load.free_tokens, queue=load.queue)
+            busy = self.hosted.statistics()
+            self.record = replace(self.record, expires=now + 60.0, free_tokens=busy.free_positions, queue=busy.queue)
             await self.directory.announce(self.record, self.world.model)
             await asyncio.sleep(20.0)
 
@@ -64,7 +70,8 @@ class SimulatedServer:
 
     async def stop(self) -> None:
         await ended(*self.tasks)
-        await self.handler.engine.close()
+        for hosted in self.handler.hosted:
+            await hosted.engine.close()
         await self.handler.close()
         await self.host.close()
 
@@ -123,10 +130,11 @@ class World:
         dtype, size = self.arithmetic.dtype, self.arithmetic.hidden_size
         codecs = offered(dtype, size) if codecs is None else codecs
         contract = replace(self.contract.on(span), fingerprints=prints, **changes)
-        offer = Offer(contract, directory.verify, max_positions, codecs)
+        limits = Limits(directory.verify, max_positions, codecs)
         self.runners.append(self.arithmetic.make_runner(span))
         engine = InlineEngine(self.runners[-1], seconds=self.step_seconds)
-        handler = Handler(host=host, engine=engine, offer=offer, config=self.server_config)
+        handler = Handler(host=host, config=self.server_config)
+        handler.add(Hosted(host=host, engine=engine, contract=contract, limits=limits, config=self.server_config))
         await handler.start()
         record = ServerRecord(
             name, contract.announced, addresses=tuple(host.addresses),

@@ -32,7 +32,7 @@ def test_lines_about_a_session_name_it_and_its_span(caplog: pytest.LogCaptureFix
         server = await world.add("s", Span(0, 3))
         session = world.session()
         await generate(session, [1, 2, 3], 1)
-        names.update(key.hex()[:8] for key in server.handler.sessions)
+        names.update(key.hex()[:8] for key in server.hosted.sessions)
         await session.close()
         await world.close()
 

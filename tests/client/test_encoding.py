@@ -173,9 +173,9 @@ def test_a_link_that_goes_through_the_client_from_then_on_changes_no_token() -> 
 
 def test_evicted_caches_and_histories_change_no_token() -> None:
     async def evict(world: World, session: Session) -> None:
-        for held in world.servers["b"].handler.sessions.values():
+        for held in world.servers["b"].hosted.sessions.values():
             held.evict()
-        for held in world.servers["a"].handler.sessions.values():
+        for held in world.servers["a"].hosted.sessions.values():
             held.drop_history()
 
     tokens, session, _ = run(generated(world_of(), SPANS, happening=evict))
@@ -252,7 +252,7 @@ def test_a_server_that_dies_while_it_is_measured_is_replaced() -> None:
 
     async def kill_the_measured() -> None:
         handlers = {name: server.handler for name, server in world.servers.items()}
-        opened = [name for name, handler in handlers.items() if handler.sessions]
+        opened = [name for name, handler in handlers.items() if list(handler.sessions)]
         assert len(opened) == 3
         await world.kill(opened[1])
 

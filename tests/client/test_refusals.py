@@ -66,7 +66,7 @@ def test_more_rows_than_any_server_takes_are_refused_at_once_and_others_go_on() 
         assert "no server" not in str(error)
         assert tokens == reference(PROMPT, 20)
         assert waiting(world) == []
-        assert [server.handler.load().sessions for server in world.servers.values()] in ([0, 1], [1, 0])
+        assert [server.hosted.statistics().sessions for server in world.servers.values()] in ([0, 1], [1, 0])
         await modest.close()
         await world.close()
 

@@ -209,7 +209,7 @@ def test_who_closes_is_heard_by_every_hop_at_once() -> None:
         await generate(session, PROMPT, 3)
         await session.close()
         await asyncio.sleep(0.1)
-        assert [server.handler.load().sessions for server in world.servers.values()] == [0, 0, 0]
+        assert [server.hosted.statistics().sessions for server in world.servers.values()] == [0, 0, 0]
         await world.close()
 
     run(main())
@@ -228,7 +228,7 @@ def test_closed_hops_of_earlier_routes_have_heard_it_before_the_session_is_over(
         await generate(session, [1], 1)
         await session.close()
         await asyncio.sleep(0.2)
-        assert leaving.handler.load().sessions == 0
+        assert leaving.hosted.statistics().sessions == 0
         await draining
         world.servers.pop("b")
         await world.close()

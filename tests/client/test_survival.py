@@ -78,12 +78,12 @@ def test_a_hop_that_forgot_the_session_is_opened_anew(index: int) -> None:
 
     async def forget(world: World, session: Session) -> None:
         handler = world.servers[hop(session, index)].handler
-        for forgotten in list(handler.sessions.values()):
+        for forgotten in list(handler.sessions):
             handler._end(forgotten)
 
     world, session = run(survive(SPANS, 20, forget))
     assert session.reroutes == 1
-    assert [server.handler.opened for server in world.servers.values()] == [1 + (i == index) for i in range(3)]
+    assert [server.hosted.opened for server in world.servers.values()] == [1 + (i == index) for i in range(3)]
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -129,7 +129,7 @@ def test_the_replacement_dies_during_replay() -> None:
         await world.kill(hop(session, 1))
         replacement = next(name for name in world.servers if name.startswith("b"))
         await world.add("b3", Span(3, 6), decode_ms=5.0)
-        world.servers[replacement].handler.engine._seconds = lambda n: 0.5 * (n > 0)  # type: ignore[attr-defined]
+        world.servers[replacement].hosted.engine._seconds = lambda n: 0.5 * (n > 0)  # type: ignore[attr-defined]
 
         world.later(0.3, world.kill(replacement))
 
@@ -355,7 +355,7 @@ def test_a_cancelled_step_leaves_a_session_that_can_be_closed() -> None:
             await session.step([Rows(0, embed(1, 0), 1)])
         await asyncio.sleep(20.0)
         assert server.bytes_held() == 0
-        assert server.handler.load().sessions == 0
+        assert server.hosted.statistics().sessions == 0
         await world.close()
 
     run(main())

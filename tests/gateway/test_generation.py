@@ -107,7 +107,7 @@ def test_the_tokens_are_those_of_plain_transformers(
     assert got.tokens == expected[0].tolist()[len(ids) :]
     assert (got.finished.reason, got.finished.prompt_tokens, got.finished.completion_tokens) == (1, 9, 8)
     assert [(hop.first, hop.last) for hop in got.routes[0].hops] == [
-        (h.offer.contract.span.first, h.offer.contract.span.last) for h in served(kind, 2).handlers
+        (h.contract.span.first, h.contract.span.last) for h in served(kind, 2).hosted
     ]
     served(kind, 2).assert_free()
 

@@ -16,13 +16,14 @@ from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.contract import Contract
 from swarm.errors import SessionClosed, SwarmError
-from swarm.server.handler import MAX_REPLIES
+from swarm.server.control import MAX_REPLIES
 from swarm.testing import (
     ExactRunner,
     ForgetlessRunner,
     InlineEngine,
     MemoryStream,
     Peer,
+    RoomyRunner,
     Talk,
     World,
     embed,
@@ -30,7 +31,7 @@ from swarm.testing import (
     reference,
     run,
 )
-from swarm.types import Rows, Segment, ServerRecord, Span
+from swarm.types import Rows, Segment, SequenceKey, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
@@ -42,9 +43,13 @@ MINE = b"M" * 16
 CONFIG = ServerConfig(max_sessions=40, grace=5.0, inbox_bytes=20_000, cache_bytes=1 << 20)
 
 
-async def beside(attack: Callable[[World, Peer], Awaitable[None]], config: ServerConfig = CONFIG) -> None:
+async def beside(
+    attack: Callable[[World, Peer], Awaitable[None]],
+    config: ServerConfig = CONFIG,
+    make_runner: type[ExactRunner] = ExactRunner,
+) -> None:
     """An attack on a server that serves somebody else meanwhile, who must notice nothing; nothing may remain of it."""
-    world = World(blocks=BLOCKS, server_config=config)
+    world = World(blocks=BLOCKS, server_config=config, make_runner=make_runner)
     server = await world.add("s", Span(0, BLOCKS))
     good = world.session()
     tokens = await generate(good, PROMPT, 3)
@@ -58,12 +63,12 @@ async def beside(attack: Callable[[World, Peer], Awaitable[None]], config: Serve
     assert good.reroutes == 0
     world.network.kill("attacker")
     await asyncio.sleep(60.0)
-    assert len(server.handler.sessions) == 1
-    assert server.bytes_held() == server.handler.load().kv_bytes == good.length(0) * 8 * BLOCKS
+    assert len(server.hosted.sessions) == 1
+    assert server.bytes_held() == server.hosted.statistics().kv_bytes == make_runner.room(good.length(0)) * 8 * BLOCKS
     await good.close()
     await asyncio.sleep(1.0)
-    assert not server.handler.sessions
-    assert server.handler.load().kv_bytes == server.handler.load().history_bytes == server.bytes_held() == 0
+    assert not server.hosted.sessions
+    assert server.hosted.statistics().kv_bytes == server.hosted.statistics().history_bytes == server.bytes_held() == 0
     assert not server.host.statistics().served, "no stream of anybody's is left"
     await world.close()
 
@@ -176,7 +181,7 @@ def test_whoever_opens_streams_and_says_nothing_is_hung_up_on() -> None:
 
 def test_a_stranger_may_not_touch_a_session_though_it_knows_its_id() -> None:
     async def attack(world: World, peer: Peer) -> None:
-        (victim,) = world.servers["s"].handler.sessions.values()
+        (victim,) = world.servers["s"].hosted.sessions.values()
         talks = [
             await peer.control("s", pb.ControlRequest(attach=pb.Attach(session=victim.id))),
             await peer.control("s", peer.opening("s", victim.id)),
@@ -208,7 +213,7 @@ def test_the_upstream_of_the_last_epoch_cannot_slip_into_the_next_while_it_is_pr
         for talk in early:
             await talk.say(step_of(5))
         await asyncio.sleep(1.0)
-        session = world.servers["s"].handler.sessions[MINE]
+        session = world.servers["s"].hosted.sessions[MINE]
         assert session.epoch == 2
         assert session.received == {}, "nothing of it was taken"
         assert old.over
@@ -231,7 +236,7 @@ def test_data_of_an_old_epoch_meets_nobody() -> None:
         await control.say(pb.ControlRequest(prepare=prepare))
         await old.say(step_of(2, 4))
         await asyncio.sleep(1.0)
-        session = world.servers["s"].handler.sessions[MINE]
+        session = world.servers["s"].hosted.sessions[MINE]
         before = dict(session.lengths)
         await control.say(pb.ControlRequest(resume=pb.Resume(epoch=2)))
         await old.say(step_of(2, before[0]))
@@ -246,7 +251,7 @@ def test_data_of_an_old_epoch_meets_nobody() -> None:
 
 async def busy_for(world: World, seconds: float) -> None:
     """Let somebody's pass take the engine for so long."""
-    engine = world.servers["s"].handler.engine
+    engine = world.servers["s"].hosted.engine
     assert isinstance(engine, InlineEngine)
     usual, engine._seconds = engine._seconds, lambda positions: seconds
     await asyncio.sleep(0.05)
@@ -281,7 +286,7 @@ def test_an_epoch_that_is_overtaken_while_it_is_resumed_resumes_nothing() -> Non
             resume = pb.Resume(epoch=epoch, cuts=[pb.Position(sequence=0, position=cut)])
             await control.say(pb.ControlRequest(resume=resume))
         await asyncio.sleep(3.0)
-        session = world.servers["s"].handler.sessions[MINE]
+        session = world.servers["s"].hosted.sessions[MINE]
         assert session.epoch == 3
         assert session.received == session.lengths == {0: 4}
 
@@ -301,7 +306,7 @@ def test_an_epoch_that_begins_while_a_step_is_computed_says_what_there_is_after_
         await control.say(pb.ControlRequest(prepare=prepare))
         await control.say(pb.ControlRequest(resume=pb.Resume(epoch=2)))
         await asyncio.sleep(1.0)
-        session = world.servers["s"].handler.sessions[MINE]
+        session = world.servers["s"].hosted.sessions[MINE]
         assert {h.sequence: h.length for h in control.heard[0].have.held} == session.lengths == session.received
 
     run(beside(attack))
@@ -379,7 +384,7 @@ def test_blocks_that_cannot_roll_back_forget_all_when_they_are_told_to_forget_so
         resume = pb.Resume(epoch=2, cuts=[pb.Position(sequence=0, position=4)])
         await control.say(pb.ControlRequest(resume=resume))
         await asyncio.sleep(0.5)
-        assert server.handler.sessions[MINE].lengths == {}
+        assert server.hosted.sessions[MINE].lengths == {}
         assert server.bytes_held() == 0
         await world.close()
 
@@ -408,7 +413,7 @@ def test_a_flood_of_prepares_is_answered_in_turn_and_only_the_last_epoch_lives()
             await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=epoch)))
             await control.say(pb.ControlRequest(resume=pb.Resume(epoch=epoch - 1)))
         await asyncio.sleep(10.0)
-        session = world.servers["s"].handler.sessions[MINE]
+        session = world.servers["s"].hosted.sessions[MINE]
         assert session.epoch == 999
         haves = [reply.have.epoch for reply in control.heard if reply.WhichOneof("kind") == "have"]
         assert haves == sorted(set(haves))
@@ -431,8 +436,8 @@ def test_a_manifest_cannot_fork_one_sequence_into_more_than_there_is_room_for() 
         short = [pb.Sequence(id=i, length=2000, parent=0, parent_length=int(i > 0)) for i in range(4000)]
         await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=3, sequences=short)))
         await asyncio.sleep(1.0)
-        assert len(server.handler.sessions[MINE].lengths) <= CONFIG.max_sequences
-        assert server.bytes_held() <= server.handler.load().kv_bytes <= CONFIG.cache_bytes
+        assert len(server.hosted.sessions[MINE].lengths) <= CONFIG.max_sequences
+        assert server.bytes_held() <= server.hosted.statistics().kv_bytes <= CONFIG.cache_bytes
 
     run(beside(attack))
 
@@ -447,11 +452,88 @@ def test_a_step_cannot_fork_one_sequence_into_more_than_there_is_room_for() -> N
         await data.say(pb.Data(step=pb.Step(operations=forks)))
         await asyncio.sleep(2.0)
         assert data.failures == control.failures == [CODE.LIMIT], "it could not have so much if it were alone"
-        assert data.heard[-1].failure.limit == "positions"
+        assert data.heard[-1].failure.limit == "cache_bytes"
         assert server.bytes_held() <= CONFIG.cache_bytes
-        assert server.handler.sessions[MINE].received == {0: 2000}, "nothing of the step was taken"
+        assert server.hosted.sessions[MINE].received == {0: 2000}, "nothing of the step was taken"
 
     run(beside(attack))
+
+
+def test_tens_of_thousands_of_short_sequences_take_no_more_than_the_budget() -> None:
+    """Each takes the room of 64 positions: counted by its positions it would take 64 times what is counted."""
+    most = 0
+
+    async def attack(world: World, peer: Peer) -> None:
+        nonlocal most
+        server, many = world.servers["s"], range(CONFIG.max_sequences)
+        rows = [pb.Rows(sequence=i, count=1) for i in many]
+        for number in range(1 + 26_000 // len(many)):
+            session = number.to_bytes(16, "big")
+            await opened(world, peer, session)
+            for size in (20, len(many)):
+                data = await peer.data("s", session, 1)
+                await data.say(pb.Data(step=pb.Step(rows=rows[:size], hidden=bytes(8 * size))))
+            await asyncio.sleep(0.2)
+            most = max(most, server.bytes_held())
+
+    run(beside(attack, replace(CONFIG, max_sessions=256), RoomyRunner))
+    assert CONFIG.cache_bytes / 2 < most <= CONFIG.cache_bytes
+
+
+def test_what_is_copied_and_freed_in_one_step_counts_while_there_are_both() -> None:
+    async def attack(world: World, peer: Peer) -> None:
+        server = world.servers["s"]
+        await opened(world, peer)
+        data = await peer.data("s", MINE, 1)
+        await peer.data("s", MINE, 1, pb.Hello.RESULTS)
+        await data.say(step_of(4000))
+        copies = [pb.Operation(kind=pb.Operation.FORK, source=0, target=i, length=4000) for i in range(1, 6)]
+        await data.say(pb.Data(step=pb.Step(operations=copies)))
+        await asyncio.sleep(2.0)
+        held = server.bytes_held()
+        assert held > CONFIG.cache_bytes / 2
+        copies = [pb.Operation(kind=pb.Operation.FORK, source=0, target=i, length=4000) for i in range(6, 12)]
+        ends = [pb.Operation(kind=pb.Operation.FREE, source=i) for i in range(6)]
+        await data.say(pb.Data(step=pb.Step(operations=[*copies, *ends])))
+        await asyncio.sleep(1.0)
+        assert data.failures == [CODE.BUSY]
+        assert server.bytes_held() <= held + 10_000, "what the other has computed meanwhile"
+
+    run(beside(attack))
+
+
+def test_what_is_held_by_mistake_is_noticed_and_not_to_be_had(caplog: pytest.LogCaptureFixture) -> None:
+    class Leaking(ExactRunner):
+        """What is freed stays."""
+
+        leaked = 0
+
+        def free(self, sequence: SequenceKey) -> None:
+            held = super().bytes_held()
+            super().free(sequence)
+            self.leaked += held - super().bytes_held()
+
+        def bytes_held(self) -> int:
+            return super().bytes_held() + self.leaked
+
+    async def main() -> None:
+        world = World(blocks=BLOCKS, server_config=replace(CONFIG, prefix_share=0.0), make_runner=Leaking)
+        server, peer = await world.add("s", Span(0, BLOCKS)), Peer(world, "peer")
+        control = await opened(world, peer)
+        data = await peer.data("s", MINE, 1)
+        await data.say(step_of(3000))
+        await asyncio.sleep(10.0)
+        free = server.hosted.statistics().free_positions
+        await control.say(pb.ControlRequest(close=pb.Close()))
+        await asyncio.sleep(20.0)
+        assert "more than the 0 that are counted" in caplog.text
+        assert server.hosted.statistics().free_positions == free
+        server.runner.leaked = 0  # type: ignore[attr-defined]
+        await asyncio.sleep(20.0)
+        assert server.hosted.statistics().free_positions == CONFIG.cache_bytes // (8 * BLOCKS)
+        await world.close()
+
+    run(main())
 
 
 @pytest.mark.parametrize("rows", [True, False])
@@ -471,7 +553,7 @@ def test_no_session_has_more_sequences_than_are_allowed(rows: bool) -> None:
         assert data.failures == [CODE.LIMIT]
         (failure,) = [frame.failure for frame in data.heard]
         assert (failure.limit, failure.allowed, failure.asked) == ("sequences", len(many) - 1, len(many))
-        assert len(world.servers["s"].handler.sessions[MINE].received) <= 1
+        assert len(world.servers["s"].hosted.sessions[MINE].received) <= 1
 
     run(beside(attack))
 
@@ -516,7 +598,7 @@ def test_whoever_never_reads_results_is_not_read_from_for_long(empty: bool) -> N
     async def attack(world: World, peer: Peer) -> None:
         await opened(world, peer)
         data = await peer.data("s", MINE, 1)
-        session = world.servers["s"].handler.sessions[MINE]
+        session = world.servers["s"].hosted.sessions[MINE]
         await data.say(step_of(1))
         fork = pb.Data(step=pb.Step(operations=[pb.Operation(kind=pb.Operation.FORK, source=0, target=1, length=1)]))
         for i in range(500):
@@ -545,7 +627,7 @@ def test_a_reader_that_waits_for_room_is_let_go_when_the_epoch_ends(how: str) ->
         elif how == "close":
             await control.say(pb.ControlRequest(close=pb.Close()))
         else:
-            session = server.handler.sessions[MINE]
+            session = server.hosted.sessions[MINE]
             session.received[0] += 1  # as if a step were under way
             session.evict()
         await asyncio.sleep(1.0)
@@ -562,13 +644,13 @@ def test_a_step_under_way_when_its_session_is_evicted_is_answered_at_once() -> N
         data = await peer.data("s", MINE, 1)
         await data.say(step_of(1000))
         await asyncio.sleep(0.01)
-        assert server.handler.load().queue
-        server.handler.sessions[MINE].evict()
+        assert server.hosted.statistics().queue
+        server.hosted.sessions[MINE].evict()
         await asyncio.sleep(0.02)
         assert control.failures == [CODE.GAP]
         assert data.over
         await asyncio.sleep(1.0)
-        assert server.handler.sessions[MINE].lengths == {}
+        assert server.hosted.sessions[MINE].lengths == {}
 
     run(beside(attack))
 
@@ -626,7 +708,7 @@ def test_each_time_a_control_stream_is_lost_there_is_a_whole_time_of_grace() -> 
         control = await opened(world, peer)
         control.close()
         await asyncio.sleep(CONFIG.grace * 0.8)
-        assert MINE in world.servers["s"].handler.sessions
+        assert MINE in world.servers["s"].hosted.sessions
 
     run(beside(attack))
 
@@ -786,7 +868,7 @@ def test_a_server_says_that_it_holds_what_it_lost() -> None:
         tokens = await generate(session, PROMPT, 5)
         await world.add("honest", Span(3, 6), decode_ms=5.0)
         liar.on_reply = on_reply
-        for held in world.servers["liar"].handler.sessions.values():
+        for held in world.servers["liar"].hosted.sessions.values():
             held.evict()
         began = asyncio.get_running_loop().time()
         tokens += await generate(session, tokens[-1:], 20)
@@ -1014,7 +1096,7 @@ def test_closing_while_a_session_is_being_opened_leaves_nothing_at_the_servers()
             with contextlib.suppress(SessionClosed):
                 await step
             await asyncio.sleep(1.0)
-            assert not server.handler.sessions, f"after {milliseconds} ms"
+            assert not server.hosted.sessions, f"after {milliseconds} ms"
             assert server.bytes_held() == 0
             await world.close()
 

@@ -18,6 +18,7 @@ class Held:
     kv_bytes: int
     history_bytes: int
     last_used: float
+    client: str = ""
 
     def drop_history(self) -> None:
         self.history_bytes = 0
@@ -97,6 +98,27 @@ def test_whoever_asks_is_not_evicted_for_itself() -> None:
     budget = budget_of(asking)
     assert not budget.make_room(20, asking, NOW)
     assert budget.make_room(20, None, NOW)
+
+
+def test_who_has_more_than_its_share_gives_to_who_has_less() -> None:
+    greedy = [Held(24, 0, NOW - 1.0 + i / 10, "greedy") for i in range(4)]
+    small = Held(4, 0, NOW, "small")
+    budget = budget_of(*greedy, small)
+    assert budget.make_room(40, small, NOW)
+    assert [holder.kv_bytes for holder in greedy] == [0, 0, 24, 24]
+    small.kv_bytes += 40
+    assert not budget.make_room(10, small, NOW), "it would have more than half itself"
+    assert not budget.make_room(10, None, NOW, "greedy")
+    assert not budget.make_room(34, None, NOW, "new"), "a third of it is 33"
+    assert budget.make_room(33, None, NOW, "new")
+    assert [holder.kv_bytes for holder in greedy] == [0, 0, 0, 24]
+
+
+def test_who_is_the_only_one_has_no_share_to_keep_to() -> None:
+    alone = Held(60, 0, NOW, "alone")
+    budget = budget_of(alone)
+    assert budget.make_room(40, alone, NOW)
+    assert not budget.make_room(41, alone, NOW)
 
 
 def test_nobody_is_evicted_in_vain() -> None:

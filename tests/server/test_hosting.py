@@ -66,7 +66,7 @@ def test_a_loaded_span_knows_its_speed_and_its_cache() -> None:
     assert not host.loading
     assert len(loaded.contract.fingerprints) == 2
     assert {len(fingerprint) for fingerprint in loaded.contract.fingerprints} == {32}
-    assert loaded.cache_bytes == 100 * loaded.runner.bytes_per_token(Span(2, 4))
+    assert loaded.cache_bytes == loaded.runner.reserved_bytes(Span(2, 4), 100)
     assert loaded.throughput.decode_ms > 0
 
 

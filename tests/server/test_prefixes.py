@@ -142,7 +142,7 @@ class Cache:
         log = RowLog(1)
         log.append(content)
         key = (b"session", self.asked if who is None else who)
-        return self.cache.begin(key, chain_of(content), log, TOKEN_BYTES, self.room)
+        return self.cache.begin(key, chain_of(content), log, lambda length: length * TOKEN_BYTES, self.room)
 
     def keep(self, content: bytes, who: int | None = None) -> Prefix | None:
         """Begin and finish."""
@@ -353,9 +353,9 @@ async def end(world: World) -> None:
     await asyncio.sleep(1.0)
     for server in world.servers.values():
         assert server.bytes_held() == 0
-        server.handler.prefixes.clear()
+        server.hosted.prefixes.clear()
         await asyncio.sleep(1.0)
-        assert server.runner.bytes_held() == server.handler.engine.queue == 0
+        assert server.runner.bytes_held() == server.hosted.engine.queue == 0
         assert server.runner.complaints == []
     await world.close()
 
@@ -401,7 +401,7 @@ def test_the_caches_of_a_conversation_that_is_sent_whole_each_time_grow_with_it(
             )
             text += reference(text, 8) + [5] * 8
         for server in world.servers.values():
-            assert len(server.handler.prefixes._prefixes) == 1
+            assert len(server.hosted.prefixes._prefixes) == 1
         await end(world)
 
     run(main())
@@ -463,12 +463,12 @@ def test_nothing_is_lost_when_it_goes_while_it_is_being_taken(what: str, delay: 
         world = await started()
         await ask(world, PROMPT, "alice")
         await world.add("a2", Span(0, 3), decode_ms=9.0)
-        handler = world.servers["a"].handler
+        hosted = world.servers["a"].hosted
 
         async def happen() -> None:
             if what == "clear":
-                handler.prefixes.clear()
-            for session in handler.sessions.values() if what == "evict" else ():
+                hosted.prefixes.clear()
+            for session in hosted.sessions.values() if what == "evict" else ():
                 session.evict()
 
         for begin in range(10):
@@ -489,9 +489,9 @@ def test_prefixes_go_before_a_session_is_refused_or_loses_anything() -> None:
         config = replace(CONFIG, cache_bytes=100 * per_position, history_share=0.2, evict_after=1e6)
         world = await started(config)
         await ask(world, PROMPT, "alice")
-        server = world.servers["b"].handler
+        server = world.servers["b"].hosted
         assert server.prefixes.nbytes > 0
-        assert server.load().free_tokens == 100, "what prefixes take is there for whoever needs it"
+        assert server.statistics().free_positions == 100, "what prefixes take is there for whoever needs it"
         assert await ask(world, [1] * 90, "alice") == dict.fromkeys(SPANS, 92)
         assert server.prefixes.nbytes <= 50 * per_position
         await end(world)

@@ -519,7 +519,7 @@ class Protocol(RuleBasedStateMachine):
         assert model is not None
 
         async def evict() -> None:
-            self.server.handler.sessions[self.session].evict()
+            self.server.hosted.sessions[self.session].evict()
 
         self.do(evict())
         model.held.clear()
@@ -530,7 +530,7 @@ class Protocol(RuleBasedStateMachine):
     def drop_history(self) -> None:
         model = self.model
         assert model is not None
-        self.server.handler.sessions[self.session].drop_history()
+        self.server.hosted.sessions[self.session].drop_history()
         model.history = {s: len(inputs) for s, inputs in model.held.items()}
 
     # ---- what always holds ------------------------------------------------------------------------------------
@@ -545,7 +545,7 @@ class Protocol(RuleBasedStateMachine):
         if not hasattr(self, "model"):
             return
         positions = sum(map(len, self.model.held.values())) if self.model else 0
-        load = self.server.handler.load()
+        load = self.server.hosted.statistics()
         assert self.server.bytes_held() == positions * PER_POSITION
         assert load.kv_bytes == positions * PER_POSITION
         assert load.sessions == (self.model is not None)
@@ -558,7 +558,7 @@ class Protocol(RuleBasedStateMachine):
     @invariant()
     def epochs_never_go_back(self) -> None:
         if hasattr(self, "model") and self.model is not None:
-            assert self.server.handler.sessions[self.session].epoch == self.model.epoch
+            assert self.server.hosted.sessions[self.session].epoch == self.model.epoch
             self.epochs.append(self.model.epoch)
             assert self.epochs == sorted(self.epochs)
 

@@ -14,8 +14,9 @@ from swarm.config import CONTROL_FRAME_LIMIT, ServerConfig
 from swarm.errors import BadCheckpoint, DaemonFailed, PeerUnreachable
 from swarm.server.engine import Engine
 from swarm.server.placement import choose_span
+from swarm.server.plan import Choose, Load, Loaded, Plan
 from swarm.server.runner import Runner
-from swarm.server.server import Loaded, Server
+from swarm.server.server import Server
 from swarm.server.throughput import Throughput
 from swarm.testing import ByteRunner, InlineEngine, MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork, run
 from swarm.types import ModelInfo, Segment, SequenceKey, ServerRecord, ServerState, Span
@@ -43,8 +44,8 @@ class EchoRunner(ByteRunner):
     def bytes_held(self) -> int:
         return 0
 
-    def bytes_per_token(self, span: Span) -> int:
-        return 100 * len(span)
+    def reserved_bytes(self, span: Span, length: int) -> int:
+        return 100 * len(span) * length
 
 
 def inline(runner: Runner) -> Engine:
@@ -67,18 +68,28 @@ class Swarm:
         self.client = self.network.host("client")
         self.view = self.network.directory(self.client)
 
-    def server(self, name: str, span: str = "4:8", **options: Any) -> tuple[Server, asyncio.Task[None]]:
+    def server(
+        self,
+        name: str,
+        span: str = "4:8",
+        *,
+        choose: Choose | None = None,
+        load: Load = load,
+        settle: bool = True,
+        plans: Sequence[Plan] = (),
+        **options: Any,
+    ) -> tuple[Server, asyncio.Task[None]]:
         host = self.network.host(name)
         options = {
             "directory": self.network.directory(host),
-            "choose": lambda others: Span.parse(span),
-            "load": load,
             "engine": inline,
             "now": asyncio.get_running_loop().time,
             "rng": random.Random(0),
             **options,
         }
-        server = Server(host=host, model=MODEL, name=name, **options)
+        choose = choose or (lambda others: Span.parse(span))
+        plans = plans or [Plan(MODEL, choose, load, settle=settle)]
+        server = Server(host=host, plans=plans, name=name, **options)
         return server, asyncio.ensure_future(server.run())
 
     async def records(self) -> list[ServerRecord]:
@@ -104,7 +115,7 @@ async def reply(stream: MemoryStream) -> pb.ControlReply:
 
 
 async def until_online(server: Server, living: asyncio.Task[None]) -> None:
-    while server.state is not ServerState.ONLINE:
+    while any(life.state is not ServerState.ONLINE for life in server.spans):
         if living.done():
             await living
         await asyncio.sleep(0.1)
@@ -122,7 +133,9 @@ def simulate(main: Callable[[Swarm], Awaitable[None]]) -> None:
 def test_a_server_joins_goes_online_and_leaves_no_record_behind() -> None:
     async def scenario(swarm: Swarm) -> None:
         states: list[ServerState] = []
-        server, living = swarm.server("s1", on_state=states.append, config=ServerConfig(cache_bytes=40_000))
+        server, living = swarm.server(
+            "s1", on_state=lambda life: states.append(life.state), config=ServerConfig(cache_bytes=40_000)
+        )
         await asyncio.sleep(5.0)
         (joining,) = await swarm.records()
         assert (joining.state, joining.span, joining.free_tokens) == (ServerState.JOINING, Span(4, 8), 0)

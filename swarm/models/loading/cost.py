@@ -63,7 +63,7 @@ def describe(
 def cache_bytes(layer: nn.Module, config: Any, dtype: torch.dtype) -> int:
     """Bytes of KV cache that one position takes in a block: keys and values of all KV heads.
 
-    An estimate before anything is loaded; `SpanModel.bytes_per_token` is measured.
+    An estimate before anything is loaded; `SpanModel.reserved_bytes` is measured.
     """
     if getattr(config, "kv_lora_rank", None):  # keys and values are expanded to all heads before they are kept
         heads = config.num_attention_heads

@@ -24,6 +24,7 @@ from swarm.models.span.attention.ragged import RaggedAttention
 from swarm.models.span.backward import gradients
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import SequenceCache
+from swarm.models.span.kv.cost import Cost
 from swarm.models.span.linear_layers import choose_linear_layers
 from swarm.models.span.passes import Batched, Passes, Unbatched
 from swarm.models.span.proof import prove
@@ -55,6 +56,7 @@ class SpanModel:
         self.device = self._model.device
         self.max_positions = context_length(self._model.config)
         self._caches: dict[SequenceKey, SequenceCache] = {}
+        self._costs: dict[Span, Cost] = {}
         attention = RaggedAttention()
         self.proven = prove(self._model, attention)
         batched = self.proven.batched
@@ -191,6 +193,10 @@ class SpanModel:
         """Bytes of all KV caches, with the room that they have grown into."""
         return sum(cache.nbytes for cache in self._caches.values())
 
-    def bytes_per_token(self, span: Span) -> int:
-        """Bytes of KV cache that one position takes in the blocks of `span`, as measured at load."""
-        return sum(self.proven.cache_bytes[block - self.span.first] for block in span)
+    def reserved_bytes(self, span: Span, length: int) -> int:
+        """What a sequence of `length` positions in the blocks of `span` adds to `bytes_held`, at most."""
+        cost = self._costs.get(span)
+        if cost is None:
+            first = self.span.first
+            cost = self._costs[span] = Cost.together(self.proven.costs[span.first - first : span.last - first])
+        return cost.of(length)

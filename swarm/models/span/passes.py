@@ -84,6 +84,7 @@ class Unbatched:
         positions = torch.arange(cache.length, end, device=hidden.device).unsqueeze(0)
         output = self._model.run(hidden, positions, past_key_values=cache.cache, use_cache=True)
         cache.length = end
+        cache.release()
         return output
 
 

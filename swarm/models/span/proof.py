@@ -11,6 +11,7 @@ import torch
 from swarm.errors import UnsupportedModel
 from swarm.models.span.attention.base import Attention, Lane, Unbatchable
 from swarm.models.span.base_model import BaseModel
+from swarm.models.span.kv.cost import OBJECT_BYTES, Cost, linear_cost
 from swarm.models.span.kv.library import LibraryCache
 from swarm.models.span.passes import Batched, Unbatched
 from swarm.models.span.probe import close, random_states, run_whole
@@ -30,14 +31,13 @@ NO_INTERFACE = "its attention does not go through the library's interface"
 class Proven:
     """What was found. `batched`: whether several sequences may share a forward pass, else `why_unbatched` not.
 
-    `can_rollback`: whether single positions can be forgotten. `cache_bytes`: of each block, for one position; of all
-    that it keeps, where that is no matter of positions.
+    `can_rollback`: whether single positions can be forgotten. `costs`: what a sequence takes in each block.
     """
 
     batched: bool
     why_unbatched: str
     can_rollback: bool
-    cache_bytes: tuple[int, ...]
+    costs: tuple[Cost, ...]
 
 
 @torch.inference_mode()
@@ -58,9 +58,18 @@ def prove(model: BaseModel, attention: Attention) -> Proven:
             log.debug("why not batched: %r", error)
             log.info("every sequence runs by itself: %s", why)
             model.use_own_attention()
-    per = cache.length if cache.can_rollback else 1
-    sizes = tuple(size // per for size in cache.block_bytes()[: len(model.blocks)])
-    return Proven(False, why, cache.can_rollback, sizes)
+    return Proven(False, why, cache.can_rollback, _costs_alone(model, strangers[0]))
+
+
+def _costs_alone(model: BaseModel, hidden: torch.Tensor) -> tuple[Cost, ...]:
+    """What the library's cache keeps in each block: by what it grows with some positions more."""
+    passes = Unbatched(model)
+    cache = passes.new_cache()
+    passes.run_alone(cache, hidden[:, :-STEPS])
+    length, held = cache.length, cache.block_bytes()
+    passes.run_alone(cache, hidden[:, -STEPS:])
+    sizes = list(zip(held, cache.block_bytes(), strict=False))[: len(model.blocks)]
+    return tuple(linear_cost(length, size, STEPS, then) for size, then in sizes)
 
 
 def _check_alone(model: BaseModel, strangers: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], LibraryCache]:
@@ -100,8 +109,8 @@ def _in_halves(model: BaseModel, passes: Unbatched, hidden: torch.Tensor) -> tor
 
 def _check_batched(
     model: BaseModel, attention: Attention, strangers: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]
-) -> tuple[int, ...]:
-    """Bytes that a position takes in each block's cache.
+) -> tuple[Cost, ...]:
+    """What a sequence takes in each block.
 
     Raises Unbatchable (or whatever the model raises) unless a shared row gives what each gets alone.
     """
@@ -118,4 +127,4 @@ def _check_batched(
     for part, end, right in zip(torch.split(head, counts, 1), torch.split(tail, STEPS, 1), alone, strict=True):
         if not close(torch.cat([part, end], dim=1), right):
             raise Unbatchable("strangers in one row do not get what each gets alone")
-    return tuple(caches[0].position_bytes(block) for block in blocks)
+    return tuple(Cost(OBJECT_BYTES, caches[0].position_bytes(block), rooms=True) for block in blocks)

@@ -68,8 +68,8 @@ def test_a_prompt_that_begins_as_one_before_it(
         computed += job.positions
         return run(job)
 
-    for handler in servers.handlers:
-        runner = handler.engine.runner
+    for hosted in servers.hosted:
+        runner = hosted.engine.runner
         monkeypatch.setattr(runner, "run", functools.partial(counted, runner.run))
     for tail in range(3):
         make = lambda seed, tail=tail: {"input_ids": torch.cat([begin, prompt(6, 100 * tail + seed)], 1)}  # noqa: E731
@@ -77,7 +77,7 @@ def test_a_prompt_that_begins_as_one_before_it(
         computed = 0
         assert servers.model().generate(**inputs, **GREEDY, max_new_tokens=8).tolist() == expected.tolist()
         positions = 37 if tail == 0 or kind == "lfm2" else 13
-        assert computed == positions * len(servers.handlers)
+        assert computed == positions * len(servers.hosted)
         servers.assert_free()
 
 
@@ -178,7 +178,7 @@ def session_of(servers: Served, span: Span) -> Callable[[], Any]:
     from swarm.config import ClientConfig
 
     swarm = servers.swarm
-    view = swarm.view(servers.info, "float32", servers.handlers[0].offer.contract.row_bytes, ClientConfig())
+    view = swarm.view(servers.info, "float32", servers.hosted[0].contract.row_bytes, ClientConfig())
     return RemoteBlocks(swarm, view, span).open
 
 

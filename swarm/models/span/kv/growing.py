@@ -1,17 +1,16 @@
-"""Keys and values of one sequence over the blocks of a span, in buffers that grow geometrically."""
+"""Keys and values of one sequence over the blocks of a span, in buffers whose size follows from the length."""
 
 from __future__ import annotations
 
 import torch
 
-FIRST_CAPACITY = 64
-GROWTH = 1.5
+from swarm.models.span.kv.cost import OBJECT_BYTES, capacity
 
 
 class BlockBuffers:
     """Keys and values of one sequence in one block: `[heads, capacity, head_dim]`.
 
-    Writing one position copies that position only; when the capacity is spent the buffers grow by half.
+    Writing one position copies that position only; when the capacity is spent the buffers grow.
     """
 
     __slots__ = ("keys", "values")
@@ -23,8 +22,10 @@ class BlockBuffers:
     def write(self, start: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put `[heads, count, head_dim]` at `start`; returns all positions up to its end."""
         end = start + keys.shape[1]
-        stored_keys = self.keys = _room(self.keys, keys, start, end)
-        stored_values = self.values = _room(self.values, values, start, end)
+        stored_keys, stored_values = self.keys, self.values
+        if stored_keys is None or stored_values is None or stored_keys.shape[1] < end:
+            stored_keys = self.keys = _resized(self.keys, keys, start, end)
+            stored_values = self.values = _resized(self.values, values, start, end)
         stored_keys[:, start:end] = keys
         stored_values[:, start:end] = values
         return stored_keys[:, :end], stored_values[:, :end]
@@ -33,11 +34,20 @@ class BlockBuffers:
         """Buffers of their own with the first `length` positions."""
         if self.keys is None or self.values is None:
             return BlockBuffers()
-        return BlockBuffers(self.keys[:, :length].clone(), self.values[:, :length].clone())
+        keys, values = self.keys, self.values
+        return BlockBuffers(_resized(keys, keys, length, length), _resized(values, values, length, length))
+
+    def truncate(self, length: int) -> None:
+        """Give back the room that the first `length` positions do not have."""
+        if self.keys is not None and self.values is not None and self.keys.shape[1] > capacity(length):
+            self.keys = _resized(self.keys, self.keys, length, length)
+            self.values = _resized(self.values, self.values, length, length)
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.keys, self.values) if t is not None)
+        """Bytes of the buffers and of the objects around them."""
+        held = sum(t.untyped_storage().nbytes() for t in (self.keys, self.values) if t is not None)
+        return held + OBJECT_BYTES if held else 0
 
     @property
     def position_bytes(self) -> int:
@@ -45,15 +55,12 @@ class BlockBuffers:
         return sum(t.nbytes // t.shape[1] for t in (self.keys, self.values) if t is not None)
 
 
-def _room(buffer: torch.Tensor | None, like: torch.Tensor, used: int, needed: int) -> torch.Tensor:
-    """A buffer with room for `needed` positions, holding the `used` ones."""
-    if buffer is not None and buffer.shape[1] >= needed:
-        return buffer
-    capacity = max(FIRST_CAPACITY, needed, int(GROWTH * (buffer.shape[1] if buffer is not None else 0)))
-    grown = like.new_empty(like.shape[0], capacity, like.shape[2])
+def _resized(buffer: torch.Tensor | None, like: torch.Tensor, used: int, length: int) -> torch.Tensor:
+    """A buffer for a sequence of `length` positions, of which the first `used` are in the old one."""
+    resized = like.new_empty(like.shape[0], capacity(length), like.shape[2])
     if buffer is not None:
-        grown[:, :used] = buffer[:, :used]
-    return grown
+        resized[:, :used] = buffer[:, :used]
+    return resized
 
 
 class GrowingCache:
@@ -77,17 +84,20 @@ class GrowingCache:
     def fork(self, length: int) -> GrowingCache:
         """A cache of its own with the first `length` positions."""
         twin = GrowingCache()
-        twin._blocks = {index: buffers.fork(length) for index, buffers in self._blocks.items()}
         twin.length = min(length, self.length)
+        if twin.length > 0:
+            twin._blocks = {index: buffers.fork(twin.length) for index, buffers in self._blocks.items()}
         return twin
 
     def truncate(self, length: int) -> None:
-        """Forget positions from `length` on; the buffers stay."""
+        """Forget positions from `length` on, and the room that they took."""
         self.length = min(self.length, length)
+        for buffers in self._blocks.values():
+            buffers.truncate(self.length)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers, with the room that they have grown into."""
+        """Bytes of all buffers, with their room, and of the objects around them."""
         return sum(buffers.nbytes for buffers in self._blocks.values())
 
     def position_bytes(self, block: int) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from swarm.models.cache_layers import tensors_in
+from swarm.models.span.kv.cost import OBJECT_BYTES
 
 
 class _Positions(DynamicLayer):
@@ -56,6 +58,11 @@ class LibraryCache:
         """Whether all that is kept is keys and values."""
         return all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
+    def release(self) -> None:
+        """Let go of larger tensors of which only a part is kept, such as a whole prompt's for its end."""
+        for layer in self.cache.layers:
+            _release(layer)
+
     def fork(self, length: int) -> LibraryCache:
         """A cache of its own with the first `length` positions."""
         twin = copy.deepcopy(self)
@@ -67,15 +74,28 @@ class LibraryCache:
         if length < self._length:
             self.cache.crop(length - self._length)
             self.length = length
+            self.release()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that the blocks keep."""
-        return sum(self.block_bytes())
+        """Bytes of all that is kept, and of the objects around it."""
+        return sum(size + OBJECT_BYTES for size in self.block_bytes() if size)
 
     def block_bytes(self) -> list[int]:
         """Bytes that each block keeps."""
-        return [sum(t.nbytes for t in tensors_in(vars(layer))) for layer in self.cache.layers]
+        return [sum(t.untyped_storage().nbytes() for t in tensors_in(vars(layer))) for layer in self.cache.layers]
+
+
+def _release(layer: Any) -> None:
+    for name, value in list(vars(layer).items()):
+        if _is_part(value):
+            setattr(layer, name, value.clone())
+        elif isinstance(value, dict):
+            value.update({key: part.clone() for key, part in value.items() if _is_part(part)})
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes
 
 
 def _is_window(layer: Any) -> bool:

@@ -1,0 +1,184 @@
+"""One span of one model, ready to compute: its engine, its budget, and the sessions on it."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from swarm.config import ServerConfig
+from swarm.contract import Contract
+from swarm.errors import ContractMismatch, LimitExceeded, ServerBusy
+from swarm.jobs import Change, Kind
+from swarm.net.base import Host
+from swarm.server.budget import CacheBudget
+from swarm.server.engine import Engine
+from swarm.server.prefixes import OWNER, PrefixCache
+from swarm.server.sessions import Session, SessionContext
+from swarm.types import PeerId, SequenceKey, ServerRecord, Span
+from swarm.wire import messages
+from swarm.wire import swarm_pb2 as pb
+from swarm.wire.codecs import RAW, Codec, codec_of
+
+log = logging.getLogger(__name__)
+
+MANY = 1 << 20
+"""Positions of a sequence so long that what it takes does not depend on where it ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What sessions may have beside the contract. `max_positions`: of a sequence, 0 for no limit; `codecs`: how hidden
+    states may travel; `verify` checks a signed record and raises RecordRefused."""
+
+    verify: Callable[[bytes], ServerRecord]
+    max_positions: int = 0
+    codecs: tuple[str, ...] = (RAW,)
+
+
+@dataclass(frozen=True, slots=True)
+class HostedStatistics:
+    """How busy a span is. `free_positions`: of KV cache for the whole span; `queue`: steps waiting or being computed;
+    `held_bytes`: what KV caches are known to take, of sessions and of prefixes."""
+
+    free_positions: int
+    queue: int
+    sessions: int
+    opened: int
+    kv_bytes: int
+    history_bytes: int
+    prefix_bytes: int
+    budget_bytes: int
+
+
+class Hosted:
+    """Serves sessions on what `contract` (with fingerprints of 32 bytes a block) says, with an engine and a budget of
+    their own."""
+
+    def __init__(self, *, host: Host, engine: Engine, contract: Contract, limits: Limits, config: ServerConfig) -> None:
+        self.engine = engine
+        self.contract = contract
+        self.limits = limits
+        self.config = config
+        self.prefixes = PrefixCache(config.prefix_chunk, self._free_prefix)
+        self.budget = CacheBudget(
+            config.cache_bytes, config.history_share, config.evict_after, config.prefix_share, self.prefixes
+        )
+        self.sessions: dict[bytes, Session] = {}
+        self.opened = 0
+        self._excess = 0
+        self._context = SessionContext(
+            host=host,
+            engine=engine,
+            budget=self.budget,
+            config=config,
+            row_bytes=contract.row_bytes,
+            max_positions=limits.max_positions,
+            verify=limits.verify,
+            model=contract.model,
+            codec=self._codec,
+            prefixes=self.prefixes,
+        )
+
+    def __str__(self) -> str:
+        return f"blocks {self.contract.span} of model {self.contract.model[:12]}"
+
+    def statistics(self) -> HostedStatistics:
+        """As of now."""
+        cost = functools.partial(self.engine.runner.reserved_bytes, self.contract.span)
+        return HostedStatistics(
+            free_positions=positions_in(self.budget.free_bytes, cost),
+            queue=self.engine.queue,
+            sessions=len(self.sessions),
+            opened=self.opened,
+            kv_bytes=self.budget.kv_bytes,
+            history_bytes=self.budget.history_bytes,
+            prefix_bytes=self.prefixes.nbytes,
+            budget_bytes=self.budget.total,
+        )
+
+    # ---- sessions ---------------------------------------------------------------------------------------------
+
+    def open(self, id: bytes, client: PeerId, asked: Contract, positions: int) -> Session:
+        """Begin a session of a client. Raises ServerBusy, and LimitExceeded for what will never be had here."""
+        self._check_admission(positions, asked.span, client)
+        session = self.sessions[id] = Session(id, client, asked.span, self._context)
+        self.opened += 1
+        self.budget.holders.append(session)
+        return session
+
+    def _check_admission(self, positions: int, span: Span, client: PeerId) -> None:
+        wanted, most = self.engine.runner.reserved_bytes(span, positions), self._most_positions(span)
+        if positions > most:
+            text = f"{positions} positions in one session; there is room for {most}"
+            raise LimitExceeded(text, "positions", most, positions)
+        if not self.budget.make_room(min(wanted, self.budget.total), None, asyncio.get_running_loop().time(), client):
+            raise ServerBusy("the KV cache has no room for this session", retry_after=self.config.evict_after)
+
+    def _most_positions(self, span: Span) -> int:
+        """Positions that all sequences of one session on `span` may have together, if nobody else has any; fewer,
+        where many are short."""
+        return self.budget.total * MANY // max(self.engine.runner.reserved_bytes(span, MANY), 1)
+
+    def greeting(self, session: Session) -> pb.Opened:
+        """What a client is told of its session."""
+        return pb.Opened(
+            session=session.id,
+            can_rollback=self.engine.runner.can_rollback,
+            max_positions=self.limits.max_positions,
+            fingerprints=self.contract.on(session.span).fingerprints,
+            codecs=self.limits.codecs,
+            max_sequences=self.config.max_sequences,
+            max_total_positions=self._most_positions(session.span),
+            prefix_chunk=self.config.prefix_chunk,
+        )
+
+    def end(self, session: Session) -> None:
+        """Free all that a session holds."""
+        del self.sessions[session.id]
+        self.budget.holders.remove(session)
+        session.close()
+
+    def _codec(self, name: str) -> Codec:
+        """The codec of this name; an empty name is raw. Raises ContractMismatch for one that is not offered."""
+        if name not in ("", RAW, *self.limits.codecs):
+            raise ContractMismatch(f"this server speaks {', '.join(self.limits.codecs)}, not {name}")
+        contract = self.contract
+        return codec_of(name, contract.dtype, contract.hidden_size, contract.row_bytes)
+
+    # ---- what expires -----------------------------------------------------------------------------------------
+
+    async def keep_house(self) -> None:
+        """Drop caches that nobody has used for long, and see whether those that are held are those that are counted."""
+        while True:
+            await asyncio.sleep(min(self.config.idle_expiry / 4, 5.0))
+            await self._audit()
+            horizon = asyncio.get_running_loop().time() - self.config.idle_expiry
+            for session in self.sessions.values():
+                if session.last_used < horizon and (session.kv_bytes or session.history_bytes):
+                    session.evict()
+
+    async def _audit(self) -> None:
+        """Compare what is counted with what the runner holds; twice more is held by mistake, and not to be had."""
+        counted = self._counted
+        excess = await self.engine.bytes_held(OWNER) - max(counted, self._counted)
+        # Once may be a session's that ended in between.
+        self.budget.excess, self._excess = max(min(excess, self._excess), 0), excess
+        if self.budget.excess:
+            log.error("the KV caches hold %d bytes more than the %d that are counted", excess, self._counted)
+            self.budget.make_room(0, None, asyncio.get_running_loop().time())
+
+    @property
+    def _counted(self) -> int:
+        return self.budget.kv_bytes + self.prefixes.kv_bytes
+
+    def _free_prefix(self, key: SequenceKey) -> None:
+        self.engine.change(OWNER, [Change(Kind.FREE, key)])
+
+
+def positions_in(room: int, cost: Callable[[int], int]) -> int:
+    """Positions of the longest sequence that takes at most `room` bytes, by what each length costs."""
+    return bisect.bisect_right(range(messages.MAX_POSITION + 1), room, key=cost) - 1
