@@ -85,7 +85,7 @@ def repair(route: Route, lost: Iterable[int], records: Sequence[ServerRecord], c
         doubled = {
             route.hops.index(hop)
             for one, other in itertools.pairwise(hops)
-            if one.peer_id == other.peer_id
+            if one.peer_id == other.peer_id and one.server.contract == other.server.contract
             for hop in (one, other)
             if hop in kept
         }
@@ -132,16 +132,22 @@ def agreed_fingerprints(records: Iterable[ServerRecord], pins: Mapping[int, byte
 
 
 def _usable(records: Iterable[ServerRecord], span: Span, conditions: Conditions) -> list[ServerRecord]:
-    """Who takes sessions on part of `span`, by peer id; of a peer with several records what it said last."""
-    newest: dict[PeerId, ServerRecord] = {}
+    """Who takes sessions on part of `span`, by peer id and span.
+
+    A peer may host several spans; what it said before it was started anew counts no more.
+    """
+    records, newest = list(records), dict[PeerId, ServerRecord]()
     for record in records:
         known = newest.get(record.peer_id)
         if known is None or (known.expires, known.span) < (record.expires, record.span):
             newest[record.peer_id] = record
+    last = {(record.peer_id, record.span): record for record in sorted(records, key=lambda record: record.expires)}
     return [
         record
-        for peer_id, record in sorted(newest.items())
+        for (peer_id, _), record in sorted(last.items(), key=lambda item: item[0])
         if record.state is ServerState.ONLINE
+        and record.instance == newest[peer_id].instance
+        and (record.instance or record is newest[peer_id])
         and peer_id not in conditions.avoid_peers
         and record.span.first < span.last
         and span.first < record.span.last
@@ -178,11 +184,13 @@ def _arrival(server: ServerRecord, conditions: Conditions) -> float:
 
 def _relayed(servers: Sequence[ServerRecord], conditions: Conditions) -> dict[int, list[int]]:
     """For each server those from which nothing may come to it directly, as places in `servers`."""
-    places = {server.peer_id: place for place, server in enumerate(servers)}
+    places: dict[PeerId, list[int]] = defaultdict(list)
+    for place, server in enumerate(servers):
+        places[server.peer_id].append(place)
     relayed: dict[int, list[int]] = defaultdict(list)
     for source, target in conditions.avoid_links:
-        if source in places and target in places:
-            relayed[places[target]].append(places[source])
+        for place in places.get(target, ()):
+            relayed[place].extend(places.get(source, ()))
     return relayed
 
 

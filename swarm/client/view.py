@@ -127,7 +127,7 @@ class View:
 
     def newest(self, record: ServerRecord) -> ServerRecord:
         """The server's record as last read; the one given where the directory has none (any more)."""
-        return next((r for r in self.records if r.peer_id == record.peer_id), record)
+        return next((r for r in self.records if (r.peer_id, r.span) == (record.peer_id, record.span)), record)
 
     def measured(self, peer_id: PeerId, rtt_ms: float) -> None:
         """Fold one measured round trip into the running estimate."""

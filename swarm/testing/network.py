@@ -35,7 +35,7 @@ class SimulatedNetwork:
         self.random = random.Random(seed)
         self.default = conditions or LinkConditions()
         self.hosts: dict[PeerId, MemoryHost] = {}
-        self.records: dict[tuple[str, PeerId], ServerRecord] = {}
+        self.records: dict[tuple[str, PeerId, int], ServerRecord] = {}
         self.infos: dict[str, ModelInfo] = {}
         self.nodes: dict[tuple[str, PeerId], tuple[pb.QueryNode, float]] = {}
         self._conditions: dict[tuple[PeerId, PeerId], LinkConditions] = {}
@@ -332,7 +332,7 @@ class MemoryDirectory:
         record = dataclasses.replace(record, instance=self.instance)
         signed = hashlib.sha256(repr(dataclasses.replace(record, signed=b"")).encode()).digest()
         record = dataclasses.replace(record, signed=signed)
-        self.network.records[record.model, record.peer_id] = record
+        self.network.records[record.model, record.peer_id, record.span.first] = record
         self.network.infos[model.key] = model
         return record
 
@@ -342,7 +342,7 @@ class MemoryDirectory:
 
     async def withdraw(self, record: ServerRecord) -> None:
         await self._reach()
-        self.network.records.pop((record.model, self.host.peer_id), None)
+        self.network.records.pop((record.model, self.host.peer_id, record.span.first), None)
 
     async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
         await self._reach()
