@@ -374,7 +374,7 @@ class MemoryDirectory:
                 return record
         raise RecordRefused("no living record was signed like this")
 
-    def _living(self) -> Mapping[tuple[str, PeerId], ServerRecord]:
+    def _living(self) -> Mapping[tuple[str, PeerId, int], ServerRecord]:
         now = asyncio.get_running_loop().time()
         return {key: r for key, r in self.network.records.items() if r.expires > now}
 
