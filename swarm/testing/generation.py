@@ -55,44 +55,85 @@ async def speculate(
 
     `truth`: what has to come, of which the guesses are made.
     """
-    size = arithmetic.row_bytes
-    whole, text, sent, done, sequence = [*prompt, *truth], list(prompt), list[int](), 0, 0
-    windows: deque[tuple[int, asyncio.Task[list[bytes]]]] = deque()
-    void: list[asyncio.Task[list[bytes]]] = []
-    operations: list[pb.Operation] = []
+    guessing = _Guessing(session, arithmetic, prompt, truth, rng)
     try:
-        while len(text) < len(whole):
-            if on_token is not None and asyncio.iscoroutine(happening := on_token(len(text) - len(prompt))):
+        while not guessing.complete:
+            if on_token is not None and asyncio.iscoroutine(happening := on_token(guessing.generated)):
                 await happening
-            while len(windows) < rng.randint(1, 4):
-                begin, ahead = len(sent), max(len(sent), len(text))
-                guesses = [token + (rng.random() < 0.2) for token in whole[ahead : ahead + rng.randint(0, 5)]]
-                window = text[begin:] + guesses
-                if not window:
-                    break
-                rows = b"".join(arithmetic.embed(token, begin + i) for i, token in enumerate(window))
-                step = asyncio.ensure_future(session.step([Rows(sequence, rows, len(window))], operations))
-                await asyncio.sleep(0)
-                windows.append((len(window), step))
-                sent, operations = sent + window, []
-            count, step = windows.popleft()
-            (outputs,) = await step
-            for index in range(count):
-                done += 1
-                if done < len(text):
-                    continue
-                text.append(arithmetic.token_of(outputs[index * size : (index + 1) * size]))
-                if done < len(sent) and sent[done] != text[-1]:
-                    del sent[done:]
-                    void += [step for _, step in windows]
-                    windows.clear()
-                    move = pb.Operation(kind=pb.Operation.MOVE, source=sequence, target=sequence + 1, length=done)
-                    sequence, operations = sequence + 1, [move]
-                    break
+            await guessing.send()
+            await guessing.receive()
     finally:
-        void += [step for _, step in windows]
-        for step in void:
-            step.cancel()
-        ends = await asyncio.gather(*void, return_exceptions=True)
+        ends = await guessing.close()
     assert all(isinstance(end, list | StepVoid | asyncio.CancelledError) for end in ends), ends
-    return text[len(prompt) : len(whole)]
+    return guessing.text[len(prompt) : len(prompt) + len(truth)]
+
+
+class _Guessing:
+    """Windows of tokens under way, of which the first is certain and the others may be guesses."""
+
+    def __init__(
+        self, session: Session, arithmetic: Arithmetic, prompt: Sequence[int], truth: Sequence[int], rng: random.Random
+    ) -> None:
+        self.text = list(prompt)
+        self._session, self._arithmetic, self._rng = session, arithmetic, rng
+        self._begin = len(prompt)
+        self._whole = [*prompt, *truth]
+        self._sent: list[int] = []
+        self._done = 0
+        self._sequence = 0
+        self._operations: list[pb.Operation] = []
+        self._windows: deque[tuple[int, asyncio.Task[list[bytes]]]] = deque()
+        self._void: list[asyncio.Task[list[bytes]]] = []
+
+    @property
+    def complete(self) -> bool:
+        return len(self.text) >= len(self._whole)
+
+    @property
+    def generated(self) -> int:
+        return len(self.text) - self._begin
+
+    async def send(self) -> None:
+        """Some more windows, up to four at a time."""
+        while len(self._windows) < self._rng.randint(1, 4) and (window := self._next_window()):
+            begin = len(self._sent)
+            rows = b"".join(self._arithmetic.embed(token, begin + i) for i, token in enumerate(window))
+            step = self._session.step([Rows(self._sequence, rows, len(window))], self._operations)
+            self._windows.append((len(window), asyncio.ensure_future(step)))
+            await asyncio.sleep(0)
+            self._sent, self._operations = self._sent + window, []
+
+    def _next_window(self) -> list[int]:
+        begin, ahead = len(self._sent), max(len(self._sent), len(self.text))
+        guessed = self._whole[ahead : ahead + self._rng.randint(0, 5)]
+        return self.text[begin:] + [token + (self._rng.random() < 0.2) for token in guessed]
+
+    async def receive(self) -> None:
+        """The outputs of the first window, as far as they follow what was right."""
+        count, step = self._windows.popleft()
+        (outputs,) = await step
+        size = self._arithmetic.row_bytes
+        for index in range(count):
+            self._done += 1
+            if self._done < len(self.text):
+                continue
+            self.text.append(self._arithmetic.token_of(outputs[index * size : (index + 1) * size]))
+            if self._done < len(self._sent) and self._sent[self._done] != self.text[-1]:
+                self._take_back()
+                break
+
+    def _take_back(self) -> None:
+        """All that was sent after what is done: a guess was wrong."""
+        del self._sent[self._done :]
+        self._void += [step for _, step in self._windows]
+        self._windows.clear()
+        source, target = self._sequence, self._sequence + 1
+        move = pb.Operation(kind=pb.Operation.MOVE, source=source, target=target, length=self._done)
+        self._sequence, self._operations = target, [move]
+
+    async def close(self) -> list[list[bytes] | BaseException]:
+        """End what is under way, and say how each of it ended."""
+        under_way = self._void + [step for _, step in self._windows]
+        for step in under_way:
+            step.cancel()
+        return await asyncio.gather(*under_way, return_exceptions=True)
