@@ -15,6 +15,15 @@ log = logging.getLogger(__name__)
 SOURCE = "generation_config.json"
 OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 """What counts only where the authors sample."""
+UNKNOWN = (
+    "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "encoder_no_repeat_ngram_size", "epsilon_cutoff",
+    "eta_cutoff", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "guidance_scale",
+    "length_penalty", "min_length", "min_new_tokens", "no_repeat_ngram_size", "num_beams", "penalty_alpha",
+    "sequence_bias", "stop_strings", "suppress_tokens", "top_h", "typical_p", "watermarking_config",
+)  # fmt: skip
+"""What transformers would do and a query node does not."""
+NOTHING: tuple[Any, ...] = (None, 0, 0.0, 1, 1.0, [], {})
+"""Values that ask for nothing of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,9 @@ class Recommended:
         ends = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
         is_token = lambda value: _is_whole(value) and 0 <= value < vocabulary  # noqa: E731
         known = {_usable("eos_token_id", end, is_token, f"a token from 0 to {vocabulary - 1}") for end in ends}
+        for name in UNKNOWN:
+            if (value := getattr(generation, name, None)) not in NOTHING:
+                log.warning("%s of %s is ignored: query nodes do not know it (%r)", name, SOURCE, value)
         most = _usable("max_new_tokens", generation.max_new_tokens, lambda n: _is_whole(n) and n >= 1, "at least 1")
         return cls(values, frozenset(known - {None}), most)
 

@@ -201,7 +201,7 @@ class ChatTemplate:
         """
         marked = [_marked(message, f"{MARK}{place}x") for place, message in enumerate(messages)]
         try:
-            text = str(self._apply(marked, tools, tokenize=False))
+            text = str(self._apply(marked, tools, tokenize=False)).casefold()
         except Exception:
             # It looks into contents: then there is no telling.
             return
