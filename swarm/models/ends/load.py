@@ -15,8 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
-from swarm.models.linear.onednn import onednn_linear
-from swarm.models.linear.shared import SharedLinear
+from swarm.models.linear.substitute import substitute
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.weights import Absent, dtype_of, load_part
 from swarm.types import Span
@@ -89,7 +88,7 @@ def _lay_out_head(model: PreTrainedModel) -> None:
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     embeddings: Any = model.get_input_embeddings()
     tied = getattr(head, "weight", None) is getattr(embeddings, "weight", None)
-    if not tied and (twin := onednn_linear(head, SharedLinear)) is not None:
+    if not tied and (twin := substitute(head)) is not None:
         model.set_output_embeddings(twin)  # type: ignore[no-untyped-call]
 
 

@@ -46,7 +46,7 @@ class OnednnLinear(nn.Module):
         """`[…, in_features]` → `[…, out_features]`. Gradients are had for the input and the bias."""
         if torch.is_grad_enabled() and (input.requires_grad or (self.bias is not None and self.bias.requires_grad)):
             # oneDNN's product has no gradient; those of the plain one are the same.
-            return nn.functional.linear(input, self._dense(), self.bias)
+            return nn.functional.linear(input, self.dense(), self.bias)
         return self.product(input.reshape(-1, self.in_features)).view(*input.shape[:-1], self.out_features)
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
@@ -56,18 +56,19 @@ class OnednnLinear(nn.Module):
         product: torch.Tensor = _operators()._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
         return product
 
-    def _dense(self) -> torch.Tensor:
+    def dense(self) -> torch.Tensor:
+        """The weight `[out_features, in_features]` in the usual layout."""
         weight: torch.Tensor = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
         return weight
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self._dense()
+        destination[f"{prefix}weight"] = self.dense()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> OnednnLinear:
         """What `to`, `cuda`, `half` and the like call."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        dense = self._dense()
+        dense = self.dense()
         moved = fn(dense)
         if (moved.device, moved.dtype) != (dense.device, dense.dtype):
             self.weight = moved
@@ -98,7 +99,7 @@ def _plain_linear(layer: nn.Module) -> nn.Linear | None:
     if not isinstance(layer, OnednnLinear):
         return None
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    linear.weight = nn.Parameter(layer._dense(), requires_grad=False)
+    linear.weight = nn.Parameter(layer.dense(), requires_grad=False)
     linear.bias = layer.bias
     return linear
 
