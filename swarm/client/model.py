@@ -7,93 +7,25 @@ transformers' own class, its layers are one `RemoteSpan`, and the user-visible s
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
+from transformers import PreTrainedModel
 
-from swarm.client.session import Notice, Session
+from swarm.client.remote_blocks import RemoteBlocks
+from swarm.client.session import Notice
 from swarm.client.swarm import Swarm, connect
-from swarm.client.view import View
 from swarm.config import ClientConfig
-from swarm.errors import ContextTooLong, InvalidInput, UnsupportedModel
+from swarm.errors import InvalidInput, UnsupportedModel
+from swarm.models.arguments import LOADING_INFO, sort
 from swarm.models.blocks import find_blocks
-from swarm.models.ends.calls import generating
+from swarm.models.distributed import clean, distributed
 from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
-from swarm.models.loading.checkpoint import open_checkpoint
-from swarm.models.loading.cost import describe
-from swarm.models.speculation.decoding import SpeculativeDecoding
-from swarm.models.speculation.draft_model import ModelDrafter
-from swarm.speculation.drafts import Drafter, NgramDrafter
-from swarm.types import ModelInfo, Route, Rows, Span
-from swarm.wire import swarm_pb2 as pb
-
-
-class BlockingSession:
-    """A session of the network thread, for the thread that runs the model."""
-
-    def __init__(self, swarm: Swarm, session: Session) -> None:
-        self._swarm = swarm
-        self._session = session
-
-    @property
-    def can_rollback(self) -> bool:
-        return self._session.can_rollback
-
-    def begin(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> Callable[[], list[bytes]]:
-        loop = self._swarm.loop
-        step = loop.start(self._session.step(rows, operations))
-        return lambda: loop.wait(step)
-
-    def close(self) -> None:
-        self._swarm.end(self._session)
-
-
-class _Begun(threading.local):
-    """The sessions that this thread began in the call of `generate` that is under way; None outside of one."""
-
-    sessions: list[BlockingSession] | None = None
-
-
-class RemoteBlocks:
-    """Where a model's remote blocks are: opens sessions on them and knows the last route."""
-
-    def __init__(self, swarm: Swarm, view: View, span: Span) -> None:
-        self.swarm = swarm
-        self.view = view
-        self.span = span
-        self.route: Route | None = None
-        self.on_notice: Callable[[Notice], None] | None = None
-        self._begun = _Begun()
-
-    def open(self) -> BlockingSession:
-        """Begin a session; servers are asked with its first step."""
-        session = BlockingSession(self.swarm, self.swarm.session(self.view, self.span, self._hear))
-        if self._begun.sessions is not None:
-            self._begun.sessions.append(session)
-        return session
-
-    @contextmanager
-    def freeing(self) -> Iterator[None]:
-        """When this fails, the sessions that it began end at once, however long a traceback keeps their caches."""
-        outer, self._begun.sessions = self._begun.sessions, []
-        try:
-            yield
-        except BaseException:
-            for session in self._begun.sessions:
-                session.close()
-            raise
-        finally:
-            self._begun.sessions = outer
-
-    def _hear(self, notice: Notice) -> None:
-        self.route = notice.route or self.route
-        if self.on_notice is not None:
-            self.on_notice(notice)
+from swarm.models.loading.cost import Description, describe
+from swarm.types import ModelInfo, Span
 
 
 class DistributedModelForCausalLM:
@@ -104,13 +36,11 @@ class DistributedModelForCausalLM:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str,
+        pretrained_model_name_or_path: str | Path,
         *,
         initial_peers: str | Sequence[str] = (),
         swarm: Swarm | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-        dtype: str | torch.dtype = "auto",
+        dtype: str | torch.dtype | None = None,
         local_blocks: str | Span | None = None,
         on_notice: Callable[[Notice], None] | None = None,
         progress: bool = True,
@@ -118,25 +48,36 @@ class DistributedModelForCausalLM:
     ) -> Any:
         """Load what stays here of a model, and connect it to the swarm that hosts the rest.
 
-        `name_or_path`, `revision` and `token` as in transformers. `dtype`: of the hidden states, which must be that
-        of the servers; "auto" is the checkpoint's own. `local_blocks`: blocks at the beginning or the end to keep
-        here, e.g. "0:2". `on_notice` hears of routes, reroutes and waiting, in the network's thread. `progress`: show
-        bars while loading. Further options are fields of ClientConfig, e.g. `max_wait`, the seconds to wait for
-        blocks that nobody hosts (None: for ever).
+        The model's name or folder, and what transformers' `from_pretrained` takes: `revision`, `token`, `subfolder`,
+        `variant`, `cache_dir`, `local_files_only`, `config` and others are as there; what cannot be had is refused
+        by name. `dtype`: of the hidden states, which must be that of the servers; "auto" is the checkpoint's own.
+        `local_blocks`: blocks at the beginning or the end to keep here, e.g. "0:2". `on_notice` hears of routes,
+        reroutes and waiting, in the network's thread. `progress`: show bars while loading. Further options are fields
+        of ClientConfig, e.g. `max_wait`, the seconds to wait for blocks that nobody hosts (None: for ever), or of the
+        model's configuration, such as `use_cache`.
 
         Returns an instance of transformers' class for the architecture. Its `generate` raises ContextTooLong before
         any work, MissingBlocks after `max_wait`; failures of servers do not reach the caller.
         Raises ModelNotFound, BadCheckpoint, UnsupportedModel, InvalidInput, and what `connect` raises.
         """
-        config = _client_config(options)
+        arguments = sort({"dtype": dtype, **options})
         kept = Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
-        checkpoint = open_checkpoint(name_or_path, token, revision)
+        checkpoint = arguments.open(pretrained_model_name_or_path)
+        config = _client_config(arguments.others, checkpoint.config)
         cls._check_architecture(checkpoint.config.model_type)
-        compute = None if dtype == "auto" else dtype
-        info = describe(checkpoint, dtype=compute).info
-        _remote_span(kept, info.blocks)
-        model, _ = load_ends(checkpoint, dtype=compute, local_blocks=kept, progress=progress)
-        return attach(model, swarm or connect(initial_peers), info, config, kept, on_notice=on_notice)
+        model_cost = describe(checkpoint, dtype=arguments.dtype)
+        remote = _remote_span(kept, model_cost.info.blocks)
+        model, _ = load_ends(
+            checkpoint, dtype=arguments.dtype, local_blocks=kept, device=arguments.device, progress=progress
+        )
+        if arguments.generation_config is not None:
+            model.generation_config = arguments.generation_config
+        parameters = _parameters(model_cost, remote)
+        joined = swarm or connect(initial_peers)
+        model = attach(model, joined, model_cost.info, config, kept, on_notice=on_notice, parameters=parameters)
+        if arguments.output_loading_info:
+            return model, {name: [] if name == "error_msgs" else set() for name in LOADING_INFO}
+        return model
 
     @classmethod
     def _check_architecture(cls, model_type: str) -> None:
@@ -160,18 +101,24 @@ def attach(
     local_blocks: Span | None = None,
     *,
     on_notice: Callable[[Notice], None] | None = None,
+    parameters: int = 0,
 ) -> PreTrainedModel:
-    """Give a model that has only its `local_blocks` the rest of its blocks, remotely. Raises InvalidInput."""
+    """Give a model that has only its `local_blocks` the rest of its blocks, remotely. Raises InvalidInput.
+
+    `parameters`: numbers in the weights of those that it has not.
+    """
     remote = _remote_span(local_blocks, info.blocks)
     row_bytes = info.hidden_size * model.dtype.itemsize
     view = swarm.view(info, str(model.dtype).removeprefix("torch."), row_bytes, config)
-    blocks = RemoteBlocks(swarm, view, remote)
+    blocks = RemoteBlocks(swarm, view, remote, parameters)
     blocks.on_notice = on_notice
-    span = RemoteSpan(blocks.open, returns_tuple=returns_tuple(model))
+    span = RemoteSpan(blocks.open, returns_tuple=returns_tuple(model), dtype=model.dtype)
     local = list(find_blocks(model).layers)
     originals = [*range(remote.first), remote.first, *range(remote.last, info.blocks)]
     rearrange(model, [*local[: remote.first], span, *local[remote.first :]], originals)
-    model.__class__ = _distributed(type(model))
+    if model.generation_config is not None:
+        clean(model.generation_config)
+    model.__class__ = distributed(type(model))
     setattr(model, "remote_blocks", blocks)  # noqa: B010 - nn.Module's annotations know only tensors and modules
     return model
 
@@ -185,101 +132,14 @@ def _remote_span(local: Span | None, blocks: int) -> Span:
     return Span(local.last, blocks) if local.first == 0 else Span(0, local.first)
 
 
-def _client_config(options: dict[str, Any]) -> ClientConfig:
+def _parameters(model: Description, span: Span) -> int:
+    return sum(model.weight_bytes[block] for block in span) // model.dtype.itemsize
+
+
+def _client_config(options: dict[str, Any], of_model: Any) -> ClientConfig:
+    """The options that are no entries of the model's configuration. Raises InvalidInput for what is neither."""
     known = {field.name for field in dataclasses.fields(ClientConfig)}
-    unknown = sorted(set(options) - known)
+    unknown = sorted(name for name in options if name not in known and not hasattr(of_model, name))
     if unknown:
         raise InvalidInput(f"unknown options {unknown}; beyond transformers' own there are {sorted(known)}")
-    return ClientConfig(**options)
-
-
-class _Distributed:
-    """What a distributed model does beyond its class."""
-
-    remote_blocks: RemoteBlocks
-    config: Any
-    generation_config: Any
-
-    @property
-    def route(self) -> Route | None:
-        """The route last in use; None before the first step."""
-        return self.remote_blocks.route
-
-    @property
-    def context_length(self) -> int | None:
-        """Positions that a sequence may have; None where the architecture sets no limit."""
-        return self.remote_blocks.view.model.context_length
-
-    def generate(
-        self,
-        inputs: torch.Tensor | None = None,
-        *args: Any,
-        speculation: str | None = None,
-        draft_model: PreTrainedModel | str | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """transformers' own `generate`, which can also send guesses at the next tokens ahead, to be verified.
-
-        `speculation="ngram"`: guesses are what followed the last few tokens when they stood in the text before.
-        `draft_model`: guesses are made by a smaller model of the same vocabulary on this machine (or its name). How
-        many are sent is adapted to how often they are right and to what they cost. The text is the same as without,
-        also when it is sampled with the same seed.
-
-        Raises ContextTooLong before any work, see `from_pretrained`; with speculation InvalidInput for more than one
-        text, and UnsupportedModel where blocks keep a running state.
-        """
-        self._check_length(inputs if inputs is not None else kwargs.get("input_ids"), kwargs)
-        if speculation is not None or draft_model is not None:
-            vocabulary = self.config.get_text_config(decoder=True).vocab_size
-            drafter = _drafter(speculation, draft_model, vocabulary)
-            kwargs["custom_generate"] = SpeculativeDecoding(drafter, kwargs.get("streamer"))
-            _stop_at_strings(kwargs)
-        with self.remote_blocks.freeing(), generating():
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-
-    def _check_length(self, inputs: torch.Tensor | None, options: dict[str, Any]) -> None:
-        limit = self.context_length
-        if limit is None or inputs is None:
-            return
-        mask = options.get("attention_mask")
-        real = inputs.shape[-1:] if mask is None or mask.ndim != 2 else mask.sum(dim=-1).tolist()
-        prompt, new = int(max(real)), self._new_tokens(inputs.shape[-1], options)
-        if prompt + new - 1 > limit:
-            raise ContextTooLong(
-                f"{prompt} prompt positions and {new} new tokens do not fit in this model's {limit} positions"
-            )
-
-    def _new_tokens(self, width: int, options: dict[str, Any]) -> int:
-        """How many tokens are asked for after a prompt of `width` columns; at least 1."""
-        config = options.get("generation_config") or self.generation_config
-        new = options.get("max_new_tokens") or config.max_new_tokens
-        if new is None:
-            new = (options.get("max_length") or config.max_length or 0) - width
-        return max(int(new), 1)
-
-
-def _drafter(speculation: str | None, draft_model: PreTrainedModel | str | None, vocabulary: int) -> Drafter:
-    """Where the guesses come from. Raises InvalidInput."""
-    if draft_model is None:
-        if speculation != "ngram":
-            raise InvalidInput(f'speculation={speculation!r}: there is "ngram", or a draft_model')
-        return NgramDrafter()
-    if speculation is not None:
-        raise InvalidInput("guesses come from the text (speculation) or from a model (draft_model), not from both")
-    if isinstance(draft_model, str):
-        draft_model = AutoModelForCausalLM.from_pretrained(draft_model)
-    return ModelDrafter(draft_model, vocabulary)
-
-
-def _stop_at_strings(options: dict[str, Any]) -> None:
-    """Make a stopping criterion of `stop_strings`, for which the library would miss the tokenizer (see above)."""
-    strings, tokenizer = options.get("stop_strings"), options.pop("tokenizer", None)
-    if strings is not None and tokenizer is not None:
-        del options["stop_strings"]
-        criteria = [*options.get("stopping_criteria", ()), StopStringCriteria(tokenizer, strings)]
-        options["stopping_criteria"] = StoppingCriteriaList(criteria)
-
-
-def _distributed(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The transformers class with what swarm adds; keeps its name, so that it prints and saves as what it is."""
-    return type(kind.__name__, (_Distributed, kind), {"__module__": kind.__module__})
+    return ClientConfig(**{name: value for name, value in options.items() if name in known})

@@ -174,7 +174,7 @@ def place(model: torch.nn.Module, span: RemoteSpan, first: int, last: int) -> No
 
 def session_of(servers: Served, span: Span) -> Callable[[], Any]:
     """What a hand-placed span calls to begin a session."""
-    from swarm.client.model import RemoteBlocks
+    from swarm.client.remote_blocks import RemoteBlocks
     from swarm.config import ClientConfig
 
     swarm = servers.swarm

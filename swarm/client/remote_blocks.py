@@ -1,0 +1,159 @@
+"""Sessions of the network thread, for the threads that run a model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from swarm.client.session import Notice, Session
+from swarm.client.swarm import Swarm
+from swarm.client.view import View
+from swarm.types import ModelInfo, Route, Rows, Span
+from swarm.wire import swarm_pb2 as pb
+
+ROWS = 256
+"""Rows that share a session; servers need not hold more sequences for one. Further rows have sessions of their own."""
+
+
+class BlockingSession:
+    """A session of the network thread, for the thread that runs the model."""
+
+    def __init__(self, swarm: Swarm, session: Session) -> None:
+        self._swarm = swarm
+        self._session = session
+
+    @property
+    def can_rollback(self) -> bool:
+        """Whether single positions can be forgotten."""
+        return self._session.can_rollback
+
+    def begin(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> Callable[[], list[bytes]]:
+        """Issue a step; returns what waits for its outputs."""
+        loop = self._swarm.loop
+        step = loop.start(self._session.step(rows, operations))
+        return lambda: loop.wait(step)
+
+    def close(self) -> None:
+        """End it; may be called twice, and from any thread."""
+        self._swarm.end(self._session)
+
+
+class SpreadSession:
+    """As many sessions as a batch needs, as if they were one. What comes of a sequence stays in its session.
+
+    `open_session` begins another; `together`: rows of one text, which may become copies of each other.
+    """
+
+    def __init__(self, open_session: Callable[[], BlockingSession], together: int = 1, rows: int = ROWS) -> None:
+        self._open = open_session
+        self._sessions = [open_session()]
+        self._rows = max(rows - rows % together, 1)
+        self._new = 0
+        self._home: dict[int, int] = {}
+
+    @property
+    def can_rollback(self) -> bool:
+        """Whether single positions can be forgotten."""
+        return all(session.can_rollback for session in self._sessions)
+
+    def begin(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> Callable[[], list[bytes]]:
+        """Issue the step of each session; returns what waits for all outputs, in the order of `rows`."""
+        self._settle(rows, operations)
+        homes = [self._home[row.sequence] for row in rows]
+        steps: dict[int, tuple[list[Rows], list[pb.Operation]]] = {}
+        for operation in operations:
+            steps.setdefault(self._home[operation.source], ([], []))[1].append(operation)
+            if operation.kind != pb.Operation.FORK:
+                self._home.pop(operation.source)
+        for row, home in zip(rows, homes, strict=True):
+            steps.setdefault(home, ([], []))[0].append(row)
+        waits = {home: self._sessions[home].begin(*step) for home, step in steps.items()}
+
+        def wait() -> list[bytes]:
+            outputs = {home: iter(each()) for home, each in waits.items()}
+            return [next(outputs[home]) for home in homes]
+
+        return wait
+
+    def _settle(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> None:
+        """Give each sequence that is new a session."""
+        for operation in operations:
+            if operation.kind != pb.Operation.FREE:
+                self._home[operation.target] = self._home[operation.source]
+        for row in rows:
+            if row.sequence not in self._home:
+                self._home[row.sequence] = self._new // self._rows
+                self._new += 1
+        while len(self._sessions) <= max(self._home.values(), default=0):
+            self._sessions.append(self._open())
+
+    def close(self) -> None:
+        """End all; may be called twice, and from any thread."""
+        for session in self._sessions:
+            session.close()
+
+
+class _Current(threading.local):
+    """The call of `generate` that is under way in this thread: the sessions that it began (None outside of one), and
+    how many rows are of one text."""
+
+    sessions: list[SpreadSession] | None = None
+    together = 1
+
+
+class RemoteBlocks:
+    """Where a model's remote blocks are: opens sessions on them and knows the last route.
+
+    `parameters`: numbers in their weights.
+    """
+
+    def __init__(self, swarm: Swarm, view: View, span: Span, parameters: int = 0) -> None:
+        self.swarm = swarm
+        self.view = view
+        self.span = span
+        self.parameters = parameters
+        self.route: Route | None = None
+        self.on_notice: Callable[[Notice], None] | None = None
+        self._current = _Current()
+
+    @property
+    def model(self) -> ModelInfo:
+        """Whose blocks they are."""
+        return self.view.model
+
+    def open(self) -> SpreadSession:
+        """Begin a session; servers are asked with its first step."""
+        session = SpreadSession(self._open_one, self._current.together)
+        if self._current.sessions is not None:
+            self._current.sessions.append(session)
+        return session
+
+    def _open_one(self) -> BlockingSession:
+        return BlockingSession(self.swarm, self.swarm.session(self.view, self.span, self._hear))
+
+    @contextmanager
+    def generating(self, together: int = 1) -> Iterator[None]:
+        """When this fails, the sessions that it began end at once, however long a traceback keeps their caches."""
+        current = self._current
+        outer, current.sessions, current.together = (current.sessions, current.together), [], together
+        try:
+            yield
+        except BaseException:
+            for session in current.sessions:
+                session.close()
+            raise
+        finally:
+            current.sessions, current.together = outer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RemoteBlocks:
+        """The same blocks of the same swarm, with a route of its own."""
+        twin = memo[id(self)] = RemoteBlocks(self.swarm, self.view, self.span, self.parameters)
+        twin.on_notice = self.on_notice
+        return twin
+
+    def _hear(self, notice: Notice) -> None:
+        self.route = notice.route or self.route
+        if self.on_notice is not None:
+            self.on_notice(notice)
