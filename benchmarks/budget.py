@@ -67,7 +67,7 @@ def watch(marks: Marks) -> None:
     from swarm.client.streams import EpochStreams
     from swarm.models.span.model import SpanModel
     from swarm.server.outbox import Outbox
-    from swarm.server.sessions import Session
+    from swarm.server.session import Session
 
     names = {0: "one", 8: "two"}
     before(BlockingSession, "begin", lambda self: marks.mark("issued"))

@@ -11,9 +11,13 @@ class Holder(Protocol):
     """Somebody who holds KV cache and history: a session."""
 
     client: str
-    kv_bytes: int
-    history_bytes: int
     last_used: float
+
+    @property
+    def kv_bytes(self) -> int: ...
+
+    @property
+    def history_bytes(self) -> int: ...
 
     def drop_history(self) -> None:
         """Forget every output; can be recomputed."""

@@ -8,7 +8,7 @@ from typing import Any
 from swarm.config import CONTROL_FRAME_LIMIT
 from swarm.errors import MalformedFrame, SwarmError
 from swarm.net.base import Stream
-from swarm.server.sessions import Session
+from swarm.server.session import Session
 from swarm.tasks import ended
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb

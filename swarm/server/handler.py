@@ -25,7 +25,7 @@ from swarm.errors import (
 from swarm.net.base import Host, Stream
 from swarm.server.control import Control
 from swarm.server.hosted import Hosted
-from swarm.server.sessions import Session
+from swarm.server.session import Session
 from swarm.tasks import Tasks
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -90,6 +90,8 @@ class Handler:
         for session in list(self.sessions):
             self._end(session)
         await self._tasks.close()
+        for hosted in self.hosted:
+            await hosted.close()
 
     # ---- control ----------------------------------------------------------------------------------------------
 

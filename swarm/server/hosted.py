@@ -17,7 +17,8 @@ from swarm.net.base import Host
 from swarm.server.budget import CacheBudget
 from swarm.server.engine import Engine
 from swarm.server.prefixes import OWNER, PrefixCache
-from swarm.server.sessions import Session, SessionContext
+from swarm.server.session import Session, SessionContext
+from swarm.tasks import Tasks
 from swarm.types import PeerId, SequenceKey, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -70,6 +71,7 @@ class Hosted:
         self.sessions: dict[bytes, Session] = {}
         self.opened = 0
         self._excess = 0
+        self._tasks = Tasks(log)
         self._context = SessionContext(
             host=host,
             engine=engine,
@@ -81,6 +83,7 @@ class Hosted:
             model=contract.model,
             codec=self._codec,
             prefixes=self.prefixes,
+            tasks=self._tasks,
         )
 
     def __str__(self) -> str:
@@ -141,6 +144,10 @@ class Hosted:
         del self.sessions[session.id]
         self.budget.holders.remove(session)
         session.close()
+
+    async def close(self) -> None:
+        """Wait until nothing of its sessions, which have ended, runs any more."""
+        await self._tasks.close()
 
     def _codec(self, name: str) -> Codec:
         """The codec of this name; an empty name is raw. Raises ContractMismatch for one that is not offered."""

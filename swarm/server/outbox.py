@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from swarm.net.base import Stream
+from swarm.server.large_frames import off_the_loop
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import Codec, encode_step
 from swarm.wire.rows import Buffer
@@ -76,12 +77,12 @@ class Outbox:
                 await self._changed.wait()
             step, nbytes = self._steps.popleft()
             if step.hidden or not self.wanted_only:
-                await stream.send(self._frame(step))
+                await stream.send(await self._frame(step))
             self.unsent -= nbytes
             self._changed.set()
             self._on_sent(step)
 
-    def _frame(self, step: pb.Step) -> bytes:
+    async def _frame(self, step: pb.Step) -> bytes:
         if self.wanted_only:
             step = pb.Step(rows=[row for row in step.rows if row.count], hidden=step.hidden)
-        return pb.Data(step=encode_step(step, self.codec)).SerializeToString()
+        return pb.Data(step=await off_the_loop(encode_step, step, self.codec)).SerializeToString()

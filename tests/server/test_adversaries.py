@@ -191,7 +191,7 @@ def test_a_stranger_may_not_touch_a_session_though_it_knows_its_id() -> None:
             await peer.data("s", victim.id, 0),
         ]
         for talk in talks[2:]:
-            await talk.say(step_of(3, victim.lengths[0]))
+            await talk.say(step_of(3, victim.statistics().computed[0]))
         await asyncio.sleep(1.0)
         assert all(talk.failures == [CODE.UNAUTHORIZED] for talk in talks)
         assert all(talk.over for talk in talks)
@@ -215,7 +215,7 @@ def test_the_upstream_of_the_last_epoch_cannot_slip_into_the_next_while_it_is_pr
         await asyncio.sleep(1.0)
         session = world.servers["s"].hosted.sessions[MINE]
         assert session.epoch == 2
-        assert session.received == {}, "nothing of it was taken"
+        assert session.statistics().received == {}, "nothing of it was taken"
         assert old.over
         assert all(talk.over for talk in early)
         await control.say(pb.ControlRequest(close=pb.Close()))
@@ -237,14 +237,14 @@ def test_data_of_an_old_epoch_meets_nobody() -> None:
         await old.say(step_of(2, 4))
         await asyncio.sleep(1.0)
         session = world.servers["s"].hosted.sessions[MINE]
-        before = dict(session.lengths)
+        before = session.statistics().computed
         await control.say(pb.ControlRequest(resume=pb.Resume(epoch=2)))
         await old.say(step_of(2, before[0]))
         replayed = await peer.data("s", MINE, 1)
         await asyncio.sleep(1.0)
         assert old.over
         assert replayed.failures == [CODE.UNAUTHORIZED]
-        assert session.lengths == session.received == before
+        assert session.statistics().computed == session.statistics().received == before
 
     run(beside(attack))
 
@@ -288,7 +288,7 @@ def test_an_epoch_that_is_overtaken_while_it_is_resumed_resumes_nothing() -> Non
         await asyncio.sleep(3.0)
         session = world.servers["s"].hosted.sessions[MINE]
         assert session.epoch == 3
-        assert session.received == session.lengths == {0: 4}
+        assert session.statistics().received == session.statistics().computed == {0: 4}
 
     run(beside(attack))
 
@@ -307,7 +307,7 @@ def test_an_epoch_that_begins_while_a_step_is_computed_says_what_there_is_after_
         await control.say(pb.ControlRequest(resume=pb.Resume(epoch=2)))
         await asyncio.sleep(1.0)
         session = world.servers["s"].hosted.sessions[MINE]
-        assert {h.sequence: h.length for h in control.heard[0].have.held} == session.lengths == session.received
+        assert {h.sequence: h.length for h in control.heard[0].have.held} == session.statistics().computed == session.statistics().received
 
     run(beside(attack))
 
@@ -384,7 +384,7 @@ def test_blocks_that_cannot_roll_back_forget_all_when_they_are_told_to_forget_so
         resume = pb.Resume(epoch=2, cuts=[pb.Position(sequence=0, position=4)])
         await control.say(pb.ControlRequest(resume=resume))
         await asyncio.sleep(0.5)
-        assert server.hosted.sessions[MINE].lengths == {}
+        assert server.hosted.sessions[MINE].statistics().computed == {}
         assert server.bytes_held() == 0
         await world.close()
 
@@ -436,7 +436,7 @@ def test_a_manifest_cannot_fork_one_sequence_into_more_than_there_is_room_for() 
         short = [pb.Sequence(id=i, length=2000, parent=0, parent_length=int(i > 0)) for i in range(4000)]
         await control.say(pb.ControlRequest(prepare=pb.Prepare(epoch=3, sequences=short)))
         await asyncio.sleep(1.0)
-        assert len(server.hosted.sessions[MINE].lengths) <= CONFIG.max_sequences
+        assert len(server.hosted.sessions[MINE].statistics().computed) <= CONFIG.max_sequences
         assert server.bytes_held() <= server.hosted.statistics().kv_bytes <= CONFIG.cache_bytes
 
     run(beside(attack))
@@ -454,7 +454,7 @@ def test_a_step_cannot_fork_one_sequence_into_more_than_there_is_room_for() -> N
         assert data.failures == control.failures == [CODE.LIMIT], "it could not have so much if it were alone"
         assert data.heard[-1].failure.limit == "cache_bytes"
         assert server.bytes_held() <= CONFIG.cache_bytes
-        assert server.hosted.sessions[MINE].received == {0: 2000}, "nothing of the step was taken"
+        assert server.hosted.sessions[MINE].statistics().received == {0: 2000}, "nothing of the step was taken"
 
     run(beside(attack))
 
@@ -553,7 +553,7 @@ def test_no_session_has_more_sequences_than_are_allowed(rows: bool) -> None:
         assert data.failures == [CODE.LIMIT]
         (failure,) = [frame.failure for frame in data.heard]
         assert (failure.limit, failure.allowed, failure.asked) == ("sequences", len(many) - 1, len(many))
-        assert len(world.servers["s"].hosted.sessions[MINE].received) <= 1
+        assert len(world.servers["s"].hosted.sessions[MINE].statistics().received) <= 1
 
     run(beside(attack))
 
@@ -628,7 +628,7 @@ def test_a_reader_that_waits_for_room_is_let_go_when_the_epoch_ends(how: str) ->
             await control.say(pb.ControlRequest(close=pb.Close()))
         else:
             session = server.hosted.sessions[MINE]
-            session.received[0] += 1  # as if a step were under way
+            session._ledger.received[0] += 1  # as if a step were under way
             session.evict()
         await asyncio.sleep(1.0)
         assert data.over
@@ -650,7 +650,7 @@ def test_a_step_under_way_when_its_session_is_evicted_is_answered_at_once() -> N
         assert control.failures == [CODE.GAP]
         assert data.over
         await asyncio.sleep(1.0)
-        assert server.hosted.sessions[MINE].lengths == {}
+        assert server.hosted.sessions[MINE].statistics().computed == {}
 
     run(beside(attack))
 

@@ -1,0 +1,456 @@
+"""One session as a hop serves it: who feeds it and whom it feeds, epoch by epoch, and what the engine does for it.
+
+docs/protocol.md describes the state machine; what is held is in the ledger. Everything here runs on the event loop;
+computing happens in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from swarm.config import FRAME_LIMIT, ServerConfig
+from swarm.errors import ComputeFailed, Gap, MalformedFrame, NetworkError, ServerBusy, SwarmError, Unauthorized
+from swarm.jobs import Change, Copy, Forward, Kind
+from swarm.net.base import Host, Stream
+from swarm.server.budget import CacheBudget
+from swarm.server.engine import Engine
+from swarm.server.large_frames import off_the_loop
+from swarm.server.ledger import Accepted, Ledger, SessionLimits
+from swarm.server.manifest import Changes
+from swarm.server.outbox import Outbox
+from swarm.server.prefixes import Chains, PrefixCache, seed_of
+from swarm.server.prompts import Found, Prompts
+from swarm.server.tallies import Tallies
+from swarm.server.work import Work
+from swarm.tasks import Tasks, until_first
+from swarm.types import PeerId, Segment, ServerRecord, Span
+from swarm.wire import messages
+from swarm.wire import swarm_pb2 as pb
+from swarm.wire.codecs import RAW, Codec, decode_step
+from swarm.wire.rows import Buffer
+
+log = logging.getLogger(__name__)
+
+KINDS = {pb.Operation.FORK: Kind.FORK, pb.Operation.MOVE: Kind.MOVE, pb.Operation.FREE: Kind.FREE}
+ITEM_BYTES = 256
+"""What a step, and each operation and row in it, counts for beside its hidden states while it is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionContext:
+    """What all sessions on a span share. `codec`: that of a name, or ContractMismatch; `tasks`: owns what runs in the
+    background."""
+
+    host: Host
+    engine: Engine
+    budget: CacheBudget
+    config: ServerConfig
+    row_bytes: int
+    max_positions: int
+    verify: Callable[[bytes], ServerRecord]
+    model: str
+    codec: Callable[[str], Codec]
+    prefixes: PrefixCache
+    tasks: Tasks
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatistics:
+    """Where a session stands: positions of each sequence, and bytes."""
+
+    epoch: int
+    received: dict[int, int]
+    computed: dict[int, int]
+    forwarded: dict[int, int]
+    kv_bytes: int
+    history_bytes: int
+    unsent_bytes: int
+
+
+class Session:
+    """A client's session on `span`. `tell` puts a reply on the control stream, if there is one."""
+
+    def __init__(self, id: bytes, client: PeerId, span: Span, context: SessionContext) -> None:
+        self.id = id
+        self.client = client
+        self.span = span
+        self.epoch = 0
+        self.closed = False
+        self.tell: Callable[[pb.ControlReply], None] = lambda reply: None
+        self.last_used = asyncio.get_running_loop().time()
+        self._context = context
+        self._ledger = _ledger(context, span)
+        self._prompts = _prompts(id, client, span, context, self._ledger)
+        self._tallies = Tallies()
+        self._upstream: PeerId = client
+        self._downstream: pb.Downstream | None = None
+        self._relayed = False
+        self._input_codec = self._output_codec = context.codec(RAW)
+        self._resumed = asyncio.Event()
+        self._outbox: Outbox | None = None
+        self._inputs: Stream | None = None
+        self._results: Stream | None = None
+        self._results_over = asyncio.Event()
+        self._sender: asyncio.Task[None] | None = None
+        self._generation = 0
+
+    def __str__(self) -> str:
+        return f"session {self.id.hex()[:8]} ({self.span})"
+
+    @property
+    def subject(self) -> dict[str, str]:
+        """What a line of the log about this session is about, for its `extra`."""
+        return {"session": self.id.hex()[:8], "span": str(self.span)}
+
+    # ---- epochs -----------------------------------------------------------------------------------------------
+
+    def fence(self, epoch: int) -> bool:
+        """Begin a new epoch: from now on nothing of an older one is taken or sent. False if `epoch` is not newer."""
+        if epoch <= self.epoch or self.closed:
+            return False
+        self.epoch = epoch
+        self._hang_up()
+        return True
+
+    async def prepare(self, message: pb.Prepare) -> pb.Have | None:
+        """Hold nothing but what the client says is alive, and say what that is. None: a newer epoch has begun.
+
+        Raises ContractMismatch for a codec that is not spoken here.
+        """
+        codec = self._context.codec
+        input_codec, output_codec = codec(message.input_codec), codec(message.output_codec)
+        await self._context.engine.settle(self.id)
+        if message.epoch != self.epoch:
+            return None
+        await self._change(self._ledger.prepare(message.sequences, self._room))
+        self._upstream = message.upstream or self.client
+        self._downstream = message.downstream if message.HasField("downstream") else None
+        self._relayed = message.relayed
+        self._input_codec, self._output_codec = input_codec, output_codec
+        return pb.Have(epoch=message.epoch, held=self._ledger.have())
+
+    def _room(self, wanted: int) -> bool:
+        return self._context.budget.make_room(wanted, self, asyncio.get_running_loop().time())
+
+    async def resume(self, message: pb.Resume) -> None:
+        """Forget what the client wants computed again, send again what it wants sent again, and go on."""
+        if message.epoch != self.epoch or self._resumed.is_set():
+            return
+        await self._change(self._ledger.cut(message.cuts))
+        if message.epoch != self.epoch:
+            return
+        self._ledger.begin()
+        self._outbox = outbox = Outbox(
+            self._output_codec,
+            self._context.config.inbox_bytes,
+            wanted_only=self._downstream is None and not self._relayed,
+            on_sent=self._ledger.sent,
+        )
+        wants = {p.sequence: p.position for p in message.wants}
+        for replay in message.replays:
+            want_from = wants.get(replay.sequence, messages.MAX_POSITION)
+            for rows, output in self._ledger.replay(replay.sequence, replay.position, want_from):
+                outbox.put((), (rows,), output, 0)
+        self._resumed.set()
+        if self._downstream is not None or self._results is not None:
+            self._start_sender()
+
+    async def _change(self, changes: Changes) -> None:
+        """Change the KV cache, in turn with its work, as the ledger was changed already: whoever evicts this session in
+        the meantime finds there all that the cache will hold."""
+        self._prompts.clear()
+        if changes.operations or changes.truncations:
+            cuts = [Change(Kind.TRUNCATE, (self.id, s), length=length) for s, length in changes.truncations]
+            await self._context.engine.settle(self.id, [*self._changes(changes.operations), *cuts])
+
+    def _changes(self, operations: Sequence[pb.Operation]) -> list[Change]:
+        """What the operations do to KV caches."""
+        return [Change(KINDS[op.kind], (self.id, op.source), (self.id, op.target), op.length) for op in operations]
+
+    # ---- data in ----------------------------------------------------------------------------------------------
+
+    async def feed(self, stream: Stream, epoch: int) -> None:
+        """Take steps from the upstream until the stream ends or the epoch does. Errors go to the sender."""
+        self._check_upstream(stream, epoch)
+        if self._inputs is not None:
+            self._inputs.close()
+        self._inputs = stream
+        await self._resumed.wait()
+        # Whoever came while the epoch was being prepared was held against the upstream of the one before.
+        self._check_upstream(stream, epoch)
+        while epoch == self.epoch:
+            data = messages.decode(pb.Data, await stream.receive(FRAME_LIMIT))
+            if data.WhichOneof("kind") != "step":
+                raise MalformedFrame("only steps may follow the hello")
+            step = await off_the_loop(decode_step, data.step, self._input_codec)
+            if epoch == self.epoch:
+                await self._accept(step)
+
+    def _check_upstream(self, stream: Stream, epoch: int) -> None:
+        if stream.peer_id != self._upstream or epoch != self.epoch:
+            raise Unauthorized(f"{stream.peer_id} is not the upstream of this session in epoch {epoch}")
+
+    async def _accept(self, step: pb.Step) -> None:
+        """Take what is new of a step, or raise and take nothing."""
+        self.last_used = asyncio.get_running_loop().time()
+        outbox = self._outbox
+        if outbox is None:
+            return
+        accepted = self._ledger.accept(step.operations, step.rows, self._room_or_busy)
+        if accepted is None:
+            return
+        for sequence, length in accepted.ended.items():
+            # Windows of a speculation that turned out wrong need not be computed any more.
+            self._context.engine.void((self.id, sequence), length)
+        self._take_up(accepted, fresh_hidden(step, accepted.rows, self._context.row_bytes), outbox)
+        await outbox.room()
+
+    def _room_or_busy(self, wanted: int) -> bool:
+        if not self._room(wanted):
+            raise ServerBusy("the KV cache is full", retry_after=self._context.config.evict_after)
+        return True
+
+    def _take_up(self, accepted: Accepted, hidden: memoryview, outbox: Outbox) -> None:
+        """Compute what was accepted, except what the prefix cache has of it."""
+        operations, rows = accepted.operations, accepted.rows
+        found = self._prompts.follow(operations, rows, hidden)
+        if found.hits:
+            adopted, rows, hidden = self._prompts.adopt(found, rows, hidden)
+            step = _Step(accepted, operations, adopted.rows, found, outbox)
+            self._submit(step, Copy(adopted.copies), lambda _: adopted.output, len(adopted.output), adopted.over)
+            operations = ()
+        if rows or operations:
+            segments = [Segment((self.id, row.sequence), row.start, row.count) for row in rows]
+            job = Forward(self.span, segments, hidden) if rows else Copy()
+            self._submit(_Step(accepted, operations, rows, found, outbox), job, lambda output: output, len(hidden))
+
+    def _submit(
+        self,
+        step: _Step,
+        job: Forward[memoryview] | Copy,
+        output_of: Callable[[Buffer], Buffer],
+        size: int,
+        over: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Queue a step, of `size` bytes of hidden states. `output_of`: the outputs, of what the job gives."""
+        generation, outbox = self._generation, step.outbox
+        nbytes = size + ITEM_BYTES * (1 + len(step.operations) + len(step.rows))
+        outbox.unsent += nbytes
+
+        def done(result: Buffer) -> None:
+            if generation == self._generation:
+                output = output_of(result)
+                self._computed(step, output)
+                outbox.put(step.operations, step.rows, output, nbytes)
+
+        def failed(error: ComputeFailed) -> None:
+            # Also when a new epoch is being prepared: what the cache holds after a failure is not to be trusted.
+            if generation == self._generation:
+                self._abandon(error)
+
+        before = self._changes(step.operations)
+        work = Work(self.id, job, done, failed, before, lambda: outbox.forget(nbytes), self.client)
+        wanted = any(row.want for row in step.rows)
+
+        def finished() -> None:
+            self._tallies.add(work, wanted)
+            over()
+
+        work.over = finished
+        self._context.engine.submit(work)
+
+    def _computed(self, step: _Step, output: Buffer) -> None:
+        self._ledger.computed(step.accepted, step.operations, step.rows, output)
+        for kept in self._prompts.keep(step.found, step.rows):
+            done, ignored = (lambda _, kept=kept: kept.done()), lambda error: None
+            copy = Work(self.id, Copy([kept.copy]), done, ignored, client=self.client, over=kept.over)
+            self._context.engine.submit(copy)
+        self._context.budget.trim_history()
+
+    def _abandon(self, error: SwarmError) -> None:
+        """A step could not be computed: forget the sequences, tell the client, take nothing more in this epoch."""
+        self._hang_up()
+        self._forget_all()
+        self.tell(pb.ControlReply(failure=messages.failure(error, self.epoch)))
+
+    # ---- data out ---------------------------------------------------------------------------------------------
+
+    async def serve_results(self, stream: Stream, epoch: int) -> None:
+        """The client reads here what this hop computes, until the epoch ends. Raises Unauthorized."""
+        if stream.peer_id != self.client or epoch != self.epoch or self._downstream is not None:
+            raise Unauthorized(f"{stream.peer_id} may not read the results of this session in epoch {epoch}")
+        self._results, over = stream, self._results_over
+        if self._resumed.is_set() and self._sender is None:
+            self._start_sender()
+        await over.wait()
+
+    def _start_sender(self) -> None:
+        self._sender = self._context.tasks.spawn(self._send(self.epoch), name=f"sender of {self}")
+
+    async def _send(self, epoch: int) -> None:
+        """Hand on what is computed; a link that breaks is reported to the client, who decides."""
+        try:
+            stream = self._results or await self._dial(epoch)
+            outbox = self._outbox
+            if outbox is None:
+                return
+            await self._until_broken(stream, outbox)
+        except SwarmError as error:
+            if epoch == self.epoch:
+                log.info("%s: the link onward is down: %s", self, error, extra=self.subject)
+                self._results_over.set()
+                self.tell(pb.ControlReply(link_down=pb.LinkDown(epoch=epoch, reason=str(error)[:500])))
+
+    async def _dial(self, epoch: int) -> Stream:
+        """Open the link to the next hop, at the addresses of its own signed record and nowhere else."""
+        target = self._downstream
+        if target is None:
+            raise NetworkError("there is nobody to send to")
+        record = self._context.verify(target.record)
+        if record.model != self._context.model:
+            raise Unauthorized(f"{record.peer_id} serves another model")
+        stream = await self._context.host.open_stream(record.peer_id, messages.DATA_PROTOCOL, record.addresses)
+        hello = pb.Hello(session=target.session, epoch=epoch, role=pb.Hello.INPUTS)
+        await stream.send(pb.Data(hello=hello).SerializeToString())
+        return stream
+
+    async def _until_broken(self, stream: Stream, outbox: Outbox) -> None:
+        """Send, and listen for the other side's last word at the same time."""
+        try:
+            await until_first(_last_word(stream), outbox.drain(stream))
+        finally:
+            stream.close()
+
+    # ---- the rest ---------------------------------------------------------------------------------------------
+
+    @property
+    def tallies(self) -> Sequence[pb.Tally]:
+        """Where the time of this session's steps went."""
+        return self._tallies.told
+
+    @property
+    def kv_bytes(self) -> int:
+        """What its sequences take, for the budget."""
+        return self._ledger.kv_bytes
+
+    @property
+    def history_bytes(self) -> int:
+        """What can be sent again, for the budget."""
+        return self._ledger.history_bytes
+
+    def statistics(self) -> SessionStatistics:
+        """As of now."""
+        ledger = self._ledger
+        return SessionStatistics(
+            epoch=self.epoch,
+            received=dict(ledger.received),
+            computed=dict(ledger.lengths),
+            forwarded=dict(ledger.forwarded),
+            kv_bytes=ledger.kv_bytes,
+            history_bytes=ledger.history_bytes,
+            unsent_bytes=self._outbox.unsent if self._outbox is not None else 0,
+        )
+
+    def progress(self, nonce: int) -> pb.Progress:
+        """How far each sequence has come here."""
+        self.last_used = asyncio.get_running_loop().time()
+        engine = self._context.engine
+        moved = self._ledger.moved()
+        return pb.Progress(nonce=nonce, epoch=self.epoch, beat=engine.beat, moved=moved, queue=engine.queue)
+
+    def drop_history(self) -> None:
+        """Nothing can be sent again."""
+        self._ledger.drop_history()
+
+    def evict(self) -> None:
+        """Give up the KV cache. The next step is answered as a gap, and replayed; one under way is answered now."""
+        log.info("%s: cache evicted", self, extra=self.subject)
+        if self._ledger.idle:
+            self._forget_all()
+        else:
+            self._abandon(Gap("the KV cache was needed for others"))
+
+    def _forget_all(self) -> None:
+        self._generation += 1
+        gone = [Change(Kind.FREE, (self.id, sequence)) for sequence in self._ledger.forget()]
+        self._context.engine.cancel(self.id)
+        self._context.engine.change(self.id, gone)
+        self._prompts.clear()
+
+    def _hang_up(self) -> None:
+        if self._outbox is not None:
+            self._outbox.close()
+        self._outbox = None
+        self._resumed.set()
+        self._resumed = asyncio.Event()
+        self._results_over.set()
+        self._results_over = asyncio.Event()
+        if self._sender is not None:
+            self._sender.cancel()
+        for stream in (self._inputs, self._results):
+            if stream is not None:
+                stream.close()
+        self._sender = self._inputs = self._results = None
+
+    def close(self) -> None:
+        """Free everything at once."""
+        if not self.closed:
+            self.closed = True
+            self._hang_up()
+            self._forget_all()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """A part of what was accepted, on its way: these operations and rows; what is followed; where the outputs go."""
+
+    accepted: Accepted
+    operations: Sequence[pb.Operation]
+    rows: Sequence[pb.Rows]
+    found: Found
+    outbox: Outbox
+
+
+def _ledger(context: SessionContext, span: Span) -> Ledger:
+    runner, config = context.engine.runner, context.config
+    return Ledger(
+        cost=functools.partial(runner.reserved_bytes, span),
+        row_bytes=context.row_bytes,
+        can_rollback=runner.can_rollback,
+        limits=SessionLimits(config.max_sequences, context.max_positions, context.budget.total),
+    )
+
+
+def _prompts(id: bytes, client: PeerId, span: Span, context: SessionContext, ledger: Ledger) -> Prompts:
+    config = context.config
+    seed = seed_of(span, client, shared=config.share_prefixes)
+    chains = Chains(seed, context.row_bytes, config.prefix_chunk)
+    # What a running state was at the end of a chunk is gone when the next one has been computed.
+    enabled = config.prefix_share > 0 and ledger.can_rollback
+    return Prompts(id, chains, context.prefixes, context.budget, ledger, enabled=enabled)
+
+
+def fresh_hidden(step: pb.Step, fresh: Sequence[pb.Rows], row_bytes: int) -> memoryview:
+    """The hidden states of those of a step's rows that are new, the last of each sequence's."""
+    hidden, end, pieces = memoryview(step.hidden), 0, list[memoryview]()
+    counts = {row.sequence: row.count for row in fresh}
+    for row in step.rows:
+        end += row.count * row_bytes
+        count = counts.get(row.sequence, 0)
+        if count:
+            pieces.append(hidden[end - count * row_bytes : end])
+    if len(pieces) == 1:
+        return pieces[0]
+    return hidden if sum(map(len, pieces)) == len(hidden) else memoryview(b"".join(pieces))
+
+
+async def _last_word(stream: Stream) -> None:
+    """Wait for the receiver's Failure or the end of the stream; raise what it was."""
+    data = messages.decode(pb.Data, await stream.receive(FRAME_LIMIT))
+    if data.WhichOneof("kind") == "failure":
+        raise messages.error_of(data.failure, stream.peer_id)
+    raise MalformedFrame(f"{stream.peer_id} sent something back on a link that goes one way")
