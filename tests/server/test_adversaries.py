@@ -307,7 +307,8 @@ def test_an_epoch_that_begins_while_a_step_is_computed_says_what_there_is_after_
         await control.say(pb.ControlRequest(resume=pb.Resume(epoch=2)))
         await asyncio.sleep(1.0)
         session = world.servers["s"].hosted.sessions[MINE]
-        assert {h.sequence: h.length for h in control.heard[0].have.held} == session.statistics().computed == session.statistics().received
+        told = {h.sequence: h.length for h in control.heard[0].have.held}
+        assert told == session.statistics().computed == session.statistics().received
 
     run(beside(attack))
 
