@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenToken:
     """The next token of a sequence, and if asked for its log-probability and those of the most likely tokens."""
 
     token: int
@@ -54,7 +54,7 @@ class Done:
     """Hidden states for the first block: of a text, or of the last one of `choices`."""
 
     hidden: bytes
-    choices: Sequence[Choice] = ()
+    choices: Sequence[ChosenToken] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -123,11 +123,11 @@ def compute(ends: Ends, asks: Sequence[Choose | Embed]) -> list[Done]:
     return [Done(states, each) for states, each in zip(hidden, choices, strict=True)]
 
 
-def _last(ask: Choose, choices: Sequence[Choice]) -> Embed:
+def _last(ask: Choose, choices: Sequence[ChosenToken]) -> Embed:
     return Embed([choices[-1].token], ask.position + len(choices) - 1)
 
 
-def choose(ends: Ends, asks: Sequence[Choose]) -> list[list[Choice]]:
+def choose(ends: Ends, asks: Sequence[Choose]) -> list[list[ChosenToken]]:
     """The next tokens of each."""
     if not asks:
         return []
@@ -141,13 +141,13 @@ def choose(ends: Ends, asks: Sequence[Choose]) -> list[list[Choice]]:
     return results
 
 
-def _in_turn(ask: Choose, logits: torch.Tensor, best: Sequence[int]) -> list[Choice]:
-    choices: list[Choice] = []
+def _in_turn(ask: Choose, logits: torch.Tensor, best: Sequence[int]) -> list[ChosenToken]:
+    choices: list[ChosenToken] = []
     for index, scores in enumerate(logits):
         token = best[index] if ask.sampler.settings.plain else ask.sampler.choose(scores)
         ask.sampler.take(token)
         told = (0.0, ()) if ask.alternatives is None else logprobs(scores, token, ask.alternatives)
-        choices.append(Choice(token, *told))
+        choices.append(ChosenToken(token, *told))
         if index >= len(ask.drafts) or ask.drafts[index] != token:
             break
     return choices

@@ -20,7 +20,7 @@ from swarm.gateway.generation import Generator
 from swarm.gateway.loading import LoadedModel
 from swarm.gateway.map import MapService
 from swarm.gateway.metrics import QueryMetrics
-from swarm.gateway.node import Announcer, QueryNode, describe
+from swarm.gateway.node import Announcer, QueryService, record_of
 from swarm.gateway.openai.app import create_app
 from swarm.gateway.openai.guard import HttpSettings
 from swarm.gateway.openai.server import serve_http
@@ -132,7 +132,7 @@ class Gateway:
 
     async def _serve_peers(self) -> None:
         """Take queries over every host, and show the swarm."""
-        node, maps = QueryNode(self._generator, self.config), MapService(self.network.directory)
+        node, maps = QueryService(self._generator, self.config), MapService(self.network.directory)
         for host in (self.network.host, *([] if self.edge is None else [self.edge])):
             await node.serve(host)
             await maps.serve(host)
@@ -171,4 +171,4 @@ class Gateway:
     def _record(self) -> pb.QueryNode:
         addresses = best_first(self.network.host.addresses)
         contract = self._generator.view.contract
-        return describe(self._generator, self.name, addresses, self.edges, contract, __version__, self.client.codec)
+        return record_of(self._generator, self.name, addresses, self.edges, contract, __version__, self.client.codec)

@@ -21,7 +21,7 @@ from swarm.wire import swarm_pb2 as pb
 log = logging.getLogger(__name__)
 
 
-class QueryNode:
+class QueryService:
     """Lets peers ask an `Answerer`. One task a stream; what a stream's asker does wrong ends that stream alone."""
 
     def __init__(self, answerer: Answerer, config: GatewayConfig) -> None:
@@ -127,7 +127,7 @@ def fitting(addresses: Sequence[str], limit: int = EDGE_BYTES) -> list[str]:
     return chosen
 
 
-def describe(
+def record_of(
     answerer: Answerer,
     name: str,
     addresses: Sequence[str],

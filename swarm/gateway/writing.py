@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swarm.client.session import Session
-from swarm.gateway.ends_batcher import Choice, Choose, Embed, EndsBatcher
+from swarm.gateway.ends_batcher import Choose, ChosenToken, Embed, EndsBatcher
 from swarm.gateway.in_flight import InFlight
 from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.replies import Replies
@@ -161,7 +161,7 @@ class Writing:
         flying = windows.drafts
         return query.pacer.drafts([*text, *flying], len(flying), room, windows.largest)
 
-    def _tell(self, choice: Choice) -> None:
+    def _tell(self, choice: ChosenToken) -> None:
         """One token more."""
         query = self._query
         self._metrics.token(query.clock.token(), first=query.clock.tokens == 1)
@@ -172,7 +172,7 @@ class Writing:
             delta.logprobs.append(self._logprob(choice))
         self._replies.put(pb.QueryReply(delta=delta))
 
-    def _logprob(self, choice: Choice) -> pb.Logprob:
+    def _logprob(self, choice: ChosenToken) -> pb.Logprob:
         piece = self._query.answer.piece
         top = [pb.Logprob(token=token, logprob=value, text=piece(token)) for token, value in choice.top]
         return pb.Logprob(token=choice.token, logprob=choice.logprob, text=piece(choice.token), top=top)

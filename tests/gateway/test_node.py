@@ -21,7 +21,7 @@ from swarm.errors import (
     ServerBusy,
     SwarmError,
 )
-from swarm.gateway.node import Announcer, QueryNode, describe, fitting
+from swarm.gateway.node import Announcer, QueryService, fitting, record_of
 from swarm.testing import MemoryHost, SimulatedNetwork, run
 from swarm.types import ModelInfo
 from swarm.wire import swarm_pb2 as pb
@@ -87,9 +87,9 @@ class Nodes:
     async def add(self, name: str, answerer: Scripted | None = None, codec: str = "", **numbers: str) -> Scripted:
         host = self.hosts[name] = self.network.host(name)
         answerer = self.answerers[name] = answerer or Scripted()
-        await QueryNode(answerer, GatewayConfig(open_timeout=2.0, heartbeat=1.0, stuck=5.0)).serve(host)
+        await QueryService(answerer, GatewayConfig(open_timeout=2.0, heartbeat=1.0, stuck=5.0)).serve(host)
         contract = answerer.model.contract(**{"dtype": "float32", **numbers})  # type: ignore[arg-type]
-        record = lambda: describe(answerer, name, host.addresses, (), contract, "", codec)  # noqa: E731
+        record = lambda: record_of(answerer, name, host.addresses, (), contract, "", codec)  # noqa: E731
         now = asyncio.get_running_loop().time
         announcer = Announcer(self.network.directory(host), NetworkConfig(), record, now)
         self.tasks.append(asyncio.ensure_future(announcer.run()))

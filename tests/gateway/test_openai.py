@@ -26,7 +26,7 @@ from swarm.errors import (
 )
 from swarm.gateway.openai.app import create_app
 from swarm.gateway.openai.guard import HttpSettings
-from swarm.gateway.openai.replies import Chat, Choice, Completion
+from swarm.gateway.openai.replies import ChatShape, Choice, CompletionShape
 from swarm.gateway.openai.server import serve_http
 from swarm.gateway.openai.tools import ToolCall, ToolCallParser
 from swarm.wire import swarm_pb2 as pb
@@ -152,12 +152,14 @@ def test_tokens_that_share_a_character_have_their_own_bytes_and_its_place() -> N
     for text, logprob in zip(told, logprobs, strict=True):
         before = len(choice.logprobs)
         shown = choice.take(pb.QueryReply(delta=pb.Delta(text=text, logprobs=[logprob])))
-        offsets += Completion("tiny", "x").delta(choice, shown, choice.logprobs[before:])["logprobs"]["text_offset"]
-    whole = Completion("tiny", "x").choice(choice)
+        offsets += CompletionShape("tiny", "x").delta(choice, shown, choice.logprobs[before:])["logprobs"][
+            "text_offset"
+        ]
+    whole = CompletionShape("tiny", "x").choice(choice)
     assert whole["text"] == "a\U0001f41dbc"
     assert whole["logprobs"]["text_offset"] == offsets == [0, 1, 1, 1, 3]
     assert whole["logprobs"]["tokens"] == ["a", "bytes:\\xf0", "bytes:\\x9f\\x90", "bytes:\\x9d\\x62", "c"]
-    tokens = Chat("tiny", "x").choice(choice)["logprobs"]["content"]
+    tokens = ChatShape("tiny", "x").choice(choice)["logprobs"]["content"]
     assert b"".join(bytes(token["bytes"]) for token in tokens) == whole["text"].encode()
     assert [token["bytes"] for token in tokens] == [list(piece) for piece in pieces]
 

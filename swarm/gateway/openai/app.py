@@ -20,7 +20,7 @@ from swarm.gateway.openai.endpoint import Endpoint
 from swarm.gateway.openai.errors import handle_errors
 from swarm.gateway.openai.guard import HttpSettings, protect
 from swarm.gateway.openai.page import add_page, add_words
-from swarm.gateway.openai.replies import Chat, Completion
+from swarm.gateway.openai.replies import ChatShape, CompletionShape
 from swarm.gateway.openai.requests import ChatRequest, CompletionRequest
 from swarm.gateway.openai.schema import STATUSES, Health, ModelList, Version, errors
 
@@ -74,12 +74,12 @@ def _completions(endpoint: Endpoint) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat(request: ChatRequest, http: HttpRequest) -> Response:
         """Go on with a conversation."""
-        return await endpoint.serve(request, http, Chat)
+        return await endpoint.serve(request, http, ChatShape)
 
     @router.post("/v1/completions", response_model=CompletionObject)
     async def completions(request: CompletionRequest, http: HttpRequest) -> Response:
         """Go on with a text."""
-        return await endpoint.serve(request, http, Completion)
+        return await endpoint.serve(request, http, CompletionShape)
 
     return router
 

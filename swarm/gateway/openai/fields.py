@@ -146,7 +146,7 @@ def _matter(error: Mapping[str, Any]) -> str:
         case "missing":
             return "is needed"
         case "extra_forbidden":
-            return "is no field that there is here"
+            return "is not a field of this call"
         case "value_error":
             return f"is not right: {context['error']}"
         case "greater_than_equal":

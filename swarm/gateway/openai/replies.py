@@ -124,7 +124,7 @@ class Shape:
         raise NotImplementedError
 
 
-class Chat(Shape):
+class ChatShape(Shape):
     """/v1/chat/completions"""
 
     object, chunk, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
@@ -152,7 +152,7 @@ class Chat(Shape):
         return {"index": choice.index, "delta": delta, "logprobs": told, "finish_reason": None}
 
 
-class Completion(Shape):
+class CompletionShape(Shape):
     """/v1/completions"""
 
     object, chunk, prefix = "text_completion", "text_completion", "cmpl"
