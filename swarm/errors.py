@@ -40,22 +40,18 @@ behind the message. All can be pickled and copied.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
-
-if TYPE_CHECKING:
-    from swarm.span import Span
-    from swarm.types import PeerId
+from typing import Self
 
 
 class SwarmError(Exception):
     """The root of all errors of swarm.
 
-    `peer`: with whom it happened, a peer id; `span`: the blocks that were wanted there; `session`: its id, 16 bytes,
+    `peer`: with whom it happened, a peer id; `span`: the blocks that were wanted there, a `Span`; `session`: its id, 16 bytes,
     shown as eight hex digits. None where that is not known, or where there is none.
     """
 
-    peer: PeerId | None = None
-    span: Span | None = None
+    peer: str | None = None
+    span: object | None = None
     session: bytes | None = None
 
     @property
@@ -63,7 +59,7 @@ class SwarmError(Exception):
         """What happened, without where."""
         return str(self.args[0]) if self.args else ""
 
-    def attach(self, *, peer: PeerId | None = None, span: Span | None = None, session: bytes | None = None) -> Self:
+    def attach(self, *, peer: str | None = None, span: object | None = None, session: bytes | None = None) -> Self:
         """Say where it happened, as far as that was not said before: who is nearest to it knows best."""
         self.peer = peer if self.peer is None else self.peer
         self.span = span if self.span is None else self.span
