@@ -46,8 +46,8 @@ from typing import Self
 class SwarmError(Exception):
     """The root of all errors of swarm.
 
-    `peer`: with whom it happened, a peer id; `span`: the blocks that were wanted there, a `Span`; `session`: its id, 16 bytes,
-    shown as eight hex digits. None where that is not known, or where there is none.
+    `peer`: with whom it happened, a peer id; `span`: the blocks that were wanted there, a `Span`; `session`: its id, 16
+    bytes, shown as eight hex digits. None where that is not known, or where there is none.
     """
 
     peer: str | None = None
