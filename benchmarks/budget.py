@@ -73,7 +73,7 @@ def watch(marks: Marks) -> None:
     before(BlockingSession, "begin", lambda self: marks.mark("issued"))
     before(EpochStreams, "put", lambda self: marks.mark("sent"))
     before(Session, "_accept", lambda self: marks.mark(f"accepted {names[self.span.first]}"))
-    before(Outbox, "_frame", lambda self: marks.mark(f"passed on {'two' if self.wanted_only else 'one'}"))
+    before(Outbox, "_sendable", lambda self: marks.mark(f"passed on {'two' if self.wanted_only else 'one'}"))
     before(ClientSession, "_on_result", lambda self: marks.mark("result"))
     forward, wait = SpanModel.forward, BlockingSession.begin
 

@@ -103,7 +103,8 @@ class ServerRecord:
 
     `contract`: what it computes, of each fingerprint the first 8 bytes; `addresses`: multiaddrs with or without
     /p2p/; `free_tokens`: positions of KV cache that are free for the whole span; `decode_ms`: milliseconds per block
-    for one decode step; `prefill_rate`: positions per second through one block; `queue`: steps waiting; `signed`: the
+    for one decode step; `prefill_rate`: positions per second through one block, in a pass of
+    `prefill_positions` (0: not said); `queue`: steps waiting; `signed`: the
     record as it was signed, to be shown to others; `expires`: unix seconds.
     """
 
@@ -114,6 +115,7 @@ class ServerRecord:
     free_tokens: int = 0
     decode_ms: float = 1.0
     prefill_rate: float = 1000.0
+    prefill_positions: int = 0
     queue: int = 0
     relayed: bool = False
     codecs: tuple[str, ...] = ("raw",)

@@ -36,8 +36,9 @@ def stage(hop: Hop) -> Stage:
     """What a hop's record says of its passes: a decode step is a pass of one position."""
     blocks, record = len(hop.span), hop.server
     base = max(record.decode_ms, 0.0) / 1000.0 * blocks
-    prefill = PREFILL_POSITIONS * blocks / max(record.prefill_rate, 1e-6)
-    return Stage(base, max(prefill - base, 0.01 * prefill) / PREFILL_POSITIONS)
+    positions = record.prefill_positions or PREFILL_POSITIONS
+    prefill = positions * blocks / max(record.prefill_rate, 1e-6)
+    return Stage(base, max(prefill - base, 0.01 * prefill) / positions)
 
 
 def pipeline_seconds(positions: int, chunk: int, stages: Sequence[Stage]) -> float:

@@ -45,14 +45,17 @@ def choose(waiting: Sequence[Waiting], budget: int, chunk: int, *, decoding: boo
     busy = decoding or 0 < len(steps) < len(peers)
     limit = chunk if busy or len(peers) > 1 else budget
     reserve = min(waiting[0].positions, limit, budget)
-    left = {True: budget - reserve, False: (chunk if busy else budget) - (0 if 0 in steps else reserve)}
+    left_for_all = budget - reserve
+    left_for_prompts = (chunk if busy else budget) - (0 if 0 in steps else reserve)
     grants = {0: reserve}
     for index in sorted(peers[1:], key=lambda i: i not in steps):
-        positions = min(waiting[index].positions, limit, left[True], left[index in steps])
+        is_prompt = index not in steps
+        room = min(left_for_all, left_for_prompts) if is_prompt else left_for_all
+        positions = min(waiting[index].positions, limit, room)
         if positions > 0:
             grants[index] = positions
-            left[True] -= positions
-            left[False] -= 0 if index in steps else positions
+            left_for_all -= positions
+            left_for_prompts -= positions if is_prompt else 0
     return [Grant(index, positions) for index, positions in sorted(grants.items())]
 
 

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from swarm.net.base import Stream
-from swarm.server.large_frames import off_the_loop
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.codecs import Codec, encode_step
+from swarm.wire.codecs import Codec
 from swarm.wire.rows import Buffer
+from swarm.wire.transcode import frame_of
 
 
 class Outbox:
@@ -77,12 +77,12 @@ class Outbox:
                 await self._changed.wait()
             step, nbytes = self._steps.popleft()
             if step.hidden or not self.wanted_only:
-                await stream.send(await self._frame(step))
+                await stream.send(await frame_of(self._sendable(step), self.codec))
             self.unsent -= nbytes
             self._changed.set()
             self._on_sent(step)
 
-    async def _frame(self, step: pb.Step) -> bytes:
-        if self.wanted_only:
-            step = pb.Step(rows=[row for row in step.rows if row.count], hidden=step.hidden)
-        return pb.Data(step=await off_the_loop(encode_step, step, self.codec)).SerializeToString()
+    def _sendable(self, step: pb.Step) -> pb.Step:
+        if not self.wanted_only:
+            return step
+        return pb.Step(rows=[row for row in step.rows if row.count], hidden=step.hidden)

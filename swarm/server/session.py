@@ -18,7 +18,6 @@ from swarm.jobs import Change, Copy, Forward, Kind
 from swarm.net.base import Host, Stream
 from swarm.server.budget import CacheBudget
 from swarm.server.engine import Engine
-from swarm.server.large_frames import off_the_loop
 from swarm.server.ledger import Accepted, Ledger, SessionLimits
 from swarm.server.manifest import Changes
 from swarm.server.outbox import Outbox
@@ -30,8 +29,9 @@ from swarm.tasks import Tasks, until_first
 from swarm.types import PeerId, Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.codecs import RAW, Codec, decode_step
+from swarm.wire.codecs import RAW, Codec
 from swarm.wire.rows import Buffer
+from swarm.wire.transcode import decoded
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class Session:
             data = messages.decode(pb.Data, await stream.receive(FRAME_LIMIT))
             if data.WhichOneof("kind") != "step":
                 raise MalformedFrame("only steps may follow the hello")
-            step = await off_the_loop(decode_step, data.step, self._input_codec)
+            step = await decoded(data.step, self._input_codec)
             if epoch == self.epoch:
                 await self._accept(step)
 

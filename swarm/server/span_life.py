@@ -210,4 +210,5 @@ def _with_load(record: ServerRecord, loaded: Loaded, hosted: Hosted) -> ServerRe
         queue=busy.queue,
         decode_ms=loaded.throughput.decode_ms,
         prefill_rate=loaded.throughput.prefill_rate,
+        prefill_positions=loaded.throughput.prefill_positions,
     )

@@ -22,10 +22,12 @@ SEQUENCE: SequenceKey = (b"\0" * 16, 0)
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """`decode_ms`: milliseconds per block for one decode step; `prefill_rate`: positions per second through a block."""
+    """`decode_ms`: milliseconds per block for one decode step; `prefill_rate`: positions per second through a block,
+    in a pass of `prefill_positions`."""
 
     decode_ms: float
     prefill_rate: float
+    prefill_positions: int = PREFILL_POSITIONS
 
 
 def measure(
@@ -61,6 +63,7 @@ def measure(
     return Throughput(
         decode_ms=statistics.median(steps) * 1000.0 / len(span),
         prefill_rate=max(prefill, 1) * len(span) / max(prompt, 1e-9),
+        prefill_positions=max(prefill, 1),
     )
 
 

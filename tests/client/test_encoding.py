@@ -17,7 +17,7 @@ from swarm.client.session import Session
 from swarm.config import ClientConfig
 from swarm.errors import InvalidInput
 from swarm.jobs import compute
-from swarm.server.handler import PADDED_REPLIES
+from swarm.server.control import PADDED_REPLIES
 from swarm.testing import MASK, ROW, VOCABULARY, Arithmetic, ExactRunner, LinkConditions, Peer, World, generate, run
 from swarm.types import Segment, Span
 from swarm.wire import messages

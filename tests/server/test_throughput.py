@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from swarm.client.chunks import stage
+from swarm.contract import Contract
 from swarm.server.throughput import SEQUENCE, measure
 from swarm.testing import ByteRunner
-from swarm.types import Segment, SequenceKey, Span
+from swarm.types import Hop, Segment, SequenceKey, ServerRecord, Span
 
 
 class SlowRunner(ByteRunner):
@@ -46,6 +48,19 @@ def test_milliseconds_are_per_block_and_positions_per_second_through_one_block()
     assert result.decode_ms == pytest.approx(11.0 / 4)
     assert result.prefill_rate == pytest.approx(128 * 4 / 0.138)
     assert runner.freed == [SEQUENCE]
+
+
+@pytest.mark.parametrize("max_positions", [None, 400, 40, 5, 1])
+def test_clients_read_off_the_record_what_a_pass_takes(max_positions: int | None) -> None:
+    """Also where the context is shorter than the prefill by which others measure."""
+    runner, span = SlowRunner(), Span(0, 4)
+    result = measure(runner, span, hidden_size=4, row_bytes=8, max_positions=max_positions, clock=runner.clock)
+    record = ServerRecord(
+        "a", Contract("m", span), decode_ms=result.decode_ms, prefill_rate=result.prefill_rate,
+        prefill_positions=result.prefill_positions,
+    )  # fmt: skip
+    read, measured = stage(Hop(record, span)), result.prefill_positions
+    assert read.seconds(measured) == pytest.approx(0.010 + 0.001 * measured, rel=0.1)
 
 
 def test_a_slow_machine_is_measured_briefly() -> None:
