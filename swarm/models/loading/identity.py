@@ -66,7 +66,7 @@ def is_free(config: PretrainedConfig, name: str, value: Any = 0) -> bool:
 
 def _entries(config: PretrainedConfig) -> Iterator[tuple[str, Any]]:
     for name, value in config.to_dict().items():
-        held = getattr(config, name, None)
+        held = getattr(config, name, None) if name in type(config).sub_configs else None
         yield name, held if isinstance(held, PretrainedConfig) else value
 
 
