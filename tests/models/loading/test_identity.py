@@ -97,7 +97,7 @@ def test_what_matters_is_another(llama: Path, tmp_path: Path, name: str) -> None
     assert digest(config) != digest(other)
 
 
-TYPES = ("gemma3", "qwen3_next", "gpt2", "gpt_oss", "phi3", "granitemoehybrid", "mixtral", "bloom", "llama4_text", "gemma4_text")
+TYPES = ("gemma3", "qwen3_next", "gpt2", "gpt_oss", "phi3", "granitemoehybrid", "mixtral", "bloom", "gemma4_text")
 
 
 @pytest.mark.parametrize("model_type", TYPES)
