@@ -7,6 +7,7 @@ template does with it is tried. What would not reach the model is refused, not l
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -172,10 +173,12 @@ class ChatTemplate:
         if not self._knows_developers:
             plain = [{**each, "role": "system"} if each["role"] == "developer" else each for each in plain]
         complaint: InvalidInput | None = None
+        tried: list[list[Message]] = []
         for shape in SHAPES:
             shaped = [shape(each) for each in plain]
-            if complaint is not None and shaped == plain:
+            if shaped in tried:
                 continue
+            tried.append(shaped)
             try:
                 ids = list(self._apply(shaped, defined, tokenize=True, return_dict=False))
                 self._check_whole(shaped, defined)
@@ -278,4 +281,23 @@ def _list_of_parts(message: Message) -> Message:
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
-SHAPES: Sequence[Callable[[Message], Message]] = (_as_it_is, _empty_content, _text_arguments, _both, _list_of_parts)
+def _short_ids(message: Message) -> Message:
+    """For templates that want ids of calls to be of nine letters or digits."""
+    short = dict(message)
+    if "tool_calls" in message:
+        short["tool_calls"] = [{**call, "id": _nine_of(call.get("id"))} for call in message["tool_calls"]]
+    if "tool_call_id" in message:
+        short["tool_call_id"] = _nine_of(message["tool_call_id"])
+    return short
+
+
+def _nine_of(id: Any) -> str:
+    return hashlib.sha256(str(id).encode(errors="replace")).hexdigest()[:9]
+
+
+def _after(first: Callable[[Message], Message], then: Callable[[Message], Message]) -> Callable[[Message], Message]:
+    return lambda message: then(first(message))
+
+
+WITH_IDS = (_as_it_is, _empty_content, _text_arguments, _both, _list_of_parts)
+SHAPES: Sequence[Callable[[Message], Message]] = (*WITH_IDS, *(_after(shape, _short_ids) for shape in WITH_IDS))

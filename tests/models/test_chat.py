@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -94,6 +95,21 @@ def test_arguments_that_are_no_object_are_refused(arguments: Any) -> None:
     with pytest.raises(InvalidInput, match=r"messages\[1\]\.tool_calls\[0\]\.function\.arguments") as refused:
         render(history(arguments))
     assert refused.value.field == "messages"
+
+
+def test_a_template_of_short_ids_gets_short_ids_that_match() -> None:
+    how = template(
+        content="""{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}
+        {{- raise_exception("ids have nine letters") }}{% endif %}({{ c.id }}){% endfor %}
+        {%- if m.role == "tool" %}({{ m.tool_call_id }}){% endif %}{{ m.content or '' }}"""
+    )
+    said = history("{}")
+    text = render(said, how)
+    ids = re.findall(r"\((\w{9})\)", text)
+    assert len(ids) == 2
+    assert ids[0] == ids[1]
+    said[1]["tool_calls"][0]["id"] = said[2]["tool_call_id"] = "abcDEF123"
+    assert render(said, how).count("(abcDEF123)") == 2
 
 
 def test_results_have_the_name_of_their_call() -> None:
