@@ -118,13 +118,13 @@ def main(
     if not network.initial_peers:
         raise InvalidInput(HOW_TO_BEGIN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    wishes = Wishes(model, dtype, revision, token, threads, public_name, config, client)
+    options = GatewayOptions(model, dtype, revision, token, threads, public_name, config, client)
     with identified(network, identity_path, "gateway", "gateway") as network:
-        asyncio.run(run(network, wishes, edge, side))
+        asyncio.run(run(network, options, edge, side))
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class GatewayOptions:
     """What to answer for, and how."""
 
     model: str
@@ -155,7 +155,7 @@ class HttpSide:
         return HttpPlace(self.host, self.port, HttpSettings(self.hosts, self.origins, self.keys))
 
 
-async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeOptions, side: HttpSide | None) -> None:
+async def run(network: NetworkConfig, options: GatewayOptions, browsers: EdgeOptions, side: HttpSide | None) -> None:
     """Be a query node until a signal comes, without an edge where that is impossible and nobody asked for one.
 
     Raises SwarmError.
@@ -166,13 +166,13 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeOptions, sid
     leaving = asyncio.Event()
     on_signals(leaving.set)
     http = None if side is None else side.place()
-    if wishes.threads is not None:
+    if options.threads is not None:
         import torch
 
-        torch.set_num_threads(wishes.threads)
-    dtype = None if wishes.dtype == "auto" else wishes.dtype
-    which = {"dtype": dtype, "revision": wishes.revision, "token": wishes.token}
-    loaded = await asyncio.to_thread(load_model, wishes.model, progress=progress_bars(), **which)
+        torch.set_num_threads(options.threads)
+    dtype = None if options.dtype == "auto" else options.dtype
+    which = {"dtype": dtype, "revision": options.revision, "token": options.token}
+    loaded = await asyncio.to_thread(load_model, options.model, progress=progress_bars(), **which)
     async with contextlib.AsyncExitStack() as stack:
         joined = await stack.enter_async_context(await join(network, leaving))
         listening = edge_of(joined.identity, browsers.beside(network), needed=browsers.needed)
@@ -180,12 +180,12 @@ async def run(network: NetworkConfig, wishes: Wishes, browsers: EdgeOptions, sid
         gateway = Gateway(
             joined,
             loaded,
-            config=wishes.config,
-            client=wishes.client,
+            config=options.config,
+            client=options.client,
             announcing=network,
             http=http,
             edge=edge,
-            name=wishes.name,
+            name=options.name,
             on_ready=say,
         )
         await until(leaving, gateway.run())
