@@ -548,6 +548,21 @@ def test_it_counts_the_parameters_of_the_whole(served: Serve, whole: Whole) -> N
         assert model.num_parameters(only_trainable=True) == 0
 
 
+@torch.no_grad()
+def test_what_is_loaded_is_not_initialised_again(served: Serve, whole: Whole) -> None:
+    model = served("llama+untied", 2).model()
+    model.init_weights()
+    torch.testing.assert_close(model(IDS).logits, whole("llama+untied")(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("default")
+def test_the_ends_are_compiled_around_the_blocks(served: Serve, whole: Whole) -> None:
+    model = torch.compile(served("llama+untied", 2).model(), backend="eager")
+    for ids in (IDS, prompt(7, 3)):
+        torch.testing.assert_close(model(ids).logits, whole("llama+untied")(ids).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_training_is_refused_by_name(served: Serve) -> None:
     model = served("llama+untied", 2).model().train()
     with pytest.raises(InvalidInput, match=r"^train\(\).*eval\(\)"):

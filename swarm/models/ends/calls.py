@@ -97,6 +97,7 @@ def watch(model: nn.Module, owner: nn.Module) -> None:
         module.register_forward_hook(_forget, always_call=True)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Before each forward: what the remote span must know of it. Raises InvalidInput for what cannot be had."""
     if current.module is not None and vars(current.module).get("swarm_blocks") is module:
@@ -114,6 +115,7 @@ def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     current.module = module
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _forget(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """After each forward, also one that failed, unless it was interrupted."""
     if current.module is module:

@@ -53,6 +53,7 @@ class RemoteSpan(nn.Module):
     def extra_repr(self) -> str:
         return f"at layer {self.index} of {self.layers}"
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """`[batch, T, hidden_size]` → the same. Raises what the session raises, and InvalidInput for gradients."""
         if torch.is_grad_enabled() and hidden_states.requires_grad:
@@ -70,9 +71,6 @@ class RemoteSpan(nn.Module):
         else:
             output = self._step(self._layer(cache), hidden_states, call, keep)
         return (output,) if self.returns_tuple else output
-
-    # What torch.compiler.disable sets; its import is slow.
-    forward._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def _step(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call, keep: int) -> torch.Tensor:
         if hidden.ndim != 3 or not hidden.numel():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,11 +23,16 @@ class SubstituteLinear(nn.Linear):
 
     _laid_out: OnednnLinear | None
 
-    def __init__(self, laid_out: OnednnLinear) -> None:
+    def __init__(
+        self, laid_out: OnednnLinear, of_weight: Mapping[str, Any] | None = None, marks: Mapping[str, Any] | None = None
+    ) -> None:
+        """`of_weight`, `marks`: further attributes of the layer's weight, and of the layer."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = laid_out.in_features, laid_out.out_features
         self._looking = threading.Lock()
         # Past nn.Module, for which the layer has a weight and no parts.
+        self._of_weight = dict(of_weight or {})
+        vars(self).update(marks or {})
         vars(self).update(_laid_out=laid_out, _parameters=_Unseen(self._look))
 
     def extra_repr(self) -> str:
@@ -51,6 +56,7 @@ class SubstituteLinear(nn.Linear):
             if (laid_out := self._laid_out) is not None:
                 with torch.inference_mode(mode=False), torch.no_grad():
                     weight = nn.Parameter(laid_out.dense(), requires_grad=False)
+                vars(weight).update(self._of_weight)
                 vars(self).update(_parameters={"weight": weight, "bias": laid_out.bias}, _laid_out=None)
         parameters: dict[str, Any] = vars(self)["_parameters"]
         return parameters
@@ -116,4 +122,9 @@ class _Unseen(dict[str, Any]):
 def substitute(linear: nn.Module) -> SubstituteLinear | None:
     """A plain linear layer laid out for this processor; None where that cannot be had, or computes something else."""
     laid_out = onednn_linear(linear, SharedLinear)
-    return None if laid_out is None else SubstituteLinear(laid_out)
+    return None if laid_out is None else SubstituteLinear(laid_out, vars(linear.weight), _marks(linear))
+
+
+def _marks(linear: nn.Module) -> dict[str, Any]:
+    """What a library has noted in the layer, such as that it is initialised."""
+    return {name: value for name, value in vars(linear).items() if name.startswith("_is_")}
