@@ -53,6 +53,8 @@ REFUSED_SETTINGS = {
 }
 """Settings of generation that cannot be had where they are true."""
 REFUSED_CACHES = ("paged", "quantized")
+LAID_OUT = ("static", "offloaded", "hybrid", "sliding_window")
+"""What names of caches begin with that differ only in where and how they keep things."""
 ONE_GUESSER = ("assistant_model", "custom_generate", "prompt_lookup_num_tokens")
 DEFAULT_NEW_TOKENS = 20
 """As many as the library makes where nobody says how many."""
@@ -114,6 +116,7 @@ class Distributed:
         options = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
         settings = Settings(options.get("generation_config"), options, self.generation_config)
         _refuse(settings)
+        _choose_cache(settings, options)
         _fit(settings, inputs, options, self.context_length)
         if speculation is not None or draft_model is not None:
             _check_one_guesser(settings)
@@ -197,6 +200,15 @@ def _refuse(settings: Settings) -> None:
             raise InvalidInput(f"{name} is not available: {why}")
     if (kind := settings.get("cache_implementation")) in REFUSED_CACHES:
         raise InvalidInput(f"cache_implementation={kind!r}: the caches are the servers', leave it out")
+
+
+def _choose_cache(settings: Settings, options: dict[str, Any]) -> None:
+    """Where caches are and how they grow is the servers' business: what is kept here has no tensors to lay out."""
+    if str(settings.get("cache_implementation")).startswith(LAID_OUT):
+        options["cache_implementation"] = "dynamic"
+    if getattr(options.get("past_key_values"), "is_compileable", False):
+        kind = type(options["past_key_values"]).__name__
+        raise InvalidInput(f"past_key_values: no {kind} here, the caches are the servers'; leave it out")
 
 
 def clean(recommended: GenerationConfig) -> None:

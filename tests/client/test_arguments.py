@@ -312,6 +312,20 @@ def test_generating_is_as_in_the_library(served: Serve, whole: Whole, name: str)
     served("llama", 2).assert_free()
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2+untied", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("implementation", ["static", "hybrid", "dynamic"])
+def test_caches_by_name(served: Serve, whole: Whole, kind: str, implementation: str) -> None:
+    options = GREEDY | {"max_new_tokens": NEW, "cache_implementation": implementation}
+    expected = whole(kind).generate(**left_padded((7, 5)), **options).tolist()
+    assert served(kind, 2).model().generate(**left_padded((7, 5)), **options).tolist() == expected
+
+
+def test_a_static_cache_to_generate_with_is_refused_by_name(served: Serve, whole: Whole) -> None:
+    cache = StaticCache(config=whole("llama").config, max_cache_len=32)
+    with pytest.raises(InvalidInput, match=r"^past_key_values: no StaticCache"):
+        served("llama", 2).model().generate(IDS, past_key_values=cache)
+
+
 @pytest.mark.parametrize("name", NEVER)
 @pytest.mark.parametrize("how", ["argument", "given", "recommended"])
 def test_generating_refuses_by_name(served: Serve, name: str, how: str) -> None:

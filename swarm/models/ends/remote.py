@@ -95,7 +95,8 @@ class RemoteSpan(nn.Module):
         held = cache.layers[self.index] if self.index < len(cache.layers) else None
         if isinstance(held, RemoteLayer):
             return held
-        if any(state_in(layer) for layer in cache.layers[self.index :]):
+        # A static cache has its tensors before anything is in them.
+        if any(bool(tensor.any()) for layer in cache.layers[self.index :] for tensor in state_in(layer)):
             raise InvalidInput("past_key_values was not made by this model: begin without it, or pass what it returned")
         before = cache.layers[: self.index]
         remote = RemoteLayer(self.open_session())
