@@ -32,7 +32,8 @@ from transformers import (
 )
 
 from swarm.client.model import DistributedModelForCausalLM
-from swarm.client.remote_blocks import SpreadSession
+from swarm.client.remote_blocks import ROWS, SpreadSession
+from swarm.config import ServerConfig
 from swarm.errors import BadCheckpoint, ContextTooLong, InvalidInput, ModelNotFound, SwarmError, UnsupportedModel
 from swarm.models.arguments import READING, REFUSED, WITHOUT_EFFECT
 from swarm.models.distributed import REFUSED_METHODS
@@ -630,6 +631,10 @@ def test_more_rows_than_a_session_may_hold(
         texts.append(model.generate(**left_padded((7, 5, 6, 3, 4)), **GREEDY | options, max_new_tokens=6).tolist())
     assert texts[0] == texts[1]
     servers.assert_free()
+
+
+def test_a_session_asks_for_no_more_rows_than_servers_hold_by_default() -> None:
+    assert ROWS <= ServerConfig().max_sequences
 
 
 def test_an_assistant_and_a_streamer(served: Serve, whole: Whole, tmp_path: Path) -> None:
