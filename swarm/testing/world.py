@@ -61,7 +61,7 @@ class SimulatedServer:
             await asyncio.sleep(20.0)
 
     async def drain(self, timeout: float = 60.0) -> None:
-        await ended(self.tasks.pop())
+        await ended(self.tasks.pop(0))  # the announcing
         self.record = replace(self.record, state=ServerState.DRAINING)
         await self.directory.announce(self.record, self.world.model)
         await self.handler.drain(timeout)
@@ -69,7 +69,8 @@ class SimulatedServer:
         await self.stop()
 
     async def stop(self) -> None:
-        await ended(*self.tasks)
+        me = asyncio.current_task()  # of those, where it drains
+        await ended(*(task for task in self.tasks if task is not me))
         for hosted in self.handler.hosted:
             await hosted.engine.close()
         await self.handler.close()
