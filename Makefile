@@ -46,7 +46,7 @@ format: install
 	$(BIN)/ruff format .
 
 demo: install
-	$(BIN)/python scripts/demo.py $(ARGS)
+	$(BIN)/swarm-demo $(ARGS)
 
 chaos: install
 	$(BIN)/python scripts/chaos.py --scenarios $(N) $(ARGS)

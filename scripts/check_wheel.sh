@@ -51,6 +51,7 @@ case $complaint in
     *) echo "swarm-gateway without its extra: $complaint" >&2; exit 1 ;;
 esac
 "$work/venv/bin/python" quickstart.py "$work/venv/bin" "$work/tiny-llama"
+"$work/venv/bin/swarm-demo" --model "$work/tiny-llama" --question "A function definition" --tokens 24 --kill-after 8
 
 # With them: a gateway, and listeners for browsers.
 pip -c "$constraints" "$wheel[gateway,edge]"

@@ -28,6 +28,7 @@ SwarmError
 ├── MissingBlocks             `max_wait` passed and some blocks still have no server
 │   └── NoServerFits          there are servers, and none computes what is asked; said at once, with each one's reason
 ├── GenerationFailed          the same step failed on every server tried
+├── ProcessFailed             a process of a swarm on this machine did not come up; the message holds what it said
 ├── StepVoid                  the sequence was rolled back while this step of it was on its way
 └── SessionClosed             the session was closed or cancelled while in use
 
@@ -206,6 +207,10 @@ class NoServerFits(MissingBlocks):
 
 class GenerationFailed(SwarmError):
     """The same step failed on every server that was tried; the last failure is the cause."""
+
+
+class ProcessFailed(SwarmError):
+    """A process that was started on this machine ended or did not come up; the message holds what it printed."""
 
 
 class StepVoid(SwarmError):

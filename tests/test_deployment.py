@@ -24,7 +24,7 @@ from swarm.gateway.metrics import QueryMetrics
 ROOT = Path(__file__).parent.parent
 BOOTSTRAP = ROOT / "bootstrap"
 CONTAINERFILE = BOOTSTRAP / "Containerfile"
-COMMANDS = ("bootstrap", "chat", "gateway", "serve", "status")
+COMMANDS = ("bootstrap", "chat", "demo", "gateway", "serve", "status")
 METRIC = re.compile(r"swarm_[a-z0-9_]+")
 SUFFIXES = ("_bucket", "_sum", "_count", "_total")
 
@@ -40,7 +40,7 @@ def options(name: str) -> set[str]:
 def calls(text: str) -> list[tuple[str, set[str]]]:
     """Commands of ours in a text, and the long options that follow in the same command."""
     flat = text.replace("\\\n", " ").replace('", "', " ")
-    found = re.findall(r"\bswarm-(bootstrap|chat|gateway|serve|status)\b([^\n]*)", flat)
+    found = re.findall(r"\bswarm-(bootstrap|chat|demo|gateway|serve|status)\b([^\n]*)", flat)
     return [(name, set(re.findall(r"(--[a-z][a-z-]+)", rest))) for name, rest in found]
 
 
@@ -171,7 +171,7 @@ def test_the_dashboard_and_the_handbook_name_metrics_that_there_are() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_shells_complete_every_command(name: str, shell: str) -> None:
     assert f"_SWARM_{name.upper()}_COMPLETE={shell}_complete" in told_to_shells(name, f"{shell}_source")
-    assert "plain,--initial-peers" in told_to_shells(name, "bash_complete", "--")
+    assert "plain,--verbose" in told_to_shells(name, "bash_complete", "--")
 
 
 @pytest.mark.parametrize("name", ["chat", "gateway", "serve", "status"])

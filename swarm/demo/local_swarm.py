@@ -9,24 +9,35 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from swarm.errors import ProcessFailed
+
 BIN = Path(sys.executable).parent
+"""Where the commands of this Python are."""
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 PATIENCE = 120.0
 """Seconds for a process to come up, on a machine that may be busy."""
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LocalSwarm:
-    """Processes on loopback, each with an identity of its own in a temporary folder. A context manager."""
+    """Processes on loopback, each with an identity of its own in a temporary folder. A context manager.
 
-    def __init__(self, model: str | Path, *, threads: int = 1, dtype: str = "float32") -> None:
+    Raises ProcessFailed when one does not come up.
+    """
+
+    def __init__(
+        self, model: str | Path, *, threads: int = 1, dtype: str = "float32", patience: float = PATIENCE
+    ) -> None:
         self.model = str(model)
         self.threads = threads
         self.dtype = dtype
+        self.patience = patience
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="local-swarm-")
         self.folder = Path(self._folder.name)
@@ -61,16 +72,11 @@ class LocalSwarm:
 
     def _start(self, name: str, command: str, *arguments: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
-        with self.log(name).open("wb") as log:
+        own = ["--host-maddrs", LOOPBACK, "--identity-path", str(self.folder / f"{name}.key")]
+        # A process that was started is known here, whenever somebody presses Ctrl-C.
+        with self.log(name).open("wb") as log, uninterrupted():
             self.processes[name] = subprocess.Popen(
-                [
-                    BIN / command,
-                    *arguments,
-                    "--host-maddrs",
-                    LOOPBACK,
-                    "--identity-path",
-                    str(self.folder / f"{name}.key"),
-                ],
+                [*self._command(command), *arguments, *own],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -78,24 +84,29 @@ class LocalSwarm:
                 start_new_session=True,
             )
 
+    @staticmethod
+    def _command(name: str) -> list[str]:
+        """A command of this Python and of this package, wherever scripts were put."""
+        return [sys.executable, "-P", "-m", f"swarm.cli.{name.removeprefix('swarm-')}"]
+
     def log(self, name: str) -> Path:
         """What the process printed."""
         return self.folder / f"{name}.log"
 
     def status(self) -> dict[str, object]:
         """What swarm-status --json says of the model."""
-        out = subprocess.run(
-            [BIN / "swarm-status", self.model, "--initial-peers", self.peer, "--json"], capture_output=True, check=True
-        )
+        out = subprocess.run([*self._status, "--json"], capture_output=True, check=True)
         return dict(json.loads(out.stdout))
 
     def wait_until_served(self) -> None:
         """Until every block of the model has a server."""
-        subprocess.run(
-            [BIN / "swarm-status", self.model, "--initial-peers", self.peer, "--wait", "--timeout", str(PATIENCE)],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        wait = [*self._status, "--wait", "--timeout", str(self.patience)]
+        if subprocess.run(wait, stdout=subprocess.DEVNULL, check=False).returncode:
+            raise ProcessFailed(f"after {self.patience:.0f} s some blocks have no server")
+
+    @property
+    def _status(self) -> list[str]:
+        return [*self._command("swarm-status"), self.model, "--initial-peers", self.peer]
 
     def wait_until_online(self, *names: str) -> None:
         """Until each of these servers has said that it serves."""
@@ -116,10 +127,10 @@ class LocalSwarm:
         self._wait_for(lambda: words in "\n" + self.log(name).read_text(), name)
 
     def _wait_for(self, ready: Callable[[], bool], name: str) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         while not ready():
             if self.processes[name].poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{name} did not come up:\n{self.log(name).read_text()}")
+                raise ProcessFailed(f"{name} did not come up:\n{self.log(name).read_text()}")
             time.sleep(0.05)
 
     def name_of(self, peer_id: str) -> str:
@@ -144,10 +155,28 @@ class LocalSwarm:
 
     def close(self) -> None:
         """End everything."""
-        for process in self.processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGCONT)
-                process.kill()
-        for process in self.processes.values():
-            process.wait()
-        self._folder.cleanup()
+        with uninterrupted():
+            for process in self.processes.values():
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGCONT)
+                    process.kill()
+            for process in self.processes.values():
+                process.wait()
+            self._folder.cleanup()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C, and whatever else asks this process to end, waits until the block is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda pressed, _: asked.append(pressed)) for number in _ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for pressed in asked:
+        signal.raise_signal(pressed)

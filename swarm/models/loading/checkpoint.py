@@ -163,7 +163,9 @@ class Checkpoint:
     def _content_hash(self) -> str:
         """Over names, types, shapes and values of all tensors; independent of how they are cut into files."""
         digests = {}
-        bar = tqdm(total=len(self.files), desc=f"{self.name}: identity", unit="tensor", delay=2.0, leave=False)
+        bar = tqdm(
+            total=len(self.files), desc=f"{self.name}: identity", unit="tensor", delay=2.0, leave=False, disable=None
+        )
         for name in sorted(set(self.files.values())):
             with open_safetensors(self.path(name)) as file:
                 for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
