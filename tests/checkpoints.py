@@ -115,8 +115,16 @@ def _smallest_gap(scores: torch.Tensor, chosen: int) -> float:
 class Served:
     """Servers of a checkpoint in this process, on a network without delay, and a client."""
 
-    def __init__(self, folder: Path, spans: Sequence[Span], dtype: str = "float32", quantization: str = "none") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spans: Sequence[Span],
+        dtype: str = "float32",
+        quantization: str = "none",
+        codecs: tuple[str, ...] = ("raw",),
+    ) -> None:
         self.folder = folder
+        self.codecs = codecs
         self.quantization = quantization
         self.dtype = dtype
         self.network = SimulatedNetwork(conditions=LinkConditions(delay=0))
@@ -143,7 +151,7 @@ class Served:
             self.info.contract(self.dtype, model.row_bytes, self.quantization).on(span),
             fingerprints=tuple(model.fingerprints),
         )
-        limits, config = Limits(directory.verify, model.max_positions or 0), ServerConfig()
+        limits, config = Limits(directory.verify, model.max_positions or 0, self.codecs), ServerConfig()
         hosted = Hosted(host=host, engine=ThreadEngine(model), contract=contract, limits=limits, config=config)
         handler = Handler(host=host, config=config)
         handler.add(hosted)
@@ -153,7 +161,9 @@ class Served:
         self.hosted.append(hosted)
         expires = asyncio.get_running_loop().time() + 1e6
         addresses = tuple(host.addresses)
-        record = ServerRecord(name, contract.announced, addresses=addresses, free_tokens=10_000, expires=expires)
+        record = ServerRecord(
+            name, contract.announced, addresses=addresses, free_tokens=10_000, expires=expires, codecs=self.codecs
+        )
         await directory.announce(record, self.info)
 
     def model(self, **options: Any) -> Any:
