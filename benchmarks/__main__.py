@@ -18,6 +18,7 @@ NAMES = (
     "offload",
     "prefill",
     "prefix",
+    "real",
     "scale",
     "speculative",
     "transport",

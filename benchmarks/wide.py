@@ -26,8 +26,8 @@ class WideSwarm(LocalSwarm):
 
     def start_peer(self, name: str, blocks: str, *options: str) -> None:
         """Start `benchmarks.peer`; does not wait until it is up."""
-        module = ["-m", "benchmarks.peer", self.model, "--blocks", blocks, "--initial-peers", self.peer]
-        self._start(name, "python", *module, "--name", name, *options)
+        peer = ["benchmarks.peer", self.model, "--blocks", blocks, "--initial-peers", self.peer]
+        self._start(name, *peer, "--name", name, *options)
 
 
 @contextmanager

@@ -54,40 +54,35 @@ class LocalSwarm:
     def start_bootstrap(self, *options: str) -> str:
         """Start the bootstrap peer; returns its address."""
         file = self.folder / "addresses"
-        self._start("bootstrap", "swarm-bootstrap", "--address-file", str(file), *options)
+        self._start("bootstrap", "swarm.cli.bootstrap", "--address-file", str(file), *options)
         self._wait_for(file.exists, "bootstrap")
         self.peer = file.read_text().splitlines()[0]
         return self.peer
 
     def start_server(self, name: str, blocks: str, *options: str) -> None:
         """Start a server of `blocks`; does not wait until it is up."""
-        serve = ["swarm-serve", self.model, "--blocks", blocks, "--dtype", self.dtype, "--public-name", name]
+        serve = ["swarm.cli.serve", self.model, "--blocks", blocks, "--dtype", self.dtype, "--public-name", name]
         self._start(name, *serve, "--initial-peers", self.peer, "--threads", str(self.threads), *options)
 
     def start_gateway(self, name: str, *options: str, model: str | Path | None = None) -> None:
         """Start a query node, perhaps with another copy of the model; does not wait until it is up."""
-        gateway = ["swarm-gateway", str(model or self.model), "--dtype", self.dtype, "--public-name", name]
+        gateway = ["swarm.cli.gateway", str(model or self.model), "--dtype", self.dtype, "--public-name", name]
         gateway += ["--http", "127.0.0.1:0", "--initial-peers", self.peer, "--threads", str(self.threads)]
         self._start(name, *gateway, *options)
 
-    def _start(self, name: str, command: str, *arguments: str) -> None:
+    def _start(self, name: str, module: str, *arguments: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
         own = ["--host-maddrs", LOOPBACK, "--identity-path", str(self.folder / f"{name}.key")]
         # A process that was started is known here, whenever somebody presses Ctrl-C.
         with self.log(name).open("wb") as log, uninterrupted():
             self.processes[name] = subprocess.Popen(
-                [*self._command(command), *arguments, *own],
+                [*_run(module), *arguments, *own],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 start_new_session=True,
             )
-
-    @staticmethod
-    def _command(name: str) -> list[str]:
-        """A command of this Python and of this package, wherever scripts were put."""
-        return [sys.executable, "-P", "-m", f"swarm.cli.{name.removeprefix('swarm-')}"]
 
     def log(self, name: str) -> Path:
         """What the process printed."""
@@ -106,7 +101,7 @@ class LocalSwarm:
 
     @property
     def _status(self) -> list[str]:
-        return [*self._command("swarm-status"), self.model, "--initial-peers", self.peer]
+        return [*_run("swarm.cli.status"), self.model, "--initial-peers", self.peer]
 
     def wait_until_online(self, *names: str) -> None:
         """Until each of these servers has said that it serves."""
@@ -163,6 +158,11 @@ class LocalSwarm:
             for process in self.processes.values():
                 process.wait()
             self._folder.cleanup()
+
+
+def _run(module: str) -> list[str]:
+    """A module run by this Python, wherever scripts were put; ours is not looked for in the working folder."""
+    return [sys.executable, *(["-P"] if module.startswith("swarm.") else []), "-m", module]
 
 
 @contextlib.contextmanager
