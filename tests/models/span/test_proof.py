@@ -14,10 +14,12 @@ from swarm.errors import UnsupportedModel
 from swarm.models.span.attention.base import RowMask
 from swarm.models.span.attention.ragged import RaggedAttention
 from swarm.models.span.base_model import BaseModel
+from swarm.models.span.kv.cost import OBJECT_BYTES, Cost
 from swarm.models.span.proof import NO_INTERFACE, NOT_PLAIN, Proven, prove
 from swarm.types import Span
 
-POSITION = 2 * KV_HEADS * HEAD_DIM * 4
+BLOCK = Cost(OBJECT_BYTES, 2 * KV_HEADS * HEAD_DIM * 4, rooms=True)
+"""What keys and values of all KV heads take in one block."""
 
 
 def proven(kind: str, span: str = "1:4", change: Any = None) -> Proven:
@@ -29,19 +31,21 @@ def proven(kind: str, span: str = "1:4", change: Any = None) -> Proven:
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_oss"])
 def test_batched(kind: str) -> None:
-    assert proven(kind) == Proven(True, "", True, (POSITION,) * 3)
+    assert proven(kind) == Proven(True, "", True, (BLOCK,) * 3)
 
 
 def test_attention_of_its_own_is_unbatched() -> None:
     found = proven("bloom")
     assert (found.batched, found.why_unbatched, found.can_rollback) == (False, NO_INTERFACE, True)
-    assert len(set(found.cache_bytes)) == 1
+    assert len(found.costs) == 3
+    assert len(set(found.costs)) == 1
+    assert not found.costs[0].rooms, "the library's cache has no more room than it needs"
 
 
 def test_a_running_state_is_unbatched_and_does_not_roll_back() -> None:
     found = proven("lfm2", "2:4")
     assert (found.batched, found.why_unbatched, found.can_rollback) == (False, NOT_PLAIN, False)
-    assert len(found.cache_bytes) == 2
+    assert [cost.of(5) > cost.of(0) == 0 for cost in found.costs] == [True, True]
 
 
 def test_a_finding_cannot_be_changed() -> None:

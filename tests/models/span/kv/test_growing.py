@@ -8,9 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.models.span.kv.growing import FIRST_CAPACITY, GrowingCache
+from swarm.models.span.kv.cost import OBJECT_BYTES, Cost
+from swarm.models.span.kv.growing import GrowingCache
 
 HEADS, KEY, VALUE, BLOCKS = 2, 3, 5, 2
+POSITION = HEADS * (KEY + VALUE) * 4
+"""Bytes of one position in one block."""
+COST = Cost.together([Cost(OBJECT_BYTES, POSITION, rooms=True)] * BLOCKS)
 Steps = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(1, 90)),
@@ -62,6 +66,7 @@ def test_what_is_read_is_what_was_written(steps: list[tuple[str, int]]) -> None:
             cache = cache.fork(number)
             assert cache.length == min(left_behind[-1][0].length, number)
     for other, its in [*left_behind, (cache, plain)]:
+        assert other.nbytes == COST.of(other.length), "whatever way it came to its length"
         write(other, its, 1, generator)  # a fork shares nothing with what it came from
 
 
@@ -69,12 +74,12 @@ def test_a_position_more_copies_nothing_until_the_room_is_spent() -> None:
     cache, generator = GrowingCache(), torch.Generator().manual_seed(0)
     write(cache, plain := Plain(), 1, generator)
     sizes = [cache.nbytes]
-    for _ in range(3 * FIRST_CAPACITY):
+    for _ in range(200):
         write(cache, plain, 1, generator)
         if cache.nbytes != sizes[-1]:
             sizes.append(cache.nbytes)
-    assert len(sizes) <= 5, "it grows by a share, not by a position"
-    assert sizes[-1] <= 2 * cache.length * BLOCKS * HEADS * (KEY + VALUE) * 4
+    assert len(sizes) <= 16, "it grows by a share, not by a position"
+    assert cache.nbytes <= 1.25 * cache.length * BLOCKS * POSITION + BLOCKS * OBJECT_BYTES
 
 
 def test_a_write_that_was_not_completed_does_not_count() -> None:
@@ -90,5 +95,5 @@ def test_bytes_of_a_position_are_those_of_its_keys_and_values() -> None:
     cache = GrowingCache()
     assert (cache.nbytes, cache.position_bytes(0)) == (0, 0)
     write(cache, Plain(), 10, torch.Generator().manual_seed(0))
-    assert cache.position_bytes(1) == HEADS * (KEY + VALUE) * 4
+    assert cache.position_bytes(1) == POSITION
     assert cache.nbytes >= 10 * BLOCKS * cache.position_bytes(1)

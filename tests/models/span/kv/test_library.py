@@ -9,6 +9,7 @@ import torch
 
 from survey.configs import small_config
 from survey.reference import build
+from swarm.models.span.kv.cost import OBJECT_BYTES
 from swarm.models.span.kv.library import LibraryCache
 
 TOKENS = 24
@@ -71,7 +72,7 @@ def test_bytes_are_those_of_every_block(model: Any) -> None:
     cache, twice = LibraryCache(model.config), LibraryCache(model.config)
     logits(model, tokens(0)[:, :8], cache)
     logits(model, tokens(0)[:, :16], twice)
-    assert cache.nbytes == sum(cache.block_bytes())
+    assert cache.nbytes == sum(size + OBJECT_BYTES for size in cache.block_bytes() if size)
     assert all(size > 0 for size in cache.block_bytes()[: model.config.num_hidden_layers])
     if cache.is_plain:
         assert [2 * size for size in cache.block_bytes()] == twice.block_bytes()
