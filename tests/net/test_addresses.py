@@ -18,9 +18,12 @@ from swarm.net.addresses import (
     joining_fault,
     own,
 )
-from swarm.net.identity import Identity
 
-ONE, OTHER = Identity.generate().peer_id, Identity.generate().peer_id
+# Written down, because names of tests hold them: both workers must find the same ones.
+ONE, OTHER = (
+    "12D3KooWF2jGWX1MH1hbEearDEveaEbKAPQRYzpG2bJ9ifWD2jiC",
+    "12D3KooWAN78g2BA98By53sZ8jLAkZDV58sxgEBSuwmJF3zxx4WG",
+)
 HERE = "/ip4/203.0.113.5/tcp/31337"
 
 DIALLED = [
