@@ -75,11 +75,11 @@ def watch(marks: Marks) -> None:
     before(Session, "_accept", lambda self: marks.mark(f"accepted {names[self.span.first]}"))
     before(Outbox, "_sendable", lambda self: marks.mark(f"passed on {'two' if self.wanted_only else 'one'}"))
     before(ClientSession, "_on_result", lambda self: marks.mark("result"))
-    forward, wait = SpanModel.forward, BlockingSession.begin
+    run, wait = SpanModel.run, BlockingSession.begin
 
-    def timed_forward(self: Any, *args: Any) -> Any:
+    def timed_run(self: Any, *args: Any) -> Any:
         marks.mark(f"begun {names[self.span.first]}")
-        output = forward(self, *args)
+        output = run(self, *args)
         marks.mark(f"ended {names[self.span.first]}")
         return output
 
@@ -93,7 +93,7 @@ def watch(marks: Marks) -> None:
 
         return returned
 
-    SpanModel.forward = timed_forward  # type: ignore[method-assign]
+    SpanModel.run = timed_run  # type: ignore[method-assign]
     BlockingSession.begin = timed_begin  # type: ignore[method-assign]
 
 
