@@ -62,7 +62,7 @@ def before(owner: type, method: str, tell: Callable[[Any], None]) -> None:
 
 def watch(marks: Marks) -> None:
     """Mark the moments of a step; in this process only."""
-    from swarm.client.model import BlockingSession
+    from swarm.client.remote_blocks import BlockingSession
     from swarm.client.session import Session as ClientSession
     from swarm.client.streams import EpochStreams
     from swarm.models.span.model import SpanModel
