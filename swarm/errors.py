@@ -108,7 +108,14 @@ class NetworkError(SwarmError):
 
 
 class DaemonFailed(NetworkError):
-    """p2pd did not start or died; the message says what was tried, what its log said and what to do."""
+    """p2pd did not start or died; the message says what was tried and what to do, `details` what its log said."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (super().__str__(), self.details)))
 
 
 class EdgeFailed(NetworkError):

@@ -56,8 +56,9 @@ async def serve_metrics(
     """Answer scrapers until cancelled; `ready` is told the address. Raises InvalidInput when it cannot be had."""
     try:
         server = await asyncio.start_server(lambda r, w: _answer(registry, r, w), host, port, limit=REQUEST_LIMIT)
-    except OSError as error:
-        raise InvalidInput(f"cannot show metrics on {host}:{port}: {error}") from error
+    except (OSError, UnicodeError) as error:
+        why = (getattr(error, "strerror", None) or str(error)).rpartition(": ")[2]
+        raise InvalidInput(f"cannot show metrics on {host}:{port}: {why}; pass another place") from error
     ready(*server.sockets[0].getsockname()[:2])
     async with server:
         await server.serve_forever()

@@ -7,6 +7,7 @@ import errno
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from swarm._version import __version__
 from swarm.cli import streams
 from swarm.cli.extras import how_to_have
 from swarm.cli.logs import start_logging
-from swarm.errors import InvalidInput, SwarmError
+from swarm.errors import DaemonFailed, InvalidInput, SwarmError
 
 log = logging.getLogger("swarm")
 
@@ -43,7 +44,7 @@ class Command(click.Command):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command as a process."""
         streams.prepare()
-        with _written():
+        with _terminated_politely(), _written():
             return super().main(*args, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -84,10 +85,17 @@ def fail(error: Exception, verbose: int) -> NoReturn:
     said = cause(error)
     if verbose:
         log.error("failed", exc_info=error)
-    hint = "" if verbose or isinstance(said, SwarmError | OSError | ModuleNotFoundError) else " (-v shows where)"
+    hint = "" if verbose else hint_of(said)
     with contextlib.suppress(OSError):
         click.echo(f"error: {shown(words(said))}{hint}", err=True)
     sys.exit(1)
+
+
+def hint_of(error: Exception) -> str:
+    """What -v would show of it."""
+    if isinstance(error, DaemonFailed):
+        return " (-v shows what it said)" if error.details else ""
+    return "" if isinstance(error, SwarmError | OSError | ModuleNotFoundError) else " (-v shows where)"
 
 
 def shown(text: str) -> str:
@@ -105,13 +113,30 @@ def cause(error: Exception) -> Exception:
 def words(error: Exception) -> str:
     """An error for people: ours say what to do, those of the system what it was about, others what they are."""
     if isinstance(error, SwarmError):
-        return str(error)
+        return error.message if isinstance(error, DaemonFailed) else str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, ModuleNotFoundError) and (hint := how_to_have(error.name)):
         return hint
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _terminated_politely() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that sessions and the network are left; commands may do better."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -44,7 +45,9 @@ class Screen:
         with self._lock:
             if self._inside and sys.stdout.isatty():
                 self.write("\n")
-            click.secho(f"[{text}]", dim=True, err=True)
+            # An answer goes on though nobody can be told what happens meanwhile.
+            with contextlib.suppress(OSError):
+                click.secho(f"[{text}]", dim=True, err=True)
 
     def hear(self, notice: Notice) -> None:
         """A route, a reroute, or waiting."""

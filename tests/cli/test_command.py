@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,6 +111,29 @@ def test_a_closed_pipe_is_no_word_at_all(arguments: list[str], body: str) -> Non
     finally:
         os.close(writer)
     assert (code, errors) == (141, b"")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_once_it_has_cleaned_up(number: signal.Signals, code: int) -> None:
+    body = """
+    import asyncio
+    async def main():
+        try:
+            click.echo("ready")
+            await asyncio.sleep(600)
+        finally:
+            click.echo("left")
+    asyncio.run(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        while running.stdout.readline() != "ready\n":
+            pass
+        running.send_signal(number)
+        out, errors = running.communicate(timeout=60)
+    assert (running.returncode, out, errors.strip()) == (code, "left\n", "")
 
 
 def test_streams_that_are_closed_are_a_void() -> None:

@@ -122,6 +122,15 @@ def test_a_port_in_use_is_said_with_what_to_do() -> None:
             asyncio.run(create_host(replace(CONFIG, host_maddrs=(address,))))
 
 
+def test_a_relay_joins_through_others_and_needs_none() -> None:
+    async def main(hosts: Hosts) -> None:
+        first = await hosts.new()
+        second = await hosts.new(replace(CONFIG, relay=True, initial_peers=tuple(first.addresses)))
+        assert second.peer_id != first.peer_id
+
+    scenario(main)
+
+
 def test_a_broken_address_is_said() -> None:
     with pytest.raises(InvalidInput, match=r"cannot listen at /nonsense/1"):
         asyncio.run(create_host(replace(CONFIG, host_maddrs=("/nonsense/1",))))

@@ -148,13 +148,15 @@ class Daemon:
         return self._failure("p2pd died: this process is no longer on the network and has to be restarted")
 
     def _not_started(self, what: str) -> DaemonFailed:
-        return DaemonFailed(f"{self._failure(what)}\nIt was started as: {shlex.join(self._command)}")
+        failure = self._failure(what)
+        failure.details += f"\nIt was started as: {shlex.join(self._command)}"
+        return failure
 
     def _failure(self, what: str) -> DaemonFailed:
         code = self._process.returncode if self._process is not None else None
         said = "\n  ".join(self._lines) or "nothing"
         ended = "" if code is None else f" (exit code {code})" if code >= 0 else f" (killed by signal {-code})"
-        return DaemonFailed(f"{what}{ended}.\nIts last lines:\n  {said}\n{_advice(said)}")
+        return DaemonFailed(f"{what}{ended}. {_advice(said)}", f"Its last lines:\n  {said}")
 
     async def stop(self) -> None:
         """End p2pd and remove its sockets. May be called twice."""
@@ -250,7 +252,7 @@ def _arguments(config: NetworkConfig, control: Path, key: Path) -> list[str]:
         "hostAddrs": ",".join(config.host_maddrs),
         "announceAddrs": ",".join(config.announce_maddrs),
         # Behind NAT, be reachable through the initial peers: at once, where a search for relays takes minutes.
-        "trustedRelays": ",".join(config.initial_peers),
+        "trustedRelays": "" if config.relay else ",".join(config.initial_peers),
         "relayDiscovery": 0,
         "dhtServer": 1,
         "autonat": 1,

@@ -23,6 +23,7 @@ from swarm.net.base import HostStatistics, StreamHandler, serve_stream
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
 from swarm.net.hivemind.stream import SETTLE, Farewell, HivemindStream
 from swarm.net.identity import Identity
+from swarm.net.ports import check_free
 from swarm.tasks import Tasks, ended
 from swarm.types import PeerId
 from swarm.wire.framing import read_frame
@@ -212,6 +213,7 @@ async def create_host(config: NetworkConfig) -> HivemindHost:
     identity = Identity.load_or_create(config.identity_path)
     for address in config.announce_maddrs:
         own(address, identity.peer_id)
+    check_free(config.host_maddrs)
     host = HivemindHost(config, identity, await Daemon.start(config, identity))
     try:
         await host.begin()
