@@ -164,7 +164,7 @@ class Blame:
     def opened(self, hop: Hop, limits: Limits) -> None:
         """Its server says what one session may have there."""
         before = self._trust.limits.get(hop.peer_id, Limits())
-        self._trust.limits[hop.peer_id] = replace(limits, refused=before.refused)
+        self._trust.limits[hop.peer_id] = replace(limits, refused=before.refused, blocks=len(hop.span))
 
     def refused(self, hop: Hop, error: SwarmError, now: float) -> Verdict:
         """The hop could not be opened, taken up again, prepared, or reached for data."""
@@ -181,6 +181,7 @@ class Blame:
             return False
         limits = self._trust.limits.get(hop.peer_id, Limits())
         limits = limits.tightened((error.limit, error.allowed, error.asked), self.needs)
+        limits = replace(limits, blocks=len(hop.span))
         self._trust.limits[hop.peer_id] = limits
         return limits.exceeded(self.needs) is not None
 

@@ -88,13 +88,23 @@ class Needs:
 class Limits:
     """What one session may ever have at a server, as it says. 0: it does not say.
 
-    `refused`: what it has refused by another measure, such as bytes of KV cache, and how it put it.
+    `refused`: what it has refused by another measure, such as bytes of KV cache, and how it put it. `blocks`: on how
+    many blocks all this was said; on fewer there is room for more positions.
     """
 
     sequences: int = 0
     positions: int = 0
     longest: int = 0
     refused: tuple[Needs, Excess] | None = None
+    blocks: int = 0
+
+    def most_blocks(self, needs: Needs) -> int | None:
+        """On how many blocks a session may have this much; None: on any, for all that is known."""
+        excess = self.exceeded(needs)
+        if excess is None:
+            return None
+        name, allowed, asked = excess
+        return 0 if name in ("sequences", "context") else self.blocks * allowed // asked
 
     def exceeded(self, needs: Needs) -> Excess | None:
         """What would be too much; None: nothing, for all that is known."""

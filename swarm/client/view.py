@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from swarm.client.fitness import Misfit, explained, misfit
 from swarm.client.routing import Conditions, agreed_fingerprints, find_route, repair
-from swarm.client.trust import Needs, Trust
+from swarm.client.trust import Limits, Needs, Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
 from swarm.errors import MissingBlocks, NoServerFits
@@ -63,7 +64,7 @@ class View:
     async def _read(self) -> None:
         found = await self.directory.lookup(self.model.key, self.model.blocks)
         self.others = [] if found else await self._others()
-        self.found = list({r.peer_id: r for r in sorted(found, key=lambda r: r.expires)}.values())
+        self.found = list({(r.peer_id, r.span): r for r in sorted(found, key=lambda r: r.expires)}.values())
         self.records = [record for record in found if self._fits(record)]
         self._read_at = asyncio.get_running_loop().time()
 
@@ -92,10 +93,25 @@ class View:
         try:
             return find_route(self.records, span, self.conditions(needs, pins))
         except MissingBlocks as missing:
+            narrower = self._narrower(span, needs, pins)
+            if narrower is not None:
+                return narrower
             if self.others:
                 raise self._mistaken(missing) from None
             misfits = self.misfits(needs, pins)
             raise explained(missing, misfits, self.contract) from None
+
+    def _narrower(self, span: Span, needs: Needs, pins: Mapping[int, bytes]) -> Route | None:
+        """A route on which servers that give one session so much on a part of their blocks only have one such part."""
+        limits = self.trust.limits
+        parts = [part for record in self.records for part in parts_of(record, limits.get(record.peer_id), needs)]
+        avoided = frozenset(self.trust.peers.active(asyncio.get_running_loop().time()))
+        try:
+            route = find_route(parts, span, replace(self.conditions(needs, pins), avoid_peers=avoided))
+        except MissingBlocks:
+            return None
+        # Two parts of one server take as much of its cache as both together.
+        return route if len({hop.peer_id for hop in route.hops}) == len(route.hops) else None
 
     def repair(self, route: Route, lost: Iterable[int], needs: Needs, pins: Mapping[int, bytes]) -> Route:
         """`route` with the hops at `lost` replaced. Raises MissingBlocks."""
@@ -127,7 +143,8 @@ class View:
 
     def newest(self, record: ServerRecord) -> ServerRecord:
         """The server's record as last read; the one given where the directory has none (any more)."""
-        return next((r for r in self.records if (r.peer_id, r.span) == (record.peer_id, record.span)), record)
+        own = [each for each in self.records if each.peer_id == record.peer_id and each.span.covers(record.span)]
+        return min(own, key=lambda each: len(each.span), default=record)
 
     def measured(self, peer_id: PeerId, rtt_ms: float) -> None:
         """Fold one measured round trip into the running estimate."""
@@ -138,3 +155,12 @@ def _retrieve(reading: asyncio.Task[None]) -> None:
     """Nobody may wait any more for a reading that fails."""
     if not reading.cancelled():
         reading.exception()
+
+
+def parts_of(record: ServerRecord, limits: Limits | None, needs: Needs) -> list[ServerRecord]:
+    """The record, or one for each run of so many of its blocks as the server gives a session that needs this much."""
+    blocks = None if limits is None else limits.most_blocks(needs)
+    if blocks is None or blocks >= len(record.span):
+        return [record]
+    firsts = range(record.span.first, record.span.last - blocks + 1) if blocks else ()
+    return [replace(record, contract=record.contract.on(Span(first, first + blocks))) for first in firsts]

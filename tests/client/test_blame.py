@@ -208,7 +208,7 @@ def test_who_is_too_small_is_not_avoided_and_what_it_allows_is_remembered() -> N
     for ask in (lambda e: blame.failed(HOPS, 0, e, 0.0), lambda e: blame.refused(HOPS[0], e, 0.0)):
         trust.limits["a"] = Limits(sequences=8, longest=100)
         assert ask(LimitExceeded("too many", "sequences", 4, 5)).partings == {A: Parting.CLOSED}
-        assert trust.limits["a"] == Limits(sequences=4, longest=100)
+        assert trust.limits["a"] == Limits(sequences=4, longest=100, blocks=3)
         assert not trust.peers.active(0.0)
 
 

@@ -88,6 +88,23 @@ def test_more_positions_than_any_server_has_are_refused_at_once() -> None:
     run(main())
 
 
+def test_what_is_too_much_for_all_blocks_of_a_server_goes_to_a_part_of_them() -> None:
+    async def main() -> None:
+        # 30 positions of six blocks, which is 45 of four.
+        world = World(server_config=ServerConfig(cache_bytes=6 * 8 * 30, history_share=0.0))
+        await world.add("a", Span(0, 6))
+        await world.add("b", Span(3, 9))
+        session = world.session()
+        prompt = [1] * 35
+        assert await generate(session, prompt, 1) == reference(prompt, 1)
+        assert [hop.peer_id for hop in session.route.hops] == ["a", "b"]  # type: ignore[union-attr]
+        assert max(len(hop.span) for hop in session.route.hops) <= 5  # type: ignore[union-attr]
+        await session.close()
+        await world.close()
+
+    run(main())
+
+
 def test_a_longer_sequence_than_any_server_computes_is_refused_at_once() -> None:
     async def main() -> None:
         world = World()
