@@ -185,7 +185,9 @@ def test_servers_come_serve_and_go(commands: Commands) -> None:
     code, report = status(commands, address, "--wait", "--timeout", str(PATIENCE))
     assert (code, report["whole"]) == (0, True)
     first, second = report["servers"]
-    assert (first["first"], first["last"], first["free_tokens"], first["name"]) == (0, 4, 5000, "one")
+    assert (first["first"], first["last"], first["name"]) == (0, 4, "one")
+    # A sequence of 5000 positions has some room beyond them.
+    assert 5000 <= first["free_tokens"] < 5000 * 1.25
     assert (second["first"], second["last"], second["free_tokens"], second["state"]) == (4, 8, 300, "online")
     assert "this one has a temporary identity" in two.text()
 
