@@ -188,7 +188,8 @@ def test_servers_come_serve_and_go(commands: Commands) -> None:
     assert (first["first"], first["last"], first["name"]) == (0, 4, "one")
     # A sequence of 5000 positions has some room beyond them.
     assert 5000 <= first["free_tokens"] < 5000 * 1.25
-    assert (second["first"], second["last"], second["free_tokens"], second["state"]) == (4, 8, 300, "online")
+    assert (second["first"], second["last"], second["state"]) == (4, 8, "online")
+    assert 300 <= second["free_tokens"] < 300 * 1.25
     assert "this one has a temporary identity" in two.text()
 
     assert one.stop() == 0, one.text()
