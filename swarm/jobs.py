@@ -5,20 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from swarm.types import Segment, SequenceKey, Span
 
-
-class Rows(Protocol):
-    """Numbers of consecutive positions, one row each, wherever the runner computes; a slice is a view."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: slice, /) -> Self: ...
-
-
 R = TypeVar("R")
-"""Rows: as the runner keeps them, or bytes as they come over the wire."""
+"""Rows of consecutive positions: as the runner keeps them, with a length and slices, or bytes as they come over the
+wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +73,21 @@ class Copy:
     """Change KV caches, in order. It gives no rows."""
 
     changes: Sequence[Change] = ()
-    positions: int = 0
+
+    @property
+    def positions(self) -> int:
+        """None."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
     """Say how many bytes all KV caches hold. It gives no rows."""
 
-    positions: int = 0
+    @property
+    def positions(self) -> int:
+        """None."""
+        return 0
 
 
 class Caches(Protocol):

@@ -104,6 +104,8 @@ class View:
     def _narrower(self, span: Span, needs: Needs, pins: Mapping[int, bytes]) -> Route | None:
         """A route on which servers that give one session so much on a part of their blocks only have one such part."""
         limits = self.trust.limits
+        if not any(each.most_blocks(needs) for each in limits.values()):
+            return None
         parts = [part for record in self.records for part in parts_of(record, limits.get(record.peer_id), needs)]
         avoided = frozenset(self.trust.peers.active(asyncio.get_running_loop().time()))
         try:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from swarm.config import CONTROL_FRAME_LIMIT, ServerConfig
 from swarm.contract import Contract
@@ -40,6 +41,14 @@ TOLD_TO_CLIENT = (ServerBusy, Gap, ContextTooLong, LimitExceeded)
 """Trouble with a step that the client must hear of, whoever sent the step."""
 
 
+@dataclass(frozen=True, slots=True)
+class HandlerStatistics:
+    """Sessions that are open on all spans, and control streams."""
+
+    sessions: int
+    controls: int
+
+
 class Handler:
     """Serves sessions over a host, each on that of the `hosted` spans whose contract it asks for."""
 
@@ -69,9 +78,10 @@ class Handler:
         for hosted in self.hosted:
             yield from hosted.sessions.values()
 
-    def statistics(self) -> dict[str, int]:
-        """How many sessions are open, and how many streams have a task of their own."""
-        return {"sessions": sum(1 for _ in self.sessions), "controls": len(self._controls)}
+    def statistics(self) -> HandlerStatistics:
+        """As of now."""
+        sessions = sum(len(hosted.sessions) for hosted in self.hosted)
+        return HandlerStatistics(sessions=sessions, controls=len(self._controls))
 
     async def drain(self, timeout: float) -> None:
         """Take no new sessions, ask the clients to move on, and return when all are gone or `timeout` s passed."""
@@ -140,12 +150,12 @@ class Handler:
     def _open(self, message: pb.Open, stream: Stream) -> Session:
         if any(message.session in hosted.sessions for hosted in self.hosted):
             raise Unauthorized("this session id is taken")
-        hosted = self._fitting(messages.contract_of(message.contract))
+        asked = messages.contract_of(message.contract)
+        hosted = self._fitting(asked)
         if self.draining:
             raise ServerBusy("this server is leaving", retry_after=60.0)
-        if (sessions := self.statistics()["sessions"]) >= self.config.max_sessions:
+        if (sessions := self.statistics().sessions) >= self.config.max_sessions:
             raise ServerBusy(f"{sessions} sessions are open")
-        asked = messages.contract_of(message.contract)
         session = hosted.open(message.session, stream.peer_id, asked, message.positions)
         log.info("%s: opened by %s", session, stream.peer_id, extra={**session.subject, "peer": stream.peer_id})
         return session

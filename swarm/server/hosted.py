@@ -43,7 +43,7 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class HostedStatistics:
     """How busy a span is. `free_positions`: of KV cache for the whole span; `queue`: steps waiting or being computed;
-    `held_bytes`: what KV caches are known to take, of sessions and of prefixes."""
+    `opened`: sessions since the start; `budget_bytes`: for all that is held."""
 
     free_positions: int
     queue: int

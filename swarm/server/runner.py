@@ -14,7 +14,7 @@ class Runner(Protocol):
     """The blocks of a span and the KV cache of every sequence on them. Called from one thread only.
 
     Rows stay where the runner computes from one pass to the next: they come in by `put`, go out by `get`, and are in
-    between whatever it likes, as long as it has a length and slices (`swarm.jobs.Rows`).
+    between whatever it likes, as long as it has a length and slices by row.
     """
 
     @property

@@ -120,7 +120,7 @@ class Server:
 
     async def _drain(self) -> None:
         """Say that this server leaves, and serve on until its sessions are elsewhere."""
-        sessions, patience = self.handler.statistics()["sessions"], self.config.drain_timeout
+        sessions, patience = self.handler.statistics().sessions, self.config.drain_timeout
         log.info("leaving: %d sessions have %.0f s to move on", sessions, patience)
         draining = [life.drain() for life in self.spans if life.hosted is not None] if sessions else []
         await first_of(self.handler.drain(patience), *draining)

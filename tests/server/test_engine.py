@@ -285,8 +285,8 @@ class Doubling(ByteRunner):
     def bytes_held(self) -> int:
         return 42
 
-    def bytes_per_token(self, span: Span) -> int:
-        return 1
+    def reserved_bytes(self, span: Span, length: int) -> int:
+        return length
 
 
 def test_gradients_have_a_pass_of_their_own_in_turn_with_steps() -> None:

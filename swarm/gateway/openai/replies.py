@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import codecs
 import secrets
 import time
@@ -82,7 +83,7 @@ def usage_of(choices: Iterable[Choice], per_prompt: int) -> CompletionUsage:
     return CompletionUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-class Shape:
+class Shape(abc.ABC):
     """What is the same in all objects of one answer."""
 
     object = ""
@@ -107,21 +108,21 @@ class Shape:
         """One chunk of a stream. `told`: what it says of the whole."""
         return {**self.head, "object": self.chunk, "choices": list(choices), **told}
 
+    @abc.abstractmethod
     def choice(self, choice: Choice) -> dict[str, Any]:
         """A whole answer."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def first(self, choice: Choice) -> dict[str, Any] | None:
         """What a stream begins with, if with anything."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def delta(self, choice: Choice, text: str, logprobs: Sequence[pb.Logprob]) -> dict[str, Any]:
         """A piece more."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def last(self, choice: Choice) -> dict[str, Any]:
         """How it ended."""
-        raise NotImplementedError
 
 
 class ChatShape(Shape):
