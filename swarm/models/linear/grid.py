@@ -1,0 +1,142 @@
+"""A weight on a grid: small integers, with a scale for each group of columns. What is hashed, cached and sent is this,
+never a layout that one processor likes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from swarm.errors import BadCheckpoint
+
+SIGNED = tuple(range(-8, 8))
+"""Levels of four bits around zero."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """`[out_features, in_features]` numbers: scale · level + least.
+
+    `codes`: levels as int8 `[out, in]`, or of four bits as uint8 `[out, in / 2]`, the even column in the lower half of
+    a byte. `scales`, `least`: float16 or float32 `[out, in / group]`; without `least` nothing is added. `table`: the 16
+    levels, from -127 to 127, that codes of four bits stand for; by default 0 to 15. `columns`: int64 `[in]`, where the
+    inputs that the columns multiply are, if in another order. Raises BadCheckpoint where these do not fit together.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    least: torch.Tensor | None = None
+    table: tuple[int, ...] | None = None
+    columns: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.codes.dim() != 2 or self.codes.dtype not in (torch.int8, torch.uint8):
+            raise BadCheckpoint(f"a grid's levels are {_words(self.codes)}, not int8 or uint8 of two dimensions")
+        if self.scales.dim() != 2 or self.scales.dtype not in (torch.float16, torch.float32):
+            raise BadCheckpoint(f"a grid's scales are {_words(self.scales)}, not float16 or float32 of two dimensions")
+        groups = self.scales.shape[1]
+        if len(self.scales) != len(self.codes) or not groups or self.in_features % groups:
+            raise BadCheckpoint(f"scales of {_words(self.scales)} do not fit levels of {_words(self.codes)}")
+        if self.least is not None and self.least.shape != self.scales.shape:
+            raise BadCheckpoint(f"minima of {_words(self.least)} do not fit scales of {_words(self.scales)}")
+        if self.table is not None and (len(self.table) != 16 or max(map(abs, self.table)) > 127 or self.bits != 4):
+            raise BadCheckpoint("the levels of four bits are 16 numbers from -127 to 127")
+        if self.columns is not None and self.columns.shape != (self.in_features,):
+            raise BadCheckpoint(f"{_words(self.columns)} is no order of {self.in_features} columns")
+
+    @property
+    def bits(self) -> int:
+        """Of a level: 4 or 8."""
+        return 4 if self.codes.dtype == torch.uint8 else 8
+
+    @property
+    def out_features(self) -> int:
+        return len(self.codes)
+
+    @property
+    def in_features(self) -> int:
+        return self.codes.shape[1] * 8 // self.bits
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[out_features, in_features]`."""
+        return torch.Size((self.out_features, self.in_features))
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return self.in_features // self.scales.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held."""
+        return sum(part.nbytes for part in self._parts())
+
+    def levels(self) -> torch.Tensor:
+        """int8 `[out, in]`, in the grid's own order of columns."""
+        if self.bits == 8:
+            return self.codes
+        pairs = torch.stack((self.codes & 15, self.codes >> 4), dim=-1).flatten(1)
+        table = torch.tensor(self.table or range(16), dtype=torch.int8, device=self.codes.device)
+        levels: torch.Tensor = table[pairs.long()]
+        return levels
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """`[out, in]` numbers, computed in float32, with the columns where the inputs are."""
+        by_group = self.levels().float().view(self.out_features, -1, self.group) * self.scales.float()[..., None]
+        if self.least is not None:
+            by_group += self.least.float()[..., None]
+        dense = by_group.flatten(1)
+        if self.columns is not None:
+            dense = torch.empty_like(dense).index_copy_(1, self.columns, dense)
+        return dense.to(dtype)
+
+    def rows(self, first: int, last: int) -> Grid:
+        """The same of some outputs."""
+        least = None if self.least is None else self.least[first:last]
+        return replace(self, codes=self.codes[first:last], scales=self.scales[first:last], least=least)
+
+    def at(self, rows: torch.Tensor) -> Grid:
+        """The same with the outputs in another order; `rows`: int64, which stands where."""
+        least = None if self.least is None else self.least[rows]
+        return replace(self, codes=self.codes[rows], scales=self.scales[rows], least=least)
+
+    def digest(self) -> bytes:
+        """sha256 of the numbers, however they are laid out."""
+        digest = hashlib.sha256(f"{self.bits} {list(self.shape)} {self.table}".encode())
+        for part in self._parts():
+            digest.update(f" {part.dtype} {list(part.shape)} ".encode())
+            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.digest()
+
+    def _parts(self) -> list[torch.Tensor]:
+        return [part for part in (self.codes, self.scales, self.least, self.columns) if part is not None]
+
+
+def pack4(codes: torch.Tensor) -> torch.Tensor:
+    """Codes from 0 to 15 `[out, in]` → uint8 `[out, in / 2]`, the even column in the lower half."""
+    codes = codes.to(torch.uint8)
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def stack(grids: Sequence[Grid]) -> Grid:
+    """Several weights on one grid, one below the other. Raises BadCheckpoint where they are not on one."""
+    first = grids[0]
+    kinds = {(grid.bits, grid.in_features, grid.group, grid.table, grid.least is None) for grid in grids}
+    if len(kinds) != 1 or any(grid.columns is not None for grid in grids):
+        raise BadCheckpoint("weights on different grids cannot be one layer")
+    least = None if first.least is None else torch.cat([grid.least for grid in grids if grid.least is not None])
+    codes, scales = torch.cat([grid.codes for grid in grids]), torch.cat([grid.scales for grid in grids])
+    return replace(first, codes=codes, scales=scales, least=least)
+
+
+def small(numbers: torch.Tensor) -> torch.Tensor:
+    """As float16 where that changes no number, else as float32."""
+    half = numbers.half()
+    return half if torch.equal(half.float(), numbers.float()) else numbers.float()
+
+
+def _words(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
