@@ -26,6 +26,9 @@ class Tensors(Protocol):
     def nbytes(self, name: str) -> int:
         """Bytes that are stored for it."""
 
+    def on_grid(self, name: str) -> bool:
+        """Whether `read` gives a grid. Known without reading it."""
+
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor | Grid:
         """All of it, or some rows of its first dimension, on the CPU; a grid where it is stored on one that has
         kernels, else numbers as they are stored. Raises BadCheckpoint, ModelNotFound."""
