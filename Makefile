@@ -7,13 +7,14 @@ N ?= 100
 NAME ?=
 ARGS ?=
 
-.PHONY: help install test lint format demo chaos bench page wheel package docs proto clean
+.PHONY: help install test soak lint format demo chaos bench page wheel package docs proto clean
 
 help:
 	@echo "make install        everything into .venv (a second run takes no time)"
 	@echo "make demo           a whole swarm on this machine: servers come and go, the text goes on"
 	@echo "make test           all tests; ARGS='-k name' selects"
 	@echo "make lint           ruff, mypy and the import contracts; make format rewrites"
+	@echo "make soak           the tests that prove more by running longer, at their full length"
 	@echo "make chaos N=100    N random failure scenarios on the simulated network"
 	@echo "make bench NAME=x   one benchmark against its baseline; without NAME lists them"
 	@echo "make page           build and test the web page, and put it where the gateway serves it"
@@ -34,6 +35,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: install
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+soak: install
+	$(BIN)/python -m pytest -n 2 -m soak $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""One span by itself, without a network: passes in float32, bfloat16 and int8 against plain transformers' blocks."""
+"""One span by itself, without a network: passes in float32, bfloat16, int8 and int4 against plain transformers' blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPAN = "0:8"
 PAST = 32
 TINY = Path(__file__).parent.parent / "models" / "tiny-llama"
 WINDOWS = 12
-KINDS = (("float32", "none"), ("bfloat16", "none"), ("float32", "int8"), ("bfloat16", "int8"))
+KINDS = (("float32", "none"), ("bfloat16", "none"), ("float32", "int8"), ("float32", "int4"))
 
 
 @click.command()
@@ -33,7 +33,7 @@ def main(steps: int, as_json: bool, save: bool) -> None:
     ]
     base = rows[0]
     for dtype, quantization in KINDS:
-        name = f"span, {dtype}{', int8 layers' * (quantization == 'int8')}"
+        name = f"span, {dtype}{f', {quantization}' * (quantization != 'none')}"
         row = {"blocks": name, **spans(dtype, quantization, steps), **losses(dtype, quantization)}
         row["× plain float32, 8 steps"] = base["8 steps, ms"] / row["8 steps, ms"]
         rows.append(row)
@@ -113,9 +113,9 @@ def losses(dtype: str, quantization: str) -> dict[str, str]:
     from transformers import AutoModelForCausalLM
 
     from benchmarks.codec import predict, read_texts
-    from swarm.models.linear.int8 import use_int8
+    from swarm.models.linear.quantized import use_quantized
 
     model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=getattr(torch, dtype)).eval()
-    if quantization == "int8":
-        use_int8(model.model.layers)
+    if quantization != "none":
+        use_quantized(model.model.layers, quantization)
     return {f"loss, {name}": f"{predict(model, text[:WINDOWS])[0]:.4f}" for name, text in read_texts().items()}

@@ -129,11 +129,11 @@ def share_right(question: str, answer: list[int], tokenizer: Any) -> float:
 
 
 def losses(local: Any, tokenizer: Any, windows: int) -> Result:
-    """Nats a token and best tokens with hidden states as int8 between hops, and with linear layers in int8."""
+    """Nats a token and best tokens with hidden states as int8 between hops, and with linear layers in int8 and int4."""
     import copy
     import pydoc_data.topics
 
-    from swarm.models.linear.int8 import use_int8
+    from swarm.models.linear.quantized import use_quantized
 
     text = "\n\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
     ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0].unfold(0, CONTEXT + 1, CONTEXT)[:windows]
@@ -151,8 +151,9 @@ def losses(local: Any, tokenizer: Any, windows: int) -> Result:
     add("int8 on the way, 2 cuts", local, cuts(blocks, 2))
     add("int8 on the way, 4 cuts", local, cuts(blocks, 4))
     add("int8 on the way, 4 cuts and both links to the client", local, [0, *cuts(blocks, 4), blocks])
-    small = copy.deepcopy(local)
-    use_int8(small.model.layers)
-    add("int8 linear layers, all blocks (refused by the check at load)", small, [])
+    for name in ("int8", "int4"):
+        small = copy.deepcopy(local)
+        use_quantized(small.model.layers, name)
+        add(f"linear layers of all blocks in {name}", small, [])
     notes = [f"nats per token, {windows} windows of {CONTEXT}: Python's documentation, as pydoc has it"]
     return Result("real-codec", "What 8 bits lose of a real model's text", rows, notes=notes)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
 
 MIB = 1024 * 1024
 
-QUANTIZATIONS = ("none", "int8")
-"""How linear layers compute: as the checkpoint says, or with 8-bit integers."""
+INT8, INT4, FILE = "int8", "int4", "file"
+SCHEMES: Mapping[str, str] = {UNQUANTIZED: UNQUANTIZED, INT8: "int8-g32-v1", INT4: "int4-g32-v1", FILE: FILE}
+"""What the weights of linear layers are on: nothing, a grid of 8 or of 4 bits, the checkpoint's own; and what that is
+called in contracts, with all that decides the numbers."""
+QUANTIZATIONS = tuple(SCHEMES)
 SPECULATIONS = ("none", "ngram")
 CODEC_CHOICES = ("raw", "int8", "auto")
 
@@ -175,14 +179,15 @@ class ClientConfig:
     """Failures of compute on one and the same step before it is given up."""
     chunk_positions: int | None = None
     """Positions in one frame of a long prompt; None: as many as make it soonest, by what its servers announce."""
-    quantization: str = "none"
-    """Only servers that compute with it are used; int8 is another model than none, though near."""
+    quantization: str | None = None
+    """Only servers that compute with it are used: each is another model, though near. None: as the checkpoint is, on
+    its own grid where it has one."""
     codec: str = "raw"
     """How hidden states travel: `raw`, exact; `int8`, a quarter to a half of the bytes and about half a percent off;
     `auto`, int8 on the links that would otherwise hold up a prompt, by a measurement when each server is opened."""
 
     def __post_init__(self) -> None:
-        if self.quantization not in QUANTIZATIONS:
+        if self.quantization not in (None, *QUANTIZATIONS):
             raise InvalidInput(f"quantization={self.quantization!r}: there is {', '.join(QUANTIZATIONS)}")
         if self.codec not in CODEC_CHOICES:
             raise InvalidInput(f"codec={self.codec!r}: there is {', '.join(CODEC_CHOICES)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from survey.configs import BLOCKS, VOCABULARY, small_config
 from survey.reference import build
 from swarm.client.model import DistributedModelForCausalLM
 from swarm.client.swarm import Swarm
-from swarm.config import ServerConfig
+from swarm.config import SCHEMES, ServerConfig
+from swarm.models.linear.schemes import quantize
 from swarm.models.loading.cost import describe
 from swarm.models.span.load import load_span
 from swarm.net.loop import shared_loop
@@ -112,6 +114,15 @@ def _smallest_gap(scores: torch.Tensor, chosen: int) -> float:
     return float(((best[..., chosen - 1] - best[..., chosen]) / scores.abs().amax()).min())
 
 
+@torch.no_grad()
+def put_on_grids(blocks: Iterable[nn.Module], quantization: str) -> None:
+    """The plain linear layers of blocks compute with the numbers that a scheme has in place of theirs."""
+    for block in blocks:
+        for module in block.modules():
+            if type(module) is nn.Linear:
+                module.weight.copy_(quantize(module.weight, quantization).dense())
+
+
 class Served:
     """Servers of a checkpoint in this process, on a network without delay, and a client."""
 
@@ -148,7 +159,7 @@ class Served:
         directory = self.network.directory(host)
         model = load_span(self.folder, span, dtype=self.dtype, quantization=self.quantization, progress=False)
         contract = replace(
-            self.info.contract(self.dtype, model.row_bytes, self.quantization).on(span),
+            self.info.contract(self.dtype, model.row_bytes, SCHEMES[self.quantization]).on(span),
             fingerprints=tuple(model.fingerprints),
         )
         limits, config = Limits(directory.verify, model.max_positions or 0, self.codecs), ServerConfig()

@@ -20,10 +20,19 @@ ByName = Callable[[str], Path]
 
 class Lanes(LoadScopeScheduling):
     """Swarms of real processes mostly wait, and would disturb each other: one worker has them, one after the other.
-    The other worker has the tests that compute."""
+    What computes goes file by file to whichever worker is free."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "processes" if nodeid.startswith("tests/processes/") else "others"
+        return "processes" if _is_swarm(nodeid) else nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest lane begins first."""
+    items.sort(key=lambda item: not _is_swarm(item.nodeid))
+
+
+def _is_swarm(nodeid: str) -> bool:
+    return nodeid.startswith("tests/processes/")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

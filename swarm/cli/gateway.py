@@ -171,7 +171,12 @@ async def run(network: NetworkConfig, options: GatewayOptions, browsers: EdgeOpt
 
         torch.set_num_threads(options.threads)
     dtype = None if options.dtype == "auto" else options.dtype
-    which = {"dtype": dtype, "revision": options.revision, "token": options.token}
+    which = {
+        "dtype": dtype,
+        "quantization": options.client.quantization,
+        "revision": options.revision,
+        "token": options.token,
+    }
     loaded = await asyncio.to_thread(load_model, options.model, progress=progress_bars(), **which)
     async with contextlib.AsyncExitStack() as stack:
         joined = await stack.enter_async_context(await join(network, leaving))

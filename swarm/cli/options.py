@@ -212,7 +212,8 @@ def client_options(function: Function) -> Function:
                 "--quantization",
                 type=click.Choice(QUANTIZATIONS),
                 default=usual.quantization,
-                help="That of the servers: only those that compute with it are used.",
+                help="That of the servers: only those that compute with it are used; by default none, or file for a "
+                "quantized checkpoint.",
             ),
             click.option(
                 "--codec",

@@ -28,6 +28,7 @@ from swarm.cli.options import (
 from swarm.cli.signals import on_signals
 from swarm.cli.values import COUNT, THREADS, Seconds, size_of, span_of
 from swarm.config import QUANTIZATIONS, NetworkConfig, ServerConfig
+from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
 from swarm.net.addresses import best_first
 from swarm.net.initial_peers import HOW_TO_BEGIN
@@ -47,13 +48,18 @@ if TYPE_CHECKING:
     model_argument,
     click.option("--blocks", callback=span_of, metavar="FIRST:LAST", help="Which to host, e.g. 10:20 for 10 to 19."),
     click.option("--device", help="cpu, cuda, cuda:1, mps ...; by default the best there is."),
-    click.option("--dtype", type=click.Choice(DTYPES), help="By default the checkpoint's own."),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        help="Of hidden states, and of weights that are on no grid: by default the checkpoint's own, or float32 where "
+        "others are quantized.",
+    ),
     click.option(
         "--quantization",
         type=click.Choice(QUANTIZATIONS),
-        default=ServeOptions("").quantization,
-        show_default=True,
-        help="int8: linear layers compute with 8-bit integers, on a CPU. Serves only clients that ask for it.",
+        help="What the weights of linear layers are on: nothing (none), a grid of 8 or 4 bits that they are put on as "
+        "they are loaded (int8, int4), the grid that the checkpoint has them on (file, the default where it has one). "
+        "Serves only clients that ask for the same.",
     ),
     click.option(
         "--memory",
@@ -175,10 +181,17 @@ def summary(hosting: Hosting, span: Span) -> list[str]:
     per_block = needs.weight_bytes / len(span)
     return [
         f"model    {info.name}  {info.blocks} blocks  key {info.key[:12]}",
-        f"span     {span}  {size(needs.weight_bytes)} of weights ({size(per_block)} a block) as {hosting.dtype}",
+        f"span     {span}  {size(needs.weight_bytes)} of weights ({size(per_block)} a block) {computed(hosting)}",
         f"cache    {needs.cache_tokens:,} tokens in {size(needs.cache_bytes)} ({size(needs.token_bytes)} a token)",
         f"device   {hosting.device}  {size(needs.total)} of {size(hosting.allowance.memory)}",
     ]
+
+
+def computed(hosting: Hosting) -> str:
+    """What weights and hidden states are in."""
+    if hosting.quantization == UNQUANTIZED:
+        return f"as {hosting.dtype}"
+    return f"on the grid of {hosting.quantization}, hidden states as {hosting.dtype}"
 
 
 def where(model: str, addresses: Sequence[str], network: NetworkConfig) -> list[str]:

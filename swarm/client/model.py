@@ -65,11 +65,11 @@ class DistributedModelForCausalLM:
         checkpoint = arguments.open(pretrained_model_name_or_path)
         config = _client_config(arguments.others, checkpoint.config)
         cls._check_architecture(checkpoint.config.model_type)
-        model_cost = describe(checkpoint, dtype=arguments.dtype)
+        model_cost = describe(checkpoint, dtype=arguments.dtype, quantization=config.quantization)
+        config = dataclasses.replace(config, quantization=model_cost.quantization)
         remote = _remote_span(kept, model_cost.info.blocks)
-        model, _ = load_ends(
-            checkpoint, dtype=arguments.dtype, local_blocks=kept, device=arguments.device, progress=progress
-        )
+        how: dict[str, Any] = {"dtype": model_cost.dtype, "quantization": config.quantization}
+        model, _ = load_ends(checkpoint, local_blocks=kept, device=arguments.device, progress=progress, **how)
         if arguments.generation_config is not None:
             model.generation_config = arguments.generation_config
         parameters = _parameters(model_cost, remote)
@@ -133,7 +133,7 @@ def _remote_span(local: Span | None, blocks: int) -> Span:
 
 
 def _parameters(model: Description, span: Span) -> int:
-    return sum(model.weight_bytes[block] for block in span) // model.dtype.itemsize
+    return sum(model.parameters[block] for block in span)
 
 
 def _client_config(options: dict[str, Any], of_model: Any) -> ClientConfig:

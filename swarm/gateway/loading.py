@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swarm.config import SCHEMES
 from swarm.contract import Contract
 from swarm.gateway.recommended import Recommended
 from swarm.models.ends.ends import Ends
@@ -23,33 +24,37 @@ class LoadedModel:
     texts: Texts
     ends: Ends
     recommended: Recommended
+    quantization: str
 
-    def contract(self, quantization: str) -> Contract:
+    @property
+    def contract(self) -> Contract:
         """What is asked of servers."""
         dtype = self.ends.dtype
         row_bytes = self.info.hidden_size * dtype.itemsize
-        return self.info.contract(str(dtype).removeprefix("torch."), row_bytes, quantization)
+        return self.info.contract(str(dtype).removeprefix("torch."), row_bytes, SCHEMES[self.quantization])
 
 
 def load_model(
     model: str,
     *,
     dtype: str | None = None,
+    quantization: str | None = None,
     revision: str | None = None,
     token: str | None = None,
     progress: bool = False,
 ) -> LoadedModel:
-    """Read a model's own part from a folder or from the hub. `dtype`: that of the servers; None: the checkpoint's.
+    """Read a model's own part from a folder or from the hub. `dtype`, `quantization`: those of the servers;
+    None: the checkpoint's.
 
     Raises ModelError.
     """
     checkpoint = open_checkpoint(model, token, revision)
-    info = describe(checkpoint, dtype=dtype).info
+    described = describe(checkpoint, dtype=dtype, quantization=quantization)
     tokenizer = load_tokenizer(model, token, revision)
-    client, _ = load_ends(checkpoint, dtype=dtype, progress=progress)
+    client, _ = load_ends(checkpoint, dtype=dtype, quantization=quantization, progress=progress)
     ends = Ends(client)
     recommended = Recommended.of(client.generation_config, tokenizer, ends.vocabulary)
-    return LoadedModel(_named(info, checkpoint), Texts(tokenizer), ends, recommended)
+    return LoadedModel(_named(described.info, checkpoint), Texts(tokenizer), ends, recommended, described.quantization)
 
 
 def _named(info: ModelInfo, checkpoint: Checkpoint) -> ModelInfo:

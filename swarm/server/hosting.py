@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from swarm.config import ServerConfig
+from swarm.config import SCHEMES, ServerConfig
 from swarm.errors import InvalidInput
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import describe
@@ -42,11 +42,12 @@ class Hosting:
         self.progress = progress
         self.loading = False
         self._checkpoint: Checkpoint = open_checkpoint(options.model, options.token, options.revision)
-        description = describe(self._checkpoint, dtype=options.dtype)
+        description = describe(self._checkpoint, dtype=options.dtype, quantization=options.quantization)
         self.info: ModelInfo = _published(description.info, self._checkpoint)
         self.sizes = Sizes(description.weight_bytes, description.cache_bytes)
         self.dtype = str(description.dtype).removeprefix("torch.")
-        self.contract = self.info.contract(self.dtype, quantization=options.quantization)
+        self.quantization = description.quantization
+        self.contract = self.info.contract(self.dtype, quantization=SCHEMES[self.quantization])
         memory = options.memory if options.memory is not None else available_memory(self.device)
         self.allowance = Allowance(memory, config.cache_bytes, options.cache_tokens)
         self._rng = random.Random()
@@ -86,7 +87,7 @@ class Hosting:
         return loaded
 
     def _load(self, span: Span) -> Loaded:
-        how = {"dtype": self.dtype, "device": self.device, "quantization": self.options.quantization}
+        how = {"dtype": self.dtype, "device": self.device, "quantization": self.quantization}
         model = load_span(self._checkpoint, span, **how, progress=self.progress)
         speed = measure(model, span, model.hidden_size, model.row_bytes, model.max_positions)
         log.info(

@@ -20,4 +20,4 @@ class ServeOptions:
     threads: int | None = None
     token: str | None = None
     revision: str | None = None
-    quantization: str = "none"
+    quantization: str | None = None

@@ -10,8 +10,8 @@ from typing import Any
 
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
-from swarm.config import ClientConfig, ServerConfig
-from swarm.contract import Contract
+from swarm.config import SCHEMES, ClientConfig, ServerConfig
+from swarm.contract import UNQUANTIZED, Contract
 from swarm.server.handler import Handler
 from swarm.server.hosted import Hosted, Limits
 from swarm.server.runner import Runner
@@ -169,7 +169,7 @@ class World:
             host = self.network.host(name or f"client{len(self.clients)}")
             self.clients.append(host)
         config = config or ClientConfig()
-        contract = replace(self.contract, quantization=config.quantization)
+        contract = replace(self.contract, quantization=SCHEMES[config.quantization or UNQUANTIZED])
         view = View(self.network.directory(host), self.model, contract, config)
         session = Session(
             host, view, self.span, config=config, on_notice=self.notices.append,

@@ -15,9 +15,8 @@ from survey.configs import POSITIONS
 from swarm.client.model import DistributedLlama
 from swarm.client.session import Notice
 from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, SessionClosed, UnsupportedModel
-from swarm.models.linear.int8 import use_int8
 from swarm.types import Span
-from tests.checkpoints import GREEDY, Served, make_tokenizer, prompt, reference, save, settled, spans_of
+from tests.checkpoints import GREEDY, Served, make_tokenizer, prompt, put_on_grids, reference, save, settled, spans_of
 
 Serve = Callable[[str, int], Served]
 Whole = Callable[[str], Any]
@@ -284,20 +283,25 @@ def test_the_network_thread_may_collect_the_garbage(served: Serve) -> None:
     servers.assert_free()
 
 
-# ---- 8-bit blocks ----------------------------------------------------------------------------------------------
+# ---- quantized blocks ------------------------------------------------------------------------------------------
 
 
-def test_int8_servers_serve_who_asks_for_them(checkpoints: Any) -> None:
-    """The oracle is plain transformers with the same 8-bit layers in its blocks."""
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized_blocks_serve_who_asks_for_them(checkpoints: Any, quantization: str) -> None:
+    """The oracle is plain transformers with the same numbers in its blocks."""
     folder = checkpoints("llama")
-    servers, local = Served(folder, spans_of(2), quantization="int8"), reference(folder)
-    for layer in local.model.layers:
-        use_int8(layer)
+    servers, local = Served(folder, spans_of(2), quantization=quantization), reference(folder)
+    put_on_grids(local.model.layers, quantization)
     inputs, expected = settled(local, lambda seed: {"input_ids": prompt(9, seed)}, 8)
     try:
         model = servers.model()
         assert torch.equal(model.generate(**inputs, **GREEDY, max_new_tokens=8), expected)
-        with pytest.raises(MissingBlocks, match="computes in float32, quantized to int8, not in float32"):
+        assert torch.equal(servers.model(dtype=None).generate(**inputs, **GREEDY, max_new_tokens=8), expected)
+        kept = servers.model(local_blocks="0:2")
+        assert torch.equal(kept.generate(**inputs, **GREEDY, max_new_tokens=8), expected)
+        with pytest.raises(
+            MissingBlocks, match=f"computes in float32, quantized to {quantization}-g32-v1, not in float32"
+        ):
             servers.model(quantization="none", max_wait=0.1).generate(**inputs, **GREEDY, max_new_tokens=2)
         with pytest.raises(InvalidInput, match="none, int8"):
             servers.model(quantization="int3")

@@ -206,7 +206,7 @@ def test_a_quantization_that_nobody_offers_is_said_at_once() -> None:
         await world.add("b", Span(5, 9))
         error = await refused(world.session(ClientConfig(quantization="int8")), rows(1))
         assert isinstance(error, NoServerFits)
-        assert "a 0:5, b 5:9: computes in exact, not in exact, quantized to int8" in str(error)
+        assert "a 0:5, b 5:9: computes in exact, not in exact, quantized to int8-g32-v1" in str(error)
         await world.close()
 
     run(main())

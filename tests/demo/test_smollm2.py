@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from swarm.caches import cache_dir
 from swarm.demo import smollm2 as module
 from swarm.demo.gguf import Gguf
-from swarm.demo.smollm2 import NAME, cache_dir, reason, smollm2
+from swarm.demo.smollm2 import NAME, reason, smollm2
 from swarm.errors import BadCheckpoint, ModelNotFound
 from tests.demo.packages import HEADS, HIDDEN, SHAPES, write_gguf, write_package
 

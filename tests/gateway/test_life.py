@@ -27,7 +27,7 @@ def loaded(served: Serve, tmp_path_factory: pytest.TempPathFactory) -> LoadedMod
     shutil.copytree(served("llama", 2).folder, folder)
     make_tokenizer().save_pretrained(folder)
     model = load_model(str(folder), dtype="float32")
-    return LoadedModel(served("llama", 2).info, model.texts, model.ends, model.recommended)
+    return LoadedModel(served("llama", 2).info, model.texts, model.ends, model.recommended, "none")
 
 
 @pytest.fixture

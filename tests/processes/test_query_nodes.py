@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from swarm.client.swarm import Swarm, connect
 from swarm.demo.local_swarm import BIN, LocalSwarm
 from swarm.errors import InvalidInput
-from swarm.models.linear.int8 import use_int8
 from swarm.wire import swarm_pb2 as pb
+from tests.checkpoints import put_on_grids
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
 PROMPT = "A function definition"
@@ -167,13 +167,11 @@ def test_a_chat_goes_through_the_models_own_template(processes: LocalSwarm, conv
             client.chat.completions.create(**{**ask, "messages": [*messages, messages[-1]]})
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no int8")
 def test_servers_that_compute_with_int8_answer_those_who_ask_for_it(processes: LocalSwarm, right: str) -> None:
-    """The oracle is plain transformers with int8 in its blocks."""
+    """The oracle is plain transformers with the numbers of int8 in its blocks."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     local = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    for layer in local.model.layers:
-        use_int8(layer)
+    put_on_grids(local.model.layers, "int8")
     inputs = tokenizer(PROMPT, return_tensors="pt")
     output = local.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
     expected = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -17,7 +17,7 @@ from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
 from swarm.models.linear.substitute import substitute
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.loading.weights import Absent, dtype_of, load_part
+from swarm.models.loading.weights import Absent, dtype_of, load_part, quantization_of
 from swarm.types import Span
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ def load_ends(
     *,
     local_blocks: Span | None = None,
     dtype: str | torch.dtype | None = None,
+    quantization: str | None = None,
     device: str | torch.device = "cpu",
     token: str | None = None,
     revision: str | None = None,
@@ -36,12 +37,15 @@ def load_ends(
     """The library's causal LM with everything but its blocks loaded, and of the blocks only `local_blocks`.
 
     Its list of blocks (`find_blocks(model).layers`) holds the local ones only, or nothing. Only the tensors that are
-    kept are read; from the hub, only the files that hold them. Also returns where they came from.
+    kept are read; from the hub, only the files that hold them. `quantization`: of the swarm's blocks. Also returns
+    where they came from.
     Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
-    compute = dtype_of(checkpoint, dtype)
-    loaded = load_part(checkpoint, local_blocks, ends=True, dtype=compute, device=device, progress=progress)
+    scheme = quantization_of(checkpoint, quantization)
+    compute = dtype_of(checkpoint, dtype, scheme)
+    how: dict[str, Any] = {"dtype": compute, "device": device, "quantization": scheme, "progress": progress}
+    loaded = load_part(checkpoint, local_blocks, ends=True, **how)
     local = [layer for layer in loaded.blocks.layers if not isinstance(layer, Absent)]
     setattr(loaded.blocks.owner, loaded.blocks.attribute, nn.ModuleList(local))
     _set_generation_config(loaded.model, checkpoint)

@@ -85,7 +85,7 @@ class Grid:
 
     def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """`[out, in]` numbers, computed in float32, with the columns where the inputs are."""
-        by_group = self.levels().float().view(self.out_features, -1, self.group) * self.scales.float()[..., None]
+        by_group = self.levels().float().view(*self.scales.shape, self.group) * self.scales.float()[..., None]
         if self.least is not None:
             by_group += self.least.float()[..., None]
         dense = by_group.flatten(1)
@@ -102,6 +102,16 @@ class Grid:
         """The same with the outputs in another order; `rows`: int64, which stands where."""
         least = None if self.least is None else self.least[rows]
         return replace(self, codes=self.codes[rows], scales=self.scales[rows], least=least)
+
+    def to(self, device: torch.device) -> Grid:
+        """The same elsewhere."""
+        return replace(
+            self,
+            codes=self.codes.to(device),
+            scales=self.scales.to(device),
+            least=None if self.least is None else self.least.to(device),
+            columns=None if self.columns is None else self.columns.to(device),
+        )
 
     def digest(self) -> bytes:
         """sha256 of the numbers, however they are laid out."""
@@ -130,6 +140,11 @@ def stack(grids: Sequence[Grid]) -> Grid:
     least = None if first.least is None else torch.cat([grid.least for grid in grids if grid.least is not None])
     codes, scales = torch.cat([grid.codes for grid in grids]), torch.cat([grid.scales for grid in grids])
     return replace(first, codes=codes, scales=scales, least=least)
+
+
+def as_dense(weight: torch.Tensor | Grid) -> torch.Tensor:
+    """Numbers, on a grid or not."""
+    return weight.dense() if isinstance(weight, Grid) else weight
 
 
 def small(numbers: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,8 @@ from swarm.errors import BadCheckpoint, InvalidInput, ModelNotFound, Unsupported
 from swarm.models.blocks import context_length, text_config
 from swarm.models.loading.files import ADAPTER, Picked, pick
 from swarm.models.loading.identity import differences, digest
+from swarm.models.loading.safetensors import SafetensorsTensors
+from swarm.models.loading.tensors import Tensors
 from swarm.types import ModelInfo
 
 
@@ -128,6 +130,16 @@ class Checkpoint:
     def _names(self, file: str) -> list[str]:
         with open_safetensors(self.path(file)) as opened:
             return list(opened.keys())
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """What is in the files. Raises BadCheckpoint, ModelNotFound."""
+        return SafetensorsTensors(self.files, self.path)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its authors have put the weights on grids."""
+        return getattr(self.config, "quantization_config", None) is not None
 
     @cached_property
     def dtype(self) -> torch.dtype:

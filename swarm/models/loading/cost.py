@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from swarm.config import FILE
 from swarm.models.blocks import find_blocks, text_config
+from swarm.models.linear.schemes import BITS, can_quantize
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.loading.weights import dtype_of, skeleton
+from swarm.models.loading.weights import dtype_of, quantization_of, skeleton
 from swarm.types import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model in numbers. `weight_bytes`: of each block; `cache_bytes`: of each block, for one position;
-    `ends_bytes`: of everything that is not a block. All in `dtype`."""
+    """A model in numbers. `parameters`, `weight_bytes`: of each block, as `quantization` has it; `cache_bytes`: of each
+    block, for one position; `ends_bytes`: of everything that is not a block, in `dtype`."""
 
     info: ModelInfo
     model_type: str
     vocabulary: int
     tied: bool
     dtype: torch.dtype
+    quantization: str
+    parameters: tuple[int, ...]
     weight_bytes: tuple[int, ...]
     cache_bytes: tuple[int, ...]
     ends_bytes: int
@@ -35,28 +40,34 @@ def describe(
     source: str | Path | Checkpoint,
     *,
     dtype: str | torch.dtype | None = None,
+    quantization: str | None = None,
     token: str | None = None,
     revision: str | None = None,
 ) -> Description:
-    """What a model is, without loading it; `dtype`: of the weights and caches, by default the checkpoint's own.
+    """What a model is, without loading it; `dtype`: of caches and of weights that are on no grid, by default as when it
+    is loaded, as is `quantization`.
 
     Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
-    compute = dtype_of(checkpoint, dtype)
+    scheme = quantization_of(checkpoint, quantization)
+    compute = dtype_of(checkpoint, dtype, scheme)
     model = skeleton(checkpoint.config)
     text: Any = text_config(model.config)
     layers = find_blocks(model).layers
-    weights = tuple(_bytes(layer, compute) for layer in layers)
+    bits = BITS.get(scheme, _stored_bits(checkpoint) if scheme == FILE else None)
+    weights = tuple(_bytes(layer, compute, bits) for layer in layers)
     return Description(
         info=checkpoint.info(),
         model_type=checkpoint.config.model_type,
         vocabulary=int(text.vocab_size),
         tied=bool(getattr(checkpoint.config, "tie_word_embeddings", False)),
         dtype=compute,
+        quantization=scheme,
+        parameters=tuple(_count(layer) for layer in layers),
         weight_bytes=weights,
         cache_bytes=tuple(cache_bytes(layer, text, compute) for layer in layers),
-        ends_bytes=_bytes(model, compute) - sum(weights),
+        ends_bytes=(_count(model) - sum(map(_count, layers))) * compute.itemsize,
     )
 
 
@@ -92,5 +103,20 @@ def _kv_width(config: Any) -> int:
         return 0
 
 
-def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    return sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize
+def _bytes(block: nn.Module, dtype: torch.dtype, bits: float | None) -> int:
+    """Bytes of a block's weights, of which those of linear layers take so many `bits` (None: as the others)."""
+    linear = [module for module in block.modules() if type(module) is nn.Linear and can_quantize(module.in_features)]
+    on_grid = sum(module.weight.numel() for module in linear) if bits is not None else 0
+    return (_count(block) - on_grid) * dtype.itemsize + int(on_grid * (bits or 0) / 8)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _stored_bits(checkpoint: Checkpoint) -> float:
+    """Of a weight in the checkpoint, on average over what is on a grid."""
+    tensors = checkpoint.tensors
+    named = [name for name in tensors.names() if tensors.on_grid(name)]
+    numbers = sum(prod(tensors.shape(name)) for name in named)
+    return 8 * sum(tensors.nbytes(name) for name in named) / numbers if numbers else 8.0 * torch.float32.itemsize

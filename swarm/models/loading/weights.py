@@ -11,12 +11,11 @@ import hashlib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
@@ -24,10 +23,16 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging as library_logging
 
+from swarm.config import FILE, INT4, INT8
+from swarm.contract import UNQUANTIZED
 from swarm.errors import BadCheckpoint, UnsupportedModel
 from swarm.models.blocks import Blocks, find_blocks
-from swarm.models.loading.checkpoint import Checkpoint, open_safetensors
+from swarm.models.linear.grid import Grid, as_dense
+from swarm.models.linear.quantized import QuantizedLinear
+from swarm.models.linear.schemes import can_quantize, quantize_rows
+from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.refused import refuse
+from swarm.models.loading.tensors import Tensors
 from swarm.types import Span
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,6 +52,15 @@ class Absent(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise UnsupportedModel("this part of the model is not on this machine")
+
+
+class Waiting(nn.Module):
+    """Stands where a linear layer will be whose weight is read later; its bias is here."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0), persistent=False)
+        self.register_parameter("bias", None if layer.bias is None else nn.Parameter(torch.empty_like(layer.bias)))
 
 
 @dataclass(frozen=True)
@@ -74,11 +88,27 @@ def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
     return text if model_class(config).config_class is sub else config
 
 
-def dtype_of(checkpoint: Checkpoint, asked: str | torch.dtype | None = None) -> torch.dtype:
-    """The dtype to compute in: what is asked for; None and "auto" are the checkpoint's own.
+def quantization_of(checkpoint: Checkpoint, asked: str | None = None) -> str:
+    """What the weights are computed on: what is asked for; None is the checkpoint's own grid, where it has one.
 
-    That is what its configuration names, else that of its tensors. Raises UnsupportedModel, BadCheckpoint.
+    Raises UnsupportedModel.
     """
+    if asked == FILE and not checkpoint.quantized:
+        raise UnsupportedModel(f"{checkpoint.name} is not quantized; --quantization {INT8} or {INT4} does that")
+    return asked or (FILE if checkpoint.quantized else UNQUANTIZED)
+
+
+def dtype_of(
+    checkpoint: Checkpoint, asked: str | torch.dtype | None = None, quantization: str = UNQUANTIZED
+) -> torch.dtype:
+    """The dtype of hidden states, and of all that is on no grid: what is asked for; None and "auto" are the
+    checkpoint's own, or float32 where its linear layers are quantized.
+
+    The checkpoint's own is what its configuration names, else that of its tensors. Raises UnsupportedModel,
+    BadCheckpoint.
+    """
+    if asked in (None, "auto") and quantization != UNQUANTIZED:
+        return torch.float32
     dtype: object = asked if asked not in (None, "auto") else _named_dtype(checkpoint.config) or checkpoint.dtype
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype.removeprefix("torch."), None)
@@ -109,30 +139,43 @@ def load_part(
     ends: bool,
     dtype: torch.dtype,
     device: str | torch.device = "cpu",
+    quantization: str = UNQUANTIZED,
     progress: bool = True,
 ) -> PartialModel:
     """The blocks of `span`, and with `ends` also everything that is not a block.
 
-    The list of blocks has its full length; blocks that are not loaded are `Absent`. Raises BadCheckpoint,
-    ModelNotFound, UnsupportedModel.
+    The list of blocks has its full length; blocks that are not loaded are `Absent`. `quantization`: linear layers of
+    blocks are put on its grid as they are read, one after the other. Raises BadCheckpoint, ModelNotFound,
+    UnsupportedModel.
     """
     config = checkpoint.config
     refuse(config)
-    partial = _partial_class(model_class(config), span, ends)
+    waiting: set[str] = set()
+    partial = _partial_class(model_class(config), span, ends, waiting)
     outline = _outline(partial, config)
-    blocks = find_blocks(outline)
-    wanted = _wanted(checkpoint.files, outline)
-    tensors, fingerprints = _read(checkpoint, wanted, blocks.prefix, progress)
-    model = _assemble(partial, decoder_config(config), tensors, dtype, checkpoint.name)
+    prefix = find_blocks(outline).prefix
+    reading = _Reading(checkpoint, _wanted(checkpoint.tensors.names(), outline), prefix, progress)
+    layers = linear_layers(outline, reading.wanted, prefix, checkpoint.tensors, quantization)
+    waiting.update(name.removesuffix(".weight") for name in layers.values())
+    with reading:
+        plain = {name: reading.dense(name) for name in reading.wanted if name not in layers}
+        model = _assemble(partial, decoder_config(config), plain, dtype, checkpoint.name)
+        plain.clear()
+        for name, place in layers.items():
+            reading.put(model, name, place, quantization, dtype)
     _finish(model)
-    return PartialModel(cast(PreTrainedModel, model.to(device)), find_blocks(model), fingerprints)  # type: ignore[arg-type]
+    moved = cast(PreTrainedModel, model.to(device))  # type: ignore[arg-type]
+    return PartialModel(moved, find_blocks(model), reading.fingerprints())
 
 
 # ---- a class of the library's, with less in it -----------------------------------------------------------------
 
 
-def _partial_class(whole: type[PreTrainedModel], span: Span | None, ends: bool) -> type[PreTrainedModel]:
-    """`whole` without the blocks outside `span` and, unless `ends`, without anything but blocks.
+def _partial_class(
+    whole: type[PreTrainedModel], span: Span | None, ends: bool, waiting: Collection[str]
+) -> type[PreTrainedModel]:
+    """`whole` without the blocks outside `span` and, unless `ends`, without anything but blocks; the linear layers at
+    `waiting` have no weights yet.
 
     It says that it lives where `whole` does: the library converts checkpoints by class name, for its own classes only.
     """
@@ -150,6 +193,10 @@ def _partial_class(whole: type[PreTrainedModel], span: Span | None, ends: bool) 
         if not ends:
             _empty(self, blocks.layers)
             self.all_tied_weights_keys = {}
+        for place in waiting:
+            parent, _, name = place.rpartition(".")
+            layer = cast(nn.Linear, self.get_submodule(place))
+            setattr(self.get_submodule(parent), name, Waiting(layer))
 
     return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
 
@@ -174,8 +221,16 @@ def _finish(model: PreTrainedModel) -> None:
 # ---- which tensors, and reading them ---------------------------------------------------------------------------
 
 
-def _wanted(names: Iterable[str], outline: PreTrainedModel) -> dict[str, str]:
-    """For each tensor of the checkpoint that the outline has a place for: its (first) name in the model."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor of the checkpoint goes: its (first) name in the model, and whether it goes there as it is."""
+
+    name: str
+    direct: bool
+
+
+def _wanted(names: Iterable[str], outline: PreTrainedModel) -> dict[str, _Place]:
+    """For each tensor of the checkpoint that the outline has a place for: where."""
     places: dict[str, Any] = dict(outline.state_dict())
     transforms = get_model_conversion_mapping(outline)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
@@ -183,42 +238,95 @@ def _wanted(names: Iterable[str], outline: PreTrainedModel) -> dict[str, str]:
     prefix = outline.base_model_prefix
     wanted = {}
     for name in names:
-        place, _ = rename_source_key(name, renamings, converters, prefix, places)
+        place, converter = rename_source_key(name, renamings, converters, prefix, places)
         if place not in places and name in places:
-            place = name
+            place, converter = name, None
         if place in places:
-            wanted[name] = place
+            wanted[name] = _Place(place, converter is None)
     return wanted
 
 
-def _read(
-    checkpoint: Checkpoint, wanted: dict[str, str], prefix: str, progress: bool
-) -> tuple[dict[str, torch.Tensor], dict[int, bytes]]:
-    """The tensors by their names in the checkpoint, and each block's fingerprint."""
-    by_file: dict[str, list[str]] = defaultdict(list)
-    for name in wanted:
-        by_file[checkpoint.files[name]].append(name)
-    tensors: dict[str, torch.Tensor] = {}
-    prints: dict[int, list[bytes]] = defaultdict(list)
-    with tqdm(total=len(wanted), desc=f"{checkpoint.name}: tensors", disable=not progress, leave=False) as bar:
-        for file, names in sorted(by_file.items()):
-            for name, tensor in _read_file(checkpoint, file, names):
-                tensors[name] = tensor
-                block = _block_of(wanted[name], prefix)
-                if block is not None:
-                    prints[block].append(_digest(_relative(name, block), tensor))
-                bar.update()
-    return tensors, {block: hashlib.sha256(b"".join(sorted(parts))).digest() for block, parts in prints.items()}
+def linear_layers(
+    outline: PreTrainedModel, wanted: Mapping[str, _Place], prefix: str, tensors: Tensors, quantization: str
+) -> dict[str, str]:
+    """The weights that are put on a grid, by their names in the checkpoint: their names in the model.
+
+    Those of plain linear layers of blocks that the checkpoint has as they are. Raises UnsupportedModel where there are
+    none to be quantized.
+    """
+    if quantization == UNQUANTIZED:
+        return {}
+    found = {}
+    for name, place in wanted.items():
+        layer, _, kind = place.name.rpartition(".")
+        if kind != "weight" or not place.direct or _block_of(place.name, prefix) is None:
+            continue
+        module = outline.get_submodule(layer)
+        if type(module) is nn.Linear and (
+            tensors.on_grid(name) if quantization == FILE else can_quantize(module.in_features)
+        ):
+            found[name] = place.name
+    if not found and quantization != FILE and any(_block_of(p.name, prefix) is not None for p in wanted.values()):
+        raise UnsupportedModel(f"its blocks have no plain linear layers that {quantization} could be used for")
+    return found
 
 
-def _read_file(checkpoint: Checkpoint, file: str, names: Sequence[str]) -> Iterable[tuple[str, torch.Tensor]]:
-    path = checkpoint.path(file)
-    with open_safetensors(path) as opened:
-        for name in names:
-            try:
-                yield name, opened.get_slice(name)[...]
-            except (SafetensorError, KeyError) as error:
-                raise BadCheckpoint(f"{path} lacks {name} ({error}); delete it and fetch it again") from error
+class _Reading:
+    """A checkpoint being read, with a progress bar; and what of it each block was made of."""
+
+    def __init__(self, checkpoint: Checkpoint, wanted: dict[str, _Place], prefix: str, progress: bool) -> None:
+        self.wanted = wanted
+        self._tensors = checkpoint.tensors
+        self._prefix = prefix
+        self._prints: dict[int, list[bytes]] = defaultdict(list)
+        total = sum(self._tensors.nbytes(name) for name in wanted)
+        self._bar: tqdm[Any] = tqdm(
+            total=total,
+            desc=f"{checkpoint.name}: tensors",
+            unit="B",
+            unit_scale=True,
+            disable=not progress,
+            leave=False,
+        )
+
+    def __enter__(self) -> _Reading:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+    def dense(self, name: str) -> torch.Tensor:
+        """A tensor as it is, or off its grid."""
+        read = self._tensors.read(name)
+        self._note(name, lambda relative: _digest(relative, read))
+        return read.dense() if isinstance(read, Grid) else read
+
+    def put(self, model: PreTrainedModel, name: str, place: str, quantization: str, dtype: torch.dtype) -> None:
+        """Read a weight onto its grid, and the layer into the model."""
+        grid = self._read_grid(name, quantization)
+        self._note(name, lambda relative: _digest(relative, grid))
+        parent, _, child = place.removesuffix(".weight").rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, child, QuantizedLinear(grid, getattr(owner, child).bias, dtype).checked())
+
+    def _read_grid(self, name: str, quantization: str) -> Grid:
+        shape, tensors = self._tensors.shape(name), self._tensors
+        if quantization == FILE:
+            read = tensors.read(name)
+            if not isinstance(read, Grid):
+                raise BadCheckpoint(f"{name} is not on a grid")
+            return read
+        return quantize_rows(lambda rows: as_dense(tensors.read(name, rows)), (shape[0], shape[1]), quantization)
+
+    def _note(self, name: str, digest: Callable[[str], bytes]) -> None:
+        self._bar.update(self._tensors.nbytes(name))
+        block = _block_of(self.wanted[name].name, self._prefix)
+        if block is not None:
+            self._prints[block].append(digest(_relative(name, block)))
+
+    def fingerprints(self) -> dict[int, bytes]:
+        """sha256 of the tensors of each block."""
+        return {block: hashlib.sha256(b"".join(sorted(parts))).digest() for block, parts in self._prints.items()}
 
 
 def _block_of(place: str, prefix: str) -> int | None:
@@ -234,7 +342,9 @@ def _relative(name: str, block: int) -> str:
     return parts[-1]
 
 
-def _digest(name: str, tensor: torch.Tensor) -> bytes:
+def _digest(name: str, tensor: torch.Tensor | Grid) -> bytes:
+    if isinstance(tensor, Grid):
+        return hashlib.sha256(f"{name} ".encode() + tensor.digest()).digest()
     digest = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
     digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from swarm.errors import UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
+from swarm.models.linear.quantized import QuantizedLinear
 from swarm.models.loading.weights import Absent
 from swarm.models.span.attention.base import Attention
 from swarm.types import Span
@@ -56,8 +57,10 @@ class BaseModel:
         config: Any = self._module.config
         self.config = config
         self.hidden_size = int(config.hidden_size)
-        parameter = next(self.blocks[0].parameters())
-        self.dtype, self.device = parameter.dtype, parameter.device
+        on_grids = [m for block in self.blocks for m in block.modules() if isinstance(m, QuantizedLinear)]
+        self.quantized = bool(on_grids)
+        numbers: torch.Tensor = next(iter([*self.blocks[0].parameters(), *(layer.weight for layer in on_grids)]))
+        self.dtype, self.device = numbers.dtype, numbers.device
         self._lists = _per_block_lists(self.config, found.total, span)
         self._attention: str = config._attn_implementation
         self._model = model

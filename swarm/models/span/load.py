@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from swarm.models.linear.int8 import NONE
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.loading.weights import dtype_of, load_part
+from swarm.models.loading.weights import dtype_of, load_part, quantization_of
 from swarm.models.span.model import SpanModel
 from swarm.types import Span
 
@@ -21,16 +21,19 @@ def load_span(
     device: str | torch.device = "cpu",
     token: str | None = None,
     revision: str | None = None,
-    quantization: str = NONE,
+    quantization: str | None = None,
     progress: bool = True,
 ) -> SpanModel:
     """Load the blocks of `span` and nothing else, check that they can be served, and say what they are.
 
-    `quantization`: `int8` for linear layers that compute with 8-bit integers; loading takes the whole size first.
-    `source`: a local folder, a name on the hub, or an opened checkpoint; `dtype`: by default the checkpoint's own.
+    `source`: a local folder, a name on the hub, or an opened checkpoint; `quantization`: one of `QUANTIZATIONS`, by
+    default the checkpoint's own grid, where it has one; `dtype`: of hidden states, by default the checkpoint's own, or
+    float32 with quantized layers.
     Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
-    compute = dtype_of(checkpoint, dtype)
-    loaded = load_part(checkpoint, span, ends=False, dtype=compute, device=device, progress=progress)
-    return SpanModel(loaded.model, span, [loaded.fingerprints[block] for block in span], quantization)
+    scheme = quantization_of(checkpoint, quantization)
+    compute = dtype_of(checkpoint, dtype, scheme)
+    how: dict[str, Any] = {"dtype": compute, "device": device, "quantization": scheme, "progress": progress}
+    loaded = load_part(checkpoint, span, ends=False, **how)
+    return SpanModel(loaded.model, span, [loaded.fingerprints[block] for block in span])

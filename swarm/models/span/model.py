@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.jobs import Backward, Forward
 from swarm.models.blocks import context_length
-from swarm.models.linear.int8 import NONE
 from swarm.models.loading.refused import refuse
 from swarm.models.span.attention.base import Lane
 from swarm.models.span.attention.ragged import RaggedAttention
@@ -25,7 +24,7 @@ from swarm.models.span.backward import gradients
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import SequenceCache
 from swarm.models.span.kv.cost import Cost
-from swarm.models.span.linear_layers import choose_linear_layers
+from swarm.models.span.linear_layers import lay_out
 from swarm.models.span.passes import Batched, Passes, Unbatched
 from swarm.models.span.proof import prove
 from swarm.types import Segment, SequenceKey, Span
@@ -37,16 +36,13 @@ class SpanModel:
     """The blocks of a span, and the KV caches of all sequences on them. One thread only.
 
     `model`: a causal LM with at least the blocks of `span`; it is taken apart. `dtype`: of compute and of hidden
-    states as bytes; `quantization`: none, or int8 for 8-bit linear layers; `proven`: what the checks at load found.
+    states as bytes; `proven`: what the checks at load found.
     Raises UnsupportedModel.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, span: Span, fingerprints: Sequence[bytes] = (), quantization: str = NONE
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, span: Span, fingerprints: Sequence[bytes] = ()) -> None:
         refuse(model.config)
         self.span = span
-        self.quantization = quantization
         self.fingerprints = tuple(fingerprints)
         self.on_block: Callable[[], None] | None = None
         self._model = BaseModel(model, span)
@@ -61,7 +57,7 @@ class SpanModel:
         self.proven = prove(self._model, attention)
         batched = self.proven.batched
         self._passes: Passes[Any] = Batched(self._model, attention) if batched else Unbatched(self._model)
-        choose_linear_layers(self._model, self._passes, quantization)
+        lay_out(self._model, self._passes)
         self._model.after_each_block(self._beat)
 
     @property
@@ -116,9 +112,8 @@ class SpanModel:
         longest = max(job.counts, default=0)
         if self.max_positions is not None and longest > self.max_positions:
             raise InvalidInput(f"{longest} positions leave the model's context of {self.max_positions} positions")
-        if self.quantization != NONE or self.dtype == torch.float16:
-            kind = self.dtype if self.quantization == NONE else self.quantization
-            raise UnsupportedModel(f"blocks in {kind} give no gradients; host them in float32 or bfloat16")
+        if self.dtype == torch.float16:
+            raise UnsupportedModel(f"blocks in {self.dtype} give no gradients; host them in float32 or bfloat16")
         self._model.narrow(job.span)
         return gradients(self._passes, job.counts, job.inputs, job.gradients)
 

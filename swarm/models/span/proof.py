@@ -83,9 +83,9 @@ def _check_alone(model: BaseModel, strangers: Sequence[torch.Tensor]) -> tuple[l
     except Exception as error:
         words = " ".join(str(error).split())[:200]
         raise UnsupportedModel(f"its blocks do not run from hidden states and a cache alone: {words}") from error
-    if not close(alone[0], whole):
+    if not close(alone[0], whole, model.quantized):
         raise UnsupportedModel("its blocks see later positions, or remember earlier ones outside the cache")
-    if not close(halves, whole):
+    if not close(halves, whole, model.quantized):
         raise UnsupportedModel("its blocks hand each other more than hidden states")
     return alone, caches[0]
 
@@ -125,6 +125,6 @@ def _check_batched(
     lanes = [Lane(count, STEPS, cache) for count, cache in zip(counts, caches, strict=True)]
     tail, _ = passes.run_row(lanes, torch.cat([hidden[:, -STEPS:] for hidden in strangers], dim=1))
     for part, end, right in zip(torch.split(head, counts, 1), torch.split(tail, STEPS, 1), alone, strict=True):
-        if not close(torch.cat([part, end], dim=1), right):
+        if not close(torch.cat([part, end], dim=1), right, model.quantized):
             raise Unbatchable("strangers in one row do not get what each gets alone")
     return tuple(Cost(OBJECT_BYTES, caches[0].position_bytes(block), rooms=True) for block in blocks)

@@ -13,8 +13,10 @@ from survey.reference import build
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.jobs import Backward
 from swarm.models.blocks import find_blocks
+from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
 from swarm.types import Span
+from tests.checkpoints import put_on_grids, reference
 
 COUNTS = (7, 4)
 SPAN = Span(1, 5)
@@ -60,6 +62,18 @@ def test_gradients_are_those_of_plain_autograd(kind: str) -> None:
     assert all(p.grad is None for block in span._model.blocks for p in block.parameters())
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_gradients_of_quantized_blocks_are_those_of_their_numbers(checkpoints: Any, quantization: str) -> None:
+    folder = checkpoints("llama")
+    model = reference(folder)
+    put_on_grids(model.model.layers, quantization)
+    span = load_span(folder, SPAN, quantization=quantization, progress=False)
+    wanted = torch.randn(sum(COUNTS), span.hidden_size, generator=torch.Generator().manual_seed(1))
+    inputs, expected = plain(model, COUNTS, wanted)
+    got = span.run(Backward(SPAN, COUNTS, inputs, wanted))
+    assert float((got - expected).abs().max() / expected.abs().max()) < 1e-3
+
+
 def test_what_has_no_gradients_is_refused() -> None:
     model = build(small_config("llama"))
     rows = torch.zeros(3, model.config.hidden_size)
@@ -67,7 +81,5 @@ def test_what_has_no_gradients_is_refused() -> None:
     half = SpanModel(copy.deepcopy(model).half(), whole)
     with pytest.raises(UnsupportedModel, match="float16 give no gradients"):
         half.run(Backward(whole, [3], rows.half(), rows.half()))
-    with pytest.raises(UnsupportedModel, match="int8 give no gradients"):
-        SpanModel(copy.deepcopy(model), whole, quantization="int8").run(Backward(whole, [3], rows, rows))
     with pytest.raises(InvalidInput, match="3 rows are not the hidden states of 4"):
         SpanModel(model, whole).run(Backward(whole, [4], rows, rows))

@@ -10,19 +10,17 @@ from torch import nn
 
 from survey.configs import small_config
 from survey.reference import build
-from swarm.errors import UnsupportedModel
-from swarm.models.linear.int8 import INT8, NONE, Int8Linear
 from swarm.models.linear.onednn import OnednnLinear
 from swarm.models.span.attention.ragged import RaggedAttention
 from swarm.models.span.base_model import BaseModel
-from swarm.models.span.linear_layers import choose_linear_layers
+from swarm.models.span.linear_layers import lay_out
 from swarm.models.span.passes import Batched
 from swarm.types import Span
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
-def chosen(change: Any = None, quantization: str = NONE) -> set[type[nn.Module]]:
+def chosen(change: Any = None) -> set[type[nn.Module]]:
     """The kinds of linear layers that the blocks of a llama have in the end."""
     model: Any = build(small_config("llama"))
     if change is not None:
@@ -30,8 +28,8 @@ def chosen(change: Any = None, quantization: str = NONE) -> set[type[nn.Module]]
     base = BaseModel(model, Span(0, 3))
     base.check_identity()
     base.use_attention(RaggedAttention())
-    choose_linear_layers(base, Batched(base, RaggedAttention()), quantization)
-    kinds = (nn.Linear, OnednnLinear, Int8Linear)
+    lay_out(base, Batched(base, RaggedAttention()))
+    kinds = (nn.Linear, OnednnLinear)
     return {type(module) for block in base.blocks for module in block.modules() if isinstance(module, kinds)}
 
 
@@ -48,22 +46,3 @@ def test_blocks_that_look_into_their_weights_keep_them() -> None:
         )
 
     assert chosen(look) == {nn.Linear}
-
-
-@pytest.mark.skipif(not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no int8")
-def test_eight_bits_where_they_are_asked_for() -> None:
-    assert chosen(quantization=INT8) == {Int8Linear}
-
-
-@pytest.mark.skipif(not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no int8")
-def test_eight_bits_that_change_what_blocks_compute_are_refused() -> None:
-    def spoil(model: Any) -> None:
-        """One weight of each row, which meets only zeros, is so large that the others become zero."""
-        for layer in model.model.layers:
-            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                norm.weight.data[0] = 0.0
-            for linear in (layer.self_attn.v_proj, layer.mlp.gate_proj, layer.mlp.up_proj):
-                linear.weight.data[:, 0] = 1e3
-
-    with pytest.raises(UnsupportedModel, match="8-bit integers change"):
-        chosen(spoil, INT8)

@@ -1,0 +1,138 @@
+"""The compiled kernel for weights on a grid: built once by this machine's C compiler, and kept for the next process."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from swarm.caches import cache_dir
+
+log = logging.getLogger(__name__)
+
+STEP = 32
+PANEL = 16
+"""As in kernel.c: columns whose products are summed as whole numbers, and outputs side by side."""
+KINDS = ("plain C", "VNNI", "AMX")
+TIMEOUT = 120.0
+"""Seconds that a compiler may take."""
+HOW_TO_HAVE_ONE = "install a C compiler (Debian, Ubuntu: apt install gcc; macOS: xcode-select --install)"
+
+
+class Product(ctypes.Structure):
+    """`product_t` of kernel.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("rows", "columns", "out", "group")),
+        *((name, ctypes.c_int) for name in ("bits", "halves", "offset")),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "least", "table", "x", "y", "high", "low")),
+        *((name, ctypes.c_void_p) for name in ("steps", "shifts", "sums")),
+        ("threads", ctypes.c_int),
+    )
+
+
+class Kernel:
+    """The library, loaded. `best`: the index in `KINDS` of what this processor can do."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._product = library.swarm_product
+        self._product.argtypes = (ctypes.POINTER(Product), ctypes.c_int)
+        self._product.restype = None
+        self.best: int = library.swarm_best()
+
+    def run(self, product: Product, kind: int) -> None:
+        """Compute. Other Python threads go on meanwhile."""
+        self._product(ctypes.byref(product), kind)
+
+
+@functools.cache
+def kernel() -> Kernel | None:
+    """The kernel, built if need be; None where there is no C compiler, or it cannot build it. The log says why."""
+    try:
+        return _load(cache_dir() / "kernels")
+    except (OSError, subprocess.SubprocessError) as error:
+        words = " ".join(str(getattr(error, "stderr", None) or error).split())[:300]
+        log.warning(
+            "quantized layers compute slowly here, without their compiled kernel: %s; %s", words, HOW_TO_HAVE_ONE
+        )
+        return None
+
+
+def _load(folder: Path) -> Kernel:
+    """Threads are those of torch where its library of them can be shared, else one."""
+    shared = _openmp()
+    try:
+        return Kernel(_built(folder, openmp=shared))
+    except OSError:
+        if not shared:
+            raise
+        return Kernel(_built(folder, openmp=False))
+
+
+def _openmp() -> bool:
+    """Make torch's threads known to what is loaded from now on; whether there are such."""
+    if sys.platform != "linux":
+        return False
+    torch.get_num_threads()
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        if "libgomp" in (path := line.rpartition(" ")[2]):
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            return True
+    return False
+
+
+def _built(folder: Path, openmp: bool) -> Path:
+    """The library's file. One for each source, compiler and processor. Raises OSError, SubprocessError."""
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    if compiler is None:
+        raise FileNotFoundError("there is no C compiler (cc, gcc or clang)")
+    source = resources.files("swarm.models.linear").joinpath("kernel.c").read_bytes()
+    flags = _flags(openmp)
+    version = _run([compiler, "--version"])
+    name = hashlib.sha256(b"\0".join([source, version, " ".join(flags).encode(), _processor()])).hexdigest()[:24]
+    path = folder / f"{name}.so"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as place:
+            code, built = Path(place) / "kernel.c", Path(place) / "kernel.o"
+            code.write_bytes(source)
+            _run([compiler, *flags, "-c", str(code), "-o", str(built)])
+            # Without -fopenmp: the threads are those that torch has, not others beside them.
+            _run([compiler, "-shared", str(built), "-o", f"{built}.so", "-lm"])
+            Path(f"{built}.so").replace(path)
+    return path
+
+
+def _flags(openmp: bool) -> list[str]:
+    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    # A product and a sum are rounded as they are written, on every processor alike.
+    flags = ["-O3", native, "-ffp-contract=off", "-fno-math-errno", "-fPIC"]
+    return [*flags, "-fopenmp"] if openmp else flags
+
+
+def _processor() -> bytes:
+    """What the processor can do, in words that differ where -march=native does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return "\n".join(
+        next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags")
+    ).encode()
+
+
+def _run(command: list[str]) -> bytes:
+    done = subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL)
+    return done.stdout

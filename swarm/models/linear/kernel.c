@@ -1,0 +1,431 @@
+/* Products of float32 rows with weights on a grid, in whole numbers.
+ *
+ * Each 32 numbers of a row become whole numbers of 15 bits with one scale, X = 128 hi + lo; their products with the
+ * levels are summed exactly, and the sums of every 32 columns are added up in float32, in the order of the columns. So
+ * a row's result is the same bits whichever of the kernels here computes it, however many rows share the call, and on
+ * every processor.
+ *
+ * Layout of the levels, of 16 outputs ("panel") after 16 outputs: for every 4 columns 64 bytes, [output][column], as
+ * unsigned numbers (level - offset); of four bits, 64 bytes hold 8 columns, the first four in the lower halves. Scales and
+ * minima: [panel][group][output].
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define STEP 32  /* columns whose products are summed as whole numbers */
+#define PANEL 16 /* outputs side by side */
+#define MOST 16256.0f /* 127 * 128 */
+#define ROUND 0x1.8p23f
+#define ROUND_BITS 0x4b400000
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#define VNNI 1
+#endif
+#if defined(VNNI) && defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
+#define AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+typedef struct {
+    long rows, in, out, group;
+    int bits, halves;        /* of a level; whether scales and minima are float16 */
+    int offset;              /* unsigned number = level + offset */
+    const uint8_t *codes;    /* packed */
+    const void *scales;      /* packed */
+    const void *least;       /* packed, or NULL */
+    const uint8_t *table;    /* unsigned numbers of the 16 codes of four bits */
+    const float *x;          /* [rows, in] */
+    float *y;                /* [rows, out] */
+    int8_t *high, *low;      /* [rows, in], to work in */
+    float *steps;            /* [rows, in / STEP], to work in: scales of the rows */
+    int32_t *shifts;         /* [rows, in / STEP], to work in: what the offset adds to the sums of products */
+    float *sums;             /* [rows, in / STEP], to work in: sums of the rows, for the minima */
+    int threads;
+} product_t;
+
+/* ---- rows as whole numbers ---------------------------------------------------------------------------------- */
+
+static void whole_numbers(const product_t *p, long row)
+{
+    const float *x = p->x + row * p->in;
+    int8_t *high = p->high + row * p->in, *low = p->low + row * p->in;
+    const long steps = p->in / STEP;
+    for (long t = 0; t < steps; t++, x += STEP, high += STEP, low += STEP) {
+        uint32_t bits[STEP], most = 0;
+        memcpy(bits, x, sizeof bits);
+        for (int k = 0; k < STEP; k++) { /* as whole numbers floats have the same order, and compilers vectorize it */
+            uint32_t size = bits[k] & 0x7fffffffu;
+            most = size > most ? size : most;
+        }
+        float largest, step = NAN, many = 0.0f;
+        memcpy(&largest, &most, 4);
+        if (most < 0x7f800000u) { /* what is not finite becomes NaN; what is too small to be divided by, nothing */
+            many = largest > 1e-30f ? MOST / largest : 0.0f;
+            step = largest > 1e-30f ? largest / MOST : 0.0f;
+        }
+        int32_t sum = 0;
+        for (int k = 0; k < STEP; k++) {
+            float shifted = many == 0.0f ? ROUND : x[k] * many + ROUND; /* rounds to the nearest whole number */
+            int32_t whole;
+            memcpy(&whole, &shifted, 4);
+            whole -= ROUND_BITS;
+            int32_t upper = (whole + 64) >> 7;
+            high[k] = (int8_t)upper;
+            low[k] = (int8_t)(whole - (upper << 7));
+            sum += whole;
+        }
+        p->steps[row * steps + t] = step;
+        p->shifts[row * steps + t] = p->offset * sum;
+        p->sums[row * steps + t] = step * (float)sum;
+    }
+}
+
+/* ---- one panel in plain C: what the others must equal ------------------------------------------------------- */
+
+static float half_to_float(uint16_t half)
+{
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = (half >> 10) & 31, fraction = half & 1023, bits;
+    float value;
+    if (exponent == 31)
+        bits = sign | 0x7f800000u | (fraction << 13);
+    else if (exponent)
+        bits = sign | ((exponent + 112) << 23) | (fraction << 13);
+    else {
+        value = (float)fraction * 0x1p-24f;
+        return sign ? -value : value;
+    }
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline float number(const void *from, long index, int halves)
+{
+    return halves ? half_to_float(((const uint16_t *)from)[index]) : ((const float *)from)[index];
+}
+
+/* The unsigned numbers of 16 outputs for STEP columns: [STEP / 4][16][4] bytes. */
+static void unpack_step(const product_t *p, long panel, long t, uint8_t *to)
+{
+    if (p->bits == 8) {
+        memcpy(to, p->codes + (panel * p->in + t * STEP) * PANEL, STEP * PANEL);
+        return;
+    }
+    const uint8_t *from = p->codes + (panel * p->in + t * STEP) * PANEL / 2;
+    for (int c = 0; c < STEP / 8; c++)
+        for (int i = 0; i < 64; i++) {
+            to[c * 128 + i] = p->table[from[c * 64 + i] & 15];
+            to[c * 128 + 64 + i] = p->table[from[c * 64 + i] >> 4];
+        }
+}
+
+static void store(const product_t *p, long row, long panel, const float *sums)
+{
+    long first = panel * PANEL, count = p->out - first < PANEL ? p->out - first : PANEL;
+    memcpy(p->y + row * p->out + first, sums, (size_t)count * sizeof(float));
+}
+
+static void plain_panel(const product_t *p, long panel, long first, long last)
+{
+    long steps = p->in / STEP, groups = p->in / p->group;
+    uint8_t levels[STEP * PANEL];
+    for (long row = first; row < last; row++) {
+        float y[PANEL] = {0};
+        for (long t = 0; t < steps; t++) {
+            unpack_step(p, panel, t, levels);
+            int32_t sums[PANEL] = {0};
+            for (int c = 0; c < STEP / 4; c++)
+                for (int k = 0; k < 4; k++) {
+                    long column = row * p->in + t * STEP + 4 * c + k;
+                    int32_t x = 128 * p->high[column] + p->low[column];
+                    for (int o = 0; o < PANEL; o++)
+                        sums[o] += levels[c * 64 + o * 4 + k] * x;
+                }
+            long group = (panel * groups + t * STEP / p->group) * PANEL;
+            const long at = row * steps + t;
+            for (int o = 0; o < PANEL; o++) {
+                float scale = number(p->scales, group + o, p->halves) * p->steps[at];
+                y[o] = fmaf(scale, (float)(sums[o] - p->shifts[at]), y[o]);
+                if (p->least)
+                    y[o] = fmaf(number(p->least, group + o, p->halves), p->sums[at], y[o]);
+            }
+        }
+        store(p, row, panel, y);
+    }
+}
+
+/* ---- AVX-512 with VNNI --------------------------------------------------------------------------------------- */
+
+#ifdef VNNI
+static inline __m512 numbers(const void *from, long index, int halves)
+{
+    return halves ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)from + index)))
+                  : _mm512_loadu_ps((const float *)from + index);
+}
+
+static inline void unpack(const product_t *p, long panel, long t, __m512i table, __m512i *to)
+{
+    if (p->bits == 8) {
+        const uint8_t *from = p->codes + (panel * p->in + t * STEP) * PANEL;
+        for (int c = 0; c < STEP / 4; c++)
+            to[c] = _mm512_loadu_si512(from + c * 64);
+        return;
+    }
+    const uint8_t *from = p->codes + (panel * p->in + t * STEP) * PANEL / 2;
+    const __m512i lower = _mm512_set1_epi8(15);
+    for (int c = 0; c < STEP / 8; c++) {
+        __m512i pairs = _mm512_loadu_si512(from + c * 64);
+        to[2 * c] = _mm512_shuffle_epi8(table, _mm512_and_si512(pairs, lower));
+        to[2 * c + 1] = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pairs, 4), lower));
+    }
+}
+
+/* What 16 outputs have for one row once the products of one more step, and the minima, are added. */
+static inline __m512 added(const product_t *p, long at, __m512i upper, __m512i lower, __m512 scale, __m512 least, __m512 y)
+{
+    __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(upper, 7), lower);
+    sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(p->shifts[at]));
+    y = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(p->steps[at])), _mm512_cvtepi32_ps(sum), y);
+    return p->least ? _mm512_fmadd_ps(least, _mm512_set1_ps(p->sums[at]), y) : y;
+}
+
+static inline __m512i four(const int8_t *from)
+{
+    int32_t word;
+    memcpy(&word, from, 4);
+    return _mm512_set1_epi32(word);
+}
+
+static inline __attribute__((always_inline)) void vnni_rows(const product_t *p, long panel, long first, const int count)
+{
+    const long steps = p->in / STEP, groups = p->in / p->group;
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p->table));
+    __m512 y[4];
+    for (int r = 0; r < count; r++)
+        y[r] = _mm512_setzero_ps();
+    for (long t = 0; t < steps; t++) {
+        __m512i levels[STEP / 4];
+        unpack(p, panel, t, table, levels);
+        const long group = (panel * groups + t * STEP / p->group) * PANEL;
+        const __m512 scale = numbers(p->scales, group, p->halves);
+        const __m512 least = p->least ? numbers(p->least, group, p->halves) : _mm512_setzero_ps();
+        for (int r = 0; r < count; r++) {
+            const long row = first + r;
+            const int8_t *high = p->high + row * p->in + t * STEP, *low = p->low + row * p->in + t * STEP;
+            __m512i upper = _mm512_setzero_si512(), lower = _mm512_setzero_si512();
+            for (int c = 0; c < STEP / 4; c++) {
+                upper = _mm512_dpbusd_epi32(upper, levels[c], four(high + 4 * c));
+                lower = _mm512_dpbusd_epi32(lower, levels[c], four(low + 4 * c));
+            }
+            y[r] = added(p, row * steps + t, upper, lower, scale, least, y[r]);
+        }
+    }
+    for (int r = 0; r < count; r++) {
+        float sums[PANEL];
+        _mm512_storeu_ps(sums, y[r]);
+        store(p, first + r, panel, sums);
+    }
+}
+
+static void vnni_panel(const product_t *p, long panel, long first, long last)
+{
+    for (; first + 4 <= last; first += 4)
+        vnni_rows(p, panel, first, 4);
+    switch (last - first) {
+    case 3: vnni_rows(p, panel, first, 3); break;
+    case 2: vnni_rows(p, panel, first, 2); break;
+    case 1: vnni_rows(p, panel, first, 1); break;
+    }
+}
+#endif
+
+/* ---- AMX ----------------------------------------------------------------------------------------------------- */
+
+#ifdef AMX
+#define BLOCK 16 /* rows of a tile */
+#define DEPTH 4  /* steps whose sums are added up together */
+#define ROWS 512 /* most in one call with these kernels */
+
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} tiles_t;
+
+static int amx_allowed(void)
+{
+    static int allowed = -1;
+    if (allowed < 0)
+        allowed = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+    return allowed;
+}
+
+static void set_tiles(void)
+{
+    tiles_t tiles = {.palette = 1};
+    for (int tile = 0; tile < 4; tile++) { /* sums: high and low, of two panels */
+        tiles.bytes[tile] = 64;
+        tiles.rows[tile] = BLOCK;
+    }
+    for (int tile = 4; tile < 6; tile++) { /* rows: high and low */
+        tiles.bytes[tile] = STEP;
+        tiles.rows[tile] = BLOCK;
+    }
+    for (int tile = 6; tile < 8; tile++) { /* levels of two panels */
+        tiles.bytes[tile] = 64;
+        tiles.rows[tile] = STEP / 4;
+    }
+    _tile_loadconfig(&tiles);
+}
+
+/* The levels of two panels for DEPTH steps, [step][panel][STEP * PANEL]. */
+static inline void unpack_deep(const product_t *p, long panel, long t, int depth, uint8_t *levels)
+{
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p->table));
+    for (int step = 0; step < depth; step++)
+        for (int side = 0; side < 2; side++, levels += STEP * PANEL) {
+            __m512i unpacked[STEP / 4];
+            unpack(p, panel + side, t + step, table, unpacked);
+            for (int c = 0; c < STEP / 4; c++)
+                _mm512_store_si512(levels + c * 64, unpacked[c]);
+        }
+}
+
+/* Of a block of rows and two panels, [step][high and low of the first panel, of the second][BLOCK * PANEL]. */
+static inline void products(const product_t *p, long first, long t, int depth, const uint8_t *levels, int32_t *sums)
+{
+    for (int step = 0; step < depth; step++, levels += 2 * STEP * PANEL, sums += 4 * BLOCK * PANEL) {
+        const long column = first * p->in + (t + step) * STEP;
+        _tile_loadd(4, p->high + column, p->in);
+        _tile_loadd(5, p->low + column, p->in);
+        _tile_loadd(6, levels, 64);
+        _tile_loadd(7, levels + STEP * PANEL, 64);
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 5, 6);
+        _tile_dpbsud(2, 4, 7);
+        _tile_dpbsud(3, 5, 7);
+        _tile_stored(0, sums, 64);
+        _tile_stored(1, sums + BLOCK * PANEL, 64);
+        _tile_stored(2, sums + 2 * BLOCK * PANEL, 64);
+        _tile_stored(3, sums + 3 * BLOCK * PANEL, 64);
+    }
+}
+
+static inline __attribute__((always_inline)) void add_deep(const product_t *p, long panel, long first, long t,
+                                                           const int depth, const int32_t *sums, float *y)
+{
+    const long steps = p->in / STEP, groups = p->in / p->group, group = panel * groups * PANEL;
+    __m512 scales[DEPTH], least[DEPTH];
+    for (int step = 0; step < depth; step++) {
+        const long at = group + (t + step) * STEP / p->group * PANEL;
+        scales[step] = numbers(p->scales, at, p->halves);
+        least[step] = p->least ? numbers(p->least, at, p->halves) : _mm512_setzero_ps();
+    }
+    for (int r = 0; r < BLOCK; r++) {
+        __m512 total = _mm512_loadu_ps(y + r * 2 * PANEL);
+        for (int step = 0; step < depth; step++) {
+            const int32_t *upper = sums + step * 4 * BLOCK * PANEL + r * PANEL;
+            total = added(p, (first + r) * steps + t + step, _mm512_load_si512(upper),
+                          _mm512_load_si512(upper + BLOCK * PANEL), scales[step], least[step], total);
+        }
+        _mm512_storeu_ps(y + r * 2 * PANEL, total);
+    }
+}
+
+/* Rows in blocks through two panels; `y`: [rows, 2 * PANEL] to work in. The rows that are left over go the other way. */
+static void amx_panels(const product_t *p, long panel, float *y)
+{
+    const long steps = p->in / STEP, whole = p->rows / BLOCK * BLOCK;
+    _Alignas(64) uint8_t levels[DEPTH * 2 * STEP * PANEL];
+    _Alignas(64) int32_t sums[DEPTH * 4 * BLOCK * PANEL];
+    memset(y, 0, (size_t)whole * 2 * PANEL * sizeof(float));
+    for (long t = 0; t < steps;) {
+        const int depth = t + DEPTH <= steps ? DEPTH : 1;
+        unpack_deep(p, panel, t, depth, levels);
+        for (long first = 0; first < whole; first += BLOCK) {
+            products(p, first, t, depth, levels, sums);
+            for (int side = 0; side < 2; side++) {
+                float *to = y + first * 2 * PANEL + side * PANEL;
+                const int32_t *from = sums + side * 2 * BLOCK * PANEL;
+                if (depth == DEPTH)
+                    add_deep(p, panel + side, first, t, DEPTH, from, to);
+                else
+                    add_deep(p, panel + side, first, t, 1, from, to);
+            }
+        }
+        t += depth;
+    }
+    for (int side = 0; side < 2; side++) {
+        for (long row = 0; row < whole; row++)
+            store(p, row, panel + side, y + row * 2 * PANEL + side * PANEL);
+        if (whole < p->rows)
+            vnni_panel(p, panel + side, whole, p->rows);
+    }
+}
+#endif
+
+/* ---- what is called ------------------------------------------------------------------------------------------ */
+
+/* The best kernel of this build and machine: 0 plain C, 1 VNNI, 2 AMX. */
+int swarm_best(void)
+{
+#if defined(AMX)
+    return amx_allowed() ? 2 : 1;
+#elif defined(VNNI)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+static void panels(const product_t *p, int kernel, long first, long last)
+{
+#ifdef AMX
+    if (kernel == 2 && p->rows >= BLOCK && p->rows <= ROWS) {
+        float y[ROWS * 2 * PANEL];
+        set_tiles();
+        for (; first + 2 <= last; first += 2)
+            amx_panels(p, first, y);
+        _tile_release();
+    }
+#endif
+    for (; first < last; first++) {
+#ifdef VNNI
+        if (kernel >= 1) {
+            vnni_panel(p, first, 0, p->rows);
+            continue;
+        }
+#endif
+        plain_panel(p, first, 0, p->rows);
+    }
+}
+
+/* y = x W^T; `kernel`: no better than swarm_best(). */
+void swarm_product(const product_t *p, int kernel)
+{
+    const long count = (p->out + PANEL - 1) / PANEL;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(p->threads) if (p->threads > 1 && p->rows > 1)
+#endif
+    for (long row = 0; row < p->rows; row++)
+        whole_numbers(p, row);
+#ifdef _OPENMP
+    const long pairs = (count + 1) / 2, share = (pairs + p->threads - 1) / p->threads;
+#pragma omp parallel for num_threads(p->threads) if (p->threads > 1)
+    for (int thread = 0; thread < p->threads; thread++) {
+        const long first = 2 * share * thread, last = 2 * share * (thread + 1);
+        panels(p, kernel, first, last < count ? last : count);
+    }
+#else
+    panels(p, kernel, 0, count);
+#endif
+}

@@ -1,0 +1,98 @@
+"""A grid laid out for the compiled kernel, and rows multiplied with it."""
+
+from __future__ import annotations
+
+import torch
+
+from swarm.models.linear.compiled import PANEL, STEP, Kernel, Product
+from swarm.models.linear.grid import Grid, pack4
+
+MANY_ROWS = 512
+"""Rows that are multiplied in one call, as in kernel.c: what they take to work in stays small."""
+
+
+def fits(grid: Grid) -> bool:
+    """Whether the kernel computes with such groups."""
+    return grid.group % STEP == 0
+
+
+class Packed:
+    """A grid as kernel.c wants it; `columns` of the grid are left to the caller."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.out_features, self.in_features, self.group = grid.out_features, grid.in_features, grid.group
+        self.bits = grid.bits
+        self.table = grid.table
+        self.codes = _panels_of_codes(grid)
+        self.scales = _panels(grid.scales)
+        self.least = None if grid.least is None else _panels(grid.least.to(grid.scales.dtype))
+        if grid.least is not None and grid.least.dtype != grid.scales.dtype:
+            self.scales, self.least = _panels(grid.scales.float()), _panels(grid.least.float())
+        levels = grid.table or tuple(range(16))
+        self.offset = 128 if grid.bits == 8 else -min(*levels, 0)
+        self._unsigned = torch.tensor([level + self.offset for level in levels], dtype=torch.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held."""
+        return sum(part.nbytes for part in (self.codes, self.scales, self.least) if part is not None)
+
+    def grid(self, columns: torch.Tensor | None = None) -> Grid:
+        """What was laid out; `columns`: its order of columns."""
+        codes = self.codes
+        if self.bits == 8:
+            codes = (codes.int() - 128).to(torch.int8).transpose(1, 2).reshape(-1, self.in_features)
+        else:
+            pairs = torch.stack((codes & 15, codes >> 4), dim=2)  # [panel, 8 columns, half, output, 4]
+            codes = pack4(pairs.permute(0, 3, 1, 2, 4).reshape(-1, self.in_features))
+        least = None if self.least is None else self._flat(self.least)
+        return Grid(codes[: self.out_features].contiguous(), self._flat(self.scales), least, self.table, columns)
+
+    def _flat(self, panels: torch.Tensor) -> torch.Tensor:
+        return panels.transpose(1, 2).reshape(-1, panels.shape[1])[: self.out_features].contiguous()
+
+    def multiply(self, kernel: Kernel, rows: torch.Tensor, kind: int | None = None) -> torch.Tensor:
+        """`[rows, in_features]` float32 → `[rows, out_features]` float32; `kind`: in `KINDS`, by default the best."""
+        rows = rows.contiguous()
+        product = torch.empty(len(rows), self.out_features)
+        for first in range(0, len(rows), MANY_ROWS):
+            part = slice(first, first + MANY_ROWS)
+            self._multiply(kernel, rows[part], product[part], kernel.best if kind is None else kind)
+        return product
+
+    def _multiply(self, kernel: Kernel, rows: torch.Tensor, product: torch.Tensor, kind: int) -> None:
+        count, steps = len(rows), len(rows) * self.in_features // STEP
+        whole = torch.empty(2, count, self.in_features, dtype=torch.int8)
+        scales, sums, shifts = torch.empty(steps), torch.empty(steps), torch.empty(steps, dtype=torch.int32)
+        least = None if self.least is None else self.least.data_ptr()
+        halves = int(self.scales.dtype == torch.float16)
+        kernel.run(
+            Product(
+                count, self.in_features, self.out_features, self.group, self.bits, halves, self.offset,
+                self.codes.data_ptr(), self.scales.data_ptr(), least, self._unsigned.data_ptr(),
+                rows.data_ptr(), product.data_ptr(), whole[0].data_ptr(), whole[1].data_ptr(),
+                scales.data_ptr(), shifts.data_ptr(), sums.data_ptr(), torch.get_num_threads(),
+            ),
+            kind,
+        )  # fmt: skip
+
+
+def _panels(numbers: torch.Tensor) -> torch.Tensor:
+    """`[out, groups]` → `[panels, groups, 16]`, with nothing for outputs that are not there."""
+    return _filled(numbers).view(-1, PANEL, numbers.shape[1]).transpose(1, 2).contiguous()
+
+
+def _panels_of_codes(grid: Grid) -> torch.Tensor:
+    """uint8 `[panels, in / 4, 16, 4]`, or of four bits `[panels, in / 8, 16, 4]`."""
+    codes = _filled(grid.codes)
+    if grid.bits == 8:
+        unsigned = (codes.int() + 128).to(torch.uint8)
+        return unsigned.view(-1, PANEL, grid.in_features // 4, 4).transpose(1, 2).contiguous()
+    pairs = torch.stack((codes & 15, codes >> 4), dim=-1).view(-1, PANEL, grid.in_features // 8, 2, 4)
+    return (pairs[:, :, :, 0] | (pairs[:, :, :, 1] << 4)).transpose(1, 2).contiguous()
+
+
+def _filled(numbers: torch.Tensor) -> torch.Tensor:
+    """With rows of nothing up to a whole panel."""
+    missing = -len(numbers) % PANEL
+    return torch.cat([numbers, numbers.new_zeros(missing, numbers.shape[1])]) if missing else numbers

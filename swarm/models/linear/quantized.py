@@ -1,0 +1,146 @@
+"""A linear layer whose weight is on a grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from swarm.errors import UnsupportedModel
+from swarm.models.linear.compiled import kernel
+from swarm.models.linear.grid import Grid
+from swarm.models.linear.packed import Packed, fits
+from swarm.models.linear.replace import replace
+from swarm.models.linear.schemes import can_quantize, quantize
+
+TILE = 1 << 22
+"""Numbers that are taken off the grid at once where there is no kernel for it."""
+PROBED = 64
+"""Outputs of a layer that are compared with what its numbers give."""
+TOLERANCE = 1e-2
+"""Largest distance from it, as a share of its norm; healthy kernels are within 2e-4."""
+
+
+class QuantizedLinear(nn.Module):
+    """`[…, in_features]` → `[…, out_features]`, in the inputs' dtype; products are summed in float32.
+
+    A row's result does not depend on what shares the call. Gradients are had for the input, by taking the weight off
+    its grid. `weight`: has the shape and the dtype of the plain layer's for architectures that ask, and no numbers.
+    """
+
+    def __init__(self, grid: Grid, bias: torch.Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.out_features, self.in_features = grid.out_features, grid.in_features
+        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+        self.dtype = dtype
+        self._columns = grid.columns
+        compiled = grid.codes.device.type == "cpu" and fits(grid) and kernel() is not None
+        self._weight: Packed | Grid = Packed(grid) if compiled else grid
+
+    def extra_repr(self) -> str:
+        bits, group = self._weight.bits, self._weight.group
+        return f"in_features={self.in_features}, out_features={self.out_features}, {bits} bits in groups of {group}"
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """`[out_features, in_features]` that takes no memory."""
+        device = self._weight.codes.device
+        return torch.zeros((), dtype=self.dtype, device=device).expand(self.out_features, self.in_features)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight."""
+        return self._weight.nbytes
+
+    @property
+    def grid(self) -> Grid:
+        """The weight."""
+        weight = self._weight
+        return weight if isinstance(weight, Grid) else weight.grid(self._columns)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`[…, in_features]` → `[…, out_features]`."""
+        rows = input.reshape(-1, self.in_features)
+        if torch.is_grad_enabled() and rows.requires_grad:
+            product: torch.Tensor = _WithGradient.apply(rows, self)  # type: ignore[no-untyped-call]
+        else:
+            product = self.product(rows)
+        return product.view(*input.shape[:-1], self.out_features)
+
+    def product(self, rows: torch.Tensor) -> torch.Tensor:
+        """`[rows, in_features]` → `[rows, out_features]`, without a gradient."""
+        product = self._multiply(rows.float())
+        if self.bias is not None:
+            product += self.bias
+        return product.to(rows.dtype)
+
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        weight, compiled = self._weight, kernel()
+        if isinstance(weight, Grid) or compiled is None:
+            return _by_tiles(rows, self.grid)
+        return weight.multiply(compiled, rows if self._columns is None else rows[:, self._columns])
+
+    @torch.inference_mode()
+    def checked(self) -> QuantizedLinear:
+        """The same. Raises UnsupportedModel where the first outputs are not what the numbers of the grid give."""
+        grid = self.grid.rows(0, min(self.out_features, PROBED))
+        for count in (1, 8, 40):
+            rows = torch.randn(count, self.in_features, generator=torch.Generator().manual_seed(count))
+            rows[:, :: self.in_features // 3] *= 100
+            right = rows.double() @ grid.dense().double().T
+            got = self._multiply(rows)[:, : grid.out_features]
+            if not float((got - right).norm()) <= TOLERANCE * float(right.norm()):
+                raise UnsupportedModel("this machine's kernel for weights on a grid computes something else")
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
+        """What `to`, `cuda`, `half` and the like call: the grid moves, its numbers stay."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self._weight.codes.device))
+        self.dtype = moved.dtype
+        if moved.device != self._weight.codes.device:
+            self._weight = self.grid.to(moved.device)
+            self._columns = self._weight.columns
+        return self
+
+
+def use_quantized(module: nn.Module, name: str) -> int:
+    """Put the weight of every plain linear layer inside `module` on the grid of a scheme; returns how many."""
+
+    def twin(layer: nn.Module) -> QuantizedLinear | None:
+        if type(layer) is not nn.Linear or not can_quantize(layer.in_features):
+            return None
+        return QuantizedLinear(quantize(layer.weight, name), layer.bias, layer.weight.dtype)
+
+    return replace(module, twin)
+
+
+class _WithGradient(torch.autograd.Function):
+    """The product, with the gradient of its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
+        ctx.layer = layer
+        return layer.product(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,), grid = gradients, ctx.layer.grid
+        total = torch.zeros(len(gradient), grid.in_features, device=gradient.device)
+        for part, first, last in _tiles(grid):
+            total += gradient[:, first:last].float() @ part
+        return total.to(gradient.dtype), None
+
+
+def _by_tiles(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """`[rows, in]` float32 → `[rows, out]` float32."""
+    return torch.cat([rows @ part.T for part, _, _ in _tiles(grid)], dim=1)
+
+
+def _tiles(grid: Grid) -> Any:
+    """Some outputs' numbers `[outputs, in]` in float32 after others, with the first and the last output."""
+    many = max(1, TILE // grid.in_features)
+    for first in range(0, grid.out_features, many):
+        last = min(first + many, grid.out_features)
+        yield grid.rows(first, last).dense(), first, last

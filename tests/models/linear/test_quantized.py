@@ -1,0 +1,146 @@
+"""Layers on a grid: what they compute, the same for a row whoever shares the call and whatever computes it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm.errors import UnsupportedModel
+from swarm.models.linear import compiled, quantized
+from swarm.models.linear.compiled import KINDS, Kernel, kernel
+from swarm.models.linear.grid import SIGNED, Grid
+from swarm.models.linear.packed import Packed
+from swarm.models.linear.quantized import QuantizedLinear
+from tests.models.linear.test_grid import MXFP4, random_grid
+
+
+def built() -> Kernel:
+    """The kernel of this machine."""
+    found = kernel()
+    if found is None:
+        pytest.skip("there is no C compiler")
+    return found
+
+
+grids = st.builds(
+    random_grid,
+    outputs=st.integers(1, 50),
+    inputs=st.integers(1, 5).map(lambda groups: 64 * groups),
+    bits=st.sampled_from([4, 8]),
+    group=st.sampled_from([32, 64]),
+    least=st.booleans(),
+    dtype=st.sampled_from([torch.float16, torch.float32]),
+    seed=st.integers(0, 1000),
+)
+
+
+@settings(max_examples=60)
+@given(grids, st.integers(1, 40), st.integers(0, 1000), st.floats(1e-6, 1e6))
+def test_every_kernel_gives_the_same_bits_which_are_those_of_the_numbers(
+    grid: Grid, rows: int, seed: int, size: float
+) -> None:
+    packed, best = Packed(grid), built()
+    x = torch.randn(rows, grid.in_features, generator=torch.Generator().manual_seed(seed)) * size
+    x[:, ::7] *= 30
+    right = x.double() @ grid.dense().double().T
+    got = [packed.multiply(best, x, kind) for kind in range(best.best + 1)]
+    # The sums may cancel: what is lost is a share of what was summed.
+    summed = x.double().norm(dim=1, keepdim=True) * grid.dense().double().norm(dim=1)
+    assert ((got[0] - right).abs() <= 2e-4 * summed).all()
+    assert all(torch.equal(each, got[0]) for each in got[1:]), KINDS[best.best]
+    assert all(torch.equal(packed.multiply(best, x[row : row + 1])[0], got[0][row]) for row in range(rows))
+
+
+@given(grids, st.sampled_from([None, SIGNED, MXFP4]))
+def test_what_is_laid_out_is_the_grid(grid: Grid, table: tuple[int, ...] | None) -> None:
+    grid = dataclasses.replace(grid, table=table if grid.bits == 4 else None)
+    packed = Packed(grid)
+    assert torch.equal(packed.grid().dense(), grid.dense())
+    assert packed.grid().digest() == grid.digest()
+    assert packed.nbytes <= -(-grid.out_features // 16) * 16 / grid.out_features * grid.nbytes + 1
+
+
+@pytest.mark.parametrize("table", [None, SIGNED, MXFP4])
+@pytest.mark.parametrize("with_kernel", [True, False])
+def test_a_layer_computes_its_numbers(
+    table: tuple[int, ...] | None, with_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_kernel:
+        monkeypatch.setattr(quantized, "kernel", lambda: None)
+    plain = random_grid(70, 96, least=True, table=table)
+    grid, bias = dataclasses.replace(plain, columns=torch.randperm(96)), torch.randn(70)
+    layer = QuantizedLinear(grid, bias).checked()
+    x = torch.randn(2, 3, 96)
+    with torch.inference_mode():
+        assert torch.allclose(layer(x), torch.nn.functional.linear(x, grid.dense(), bias), atol=1e-3)
+        assert layer(x.bfloat16()).dtype == torch.bfloat16
+        assert layer(torch.empty(0, 96)).shape == (0, 70)
+    assert torch.equal(layer.grid.dense(), grid.dense())
+    assert (layer.weight.shape, layer.weight.dtype, layer.weight.untyped_storage().nbytes()) == (
+        (70, 96),
+        bias.dtype,
+        4,
+    )
+
+
+def test_groups_without_a_kernel_are_computed_by_their_numbers() -> None:
+    grid = random_grid(9, 48, bits=8, group=16)
+    x = torch.randn(4, 48)
+    assert torch.allclose(QuantizedLinear(grid).checked()(x), x @ grid.dense().T, atol=1e-5)
+
+
+def test_rows_that_are_no_numbers_harm_nobody_else() -> None:
+    layer = QuantizedLinear(random_grid(20, 64))
+    x = torch.randn(40, 64)
+    alone = layer(x)
+    x[3, 5], x[7, 40], x[9], x[11] = float("nan"), float("inf"), 0.0, 1e-40
+    got = layer(x)
+    assert got[3].isnan().all() and got[7].isnan().all()
+    assert not got[9].any() and not got[11].any()
+    others = [row for row in range(40) if row not in (3, 7, 9, 11)]
+    assert torch.equal(got[others], alone[others])
+
+
+@pytest.mark.parametrize("with_kernel", [True, False])
+def test_gradients_are_those_of_the_numbers(with_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not with_kernel:
+        monkeypatch.setattr(quantized, "kernel", lambda: None)
+    grid = random_grid(30, 64, least=True)
+    x = torch.randn(5, 64, requires_grad=True)
+    (QuantizedLinear(grid)(x) ** 2).sum().backward()
+    other = x.detach().clone().requires_grad_()
+    ((other @ grid.dense().T) ** 2).sum().backward()
+    assert x.grad is not None and other.grad is not None
+    assert torch.allclose(x.grad, other.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_that_is_moved_keeps_its_numbers() -> None:
+    grid = random_grid(20, 64, least=True)
+    layer = QuantizedLinear(grid, torch.ones(20))
+    assert copy.deepcopy(layer).to(torch.bfloat16).grid.digest() == grid.digest()
+    assert layer.to("meta").weight.device.type == "meta"
+
+
+def test_a_kernel_that_computes_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = QuantizedLinear(random_grid(20, 64))
+    monkeypatch.setattr(Packed, "multiply", lambda self, kernel, rows: torch.zeros(len(rows), 20))
+    if isinstance(layer._weight, Packed):
+        with pytest.raises(UnsupportedModel, match="kernel"):
+            layer.checked()
+
+
+def test_without_a_compiler_the_log_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiled, "cache_dir", lambda: tmp_path)
+    for compiler in ("/nowhere/cc", "false"):
+        monkeypatch.setenv("CC", compiler)
+        assert compiled.kernel.__wrapped__() is None
+        assert "install a C compiler" in caplog.text
+        caplog.clear()
