@@ -1,4 +1,4 @@
-"""One span by itself, without a network: passes in float32, bfloat16, int8 and int4 against plain transformers' blocks."""
+"""One span by itself, without a network: passes in float32, bfloat16, int8 and int4 beside plain transformers."""
 
 from __future__ import annotations
 

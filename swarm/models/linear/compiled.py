@@ -36,7 +36,7 @@ class Product(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_long) for name in ("rows", "columns", "out", "group")),
         *((name, ctypes.c_int) for name in ("bits", "halves", "offset")),
-        *((name, ctypes.c_void_p) for name in ("codes", "scales", "least", "table", "x", "y", "high", "low")),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "least", "table", "x", "y", "whole")),
         *((name, ctypes.c_void_p) for name in ("steps", "shifts", "sums")),
         ("threads", ctypes.c_int),
     )

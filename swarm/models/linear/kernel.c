@@ -5,7 +5,7 @@
  * a row's result is the same bits whichever of the kernels here computes it, however many rows share the call, and on
  * every processor.
  *
- * Layout of the levels, of 16 outputs ("panel") after 16 outputs: for every 4 columns 64 bytes, [output][column], as
+ * Layout of the levels, of 16 outputs ("panel") after 16 outputs, an even number of panels: for every 4 columns 64 bytes, [output][column], as
  * unsigned numbers (level - offset); of four bits, 64 bytes hold 8 columns, the first four in the lower halves. Scales and
  * minima: [panel][group][output].
  */
@@ -19,6 +19,8 @@
 
 #define STEP 32  /* columns whose products are summed as whole numbers */
 #define PANEL 16 /* outputs side by side */
+#define BLOCK 16 /* rows of a tile */
+#define ROWS 512 /* most in one call that go in tiles */
 #define MOST 16256.0f /* 127 * 128 */
 #define ROUND 0x1.8p23f
 #define ROUND_BITS 0x4b400000
@@ -42,7 +44,7 @@ typedef struct {
     const uint8_t *table;    /* unsigned numbers of the 16 codes of four bits */
     const float *x;          /* [rows, in] */
     float *y;                /* [rows, out] */
-    int8_t *high, *low;      /* [rows, in], to work in */
+    int8_t *whole;           /* [rows, 2, in], to work in: high and low of every row */
     float *steps;            /* [rows, in / STEP], to work in: scales of the rows */
     int32_t *shifts;         /* [rows, in / STEP], to work in: what the offset adds to the sums of products */
     float *sums;             /* [rows, in / STEP], to work in: sums of the rows, for the minima */
@@ -51,12 +53,17 @@ typedef struct {
 
 /* ---- rows as whole numbers ---------------------------------------------------------------------------------- */
 
-static void whole_numbers(const product_t *p, long row)
+/* The first `tiled` rows lie in tiles instead, [block of 16][step][high, low][row][STEP]. */
+static void whole_numbers(const product_t *p, long row, long tiled)
 {
+    const long steps = p->in / STEP, stride = row < tiled ? 2 * BLOCK * STEP : STEP;
     const float *x = p->x + row * p->in;
-    int8_t *high = p->high + row * p->in, *low = p->low + row * p->in;
-    const long steps = p->in / STEP;
-    for (long t = 0; t < steps; t++, x += STEP, high += STEP, low += STEP) {
+    int8_t *high = p->whole + 2 * row * p->in, *low = high + p->in;
+    if (row < tiled) {
+        high = p->whole + row / BLOCK * BLOCK * 2 * p->in + row % BLOCK * STEP;
+        low = high + BLOCK * STEP;
+    }
+    for (long t = 0; t < steps; t++, x += STEP, high += stride, low += stride) {
         uint32_t bits[STEP], most = 0;
         memcpy(bits, x, sizeof bits);
         for (int k = 0; k < STEP; k++) { /* as whole numbers floats have the same order, and compilers vectorize it */
@@ -127,7 +134,8 @@ static void unpack_step(const product_t *p, long panel, long t, uint8_t *to)
 static void store(const product_t *p, long row, long panel, const float *sums)
 {
     long first = panel * PANEL, count = p->out - first < PANEL ? p->out - first : PANEL;
-    memcpy(p->y + row * p->out + first, sums, (size_t)count * sizeof(float));
+    if (count > 0)
+        memcpy(p->y + row * p->out + first, sums, (size_t)count * sizeof(float));
 }
 
 static void plain_panel(const product_t *p, long panel, long first, long last)
@@ -141,8 +149,8 @@ static void plain_panel(const product_t *p, long panel, long first, long last)
             int32_t sums[PANEL] = {0};
             for (int c = 0; c < STEP / 4; c++)
                 for (int k = 0; k < 4; k++) {
-                    long column = row * p->in + t * STEP + 4 * c + k;
-                    int32_t x = 128 * p->high[column] + p->low[column];
+                    const int8_t *high = p->whole + 2 * row * p->in + t * STEP + 4 * c + k;
+                    int32_t x = 128 * high[0] + high[p->in];
                     for (int o = 0; o < PANEL; o++)
                         sums[o] += levels[c * 64 + o * 4 + k] * x;
                 }
@@ -189,7 +197,6 @@ static inline void unpack(const product_t *p, long panel, long t, __m512i table,
 static inline __m512 added(const product_t *p, long at, __m512i upper, __m512i lower, __m512 scale, __m512 least, __m512 y)
 {
     __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(upper, 7), lower);
-    sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(p->shifts[at]));
     y = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(p->steps[at])), _mm512_cvtepi32_ps(sum), y);
     return p->least ? _mm512_fmadd_ps(least, _mm512_set1_ps(p->sums[at]), y) : y;
 }
@@ -216,12 +223,13 @@ static inline __attribute__((always_inline)) void vnni_rows(const product_t *p, 
         const __m512 least = p->least ? numbers(p->least, group, p->halves) : _mm512_setzero_ps();
         for (int r = 0; r < count; r++) {
             const long row = first + r;
-            const int8_t *high = p->high + row * p->in + t * STEP, *low = p->low + row * p->in + t * STEP;
+            const int8_t *high = p->whole + 2 * row * p->in + t * STEP, *low = high + p->in;
             __m512i upper = _mm512_setzero_si512(), lower = _mm512_setzero_si512();
             for (int c = 0; c < STEP / 4; c++) {
                 upper = _mm512_dpbusd_epi32(upper, levels[c], four(high + 4 * c));
                 lower = _mm512_dpbusd_epi32(lower, levels[c], four(low + 4 * c));
             }
+            lower = _mm512_sub_epi32(lower, _mm512_set1_epi32(p->shifts[row * steps + t]));
             y[r] = added(p, row * steps + t, upper, lower, scale, least, y[r]);
         }
     }
@@ -247,9 +255,7 @@ static void vnni_panel(const product_t *p, long panel, long first, long last)
 /* ---- AMX ----------------------------------------------------------------------------------------------------- */
 
 #ifdef AMX
-#define BLOCK 16 /* rows of a tile */
-#define DEPTH 4  /* steps whose sums are added up together */
-#define ROWS 512 /* most in one call with these kernels */
+#define DEPTH 4 /* steps whose sums are added up together */
 
 typedef struct {
     uint8_t palette, start, reserved[14];
@@ -283,36 +289,37 @@ static void set_tiles(void)
     _tile_loadconfig(&tiles);
 }
 
-/* The levels of two panels for DEPTH steps, [step][panel][STEP * PANEL]. */
-static inline void unpack_deep(const product_t *p, long panel, long t, int depth, uint8_t *levels)
+/* The levels of two panels for some steps, with their signs: [step][panel][STEP * PANEL]. */
+static inline void unpack_deep(const product_t *p, long panel, long t, int depth, int8_t *levels)
 {
     const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p->table));
+    const __m512i offset = _mm512_set1_epi8((char)p->offset);
     for (int step = 0; step < depth; step++)
         for (int side = 0; side < 2; side++, levels += STEP * PANEL) {
             __m512i unpacked[STEP / 4];
             unpack(p, panel + side, t + step, table, unpacked);
             for (int c = 0; c < STEP / 4; c++)
-                _mm512_store_si512(levels + c * 64, unpacked[c]);
+                _mm512_store_si512(levels + c * 64, _mm512_sub_epi8(unpacked[c], offset));
         }
 }
 
 /* Of a block of rows and two panels, [step][high and low of the first panel, of the second][BLOCK * PANEL]. */
-static inline void products(const product_t *p, long first, long t, int depth, const uint8_t *levels, int32_t *sums)
+static inline void products(const product_t *p, long first, long t, int depth, const int8_t *levels, int32_t *sums)
 {
+    const int8_t *rows = p->whole + 2 * first * p->in + t * 2 * BLOCK * STEP;
     for (int step = 0; step < depth; step++, levels += 2 * STEP * PANEL, sums += 4 * BLOCK * PANEL) {
-        const long column = first * p->in + (t + step) * STEP;
-        _tile_loadd(4, p->high + column, p->in);
-        _tile_loadd(5, p->low + column, p->in);
+        _tile_loadd(4, rows + step * 2 * BLOCK * STEP, STEP);
+        _tile_loadd(5, rows + (step * 2 + 1) * BLOCK * STEP, STEP);
         _tile_loadd(6, levels, 64);
         _tile_loadd(7, levels + STEP * PANEL, 64);
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
-        _tile_dpbsud(0, 4, 6);
-        _tile_dpbsud(1, 5, 6);
-        _tile_dpbsud(2, 4, 7);
-        _tile_dpbsud(3, 5, 7);
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 5, 6);
+        _tile_dpbssd(2, 4, 7);
+        _tile_dpbssd(3, 5, 7);
         _tile_stored(0, sums, 64);
         _tile_stored(1, sums + BLOCK * PANEL, 64);
         _tile_stored(2, sums + 2 * BLOCK * PANEL, 64);
@@ -345,7 +352,7 @@ static inline __attribute__((always_inline)) void add_deep(const product_t *p, l
 static void amx_panels(const product_t *p, long panel, float *y)
 {
     const long steps = p->in / STEP, whole = p->rows / BLOCK * BLOCK;
-    _Alignas(64) uint8_t levels[DEPTH * 2 * STEP * PANEL];
+    _Alignas(64) int8_t levels[DEPTH * 2 * STEP * PANEL];
     _Alignas(64) int32_t sums[DEPTH * 4 * BLOCK * PANEL];
     memset(y, 0, (size_t)whole * 2 * PANEL * sizeof(float));
     for (long t = 0; t < steps;) {
@@ -387,45 +394,47 @@ int swarm_best(void)
 #endif
 }
 
-static void panels(const product_t *p, int kernel, long first, long last)
+/* Pairs of panels; the first `tiled` rows are in tiles. */
+static void pairs(const product_t *p, int kernel, long first, long last, long tiled)
 {
 #ifdef AMX
-    if (kernel == 2 && p->rows >= BLOCK && p->rows <= ROWS) {
+    if (tiled) {
         float y[ROWS * 2 * PANEL];
         set_tiles();
-        for (; first + 2 <= last; first += 2)
-            amx_panels(p, first, y);
+        for (; first < last; first++)
+            amx_panels(p, 2 * first, y);
         _tile_release();
     }
 #endif
-    for (; first < last; first++) {
+    (void)tiled;
+    for (long panel = 2 * first; panel < 2 * last; panel++) {
 #ifdef VNNI
         if (kernel >= 1) {
-            vnni_panel(p, first, 0, p->rows);
+            vnni_panel(p, panel, 0, p->rows);
             continue;
         }
 #endif
-        plain_panel(p, first, 0, p->rows);
+        (void)kernel;
+        plain_panel(p, panel, 0, p->rows);
     }
 }
 
 /* y = x W^T; `kernel`: no better than swarm_best(). */
 void swarm_product(const product_t *p, int kernel)
 {
-    const long count = (p->out + PANEL - 1) / PANEL;
+    const long count = (p->out + 2 * PANEL - 1) / (2 * PANEL);
+    const long tiled = kernel == 2 && p->rows <= ROWS ? p->rows / BLOCK * BLOCK : 0;
+    const long share = (count + p->threads - 1) / p->threads;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(p->threads) if (p->threads > 1 && p->rows > 1)
 #endif
     for (long row = 0; row < p->rows; row++)
-        whole_numbers(p, row);
+        whole_numbers(p, row, tiled);
 #ifdef _OPENMP
-    const long pairs = (count + 1) / 2, share = (pairs + p->threads - 1) / p->threads;
 #pragma omp parallel for num_threads(p->threads) if (p->threads > 1)
-    for (int thread = 0; thread < p->threads; thread++) {
-        const long first = 2 * share * thread, last = 2 * share * (thread + 1);
-        panels(p, kernel, first, last < count ? last : count);
-    }
-#else
-    panels(p, kernel, 0, count);
 #endif
+    for (int thread = 0; thread < p->threads; thread++) {
+        const long first = share * thread, last = first + share;
+        pairs(p, kernel, first, last < count ? last : count, tiled);
+    }
 }

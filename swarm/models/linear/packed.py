@@ -70,8 +70,7 @@ class Packed:
             Product(
                 count, self.in_features, self.out_features, self.group, self.bits, halves, self.offset,
                 self.codes.data_ptr(), self.scales.data_ptr(), least, self._unsigned.data_ptr(),
-                rows.data_ptr(), product.data_ptr(), whole[0].data_ptr(), whole[1].data_ptr(),
-                scales.data_ptr(), shifts.data_ptr(), sums.data_ptr(), torch.get_num_threads(),
+                rows.data_ptr(), product.data_ptr(), whole.data_ptr(), scales.data_ptr(), shifts.data_ptr(), sums.data_ptr(), torch.get_num_threads(),
             ),
             kind,
         )  # fmt: skip
@@ -93,6 +92,6 @@ def _panels_of_codes(grid: Grid) -> torch.Tensor:
 
 
 def _filled(numbers: torch.Tensor) -> torch.Tensor:
-    """With rows of nothing up to a whole panel."""
-    missing = -len(numbers) % PANEL
+    """With rows of nothing up to a pair of panels."""
+    missing = -len(numbers) % (2 * PANEL)
     return torch.cat([numbers, numbers.new_zeros(missing, numbers.shape[1])]) if missing else numbers
