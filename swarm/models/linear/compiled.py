@@ -30,15 +30,14 @@ TIMEOUT = 120.0
 HOW_TO_HAVE_ONE = "install a C compiler (Debian, Ubuntu: apt install gcc; macOS: xcode-select --install)"
 
 
-class Product(ctypes.Structure):
-    """`product_t` of kernel.c."""
+class Weight(ctypes.Structure):
+    """`weight_t` of kernel.c."""
 
     _fields_ = (
-        *((name, ctypes.c_long) for name in ("rows", "columns", "out", "group")),
+        *((name, ctypes.c_long) for name in ("columns", "out", "group")),
         *((name, ctypes.c_int) for name in ("bits", "halves", "offset")),
-        *((name, ctypes.c_void_p) for name in ("codes", "scales", "least", "table", "x", "y", "whole")),
-        *((name, ctypes.c_void_p) for name in ("steps", "shifts", "sums")),
-        ("threads", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "least")),
+        ("table", ctypes.c_uint8 * 16),
     )
 
 
@@ -47,14 +46,19 @@ class Kernel:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
+        pointer = ctypes.c_void_p
         self._product = library.swarm_product
-        self._product.argtypes = (ctypes.POINTER(Product), ctypes.c_int)
+        self._product.argtypes = (pointer, pointer, pointer, ctypes.c_long, pointer, ctypes.c_int, ctypes.c_int)
         self._product.restype = None
         self.best: int = library.swarm_best()
 
-    def run(self, product: Product, kind: int) -> None:
-        """Compute. Other Python threads go on meanwhile."""
-        self._product(ctypes.byref(product), kind)
+    def multiply(self, weight: Weight, rows: torch.Tensor, product: torch.Tensor, kind: int) -> None:
+        """float32 `[rows, columns]`, contiguous, into `[rows, out]`. Other Python threads go on meanwhile."""
+        count, columns = rows.shape
+        work = torch.empty(count * columns // STEP * (3 + STEP // 2), dtype=torch.int32)
+        threads = torch.get_num_threads()
+        address = ctypes.addressof(weight)
+        self._product(address, rows.data_ptr(), product.data_ptr(), count, work.data_ptr(), threads, kind)
 
 
 @functools.cache

@@ -35,20 +35,24 @@
 #endif
 
 typedef struct {
-    long rows, in, out, group;
-    int bits, halves;        /* of a level; whether scales and minima are float16 */
-    int offset;              /* unsigned number = level + offset */
-    const uint8_t *codes;    /* packed */
-    const void *scales;      /* packed */
-    const void *least;       /* packed, or NULL */
-    const uint8_t *table;    /* unsigned numbers of the 16 codes of four bits */
-    const float *x;          /* [rows, in] */
-    float *y;                /* [rows, out] */
-    int8_t *whole;           /* [rows, 2, in], to work in: high and low of every row */
-    float *steps;            /* [rows, in / STEP], to work in: scales of the rows */
-    int32_t *shifts;         /* [rows, in / STEP], to work in: what the offset adds to the sums of products */
-    float *sums;             /* [rows, in / STEP], to work in: sums of the rows, for the minima */
-    int threads;
+    long in, out, group;
+    int bits, halves;     /* of a level; whether scales and minima are float16 */
+    int offset;           /* unsigned number = level + offset */
+    const uint8_t *codes; /* packed */
+    const void *scales;   /* packed */
+    const void *least;    /* packed, or NULL */
+    uint8_t table[16];    /* unsigned numbers of the codes of four bits */
+} weight_t;
+
+typedef struct {
+    weight_t w;
+    long rows;
+    const float *x;  /* [rows, in] */
+    float *y;        /* [rows, out] */
+    float *steps;    /* [rows, in / STEP], to work in: scales of the rows */
+    float *sums;     /* [rows, in / STEP], to work in: sums of the rows, for the minima */
+    int32_t *shifts; /* [rows, in / STEP], to work in: what the offset adds to the sums of products */
+    int8_t *whole;   /* [rows, 2, in], to work in: high and low of every row */
 } product_t;
 
 /* ---- rows as whole numbers ---------------------------------------------------------------------------------- */
@@ -56,11 +60,11 @@ typedef struct {
 /* The first `tiled` rows lie in tiles instead, [block of 16][step][high, low][row][STEP]. */
 static void whole_numbers(const product_t *p, long row, long tiled)
 {
-    const long steps = p->in / STEP, stride = row < tiled ? 2 * BLOCK * STEP : STEP;
-    const float *x = p->x + row * p->in;
-    int8_t *high = p->whole + 2 * row * p->in, *low = high + p->in;
+    const long steps = p->w.in / STEP, stride = row < tiled ? 2 * BLOCK * STEP : STEP;
+    const float *x = p->x + row * p->w.in;
+    int8_t *high = p->whole + 2 * row * p->w.in, *low = high + p->w.in;
     if (row < tiled) {
-        high = p->whole + row / BLOCK * BLOCK * 2 * p->in + row % BLOCK * STEP;
+        high = p->whole + row / BLOCK * BLOCK * 2 * p->w.in + row % BLOCK * STEP;
         low = high + BLOCK * STEP;
     }
     for (long t = 0; t < steps; t++, x += STEP, high += stride, low += stride) {
@@ -88,7 +92,7 @@ static void whole_numbers(const product_t *p, long row, long tiled)
             sum += whole;
         }
         p->steps[row * steps + t] = step;
-        p->shifts[row * steps + t] = p->offset * sum;
+        p->shifts[row * steps + t] = p->w.offset * sum;
         p->sums[row * steps + t] = step * (float)sum;
     }
 }
@@ -119,28 +123,28 @@ static inline float number(const void *from, long index, int halves)
 /* The unsigned numbers of 16 outputs for STEP columns: [STEP / 4][16][4] bytes. */
 static void unpack_step(const product_t *p, long panel, long t, uint8_t *to)
 {
-    if (p->bits == 8) {
-        memcpy(to, p->codes + (panel * p->in + t * STEP) * PANEL, STEP * PANEL);
+    if (p->w.bits == 8) {
+        memcpy(to, p->w.codes + (panel * p->w.in + t * STEP) * PANEL, STEP * PANEL);
         return;
     }
-    const uint8_t *from = p->codes + (panel * p->in + t * STEP) * PANEL / 2;
+    const uint8_t *from = p->w.codes + (panel * p->w.in + t * STEP) * PANEL / 2;
     for (int c = 0; c < STEP / 8; c++)
         for (int i = 0; i < 64; i++) {
-            to[c * 128 + i] = p->table[from[c * 64 + i] & 15];
-            to[c * 128 + 64 + i] = p->table[from[c * 64 + i] >> 4];
+            to[c * 128 + i] = p->w.table[from[c * 64 + i] & 15];
+            to[c * 128 + 64 + i] = p->w.table[from[c * 64 + i] >> 4];
         }
 }
 
 static void store(const product_t *p, long row, long panel, const float *sums)
 {
-    long first = panel * PANEL, count = p->out - first < PANEL ? p->out - first : PANEL;
+    long first = panel * PANEL, count = p->w.out - first < PANEL ? p->w.out - first : PANEL;
     if (count > 0)
-        memcpy(p->y + row * p->out + first, sums, (size_t)count * sizeof(float));
+        memcpy(p->y + row * p->w.out + first, sums, (size_t)count * sizeof(float));
 }
 
 static void plain_panel(const product_t *p, long panel, long first, long last)
 {
-    long steps = p->in / STEP, groups = p->in / p->group;
+    long steps = p->w.in / STEP, groups = p->w.in / p->w.group;
     uint8_t levels[STEP * PANEL];
     for (long row = first; row < last; row++) {
         float y[PANEL] = {0};
@@ -149,18 +153,18 @@ static void plain_panel(const product_t *p, long panel, long first, long last)
             int32_t sums[PANEL] = {0};
             for (int c = 0; c < STEP / 4; c++)
                 for (int k = 0; k < 4; k++) {
-                    const int8_t *high = p->whole + 2 * row * p->in + t * STEP + 4 * c + k;
-                    int32_t x = 128 * high[0] + high[p->in];
+                    const int8_t *high = p->whole + 2 * row * p->w.in + t * STEP + 4 * c + k;
+                    int32_t x = 128 * high[0] + high[p->w.in];
                     for (int o = 0; o < PANEL; o++)
                         sums[o] += levels[c * 64 + o * 4 + k] * x;
                 }
-            long group = (panel * groups + t * STEP / p->group) * PANEL;
+            long group = (panel * groups + t * STEP / p->w.group) * PANEL;
             const long at = row * steps + t;
             for (int o = 0; o < PANEL; o++) {
-                float scale = number(p->scales, group + o, p->halves) * p->steps[at];
+                float scale = number(p->w.scales, group + o, p->w.halves) * p->steps[at];
                 y[o] = fmaf(scale, (float)(sums[o] - p->shifts[at]), y[o]);
-                if (p->least)
-                    y[o] = fmaf(number(p->least, group + o, p->halves), p->sums[at], y[o]);
+                if (p->w.least)
+                    y[o] = fmaf(number(p->w.least, group + o, p->w.halves), p->sums[at], y[o]);
             }
         }
         store(p, row, panel, y);
@@ -178,13 +182,13 @@ static inline __m512 numbers(const void *from, long index, int halves)
 
 static inline void unpack(const product_t *p, long panel, long t, __m512i table, __m512i *to)
 {
-    if (p->bits == 8) {
-        const uint8_t *from = p->codes + (panel * p->in + t * STEP) * PANEL;
+    if (p->w.bits == 8) {
+        const uint8_t *from = p->w.codes + (panel * p->w.in + t * STEP) * PANEL;
         for (int c = 0; c < STEP / 4; c++)
             to[c] = _mm512_loadu_si512(from + c * 64);
         return;
     }
-    const uint8_t *from = p->codes + (panel * p->in + t * STEP) * PANEL / 2;
+    const uint8_t *from = p->w.codes + (panel * p->w.in + t * STEP) * PANEL / 2;
     const __m512i lower = _mm512_set1_epi8(15);
     for (int c = 0; c < STEP / 8; c++) {
         __m512i pairs = _mm512_loadu_si512(from + c * 64);
@@ -198,7 +202,7 @@ static inline __m512 added(const product_t *p, long at, __m512i upper, __m512i l
 {
     __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(upper, 7), lower);
     y = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(p->steps[at])), _mm512_cvtepi32_ps(sum), y);
-    return p->least ? _mm512_fmadd_ps(least, _mm512_set1_ps(p->sums[at]), y) : y;
+    return p->w.least ? _mm512_fmadd_ps(least, _mm512_set1_ps(p->sums[at]), y) : y;
 }
 
 static inline __m512i four(const int8_t *from)
@@ -210,20 +214,20 @@ static inline __m512i four(const int8_t *from)
 
 static inline __attribute__((always_inline)) void vnni_rows(const product_t *p, long panel, long first, const int count)
 {
-    const long steps = p->in / STEP, groups = p->in / p->group;
-    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p->table));
+    const long steps = p->w.in / STEP, groups = p->w.in / p->w.group;
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p->w.table));
     __m512 y[4];
     for (int r = 0; r < count; r++)
         y[r] = _mm512_setzero_ps();
     for (long t = 0; t < steps; t++) {
         __m512i levels[STEP / 4];
         unpack(p, panel, t, table, levels);
-        const long group = (panel * groups + t * STEP / p->group) * PANEL;
-        const __m512 scale = numbers(p->scales, group, p->halves);
-        const __m512 least = p->least ? numbers(p->least, group, p->halves) : _mm512_setzero_ps();
+        const long group = (panel * groups + t * STEP / p->w.group) * PANEL;
+        const __m512 scale = numbers(p->w.scales, group, p->w.halves);
+        const __m512 least = p->w.least ? numbers(p->w.least, group, p->w.halves) : _mm512_setzero_ps();
         for (int r = 0; r < count; r++) {
             const long row = first + r;
-            const int8_t *high = p->whole + 2 * row * p->in + t * STEP, *low = high + p->in;
+            const int8_t *high = p->whole + 2 * row * p->w.in + t * STEP, *low = high + p->w.in;
             __m512i upper = _mm512_setzero_si512(), lower = _mm512_setzero_si512();
             for (int c = 0; c < STEP / 4; c++) {
                 upper = _mm512_dpbusd_epi32(upper, levels[c], four(high + 4 * c));
@@ -292,8 +296,8 @@ static void set_tiles(void)
 /* The levels of two panels for some steps, with their signs: [step][panel][STEP * PANEL]. */
 static inline void unpack_deep(const product_t *p, long panel, long t, int depth, int8_t *levels)
 {
-    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p->table));
-    const __m512i offset = _mm512_set1_epi8((char)p->offset);
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p->w.table));
+    const __m512i offset = _mm512_set1_epi8((char)p->w.offset);
     for (int step = 0; step < depth; step++)
         for (int side = 0; side < 2; side++, levels += STEP * PANEL) {
             __m512i unpacked[STEP / 4];
@@ -306,7 +310,7 @@ static inline void unpack_deep(const product_t *p, long panel, long t, int depth
 /* Of a block of rows and two panels, [step][high and low of the first panel, of the second][BLOCK * PANEL]. */
 static inline void products(const product_t *p, long first, long t, int depth, const int8_t *levels, int32_t *sums)
 {
-    const int8_t *rows = p->whole + 2 * first * p->in + t * 2 * BLOCK * STEP;
+    const int8_t *rows = p->whole + 2 * first * p->w.in + t * 2 * BLOCK * STEP;
     for (int step = 0; step < depth; step++, levels += 2 * STEP * PANEL, sums += 4 * BLOCK * PANEL) {
         _tile_loadd(4, rows + step * 2 * BLOCK * STEP, STEP);
         _tile_loadd(5, rows + (step * 2 + 1) * BLOCK * STEP, STEP);
@@ -330,12 +334,12 @@ static inline void products(const product_t *p, long first, long t, int depth, c
 static inline __attribute__((always_inline)) void add_deep(const product_t *p, long panel, long first, long t,
                                                            const int depth, const int32_t *sums, float *y)
 {
-    const long steps = p->in / STEP, groups = p->in / p->group, group = panel * groups * PANEL;
+    const long steps = p->w.in / STEP, groups = p->w.in / p->w.group, group = panel * groups * PANEL;
     __m512 scales[DEPTH], least[DEPTH];
     for (int step = 0; step < depth; step++) {
-        const long at = group + (t + step) * STEP / p->group * PANEL;
-        scales[step] = numbers(p->scales, at, p->halves);
-        least[step] = p->least ? numbers(p->least, at, p->halves) : _mm512_setzero_ps();
+        const long at = group + (t + step) * STEP / p->w.group * PANEL;
+        scales[step] = numbers(p->w.scales, at, p->w.halves);
+        least[step] = p->w.least ? numbers(p->w.least, at, p->w.halves) : _mm512_setzero_ps();
     }
     for (int r = 0; r < BLOCK; r++) {
         __m512 total = _mm512_loadu_ps(y + r * 2 * PANEL);
@@ -351,7 +355,7 @@ static inline __attribute__((always_inline)) void add_deep(const product_t *p, l
 /* Rows in blocks through two panels; `y`: [rows, 2 * PANEL] to work in. The rows that are left over go the other way. */
 static void amx_panels(const product_t *p, long panel, float *y)
 {
-    const long steps = p->in / STEP, whole = p->rows / BLOCK * BLOCK;
+    const long steps = p->w.in / STEP, whole = p->rows / BLOCK * BLOCK;
     _Alignas(64) int8_t levels[DEPTH * 2 * STEP * PANEL];
     _Alignas(64) int32_t sums[DEPTH * 4 * BLOCK * PANEL];
     memset(y, 0, (size_t)whole * 2 * PANEL * sizeof(float));
@@ -419,21 +423,25 @@ static void pairs(const product_t *p, int kernel, long first, long last, long ti
     }
 }
 
-/* y = x W^T; `kernel`: no better than swarm_best(). */
-void swarm_product(const product_t *p, int kernel)
+/* y = x W^T; `work`: rows * in / STEP * (12 + 2 * STEP) bytes; `kernel`: no better than swarm_best(). */
+void swarm_product(const weight_t *weight, const float *x, float *y, long rows, void *work, int threads, int kernel)
 {
-    const long count = (p->out + 2 * PANEL - 1) / (2 * PANEL);
-    const long tiled = kernel == 2 && p->rows <= ROWS ? p->rows / BLOCK * BLOCK : 0;
-    const long share = (count + p->threads - 1) / p->threads;
+    const long cells = rows * weight->in / STEP;
+    float *steps = work;
+    const product_t product = {*weight, rows, x, y, steps, steps + cells, (int32_t *)(steps + 2 * cells),
+                               (int8_t *)(steps + 3 * cells)}, *p = &product;
+    const long count = (p->w.out + 2 * PANEL - 1) / (2 * PANEL);
+    const long tiled = kernel == 2 && rows <= ROWS ? rows / BLOCK * BLOCK : 0;
+    const long share = (count + threads - 1) / threads;
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(p->threads) if (p->threads > 1 && p->rows > 1)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1)
 #endif
-    for (long row = 0; row < p->rows; row++)
+    for (long row = 0; row < rows; row++)
         whole_numbers(p, row, tiled);
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(p->threads) if (p->threads > 1)
+#pragma omp parallel for num_threads(threads) if (threads > 1)
 #endif
-    for (int thread = 0; thread < p->threads; thread++) {
+    for (int thread = 0; thread < threads; thread++) {
         const long first = share * thread, last = first + share;
         pairs(p, kernel, first, last < count ? last : count, tiled);
     }

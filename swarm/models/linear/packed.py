@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+from functools import cached_property
+from typing import Any
+
 import torch
 
-from swarm.models.linear.compiled import PANEL, STEP, Kernel, Product
+from swarm.models.linear.compiled import PANEL, STEP, Kernel, Weight
 from swarm.models.linear.grid import Grid, pack4
 
 MANY_ROWS = 512
@@ -28,9 +32,6 @@ class Packed:
         self.least = None if grid.least is None else _panels(grid.least.to(grid.scales.dtype))
         if grid.least is not None and grid.least.dtype != grid.scales.dtype:
             self.scales, self.least = _panels(grid.scales.float()), _panels(grid.least.float())
-        levels = grid.table or tuple(range(16))
-        self.offset = 128 if grid.bits == 8 else -min(*levels, 0)
-        self._unsigned = torch.tensor([level + self.offset for level in levels], dtype=torch.uint8)
 
     @property
     def nbytes(self) -> int:
@@ -53,27 +54,29 @@ class Packed:
 
     def multiply(self, kernel: Kernel, rows: torch.Tensor, kind: int | None = None) -> torch.Tensor:
         """`[rows, in_features]` float32 → `[rows, out_features]` float32; `kind`: in `KINDS`, by default the best."""
-        rows = rows.contiguous()
+        weight, rows, chosen = self._weight, rows.contiguous(), kernel.best if kind is None else kind
         product = torch.empty(len(rows), self.out_features)
-        for first in range(0, len(rows), MANY_ROWS):
-            part = slice(first, first + MANY_ROWS)
-            self._multiply(kernel, rows[part], product[part], kernel.best if kind is None else kind)
+        if len(rows) <= MANY_ROWS:
+            kernel.multiply(weight, rows, product, chosen)
+            return product
+        for part, result in zip(torch.split(rows, MANY_ROWS), torch.split(product, MANY_ROWS), strict=True):
+            kernel.multiply(weight, part, result, chosen)
         return product
 
-    def _multiply(self, kernel: Kernel, rows: torch.Tensor, product: torch.Tensor, kind: int) -> None:
-        count, steps = len(rows), len(rows) * self.in_features // STEP
-        whole = torch.empty(2, count, self.in_features, dtype=torch.int8)
-        scales, sums, shifts = torch.empty(steps), torch.empty(steps), torch.empty(steps, dtype=torch.int32)
+    @cached_property
+    def _weight(self) -> Weight:
+        """Where everything is; made anew in a copy, whose parts are elsewhere."""
+        levels = self.table or tuple(range(16))
+        offset = 128 if self.bits == 8 else -min(*levels, 0)
         least = None if self.least is None else self.least.data_ptr()
         halves = int(self.scales.dtype == torch.float16)
-        kernel.run(
-            Product(
-                count, self.in_features, self.out_features, self.group, self.bits, halves, self.offset,
-                self.codes.data_ptr(), self.scales.data_ptr(), least, self._unsigned.data_ptr(),
-                rows.data_ptr(), product.data_ptr(), whole.data_ptr(), scales.data_ptr(), shifts.data_ptr(), sums.data_ptr(), torch.get_num_threads(),
-            ),
-            kind,
-        )  # fmt: skip
+        table = (ctypes.c_uint8 * 16)(*(level + offset for level in levels))
+        shape = (self.in_features, self.out_features, self.group)
+        pointers = (self.codes.data_ptr(), self.scales.data_ptr(), least)
+        return Weight(*shape, self.bits, halves, offset, *pointers, table)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_weight"}
 
 
 def _panels(numbers: torch.Tensor) -> torch.Tensor:

@@ -41,8 +41,8 @@ class Batched:
     def run(self, lanes: Sequence[Lane[KeyValueCache]], hidden: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden_size]` → the same shape."""
         count = hidden.shape[1]
-        if hidden.device.type == "cpu" and count < SMALLEST_ROW:
-            # Matrix products of one to three rows take longer than of four; the rest of the row belongs to nobody.
+        if hidden.device.type == "cpu" and count < SMALLEST_ROW and not self._model.quantized:
+            # oneDNN's products of one to three rows take longer than of four; the rest of the row belongs to nobody.
             hidden = pad(hidden, (0, 0, 0, SMALLEST_ROW - count))
             lanes = [*lanes, Lane(0, SMALLEST_ROW - count, self.new_cache())]
         output, _ = self.run_row(lanes, hidden)
