@@ -21,7 +21,8 @@ from survey.reference import build
 from swarm.client.model import DistributedModelForCausalLM
 from swarm.client.swarm import Swarm
 from swarm.config import SCHEMES, ServerConfig
-from swarm.models.linear.schemes import quantize
+from swarm.models.linear.experts import expert_weights
+from swarm.models.linear.schemes import can_quantize, quantize
 from swarm.models.loading.cost import describe
 from swarm.models.span.load import load_span
 from swarm.net.loop import shared_loop
@@ -116,11 +117,15 @@ def _smallest_gap(scores: torch.Tensor, chosen: int) -> float:
 
 @torch.no_grad()
 def put_on_grids(blocks: Iterable[nn.Module], quantization: str) -> None:
-    """The plain linear layers of blocks compute with the numbers that a scheme has in place of theirs."""
+    """The plain linear layers and experts of blocks compute with the numbers that a scheme has in place of theirs."""
     for block in blocks:
         for module in block.modules():
-            if type(module) is nn.Linear:
+            if type(module) is nn.Linear and can_quantize(module.in_features):
                 module.weight.copy_(quantize(module.weight, quantization).dense())
+        for owner, name in expert_weights(block):
+            for expert in getattr(owner, name):
+                rows = expert.T if owner.is_transposed else expert
+                rows.copy_(quantize(rows.contiguous(), quantization).dense())
 
 
 class Served:

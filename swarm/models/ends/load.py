@@ -17,7 +17,8 @@ from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
 from swarm.models.linear.substitute import substitute
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.loading.weights import Absent, dtype_of, load_part, quantization_of
+from swarm.models.loading.partial import Absent
+from swarm.models.loading.weights import dtype_of, load_part, quantization_of
 from swarm.types import Span
 
 log = logging.getLogger(__name__)

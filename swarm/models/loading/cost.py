@@ -13,9 +13,11 @@ from torch import nn
 
 from swarm.config import FILE
 from swarm.models.blocks import find_blocks, text_config
+from swarm.models.linear.experts import expert_weights
 from swarm.models.linear.schemes import BITS, can_quantize
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.loading.weights import dtype_of, quantization_of, skeleton
+from swarm.models.loading.partial import skeleton
+from swarm.models.loading.weights import dtype_of, quantization_of
 from swarm.types import ModelInfo
 
 
@@ -104,9 +106,10 @@ def _kv_width(config: Any) -> int:
 
 
 def _bytes(block: nn.Module, dtype: torch.dtype, bits: float | None) -> int:
-    """Bytes of a block's weights, of which those of linear layers take so many `bits` (None: as the others)."""
+    """Bytes of a block's weights, of which those of linear layers and experts take so many `bits` (None: as others)."""
     linear = [module for module in block.modules() if type(module) is nn.Linear and can_quantize(module.in_features)]
-    on_grid = sum(module.weight.numel() for module in linear) if bits is not None else 0
+    experts = sum(getattr(owner, name).numel() for owner, name in expert_weights(block))
+    on_grid = sum(module.weight.numel() for module in linear) + experts if bits is not None else 0
     return (_count(block) - on_grid) * dtype.itemsize + int(on_grid * (bits or 0) / 8)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from swarm.errors import UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
 from swarm.models.linear.quantized import QuantizedLinear
-from swarm.models.loading.weights import Absent
+from swarm.models.loading.partial import Absent
 from swarm.models.span.attention.base import Attention
 from swarm.types import Span
 

@@ -1,0 +1,150 @@
+"""A model with only some of its parts: a class of the library's, with less in it.
+
+The library builds the whole model on the meta device, so that every block knows its real index; what is not wanted is
+then replaced by stand-ins without tensors, and only what is left gets any. Names and layouts of checkpoints (experts
+stored one by one, old names) are the library's business: it is given the tensors as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as library_logging
+
+from swarm.errors import BadCheckpoint, UnsupportedModel
+from swarm.models.blocks import find_blocks
+from swarm.models.loading.refused import refuse
+
+
+class Absent(nn.Module):
+    """Stands where a part of the model was that somebody else computes. It holds nothing and cannot be called.
+
+    `weight` is empty, for models that ask what dtype it has, or initialise it.
+    """
+
+    bias = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0), persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedModel("this part of the model is not on this machine")
+
+
+class Waiting(nn.Module):
+    """Stands where a linear layer will be whose weight is read later; its bias is here."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0), persistent=False)
+        self.register_parameter("bias", None if layer.bias is None else nn.Parameter(torch.empty_like(layer.bias)))
+
+
+def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The library's causal LM for a configuration. Raises UnsupportedModel."""
+    try:
+        found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        raise UnsupportedModel(f"{config.model_type!r} has no causal language model in transformers") from None
+    return cast("type[PreTrainedModel]", found[0] if isinstance(found, list | tuple) else found)
+
+
+def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration that the causal LM is built from: the text part, where that has a causal LM of its own."""
+    sub = type(config).sub_configs.get("text_config")
+    text: PretrainedConfig = config.get_text_config(decoder=True) if sub is not None else config
+    return text if model_class(config).config_class is sub else config
+
+
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """The whole model on the meta device: shapes and names without memory. Raises UnsupportedModel."""
+    refuse(config)
+    return outline(model_class(config), config)
+
+
+def outline(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return kind(decoder_config(config))
+
+
+def partial_class(
+    whole: type[PreTrainedModel], kept: Collection[int], ends: bool, waiting: Iterable[str] = ()
+) -> type[PreTrainedModel]:
+    """`whole` without the blocks that are not `kept` and, unless `ends`, without anything but blocks; the linear layers
+    at `waiting` have no weights yet.
+
+    It says that it lives where `whole` does: the library converts checkpoints by class name, for its own classes only.
+    """
+
+    def build(self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        whole.__init__(self, config, *args, **kwargs)
+        blocks = find_blocks(self)
+        if len(blocks.layers) != blocks.total:
+            raise UnsupportedModel(f"{whole.__name__} counts {blocks.total} blocks and has {len(blocks.layers)}")
+        for index in range(blocks.total):
+            if index not in kept:
+                blocks.layers[index] = Absent()
+        if not ends:
+            _empty(self, blocks.layers)
+            self.all_tied_weights_keys = {}
+        for place in waiting:
+            parent, _, name = place.rpartition(".")
+            layer = cast(nn.Linear, self.get_submodule(place))
+            setattr(self.get_submodule(parent), name, Waiting(layer))
+
+    return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
+
+
+def _empty(module: nn.Module, kept: nn.Module) -> None:
+    """Replace every part that has parameters and is not on the way to `kept` (rotary embeddings have only buffers)."""
+    for name, child in module.named_children():
+        if child is kept:
+            continue
+        if any(part is kept for part in child.modules()):
+            _empty(child, kept)
+        elif next(child.parameters(), None) is not None:
+            setattr(module, name, Absent())
+
+
+def assemble(
+    partial: type[PreTrainedModel],
+    config: PretrainedConfig,
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    name: str,
+) -> PreTrainedModel:
+    """Let the library put the tensors in their places. Raises BadCheckpoint when some are missing or do not fit."""
+
+    def run() -> tuple[PreTrainedModel, dict[str, Any]]:
+        loaded = partial.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True)
+        return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+
+    try:
+        model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", _quietly(run))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise BadCheckpoint(f"the tensors of {name} do not fit its configuration: {error}") from error
+    except AttributeError as error:
+        raise UnsupportedModel(f"transformers reaches into blocks that are not here: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise BadCheckpoint(f"{name} lacks {len(missing)} tensors, among them {', '.join(missing[:3])}")
+    return model
+
+
+def _quietly(run: Callable[[], Any]) -> Any:
+    """The library's own progress bar and report would only repeat ours."""
+    bars, level = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
+    library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    library_logging.set_verbosity(logging.CRITICAL)
+    try:
+        return run()
+    finally:
+        library_logging.set_verbosity(level)
+        if bars:
+            library_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,184 @@
+"""Which tensors of a checkpoint go where in a model, and reading them: onto grids one by one, or for the library."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from swarm.config import FILE
+from swarm.contract import UNQUANTIZED
+from swarm.errors import BadCheckpoint, UnsupportedModel
+from swarm.models.blocks import find_blocks
+from swarm.models.linear.experts import expert_weights, put_experts_on_grids
+from swarm.models.linear.grid import Grid, as_dense
+from swarm.models.linear.quantized import QuantizedLinear
+from swarm.models.linear.schemes import BITS, can_quantize, quantize_rows
+from swarm.models.loading.checkpoint import Checkpoint
+from swarm.models.loading.partial import Absent, assemble, decoder_config, model_class, partial_class
+from swarm.models.loading.tensors import Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor of the checkpoint goes: its (first) name in the model, and whether it goes there as it is."""
+
+    name: str
+    direct: bool
+
+
+def _wanted(names: Iterable[str], outline: PreTrainedModel) -> dict[str, _Place]:
+    """For each tensor of the checkpoint that the outline has a place for: where."""
+    places: dict[str, Any] = dict(outline.state_dict())
+    transforms = get_model_conversion_mapping(outline)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    prefix = outline.base_model_prefix
+    wanted = {}
+    for name in names:
+        place, converter = rename_source_key(name, renamings, converters, prefix, places)
+        if place not in places and name in places:
+            place, converter = name, None
+        if place in places:
+            wanted[name] = _Place(place, converter is None)
+    return wanted
+
+
+def _on_grids(
+    outline: PreTrainedModel, wanted: Mapping[str, _Place], prefix: str, tensors: Tensors, quantization: str
+) -> dict[str, str]:
+    """The weights that are put on a grid as they are read, by their names in the checkpoint: their names in the model.
+
+    Those of plain linear layers of blocks that the checkpoint has as they are.
+    """
+    found = {}
+    for name, place in wanted.items():
+        layer, _, kind = place.name.rpartition(".")
+        if kind != "weight" or not place.direct or _block_of(place.name, prefix) is None:
+            continue
+        module = outline.get_submodule(layer)
+        if type(module) is nn.Linear and (
+            tensors.on_grid(name) if quantization == FILE else can_quantize(module.in_features)
+        ):
+            found[name] = place.name
+    return found
+
+
+class Reading:
+    """A checkpoint being read, with a progress bar; and what of it each block was made of.
+
+    `with_experts`: the blocks that have weights of experts to be put on a grid. Raises UnsupportedModel where nothing
+    of the blocks can be quantized.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, outline: PreTrainedModel, dtype: torch.dtype, quantization: str, progress: bool
+    ) -> None:
+        self._checkpoint, self._dtype, self._quantization = checkpoint, dtype, quantization
+        self._tensors, blocks = checkpoint.tensors, find_blocks(outline)
+        self._prefix = blocks.prefix
+        self.wanted = _wanted(self._tensors.names(), outline)
+        quantized = quantization != UNQUANTIZED
+        self._layers = _on_grids(outline, self.wanted, blocks.prefix, self._tensors, quantization) if quantized else {}
+        present = {index: layer for index, layer in enumerate(blocks.layers) if not isinstance(layer, Absent)}
+        by_scheme = quantization in BITS
+        self.with_experts = [index for index, layer in present.items() if by_scheme and expert_weights(layer)]
+        if by_scheme and present and not self._layers and not self.with_experts:
+            raise UnsupportedModel(f"its blocks have no plain linear layers that {quantization} could be used for")
+        self._prints: dict[int, list[bytes]] = defaultdict(list)
+        total = sum(self._tensors.nbytes(name) for name in self.wanted)
+        title = f"{checkpoint.name}: tensors"
+        self._bar: tqdm[Any] = tqdm(
+            total=total, desc=title, unit="B", unit_scale=True, disable=not progress, leave=False
+        )
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+    def assemble(self, blocks: frozenset[int], ends: bool) -> PreTrainedModel:
+        """A model that has these blocks and, with `ends`, what is no block."""
+        names = [
+            name for name in self.wanted if (self._block(name) in blocks if self._block(name) is not None else ends)
+        ]
+        layers = {name: self._layers[name] for name in names if name in self._layers}
+        waiting = [place.removesuffix(".weight") for place in layers.values()]
+        config = self._checkpoint.config
+        partial = partial_class(model_class(config), blocks, ends, waiting)
+        plain = {name: self.dense(name) for name in names if name not in layers}
+        model = assemble(partial, decoder_config(config), plain, self._dtype, self._checkpoint.name)
+        del plain
+        for name, place in layers.items():
+            self._put(model, name, place)
+        for block in blocks.intersection(self.with_experts):
+            put_experts_on_grids(find_blocks(model).layers[block], self._quantization)
+        return model
+
+    def _block(self, name: str) -> int | None:
+        return _block_of(self.wanted[name].name, self._prefix)
+
+    def dense(self, name: str) -> torch.Tensor:
+        """A tensor as it is, or off its grid."""
+        read = self._tensors.read(name)
+        self._note(name, lambda relative: _digest(relative, read))
+        return read.dense() if isinstance(read, Grid) else read
+
+    def _put(self, model: PreTrainedModel, name: str, place: str) -> None:
+        """Read a weight onto its grid, and the layer into the model."""
+        grid = self._grid(name)
+        self._note(name, lambda relative: _digest(relative, grid))
+        parent, _, child = place.removesuffix(".weight").rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, child, QuantizedLinear(grid, getattr(owner, child).bias, self._dtype).checked())
+
+    def _grid(self, name: str) -> Grid:
+        shape, tensors = self._tensors.shape(name), self._tensors
+        if self._quantization == FILE:
+            read = tensors.read(name)
+            if not isinstance(read, Grid):
+                raise BadCheckpoint(f"{name} is not on a grid")
+            return read
+        return quantize_rows(lambda rows: as_dense(tensors.read(name, rows)), (shape[0], shape[1]), self._quantization)
+
+    def _note(self, name: str, digest: Callable[[str], bytes]) -> None:
+        self._bar.update(self._tensors.nbytes(name))
+        block = self._block(name)
+        if block is not None:
+            self._prints[block].append(digest(_relative(name, block)))
+
+    def fingerprints(self) -> dict[int, bytes]:
+        """sha256 of the tensors of each block."""
+        return {block: hashlib.sha256(b"".join(sorted(parts))).digest() for block, parts in self._prints.items()}
+
+
+def _block_of(place: str, prefix: str) -> int | None:
+    """The block that a tensor of the model belongs to."""
+    if not place.startswith(prefix):
+        return None
+    return int(place.removeprefix(prefix).split(".", 1)[0])
+
+
+def _relative(name: str, block: int) -> str:
+    """A tensor's name within its block, whatever the checkpoint calls the model around it."""
+    parts = re.split(rf"(?:^|\.){block}\.", name, maxsplit=1)
+    return parts[-1]
+
+
+def _digest(name: str, tensor: torch.Tensor | Grid) -> bytes:
+    if isinstance(tensor, Grid):
+        return hashlib.sha256(f"{name} ".encode() + tensor.digest()).digest()
+    digest = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
