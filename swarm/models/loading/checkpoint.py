@@ -33,6 +33,7 @@ from swarm.errors import BadCheckpoint, InvalidInput, ModelNotFound, Unsupported
 from swarm.models.blocks import context_length, text_config
 from swarm.models.loading.files import ADAPTER, Picked, pick
 from swarm.models.loading.identity import differences, digest
+from swarm.models.loading.layouts.choose import dense_dtype, layout_of, settings_of, with_settings
 from swarm.models.loading.safetensors import SafetensorsTensors
 from swarm.models.loading.tensors import Tensors
 from swarm.types import ModelInfo
@@ -103,7 +104,7 @@ class Checkpoint:
                 "save a checkpoint with these values and serve that"
             )
         other = replace(self)
-        vars(other)["config"] = config
+        vars(other)["config"] = with_settings(config, settings_of(self.config))
         return other
 
     @cached_property
@@ -133,17 +134,19 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> Tensors:
-        """What is in the files. Raises BadCheckpoint, ModelNotFound."""
-        return SafetensorsTensors(self.files, self.path)
+        """What is in the files, by the names of the model. Raises BadCheckpoint, ModelNotFound, UnsupportedModel."""
+        return layout_of(self.config, SafetensorsTensors(self.files, self.path))
 
     @property
     def quantized(self) -> bool:
-        """Whether its authors have put the weights on grids."""
-        return getattr(self.config, "quantization_config", None) is not None
+        """Whether its authors have quantized it."""
+        return settings_of(self.config) is not None
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """What the tensors are in, as the library finds it where the configuration does not say."""
+        if self.quantized:
+            return dense_dtype(self.config)
         if self.picked.sharded:
             index = self.path(self.picked.file)
             said = (_read_json(index).get("metadata") or {}).get("dtype")
@@ -160,7 +163,8 @@ class Checkpoint:
     def key(self) -> str:
         """The model's identity, 32 hex digits: the commit or, for a folder, the content; and the configuration."""
         content = self._of_commit() or self._content_hash()
-        return hashlib.sha256(f"{content}\n{digest(self.config)}".encode()).hexdigest()[:32]
+        settings = json.dumps(settings_of(self.config), sort_keys=True, default=str) if self.quantized else ""
+        return hashlib.sha256(f"{content}\n{digest(self.config)}{settings}".encode()).hexdigest()[:32]
 
     def _of_commit(self) -> str | None:
         """The commit and, where they are not the usual ones, which of its files."""

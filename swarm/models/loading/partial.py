@@ -18,6 +18,7 @@ from transformers.utils import logging as library_logging
 
 from swarm.errors import BadCheckpoint, UnsupportedModel
 from swarm.models.blocks import find_blocks
+from swarm.models.loading.layouts.choose import unquantized
 from swarm.models.loading.refused import refuse
 
 
@@ -56,7 +57,11 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
 
 
 def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration that the causal LM is built from: the text part, where that has a causal LM of its own."""
+    """The configuration that the causal LM is built from: the text part, where that has a causal LM of its own.
+
+    It says nothing of quantization: the library is to take the numbers that are read, and to quantize nothing.
+    """
+    config = unquantized(config)
     sub = type(config).sub_configs.get("text_config")
     text: PretrainedConfig = config.get_text_config(decoder=True) if sub is not None else config
     return text if model_class(config).config_class is sub else config

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
 from swarm.errors import UnsupportedModel
 from swarm.models.blocks import text_config
+from swarm.models.loading.layouts.choose import fault, settings_of
 
 _UNTRIED = "no small model of this type could be made to compare it with"
 REASONS = {
@@ -30,10 +34,15 @@ def refuse(config: Any) -> None:
     reason = reason_to_refuse(config)
     if reason is not None:
         raise UnsupportedModel(f"{config.model_type} cannot be cut into spans: {reason}")
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-        raise UnsupportedModel(f"the checkpoint is quantized ({method}); use one in bfloat16, float16 or float32")
+    if (unread := fault(config)) is not None:
+        raise UnsupportedModel(unread)
+
+
+def refuse_turned(config: Any, outline: nn.Module) -> None:
+    """Raises UnsupportedModel for a quantized model of which some layers are `[in, out]`: layouts are of `[out, in]`,
+    which looks the same where a layer is square."""
+    if settings_of(config) is not None and any(isinstance(module, Conv1D) for module in outline.modules()):
+        raise UnsupportedModel(f"the layers of {config.model_type} are turned, and not read from quantized checkpoints")
 
 
 def reason_to_refuse(config: Any) -> str | None:

@@ -15,7 +15,7 @@ from swarm.models.blocks import Blocks, find_blocks
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.partial import model_class, outline, partial_class
 from swarm.models.loading.reading import Reading
-from swarm.models.loading.refused import refuse
+from swarm.models.loading.refused import refuse, refuse_turned
 from swarm.types import Span
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,6 +84,7 @@ def load_part(
     shape = outline(partial_class(model_class(checkpoint.config), blocks, ends), checkpoint.config)
     if span is not None and span.last > (total := find_blocks(shape).total):
         raise UnsupportedModel(f"blocks {span} do not exist: the model has blocks 0:{total}")
+    refuse_turned(checkpoint.config, shape)
     with Reading(checkpoint, shape, dtype, quantization, progress) as reading:
         # A block with experts is read by itself: their weights are whole before they are on a grid.
         alone = sorted(reading.with_experts)

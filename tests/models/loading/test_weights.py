@@ -222,15 +222,6 @@ def test_blocks_that_do_not_exist_are_refused(save) -> None:
         load_blocks(folder, Span(3, 5))
 
 
-def test_a_quantized_checkpoint_is_refused(save) -> None:
-    folder, _ = save("llama")
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModel, match="gptq"):
-        load_blocks(folder, Span(0, 1))
-
-
 def cached(root: Path, model: PreTrainedModel, shard: str) -> str:
     """Put a model where the hub's client keeps what `hf download` fetched. Returns its commit."""
     commit = "a" * 40

@@ -1,0 +1,1 @@
+"""Checkpoints that their authors quantized, a file a layout; their packages are not needed."""
