@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 NAMES = (
+    "block",
     "budget",
     "codec",
     "compute",
@@ -15,6 +16,7 @@ NAMES = (
     "decode",
     "failover",
     "gateway",
+    "linear",
     "offload",
     "prefill",
     "prefix",

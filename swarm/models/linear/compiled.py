@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from swarm.caches import cache_dir
+from swarm.models.linear.grid import Grid
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,10 @@ class Kernel:
         self._product = library.swarm_product
         self._product.argtypes = (pointer, pointer, pointer, ctypes.c_long, pointer, ctypes.c_int, ctypes.c_int)
         self._product.restype = None
+        self._quantize = library.swarm_quantize
+        numbers = (ctypes.c_long, ctypes.c_int, pointer, ctypes.c_int)
+        self._quantize.argtypes = (pointer, *numbers, pointer, pointer, pointer, pointer, ctypes.c_int)
+        self._quantize.restype = None
         self.best: int = library.swarm_best()
 
     def multiply(self, weight: Weight, rows: torch.Tensor, product: torch.Tensor, kind: int) -> None:
@@ -59,6 +64,16 @@ class Kernel:
         threads = torch.get_num_threads()
         address = ctypes.addressof(weight)
         self._product(address, rows.data_ptr(), product.data_ptr(), count, work.data_ptr(), threads, kind)
+
+    def quantize(self, weight: torch.Tensor, cuts: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """float32 `[out, in]`, contiguous, onto `grid`, whose numbers are written; returns the squares of differences
+        in each group. `cuts`: float32, of a group's range, what is tried to be left out at either end."""
+        errors = torch.empty(grid.scales.shape)
+        least = None if grid.least is None else grid.least.data_ptr()
+        count = errors.numel(), grid.bits, cuts.data_ptr(), len(cuts)
+        written = grid.codes.data_ptr(), grid.scales.data_ptr(), least, errors.data_ptr()
+        self._quantize(weight.data_ptr(), *count, *written, torch.get_num_threads())
+        return errors
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -70,9 +71,14 @@ class Grid:
         return self.in_features // self.scales.shape[1]
 
     @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.codes.device
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all that is held."""
-        return sum(part.nbytes for part in self._parts())
+        return sum(part.nbytes for part in self.parts().values())
 
     def levels(self) -> torch.Tensor:
         """int8 `[out, in]`, in the grid's own order of columns."""
@@ -115,14 +121,34 @@ class Grid:
 
     def digest(self) -> bytes:
         """sha256 of the numbers, however they are laid out."""
-        digest = hashlib.sha256(f"{self.bits} {list(self.shape)} {self.table}".encode())
-        for part in self._parts():
-            digest.update(f" {part.dtype} {list(part.shape)} ".encode())
-            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest = GridDigest()
+        digest.add(self)
         return digest.digest()
 
-    def _parts(self) -> list[torch.Tensor]:
-        return [part for part in (self.codes, self.scales, self.least, self.columns) if part is not None]
+    def parts(self) -> dict[str, torch.Tensor]:
+        """All that is held, by name."""
+        named = {"codes": self.codes, "scales": self.scales, "least": self.least, "columns": self.columns}
+        return {name: part for name, part in named.items() if part is not None}
+
+
+class GridDigest:
+    """Of a grid that comes in parts, some outputs after others: the same as of the whole."""
+
+    def __init__(self) -> None:
+        self._kind = ""
+        self._parts: dict[str, Any] = {}
+
+    def add(self, grid: Grid) -> None:
+        """The next outputs."""
+        self._kind = f"{grid.bits} {grid.in_features} {grid.table}"
+        for name, part in grid.parts().items():
+            digest = self._parts.setdefault(name, hashlib.sha256(f"{name} {part.dtype} {part.shape[1:]}".encode()))
+            digest.update(part.detach().cpu().contiguous().numpy().data)
+
+    def digest(self) -> bytes:
+        """sha256 of all."""
+        parts = b"".join(digest.digest() for _, digest in sorted(self._parts.items()))
+        return hashlib.sha256(self._kind.encode() + parts).digest()
 
 
 def pack4(codes: torch.Tensor) -> torch.Tensor:

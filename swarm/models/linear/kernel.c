@@ -446,3 +446,104 @@ void swarm_product(const weight_t *weight, const float *x, float *y, long rows, 
         pairs(p, kernel, first, last < count ? last : count, tiled);
     }
 }
+
+/* ---- putting numbers on a grid: as schemes.py does, to the bit ------------------------------------------------ */
+
+static uint16_t float_to_half(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    bits &= 0x7fffffffu;
+    if (bits > 0x7f800000u)
+        return sign | 0x7e00;
+    if (bits >= 0x477ff000u) /* rounds to what is larger than all that there is */
+        return sign | 0x7c00;
+    if (bits < 0x38800000u) { /* as a multiple of 2^-24 */
+        float size;
+        memcpy(&size, &bits, 4);
+        return sign | (uint16_t)nearbyintf(size * 0x1p24f);
+    }
+    const uint32_t rest = bits & 0x1fff;
+    bits = (bits - 0x38000000u) >> 13;
+    return sign | (uint16_t)(bits + (rest > 0x1000 || (rest == 0x1000 && (bits & 1))));
+}
+
+/* The sum of squares of STEP differences, in halves. */
+static float sum_in_halves(float *squares)
+{
+    for (int half = STEP / 2; half; half /= 2)
+        for (int k = 0; k < half; k++)
+            squares[k] += squares[k + half];
+    return squares[0];
+}
+
+/* Levels of STEP numbers, and how far off they are. */
+static float round_group(const float *w, float scale, float least, float low, float high, float *levels)
+{
+    float squares[STEP];
+    for (int k = 0; k < STEP; k++) {
+        float level = ((w[k] - least) / scale + ROUND) - ROUND;
+        level = level < low ? low : level;
+        levels[k] = level > high ? high : level;
+        float off = levels[k] * scale + least - w[k];
+        squares[k] = off * off;
+    }
+    return sum_in_halves(squares);
+}
+
+static uint16_t scale_of(float step)
+{
+    const uint16_t half = float_to_half(step);
+    return half ? half : 1;
+}
+
+static void quantize_int8(const float *w, int8_t *codes, uint16_t *scale, float *error)
+{
+    float most = 0.0f, levels[STEP];
+    for (int k = 0; k < STEP; k++)
+        most = fabsf(w[k]) > most ? fabsf(w[k]) : most;
+    *scale = scale_of(most / 127.0f);
+    *error = round_group(w, half_to_float(*scale), 0.0f, -127.0f, 127.0f, levels);
+    for (int k = 0; k < STEP; k++)
+        codes[k] = (int8_t)levels[k];
+}
+
+static void quantize_int4(const float *w, const float *cuts, int count, uint8_t *codes, uint16_t *scale, uint16_t *least,
+                          float *error)
+{
+    float low = w[0], high = w[0], levels[STEP], best[STEP] = {0};
+    for (int k = 1; k < STEP; k++) {
+        low = w[k] < low ? w[k] : low;
+        high = w[k] > high ? w[k] : high;
+    }
+    for (int c = 0; c < count; c++) {
+        const float cut = (high - low) * cuts[c];
+        const uint16_t scaled = scale_of((high - low - 2.0f * cut) / 15.0f), begin = float_to_half(low + cut);
+        const float off = round_group(w, half_to_float(scaled), half_to_float(begin), 0.0f, 15.0f, levels);
+        if (c == 0 || off < *error) {
+            *error = off;
+            *scale = scaled;
+            *least = begin;
+            memcpy(best, levels, sizeof best);
+        }
+    }
+    for (int k = 0; k < STEP; k += 2)
+        codes[k / 2] = (uint8_t)((int)best[k] | (int)best[k + 1] << 4);
+}
+
+/* Groups of STEP numbers; `cuts`: of the range of a group, what is tried to be left out at either end. */
+void swarm_quantize(const float *w, long groups, int bits, const float *cuts, int count, void *codes, uint16_t *scales,
+                    uint16_t *least, float *errors, int threads)
+{
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+#endif
+    for (long g = 0; g < groups; g++) {
+        if (bits == 8)
+            quantize_int8(w + g * STEP, (int8_t *)codes + g * STEP, scales + g, errors + g);
+        else
+            quantize_int4(w + g * STEP, cuts, count, (uint8_t *)codes + g * STEP / 2, scales + g, least + g, errors + g);
+    }
+    (void)threads;
+}

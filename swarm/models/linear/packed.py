@@ -3,58 +3,99 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 
-from swarm.models.linear.compiled import PANEL, STEP, Kernel, Weight
-from swarm.models.linear.grid import Grid, pack4
+from swarm.models.linear.compiled import PANEL, STEP, Kernel, Weight, kernel
+from swarm.models.linear.grid import Grid, pack4, stack
 
 MANY_ROWS = 512
 """Rows that are multiplied in one call, as in kernel.c: what they take to work in stays small."""
+PAIR = 2 * PANEL
+"""Outputs that are laid out together."""
+CHUNK = 1 << 21
+"""Numbers that are laid out at once."""
 
 
-def fits(grid: Grid) -> bool:
-    """Whether the kernel computes with such groups."""
-    return grid.group % STEP == 0
+def laid_out(parts: Iterable[Grid], outputs: int) -> Packed | Grid:
+    """A grid of so many outputs, which comes some after others, for the kernel where there is one that can; no more
+    than one part is held beside it. Parts have a multiple of 32 outputs, but for the last."""
+    rest = iter(parts)
+    first = next(rest)
+    if first.codes.device.type == "cpu" and first.group % STEP == 0 and kernel() is not None:
+        return Packed(chain([first], rest), outputs)
+    more = list(rest)
+    return stack([first, *more]) if more else first
 
 
 class Packed:
-    """A grid as kernel.c wants it; `columns` of the grid are left to the caller."""
+    """A grid as kernel.c wants it: codes uint8 `[panels, in / 4, 16, 4]`, of four bits `[panels, in / 8, 16, 4]`,
+    scales and minima `[panels, groups, 16]`; an even number of panels, with nothing for outputs that are not there."""
 
-    def __init__(self, grid: Grid) -> None:
-        self.out_features, self.in_features, self.group = grid.out_features, grid.in_features, grid.group
-        self.bits = grid.bits
-        self.table = grid.table
-        self.codes = _panels_of_codes(grid)
-        self.scales = _panels(grid.scales)
-        self.least = None if grid.least is None else _panels(grid.least.to(grid.scales.dtype))
-        if grid.least is not None and grid.least.dtype != grid.scales.dtype:
-            self.scales, self.least = _panels(grid.scales.float()), _panels(grid.least.float())
+    codes: torch.Tensor
+    scales: torch.Tensor
+    least: torch.Tensor | None
+
+    def __init__(self, parts: Iterable[Grid], outputs: int) -> None:
+        self.out_features = outputs
+        first = 0
+        for part in _pieces(parts):
+            if first == 0:
+                self._begin(part)
+            panel = first // PANEL
+            last = panel + -(-part.out_features // PAIR) * 2
+            self.codes[panel:last] = _panels_of_codes(part)
+            self.scales[panel:last] = _panels(part.scales)
+            if self.least is not None and part.least is not None:
+                self.least[panel:last] = _panels(part.least)
+            first += part.out_features
+
+    def _begin(self, grid: Grid) -> None:
+        self.bits, self.group, self.table, self.columns = grid.bits, grid.group, grid.table, grid.columns
+        self.in_features = grid.in_features
+        panels, groups = -(-self.out_features // PAIR) * 2, grid.scales.shape[1]
+        # The kernel reads scales and minima alike.
+        numbers = torch.float32 if grid.least is not None and grid.least.dtype == torch.float32 else grid.scales.dtype
+        self.codes = torch.empty(panels, self.in_features * self.bits // 32, PANEL, 4, dtype=torch.uint8)
+        self.scales = torch.empty(panels, groups, PANEL, dtype=numbers)
+        self.least = None if grid.least is None else torch.empty_like(self.scales)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is held."""
-        return sum(part.nbytes for part in (self.codes, self.scales, self.least) if part is not None)
+        parts = (self.codes, self.scales, self.least, self.columns)
+        return sum(part.nbytes for part in parts if part is not None)
 
-    def grid(self, columns: torch.Tensor | None = None) -> Grid:
-        """What was laid out; `columns`: its order of columns."""
-        codes = self.codes
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return self.codes.device
+
+    def grid(self, outputs: int | None = None) -> Grid:
+        """What was laid out, perhaps with scales or minima in more bits; `outputs`: only so many, the first."""
+        count = self.out_features if outputs is None else min(outputs, self.out_features)
+        panels = -(-count // PANEL)
+        codes = self.codes[:panels]
         if self.bits == 8:
-            codes = (codes.int() - 128).to(torch.int8).transpose(1, 2).reshape(-1, self.in_features)
+            codes = codes.bitwise_xor(128).view(torch.int8).transpose(1, 2).reshape(-1, self.in_features)
         else:
             pairs = torch.stack((codes & 15, codes >> 4), dim=2)  # [panel, 8 columns, half, output, 4]
             codes = pack4(pairs.permute(0, 3, 1, 2, 4).reshape(-1, self.in_features))
-        least = None if self.least is None else self._flat(self.least)
-        return Grid(codes[: self.out_features].contiguous(), self._flat(self.scales), least, self.table, columns)
-
-    def _flat(self, panels: torch.Tensor) -> torch.Tensor:
-        return panels.transpose(1, 2).reshape(-1, panels.shape[1])[: self.out_features].contiguous()
+        scales, least = (
+            None if part is None else part[:panels].transpose(1, 2).reshape(-1, part.shape[1])[:count].contiguous()
+            for part in (self.scales, self.least)
+        )
+        assert scales is not None
+        return Grid(codes[:count].contiguous(), scales, least, self.table, self.columns)
 
     def multiply(self, kernel: Kernel, rows: torch.Tensor, kind: int | None = None) -> torch.Tensor:
         """`[rows, in_features]` float32 → `[rows, out_features]` float32; `kind`: in `KINDS`, by default the best."""
-        weight, rows, chosen = self._weight, rows.contiguous(), kernel.best if kind is None else kind
+        weight, chosen = self._weight, kernel.best if kind is None else kind
+        rows = (rows if self.columns is None else rows[:, self.columns]).contiguous()
         product = torch.empty(len(rows), self.out_features)
         if len(rows) <= MANY_ROWS:
             kernel.multiply(weight, rows, product, chosen)
@@ -79,22 +120,28 @@ class Packed:
         return {name: value for name, value in vars(self).items() if name != "_weight"}
 
 
+def _pieces(parts: Iterable[Grid]) -> Iterator[Grid]:
+    """The same in pieces whose layout takes little to make."""
+    for part in parts:
+        many = max(1, CHUNK // part.in_features // PAIR) * PAIR
+        for first in range(0, part.out_features, many):
+            yield part.rows(first, first + many)
+
+
 def _panels(numbers: torch.Tensor) -> torch.Tensor:
-    """`[out, groups]` → `[panels, groups, 16]`, with nothing for outputs that are not there."""
-    return _filled(numbers).view(-1, PANEL, numbers.shape[1]).transpose(1, 2).contiguous()
+    """`[out, groups]` → `[panels, groups, 16]`."""
+    return _filled(numbers).view(-1, PANEL, numbers.shape[1]).transpose(1, 2)
 
 
 def _panels_of_codes(grid: Grid) -> torch.Tensor:
-    """uint8 `[panels, in / 4, 16, 4]`, or of four bits `[panels, in / 8, 16, 4]`."""
     codes = _filled(grid.codes)
-    if grid.bits == 8:
-        unsigned = (codes.int() + 128).to(torch.uint8)
-        return unsigned.view(-1, PANEL, grid.in_features // 4, 4).transpose(1, 2).contiguous()
+    if grid.bits == 8:  # unsigned: 128 more
+        return codes.view(torch.uint8).bitwise_xor(128).view(-1, PANEL, grid.in_features // 4, 4).transpose(1, 2)
     pairs = torch.stack((codes & 15, codes >> 4), dim=-1).view(-1, PANEL, grid.in_features // 8, 2, 4)
-    return (pairs[:, :, :, 0] | (pairs[:, :, :, 1] << 4)).transpose(1, 2).contiguous()
+    return (pairs[:, :, :, 0] | (pairs[:, :, :, 1] << 4)).transpose(1, 2)
 
 
 def _filled(numbers: torch.Tensor) -> torch.Tensor:
     """With rows of nothing up to a pair of panels."""
-    missing = -len(numbers) % (2 * PANEL)
+    missing = -len(numbers) % PAIR
     return torch.cat([numbers, numbers.new_zeros(missing, numbers.shape[1])]) if missing else numbers

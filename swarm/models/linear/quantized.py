@@ -10,7 +10,7 @@ from torch import nn
 from swarm.errors import UnsupportedModel
 from swarm.models.linear.compiled import kernel
 from swarm.models.linear.grid import Grid
-from swarm.models.linear.packed import Packed, fits
+from swarm.models.linear.packed import Packed, laid_out
 from swarm.models.linear.replace import replace
 from swarm.models.linear.schemes import can_quantize, quantize
 
@@ -29,14 +29,14 @@ class QuantizedLinear(nn.Module):
     its grid. `weight`: has the shape and the dtype of the plain layer's for architectures that ask, and no numbers.
     """
 
-    def __init__(self, grid: Grid, bias: torch.Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, weight: Packed | Grid, bias: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.out_features, self.in_features = grid.out_features, grid.in_features
+        self.out_features, self.in_features = weight.out_features, weight.in_features
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         self.dtype = dtype
-        self._columns = grid.columns
-        compiled = grid.codes.device.type == "cpu" and fits(grid) and kernel() is not None
-        self._weight: Packed | Grid = Packed(grid) if compiled else grid
+        self._weight = laid_out([weight], weight.out_features) if isinstance(weight, Grid) else weight
 
     def extra_repr(self) -> str:
         bits, group = self._weight.bits, self._weight.group
@@ -45,8 +45,7 @@ class QuantizedLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """`[out_features, in_features]` that takes no memory."""
-        device = self._weight.codes.device
-        return torch.zeros((), dtype=self.dtype, device=device).expand(self.out_features, self.in_features)
+        return torch.zeros((), dtype=self.dtype, device=self._weight.device).expand(self.out_features, self.in_features)
 
     @property
     def nbytes(self) -> int:
@@ -57,7 +56,7 @@ class QuantizedLinear(nn.Module):
     def grid(self) -> Grid:
         """The weight."""
         weight = self._weight
-        return weight if isinstance(weight, Grid) else weight.grid(self._columns)
+        return weight if isinstance(weight, Grid) else weight.grid()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[…, in_features]` → `[…, out_features]`."""
@@ -79,12 +78,13 @@ class QuantizedLinear(nn.Module):
         weight, compiled = self._weight, kernel()
         if isinstance(weight, Grid) or compiled is None:
             return _by_tiles(rows, self.grid)
-        return weight.multiply(compiled, rows if self._columns is None else rows[:, self._columns])
+        return weight.multiply(compiled, rows)
 
     @torch.inference_mode()
     def checked(self) -> QuantizedLinear:
         """The same. Raises UnsupportedModel where the first outputs are not what the numbers of the grid give."""
-        grid = self.grid.rows(0, min(self.out_features, PROBED))
+        weight = self._weight
+        grid = weight.rows(0, PROBED) if isinstance(weight, Grid) else weight.grid(PROBED)
         for count in (1, 8, 40):
             rows = torch.randn(count, self.in_features, generator=torch.Generator().manual_seed(count))
             rows[:, :: self.in_features // 3] *= 100
@@ -97,11 +97,10 @@ class QuantizedLinear(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
         """What `to`, `cuda`, `half` and the like call: the grid moves, its numbers stay."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        moved = fn(torch.empty(0, dtype=self.dtype, device=self._weight.codes.device))
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self._weight.device))
         self.dtype = moved.dtype
-        if moved.device != self._weight.codes.device:
+        if moved.device != self._weight.device:
             self._weight = self.grid.to(moved.device)
-            self._columns = self._weight.columns
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,10 @@ from swarm.contract import UNQUANTIZED
 from swarm.errors import BadCheckpoint, UnsupportedModel
 from swarm.models.blocks import find_blocks
 from swarm.models.linear.experts import expert_weights, put_experts_on_grids
-from swarm.models.linear.grid import Grid, as_dense
+from swarm.models.linear.grid import Grid, GridDigest, as_dense
+from swarm.models.linear.packed import laid_out
 from swarm.models.linear.quantized import QuantizedLinear
-from swarm.models.linear.schemes import BITS, can_quantize, quantize_rows
+from swarm.models.linear.schemes import BITS, can_quantize, quantized
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.partial import Absent, assemble, decoder_config, model_class, partial_class
 from swarm.models.loading.tensors import Tensors
@@ -137,20 +138,30 @@ class Reading:
 
     def _put(self, model: PreTrainedModel, name: str, place: str) -> None:
         """Read a weight onto its grid, and the layer into the model."""
-        grid = self._grid(name)
-        self._note(name, lambda relative: _digest(relative, grid))
+        digest = GridDigest()
+
+        def parts() -> Iterator[Grid]:
+            for part in self._parts(name):
+                digest.add(part)
+                yield part
+
+        weight = laid_out(parts(), self._tensors.shape(name)[0])
+        self._note(name, lambda relative: hashlib.sha256(f"{relative} ".encode() + digest.digest()).digest())
         parent, _, child = place.removesuffix(".weight").rpartition(".")
         owner = model.get_submodule(parent)
-        setattr(owner, child, QuantizedLinear(grid, getattr(owner, child).bias, self._dtype).checked())
+        setattr(owner, child, QuantizedLinear(weight, getattr(owner, child).bias, self._dtype).checked())
 
-    def _grid(self, name: str) -> Grid:
-        shape, tensors = self._tensors.shape(name), self._tensors
-        if self._quantization == FILE:
-            read = tensors.read(name)
-            if not isinstance(read, Grid):
-                raise BadCheckpoint(f"{name} is not on a grid")
-            return read
-        return quantize_rows(lambda rows: as_dense(tensors.read(name, rows)), (shape[0], shape[1]), self._quantization)
+    def _parts(self, name: str) -> Iterable[Grid]:
+        """A weight on its grid, some outputs after others."""
+        if self._quantization != FILE:
+            outputs, inputs = self._tensors.shape(name)
+            return quantized(
+                lambda rows: as_dense(self._tensors.read(name, rows)), (outputs, inputs), self._quantization
+            )
+        read = self._tensors.read(name)
+        if not isinstance(read, Grid):
+            raise BadCheckpoint(f"{name} is not on a grid")
+        return [read]
 
     def _note(self, name: str, digest: Callable[[str], bytes]) -> None:
         self._bar.update(self._tensors.nbytes(name))

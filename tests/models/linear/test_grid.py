@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import BadCheckpoint
-from swarm.models.linear.grid import SIGNED, Grid, pack4, small, stack
+from swarm.models.linear.grid import SIGNED, Grid, GridDigest, pack4, small, stack
 
 MXFP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
@@ -74,6 +74,10 @@ def test_a_digest_is_of_every_number() -> None:
     ]
     assert len({each.digest() for each in (grid, *others)}) == 5
     assert grid.digest() == Grid(grid.codes.clone(), grid.scales, grid.least).digest()
+    digest = GridDigest()
+    for first in range(4):
+        digest.add(grid.rows(first, first + 1))
+    assert digest.digest() == grid.digest()
 
 
 def test_codes_are_packed_in_pairs() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.errors import UnsupportedModel
-from swarm.models.linear import compiled, quantized
+from swarm.models.linear import compiled, packed, quantized, schemes
 from swarm.models.linear.compiled import KINDS, Kernel, kernel
 from swarm.models.linear.grid import SIGNED, Grid
 from swarm.models.linear.packed import Packed
@@ -26,6 +26,12 @@ def built() -> Kernel:
     if found is None:
         pytest.skip("there is no C compiler")
     return found
+
+
+def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no compiler."""
+    for module in (packed, quantized, schemes):
+        monkeypatch.setattr(module, "kernel", lambda: None)
 
 
 grids = st.builds(
@@ -45,25 +51,25 @@ grids = st.builds(
 def test_every_kernel_gives_the_same_bits_which_are_those_of_the_numbers(
     grid: Grid, rows: int, seed: int, size: float
 ) -> None:
-    packed, best = Packed(grid), built()
+    laid, best = Packed([grid], grid.out_features), built()
     x = torch.randn(rows, grid.in_features, generator=torch.Generator().manual_seed(seed)) * size
     x[:, ::7] *= 30
     right = x.double() @ grid.dense().double().T
-    got = [packed.multiply(best, x, kind) for kind in range(best.best + 1)]
+    got = [laid.multiply(best, x, kind) for kind in range(best.best + 1)]
     # The sums may cancel: what is lost is a share of what was summed.
     summed = x.double().norm(dim=1, keepdim=True) * grid.dense().double().norm(dim=1)
     assert ((got[0] - right).abs() <= 2e-4 * summed).all()
     assert all(torch.equal(each, got[0]) for each in got[1:]), KINDS[best.best]
-    assert all(torch.equal(packed.multiply(best, x[row : row + 1])[0], got[0][row]) for row in range(rows))
+    assert all(torch.equal(laid.multiply(best, x[row : row + 1])[0], got[0][row]) for row in range(rows))
 
 
 @given(grids, st.sampled_from([None, SIGNED, MXFP4]))
 def test_what_is_laid_out_is_the_grid(grid: Grid, table: tuple[int, ...] | None) -> None:
     grid = dataclasses.replace(grid, table=table if grid.bits == 4 else None)
-    packed = Packed(grid)
-    assert torch.equal(packed.grid().dense(), grid.dense())
-    assert packed.grid().digest() == grid.digest()
-    assert packed.nbytes <= -(-grid.out_features // 32) * 32 / grid.out_features * grid.nbytes + 1
+    laid = Packed([grid], grid.out_features)
+    assert torch.equal(laid.grid().dense(), grid.dense())
+    assert laid.grid().digest() == grid.digest()
+    assert laid.nbytes <= -(-grid.out_features // 32) * 32 / grid.out_features * grid.nbytes + 1
 
 
 @pytest.mark.parametrize("table", [None, SIGNED, MXFP4])
@@ -72,7 +78,7 @@ def test_a_layer_computes_its_numbers(
     table: tuple[int, ...] | None, with_kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not with_kernel:
-        monkeypatch.setattr(quantized, "kernel", lambda: None)
+        without_kernel(monkeypatch)
     plain = random_grid(70, 96, least=True, table=table)
     grid, bias = dataclasses.replace(plain, columns=torch.randperm(96)), torch.randn(70)
     layer = QuantizedLinear(grid, bias).checked()
@@ -110,7 +116,7 @@ def test_rows_that_are_no_numbers_harm_nobody_else() -> None:
 @pytest.mark.parametrize("with_kernel", [True, False])
 def test_gradients_are_those_of_the_numbers(with_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not with_kernel:
-        monkeypatch.setattr(quantized, "kernel", lambda: None)
+        without_kernel(monkeypatch)
     grid = random_grid(30, 64, least=True)
     x = torch.randn(5, 64, requires_grad=True)
     (QuantizedLinear(grid)(x) ** 2).sum().backward()

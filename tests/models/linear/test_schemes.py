@@ -73,5 +73,18 @@ def test_the_limits_separate_what_is_healthy_from_what_is_not() -> None:
         assert off(shifted.dense()) > LIMITS[name]
 
 
+@pytest.mark.parametrize("name", [INT8, INT4])
+@given(size=st.floats(1e-9, 1e4), seed=st.integers(0, 999))
+def test_the_kernel_gives_the_same_numbers(name: str, size: float, seed: int) -> None:
+    weight = torch.randn(5, 96, generator=torch.Generator().manual_seed(seed)) * size
+    weight[1] = 0.0
+    weight[2, :40] = weight[2, 0]
+    weight[3] = weight[3].round() * size
+    ours, errors = schemes.on_grid(weight, name)
+    plain, right = schemes.on_grid(weight, name, compiled=False)
+    assert ours.digest() == plain.digest()
+    assert torch.allclose(errors, right, rtol=0, atol=0, equal_nan=True)
+
+
 def test_columns_divide_into_groups_or_not() -> None:
     assert can_quantize(4096) and not can_quantize(40)
