@@ -8,14 +8,13 @@ architecture has code of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from swarm.errors import UnsupportedModel
-from swarm.models.linear.grid import Grid
 from swarm.models.linear.quantized import QuantizedLinear
 from swarm.models.linear.schemes import can_quantize, quantize
 
@@ -49,13 +48,13 @@ class ExpertWeight:
 class ExpertWeights(nn.Module):
     """Of all experts, `[experts, out, in]` or, `transposed`, `[experts, in, out]`: indexed by an expert."""
 
-    def __init__(self, grids: Sequence[Grid], transposed: bool, dtype: torch.dtype) -> None:
+    def __init__(self, layers: Iterable[QuantizedLinear], transposed: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([QuantizedLinear(grid, dtype=dtype) for grid in grids])
+        self.layers = nn.ModuleList(layers)
         self.transposed = transposed
-        self.dtype = dtype
-        outputs, inputs = grids[0].shape
-        self.shape = torch.Size((len(grids), inputs, outputs) if transposed else (len(grids), outputs, inputs))
+        first = self[0].layer
+        shape = (first.in_features, first.out_features) if transposed else (first.out_features, first.in_features)
+        self.shape, self.dtype = torch.Size((len(self.layers), *shape)), first.dtype
 
     def __getitem__(self, expert: int | torch.Tensor) -> ExpertWeight:
         layer = self.layers[int(expert)]
@@ -64,19 +63,20 @@ class ExpertWeights(nn.Module):
 
 
 def expert_weights(module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The parameters inside `module` that hold the weights of experts and could be on a grid: their owners and names.
-
-    Owners are the modules that transformers lets choose how experts are computed.
-    """
-    owners = [each for each in module.modules() if hasattr(each, "is_transposed") and hasattr(each, "config")]
-    found = [(owner, *entry) for owner in owners for entry in owner.named_parameters(recurse=False)]
+    """The parameters inside `module` that hold the weights of experts and could be on a grid: owners and names."""
+    named = [(owner, *entry) for owner in module.modules() for entry in owner.named_parameters(recurse=False)]
     return [
-        (owner, name) for owner, name, weight in found if weight.dim() == 3 and can_quantize(_columns(owner, weight))
+        (owner, name)
+        for owner, name, weight in named
+        if is_of_experts(owner, name) and can_quantize(weight.shape[1 if owner.is_transposed else 2])
     ]
 
 
-def _columns(owner: nn.Module, weight: torch.Tensor) -> int:
-    return int(weight.shape[1 if owner.is_transposed else 2])
+def is_of_experts(owner: nn.Module, name: str) -> bool:
+    """Whether that is, or was, the weights of experts, in a module that transformers has several ways to compute."""
+    held = getattr(owner, name, None)
+    is_choosing = hasattr(owner, "is_transposed") and hasattr(owner, "config")
+    return is_choosing and isinstance(held, torch.Tensor) and (held.dim() == 3 or not held.numel())
 
 
 @torch.inference_mode()
@@ -87,10 +87,16 @@ def put_experts_on_grids(module: nn.Module, scheme: str) -> int:
     """
     found = expert_weights(module)
     for owner, name in found:
-        weight, transposed = getattr(owner, name).detach(), bool(owner.is_transposed)
-        delattr(owner, name)
-        grids = [quantize(each.T.contiguous() if transposed else each, scheme) for each in weight]
-        setattr(owner, name, ExpertWeights(grids, transposed, weight.dtype))
-        config: Any = owner.config
-        config._experts_implementation_internal = "eager"
+        weight = getattr(owner, name).detach()
+        experts = (each.T.contiguous() if owner.is_transposed else each for each in weight)
+        put_experts(owner, name, (QuantizedLinear(quantize(each, scheme), dtype=weight.dtype) for each in experts))
     return len(found)
+
+
+def put_experts(owner: nn.Module, name: str, layers: Iterable[QuantizedLinear]) -> None:
+    """In place of the parameter of that name."""
+    weights = ExpertWeights(layers, bool(owner.is_transposed))
+    delattr(owner, name)
+    setattr(owner, name, weights)
+    config: Any = owner.config
+    config._experts_implementation_internal = "eager"

@@ -120,6 +120,6 @@ def _count(module: nn.Module) -> int:
 def _stored_bits(checkpoint: Checkpoint) -> float:
     """Of a weight in the checkpoint, on average over what is on a grid."""
     tensors = checkpoint.tensors
-    named = [name for name in tensors.names() if tensors.on_grid(name)]
+    named = [name for name in tensors.names() if tensors.on_grid(name) or tensors.experts(name) is not None]
     numbers = sum(prod(tensors.shape(name)) for name in named)
     return 8 * sum(tensors.nbytes(name) for name in named) / numbers if numbers else 8.0 * torch.float32.itemsize

@@ -81,8 +81,8 @@ def outline(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrained
 def partial_class(
     whole: type[PreTrainedModel], kept: Collection[int], ends: bool, waiting: Iterable[str] = ()
 ) -> type[PreTrainedModel]:
-    """`whole` without the blocks that are not `kept` and, unless `ends`, without anything but blocks; the linear layers
-    at `waiting` have no weights yet.
+    """`whole` without the blocks that are not `kept` and, unless `ends`, without anything but blocks; the
+    parameters at `waiting` are not there yet.
 
     It says that it lives where `whole` does: the library converts checkpoints by class name, for its own classes only.
     """
@@ -99,9 +99,14 @@ def partial_class(
             _empty(self, blocks.layers)
             self.all_tied_weights_keys = {}
         for place in waiting:
-            parent, _, name = place.rpartition(".")
-            layer = cast(nn.Linear, self.get_submodule(place))
-            setattr(self.get_submodule(parent), name, Waiting(layer))
+            owner, _, name = place.rpartition(".")
+            module = self.get_submodule(owner)
+            if type(module) is nn.Linear:
+                parent, _, name = owner.rpartition(".")
+                setattr(self.get_submodule(parent), name, Waiting(module))
+            else:
+                delattr(module, name)
+                setattr(module, name, torch.empty(0))
 
     return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
 

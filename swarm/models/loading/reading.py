@@ -20,7 +20,7 @@ from swarm.config import FILE
 from swarm.contract import UNQUANTIZED
 from swarm.errors import BadCheckpoint, UnsupportedModel
 from swarm.models.blocks import find_blocks
-from swarm.models.linear.experts import expert_weights, put_experts_on_grids
+from swarm.models.linear.experts import expert_weights, is_of_experts, put_experts, put_experts_on_grids
 from swarm.models.linear.grid import Grid, GridDigest, as_dense
 from swarm.models.linear.packed import laid_out
 from swarm.models.linear.quantized import QuantizedLinear
@@ -64,13 +64,15 @@ def _on_grids(
     """
     found = {}
     for name, place in wanted.items():
-        layer, _, kind = place.name.rpartition(".")
-        if kind != "weight" or not place.direct or _block_of(place.name, prefix) is None:
+        if not place.direct or _block_of(place.name, prefix) is None:
             continue
-        module = outline.get_submodule(layer)
-        if type(module) is nn.Linear and (
-            tensors.on_grid(name) if quantization == FILE else can_quantize(module.in_features)
-        ):
+        owner, _, kind = place.name.rpartition(".")
+        module = outline.get_submodule(owner)
+        if type(module) is nn.Linear and kind == "weight":
+            fits = tensors.on_grid(name) if quantization == FILE else can_quantize(module.in_features)
+        else:
+            fits = quantization == FILE and is_of_experts(module, kind) and tensors.experts(name) is not None
+        if fits:
             found[name] = place.name
     return found
 
@@ -115,9 +117,8 @@ class Reading:
             name for name in self.wanted if (self._block(name) in blocks if self._block(name) is not None else ends)
         ]
         layers = {name: self._layers[name] for name in names if name in self._layers}
-        waiting = [place.removesuffix(".weight") for place in layers.values()]
         config = self._checkpoint.config
-        partial = partial_class(model_class(config), blocks, ends, waiting)
+        partial = partial_class(model_class(config), blocks, ends, layers.values())
         plain = {name: self.dense(name) for name in names if name not in layers}
         model = assemble(partial, decoder_config(config), plain, self._dtype, self._checkpoint.name)
         del plain
@@ -140,16 +141,19 @@ class Reading:
         """Read a weight onto its grid, and the layer into the model."""
         digest = GridDigest()
 
-        def parts() -> Iterator[Grid]:
-            for part in self._parts(name):
+        def seen(parts: Iterable[Grid]) -> Iterator[Grid]:
+            for part in parts:
                 digest.add(part)
                 yield part
 
-        weight = laid_out(parts(), self._tensors.shape(name)[0])
-        self._note(name, lambda relative: hashlib.sha256(f"{relative} ".encode() + digest.digest()).digest())
         parent, _, child = place.removesuffix(".weight").rpartition(".")
-        owner = model.get_submodule(parent)
-        setattr(owner, child, QuantizedLinear(weight, getattr(owner, child).bias, self._dtype).checked())
+        owner, experts = model.get_submodule(parent), self._tensors.experts(name)
+        if experts is not None and is_of_experts(owner, child):
+            put_experts(owner, child, (QuantizedLinear(grid, dtype=self._dtype) for grid in seen(experts)))
+        else:
+            weight = laid_out(seen(self._parts(name)), self._tensors.shape(name)[0])
+            setattr(owner, child, QuantizedLinear(weight, getattr(owner, child).bias, self._dtype).checked())
+        self._note(name, lambda relative: hashlib.sha256(f"{relative} ".encode() + digest.digest()).digest())
 
     def _parts(self, name: str) -> Iterable[Grid]:
         """A weight on its grid, some outputs after others."""

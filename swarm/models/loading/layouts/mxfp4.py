@@ -6,15 +6,20 @@ groups]`, exponents of two. The model has them turned: `[experts, in, out]`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from swarm.errors import BadCheckpoint
+from swarm.models.linear.grid import Grid, small
 from swarm.models.loading.layouts import checks
 from swarm.models.loading.layouts.float8 import E2M1
 from swarm.models.loading.layouts.stored import Settings, Stored
+
+BLOCK = 16
+"""Bytes of a group."""
+LEVELS = tuple(int(2 * number) for number in E2M1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,18 @@ class Mxfp4Experts:
 
     def on_grid(self, stored: Stored) -> bool:
         return False
+
+    def experts(self, stored: Stored) -> Iterator[Grid] | None:
+        """Twice the numbers are whole; a scale is half a power of two."""
+        experts, inputs, out = self.shape(stored)
+        if inputs % (2 * BLOCK):
+            return None
+        return (self._expert(stored, slice(index, index + 1), out) for index in range(experts))
+
+    def _expert(self, stored: Stored, some: slice, out: int) -> Grid:
+        powers = checks.scales(stored, self.parts[1], dtypes=checks.POWERS)[some]
+        codes = checks.integers(stored, self.parts[0], None, torch.uint8, rows=some)
+        return Grid(codes.reshape(out, -1).contiguous(), small(powers.float()[0] / 2), table=LEVELS)
 
     def read(self, stored: Stored, rows: slice | None) -> torch.Tensor:
         experts, inputs, out = self.shape(stored)

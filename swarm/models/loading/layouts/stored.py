@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -42,6 +42,14 @@ class Weight(Protocol):
         """Its numbers, or some rows of them."""
 
 
+@runtime_checkable
+class Experts(Weight, Protocol):
+    """The weights of all experts of a layer."""
+
+    def experts(self, stored: Stored) -> Iterator[Grid] | None:
+        """As in `Tensors`."""
+
+
 class Combined:
     """`swarm.models.loading.tensors.Tensors` of what is stored: weights where their parts were, the rest as it is.
 
@@ -71,6 +79,10 @@ class Combined:
     def on_grid(self, name: str) -> bool:
         weight = self._weights.get(name)
         return weight is not None and weight.on_grid(self._stored)
+
+    def experts(self, name: str) -> Iterator[Grid] | None:
+        weight = self._weights.get(name)
+        return weight.experts(self._stored) if isinstance(weight, Experts) else None
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor | Grid:
         weight = self._weights.get(name)
