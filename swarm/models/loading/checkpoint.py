@@ -7,23 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 from transformers import AutoConfig, PretrainedConfig
@@ -31,25 +22,15 @@ from transformers.modeling_utils import get_state_dict_dtype, load_state_dict
 
 from swarm.errors import BadCheckpoint, InvalidInput, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import context_length, text_config
+from swarm.models.loading.fetched import FetchedTensors, header_of
 from swarm.models.loading.files import ADAPTER, Picked, pick
+from swarm.models.loading.hub import Access, HubFiles, NoSuchFile, Offline, download
 from swarm.models.loading.identity import differences, digest
 from swarm.models.loading.layouts.choose import dense_dtype, layout_of, settings_of, with_settings
+from swarm.models.loading.layouts.stored import Combined
 from swarm.models.loading.safetensors import SafetensorsTensors
 from swarm.models.loading.tensors import Tensors
 from swarm.types import ModelInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How files are found, each as in transformers' `from_pretrained`."""
-
-    token: str | bool | None = None
-    revision: str | None = None
-    subfolder: str = ""
-    variant: str | None = None
-    cache_dir: str | Path | None = None
-    force_download: bool = False
-    local_files_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,22 +40,24 @@ class Checkpoint:
     name: str
     folder: Path | None = None
     commit: str | None = None
-    reading: Reading = Reading()
+    reading: Access = field(default_factory=Access)
 
     def path(self, file: str) -> Path:
         """Where a file is on this machine, downloaded if need be. Raises ModelNotFound, BadCheckpoint."""
         if self.folder is None:
-            return _download(self.name, file, replace(self.reading, revision=self.commit))
+            return download(self.name, file, replace(self.reading, revision=self.commit))
         path = self.folder / self.reading.subfolder / file
         if not path.is_file():
             raise BadCheckpoint(f"{path} is missing; copy the model's folder again, or pass its name on the hub")
         return path
 
     def has(self, file: str) -> bool:
-        """Whether there is such a file."""
+        """Whether there is such a file; those of tensors are not downloaded for it."""
+        if self._hub is not None and not file.endswith(".json"):
+            return self._hub.has(file)
         try:
             return self.path(file).is_file()
-        except (BadCheckpoint, _NoSuchFile, _Offline):
+        except (BadCheckpoint, NoSuchFile, Offline):
             return False
 
     @cached_property
@@ -129,13 +112,36 @@ class Checkpoint:
         return files | {name: file for file in there for name in self._names(file)}
 
     def _names(self, file: str) -> list[str]:
+        if self._hub is not None:
+            return list(header_of(self._hub, file))
         with open_safetensors(self.path(file)) as opened:
             return list(opened.keys())
 
     @cached_property
+    def _hub(self) -> HubFiles | None:
+        return None if self.commit is None else HubFiles(self.name, self.commit, self.reading)
+
+    @cached_property
+    def stored(self) -> SafetensorsTensors:
+        """The tensors as they are in the files. Raises BadCheckpoint, ModelNotFound."""
+        return SafetensorsTensors(self.files, self.path) if self._hub is None else FetchedTensors(self.files, self._hub)
+
+    def fetch(self, parts: Mapping[str, Collection[str]], progress: bool = True) -> None:
+        """Have tensors on this machine, several at a time, before they are read; from the hub, no others are fetched.
+
+        `parts`: their names in the model, by what is shown while they are fetched. Raises BadCheckpoint, ModelNotFound.
+        """
+        if isinstance(self.stored, FetchedTensors):
+            tensors = self.tensors
+            made = tensors.parts if isinstance(tensors, Combined) else lambda name: [name]
+            self.stored.fetch(
+                {part: [each for name in names for each in made(name)] for part, names in parts.items()}, progress
+            )
+
+    @cached_property
     def tensors(self) -> Tensors:
         """What is in the files, by the names of the model. Raises BadCheckpoint, ModelNotFound, UnsupportedModel."""
-        return layout_of(self.config, SafetensorsTensors(self.files, self.path))
+        return layout_of(self.config, self.stored)
 
     @property
     def quantized(self) -> bool:
@@ -152,12 +158,20 @@ class Checkpoint:
             said = (_read_json(index).get("metadata") or {}).get("dtype")
             if isinstance(found := getattr(torch, str(said), None), torch.dtype):
                 return found
+        if self._hub is not None:
+            return self._first_dtype()
         path = self.path(min(self.files.values(), default=self.picked.file))
         try:
             found = get_state_dict_dtype(load_state_dict(path, map_location="meta"))  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError, ValueError) as error:
             raise BadCheckpoint(f"{path} is damaged ({error}); delete it and fetch it again") from error
         return found if isinstance(found, torch.dtype) else torch.float32
+
+    def _first_dtype(self) -> torch.dtype:
+        """Of the first tensor that is of floats, in the first file."""
+        first = min(self.files.values())
+        found = [self.stored.dtype(name) for name, file in self.files.items() if file == first]
+        return next((dtype for dtype in found if dtype.is_floating_point), torch.float32)
 
     @cached_property
     def key(self) -> str:
@@ -193,25 +207,17 @@ class Checkpoint:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _NoSuchFile(ModelNotFound):
-    """The repository is there, the file is not."""
-
-
-class _Offline(ModelNotFound):
-    """The file is not on this machine and the hub was not asked, as HF_HUB_OFFLINE wants it."""
-
-
 def open_checkpoint(
     source: str | Path, token: str | bool | None = None, revision: str | None = None, **options: Any
 ) -> Checkpoint:
     """`source`: a local folder, or a name on the hub (`revision`: branch, tag or commit there).
 
-    `options`: further fields of `Reading`.
+    `options`: further fields of `Access`.
 
     HF_HOME, HF_HUB_OFFLINE and a saved login are honoured. Raises ModelNotFound with the hub's own words, also for
     gated repositories.
     """
-    folder, reading = Path(source).expanduser(), Reading(token, revision, **options)
+    folder, reading = Path(source).expanduser(), Access(token, revision, **options)
     if folder.is_dir():
         inside = folder / reading.subfolder
         if not (inside / "config.json").is_file():
@@ -221,7 +227,7 @@ def open_checkpoint(
         raise ModelNotFound(f"{source} is a file: pass a folder, with config.json and the tensors as safetensors")
     if str(source).startswith(("/", ".", "~")):
         raise ModelNotFound(f"there is no folder {source}")
-    path = _download(str(source), "config.json", reading)
+    path = download(str(source), "config.json", reading)
     # In the hub's cache every file is in a folder named after the commit, online and offline alike.
     commit = path.parents[len(Path(reading.subfolder).parts)].name
     return Checkpoint(str(source), commit=commit, reading=reading)
@@ -233,24 +239,6 @@ def open_safetensors(path: Path) -> Any:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise BadCheckpoint(f"{path} is damaged ({error}); delete it and fetch it again") from error
-
-
-def _download(name: str, file: str, how: Reading) -> Path:
-    options = {"cache_dir": how.cache_dir, "force_download": how.force_download, "subfolder": how.subfolder or None}
-    options |= {"revision": how.revision, "token": how.token, "local_files_only": how.local_files_only}
-    try:
-        return Path(hf_hub_download(name, file, **options))  # type: ignore[arg-type]
-    except LocalEntryNotFoundError as error:
-        kind = _Offline if constants.HF_HUB_OFFLINE or how.local_files_only else ModelNotFound
-        raise kind(f"{file} of {name} is not on this machine and the hub cannot be reached: {error}") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # gated repositories are among the former
-        raise ModelNotFound(str(error)) from error
-    except EntryNotFoundError as error:
-        raise _NoSuchFile(f"{name} has no {file}: {error}") from error
-    except HFValidationError as error:
-        raise ModelNotFound(f"{name!r} is neither a folder on this machine nor a name on the hub: {error}") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelNotFound(f"{file} of {name} could not be fetched: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

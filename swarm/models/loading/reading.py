@@ -98,6 +98,7 @@ class Reading:
         self.with_experts = [index for index, layer in present.items() if by_scheme and expert_weights(layer)]
         if by_scheme and present and not self._layers and not self.with_experts:
             raise UnsupportedModel(f"its blocks have no plain linear layers that {quantization} could be used for")
+        self._fetch(progress)
         self._prints: dict[int, list[bytes]] = defaultdict(list)
         total = sum(self._tensors.nbytes(name) for name in self.wanted)
         title = f"{checkpoint.name}: tensors"
@@ -127,6 +128,14 @@ class Reading:
         for block in blocks.intersection(self.with_experts):
             put_experts_on_grids(find_blocks(model).layers[block], self._quantization)
         return model
+
+    def _fetch(self, progress: bool) -> None:
+        """Have on this machine what is to be read, block by block."""
+        parts: dict[str, list[str]] = defaultdict(list)
+        for name in self.wanted:
+            block = self._block(name)
+            parts["ends" if block is None else f"block {block}"].append(name)
+        self._checkpoint.fetch(parts, progress)
 
     def _block(self, name: str) -> int | None:
         return _block_of(self.wanted[name].name, self._prefix)

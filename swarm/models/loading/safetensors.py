@@ -157,12 +157,18 @@ class SafetensorsTensors:
     def entry(self, name: str) -> Entry:
         """Where a tensor lies in its file. Raises BadCheckpoint."""
         file = self._files[name]
-        if file not in self._headers:
-            self._headers[file] = read_header(self._path(file))
         try:
-            return self._headers[file][name]
+            return self._known(file)[name]
         except KeyError:
             raise BadCheckpoint(f"{self._path(file)} lacks {name}; delete it and fetch it again") from None
+
+    def _known(self, file: str) -> dict[str, Entry]:
+        if file not in self._headers:
+            self._headers[file] = self._header(file)
+        return self._headers[file]
+
+    def _header(self, file: str) -> dict[str, Entry]:
+        return read_header(self._path(file))
 
 
 def _fill(file: Any, into: memoryview) -> None:

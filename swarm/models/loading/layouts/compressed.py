@@ -113,6 +113,30 @@ class IntegerWeight:
         return Grid(codes, small(scales[some]), None if least is None else least[some])
 
 
+@dataclass(frozen=True, slots=True)
+class PlainWeight:
+    """Levels that are not packed: FP8 or integers, which the file that they are in says."""
+
+    floats: ScaledWeight
+    integers: IntegerWeight
+
+    @property
+    def parts(self) -> list[str]:
+        return self.integers.parts
+
+    def shape(self, stored: Stored) -> tuple[int, ...]:
+        return self._of(stored).shape(stored)
+
+    def on_grid(self, stored: Stored) -> bool:
+        return self._of(stored).on_grid(stored)
+
+    def read(self, stored: Stored, rows: slice | None) -> torch.Tensor | Grid:
+        return self._of(stored).read(stored, rows)
+
+    def _of(self, stored: Stored) -> Weight:
+        return self.floats if stored.dtype(self.floats.weight) in FLOATS else self.integers
+
+
 def _by_output(name: str, numbers: torch.Tensor, out: int) -> torch.Tensor:
     """One row for each output, from one for the tensor, for each output, or for each block of outputs."""
     table = numbers.view(-1, 1) if numbers.numel() == 1 or numbers.shape == (out,) else numbers
@@ -127,7 +151,7 @@ def find(stored: Stored, settings: Settings, dtype: torch.dtype) -> Mapping[str,
     names = frozenset(stored.names())
     uniform = _uniform(settings)
     layers = [name.removesuffix(".weight_scale") for name in names if name.endswith(".weight_scale")]
-    every = {f"{layer}.weight": _weight(stored, names, layer, uniform, dtype) for layer in layers}
+    every = {f"{layer}.weight": _weight(names, layer, uniform, dtype) for layer in layers}
     return {name: weight for name, weight in every.items() if weight is not None}
 
 
@@ -141,22 +165,20 @@ class _Uniform:
 
 
 def _uniform(settings: Settings) -> _Uniform:
-    integers = [weights for weights in _weights(settings) if _is_integer(weights)]
+    every = list(_weights(settings))
+    integers = [weights for weights in every if _is_integer(weights)]
     bits = {int(weights.get("num_bits", 8)) for weights in integers}
-    blocks = {block for weights in _weights(settings) if (block := _block(weights)) is not None}
-    zeros = bool(integers) and not any(weights.get("symmetric", True) for weights in integers)
+    blocks = {block for weights in every if (block := _block(weights)) is not None}
+    zeros = bool(every) and integers == every and not any(weights.get("symmetric", True) for weights in every)
     return _Uniform(bits.pop() if len(bits) == 1 else None, zeros, blocks.pop() if len(blocks) == 1 else (128, 128))
 
 
-def _weight(stored: Stored, names: frozenset[str], layer: str, uniform: _Uniform, dtype: torch.dtype) -> Weight | None:
+def _weight(names: frozenset[str], layer: str, uniform: _Uniform, dtype: torch.dtype) -> Weight | None:
     weight, zeros = f"{layer}.weight", uniform.zeros or f"{layer}.weight_zero_point" in names
     if f"{weight}_packed" in names:
         return PackedWeight(layer, uniform.bits, zeros, f"{weight}_g_idx" in names)
-    if weight not in names:
-        return None
-    if stored.dtype(weight) in FLOATS:
-        return ScaledWeight(weight, f"{weight}_scale", dtype, uniform.block)
-    return IntegerWeight(layer, zeros)
+    floats = ScaledWeight(weight, f"{weight}_scale", dtype, uniform.block)
+    return PlainWeight(floats, IntegerWeight(layer, zeros)) if weight in names else None
 
 
 def fault(settings: Settings) -> str | None:

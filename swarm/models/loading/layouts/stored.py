@@ -68,13 +68,17 @@ class Combined:
     def names(self) -> Collection[str]:
         return self._names
 
+    def parts(self, name: str) -> Sequence[str]:
+        """The stored tensors that one of them is made of."""
+        weight = self._weights.get(name)
+        return [name] if weight is None else weight.parts
+
     def shape(self, name: str) -> tuple[int, ...]:
         weight = self._weights.get(name)
         return self._stored.shape(name) if weight is None else weight.shape(self._stored)
 
     def nbytes(self, name: str) -> int:
-        weight = self._weights.get(name)
-        return sum(map(self._stored.nbytes, [name] if weight is None else weight.parts))
+        return sum(map(self._stored.nbytes, self.parts(name)))
 
     def on_grid(self, name: str) -> bool:
         weight = self._weights.get(name)
