@@ -68,6 +68,13 @@ if TYPE_CHECKING:
         help="For weights and KV cache, e.g. 12GiB; else most of what is free.",
     ),
     click.option(
+        "--max-disk",
+        callback=size_of,
+        metavar="SIZE",
+        help="Of what was fetched from the hub and of quantized blocks, what may stay on disk for the next start, e.g. "
+        "50GB, or 0; else at most as much as stays free.",
+    ),
+    click.option(
         "--cache-tokens",
         type=COUNT,
         metavar="N",

@@ -13,10 +13,12 @@ from typing import TypeVar
 
 import torch
 
+from swarm.caches import cache_dir
 from swarm.config import SCHEMES, ServerConfig
 from swarm.errors import InvalidInput
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import describe
+from swarm.models.loading.kept import trim
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
 from swarm.server.options import ServeOptions
@@ -88,7 +90,9 @@ class Hosting:
 
     def _load(self, span: Span) -> Loaded:
         how = {"dtype": self.dtype, "device": self.device, "quantization": self.quantization}
-        model = load_span(self._checkpoint, span, **how, progress=self.progress)
+        keep = None if self.options.max_disk == 0 else cache_dir() / "blocks"
+        model = load_span(self._checkpoint, span, **how, progress=self.progress, keep=keep)
+        trim(cache_dir(), self.options.max_disk)
         speed = measure(model, span, model.hidden_size, model.row_bytes, model.max_positions)
         log.info(
             "blocks %s: %.2f ms a block for a decode step, %.0f positions/s through a block for a prompt",

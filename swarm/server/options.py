@@ -9,7 +9,10 @@ from swarm.types import Span
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What to host and how; None leaves the choice to swarm. `memory` in bytes, `threads` on a CPU."""
+    """What to host and how; None leaves the choice to swarm. `memory` in bytes, `threads` on a CPU.
+
+    `max_disk`: bytes that may stay on disk of what was fetched or quantized.
+    """
 
     model: str
     blocks: Span | None = None
@@ -21,3 +24,4 @@ class ServeOptions:
     token: str | None = None
     revision: str | None = None
     quantization: str | None = None
+    max_disk: int | None = None

@@ -175,7 +175,7 @@ def test_servers_that_compute_with_int8_answer_those_who_ask_for_it(processes: L
     inputs = tokenizer(PROMPT, return_tensors="pt")
     output = local.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
     expected = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    processes.start_server("eight", "0:8", "--quantization", "int8")
+    processes.start_server("eight", "0:8", "--quantization", "int8", "--max-disk", "0")
     processes.start_gateway("eight-too", "--quantization", "int8", "--no-edge")
     processes.wait_until_online("eight")
     processes.wait_until_ready("eight-too")

@@ -7,7 +7,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,18 +17,21 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from swarm.config import FILE
+from swarm.config import FILE, SCHEMES
 from swarm.contract import UNQUANTIZED
 from swarm.errors import BadCheckpoint, UnsupportedModel
 from swarm.models.blocks import find_blocks
 from swarm.models.linear.experts import expert_weights, is_of_experts, put_experts, put_experts_on_grids
 from swarm.models.linear.grid import Grid, GridDigest, as_dense
-from swarm.models.linear.packed import laid_out
+from swarm.models.linear.packed import Packed, laid_out
 from swarm.models.linear.quantized import QuantizedLinear
 from swarm.models.linear.schemes import BITS, can_quantize, quantized
+from swarm.models.loading.block_cache import BlockCache, BlockWriter, Damaged, KeptBlock, drop
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.partial import Absent, assemble, decoder_config, model_class, partial_class
 from swarm.models.loading.tensors import Tensors
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +84,19 @@ def _on_grids(
 class Reading:
     """A checkpoint being read, with a progress bar; and what of it each block was made of.
 
-    `with_experts`: the blocks that have weights of experts to be put on a grid. Raises UnsupportedModel where nothing
+    `with_experts`: the blocks that have weights of experts to be put on a grid. `keep`: a folder of other blocks that a
+    scheme has put on its grid, which are read there, and kept there. Raises UnsupportedModel where nothing
     of the blocks can be quantized.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, outline: PreTrainedModel, dtype: torch.dtype, quantization: str, progress: bool
+        self,
+        checkpoint: Checkpoint,
+        outline: PreTrainedModel,
+        dtype: torch.dtype,
+        quantization: str,
+        progress: bool,
+        keep: Path | None = None,
     ) -> None:
         self._checkpoint, self._dtype, self._quantization = checkpoint, dtype, quantization
         self._tensors, blocks = checkpoint.tensors, find_blocks(outline)
@@ -98,9 +109,18 @@ class Reading:
         self.with_experts = [index for index, layer in present.items() if by_scheme and expert_weights(layer)]
         if by_scheme and present and not self._layers and not self.with_experts:
             raise UnsupportedModel(f"its blocks have no plain linear layers that {quantization} could be used for")
+        cached = sorted(present.keys() - set(self.with_experts)) if by_scheme and keep is not None else []
+        cache = BlockCache(keep, checkpoint.key, SCHEMES[quantization]) if keep is not None and cached else None
+        self._kept = {block: found for block in cached if cache and (found := cache.open(block, self._of(block)))}
         self._fetch(progress)
+        self._writers = {
+            block: writer
+            for block in cached
+            if cache and block not in self._kept
+            if (writer := cache.begin(block, {name: self._tensors.nbytes(name) for name in self._of(block)}))
+        }
         self._prints: dict[int, list[bytes]] = defaultdict(list)
-        total = sum(self._tensors.nbytes(name) for name in self.wanted)
+        total = sum(self._bytes(name) for name in self.wanted)
         title = f"{checkpoint.name}: tensors"
         self._bar: tqdm[Any] = tqdm(
             total=total, desc=title, unit="B", unit_scale=True, disable=not progress, leave=False
@@ -109,8 +129,13 @@ class Reading:
     def __enter__(self) -> Reading:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._bar.close()
+        for writer in self._writers.values():
+            if kind is None:
+                writer.finish()
+            else:
+                writer.abandon()
 
     def assemble(self, blocks: frozenset[int], ends: bool) -> PreTrainedModel:
         """A model that has these blocks and, with `ends`, what is no block."""
@@ -129,11 +154,21 @@ class Reading:
             put_experts_on_grids(find_blocks(model).layers[block], self._quantization)
         return model
 
+    def _of(self, block: int) -> dict[str, bool]:
+        """The tensors of a block, and whether each is put on a grid."""
+        return {name: name in self._layers for name in self.wanted if self._block(name) == block}
+
+    def _bytes(self, name: str) -> int:
+        """To be read of a tensor; those of a block that is kept count as nothing."""
+        return 0 if self._block(name) in self._kept else self._tensors.nbytes(name)
+
     def _fetch(self, progress: bool) -> None:
         """Have on this machine what is to be read, block by block."""
         parts: dict[str, list[str]] = defaultdict(list)
         for name in self.wanted:
             block = self._block(name)
+            if block in self._kept:
+                continue
             parts["ends" if block is None else f"block {block}"].append(name)
         self._checkpoint.fetch(parts, progress)
 
@@ -142,27 +177,58 @@ class Reading:
 
     def dense(self, name: str) -> torch.Tensor:
         """A tensor as it is, or off its grid."""
-        read = self._tensors.read(name)
+        read = self._kept_or(name, lambda kept: kept.plain(name), lambda: self._tensors.read(name))
+        if (writer := self._writer(name)) is not None:
+            if isinstance(read, Grid):
+                writer.abandon()
+            else:
+                writer.plain(name, read)
         self._note(name, lambda relative: _digest(relative, read))
         return read.dense() if isinstance(read, Grid) else read
 
     def _put(self, model: PreTrainedModel, name: str, place: str) -> None:
         """Read a weight onto its grid, and the layer into the model."""
-        digest = GridDigest()
-
-        def seen(parts: Iterable[Grid]) -> Iterator[Grid]:
-            for part in parts:
-                digest.add(part)
-                yield part
-
         parent, _, child = place.removesuffix(".weight").rpartition(".")
         owner, experts = model.get_submodule(parent), self._tensors.experts(name)
         if experts is not None and is_of_experts(owner, child):
-            put_experts(owner, child, (QuantizedLinear(grid, dtype=self._dtype) for grid in seen(experts)))
+            digest = GridDigest()
+            put_experts(owner, child, (QuantizedLinear(grid, dtype=self._dtype) for grid in _seen(experts, digest)))
+            found = digest.digest()
         else:
-            weight = laid_out(seen(self._parts(name)), self._tensors.shape(name)[0])
+            weight, found = self._kept_or(name, lambda kept: _lay_out_kept(kept, name), lambda: self._lay_out(name))
             setattr(owner, child, QuantizedLinear(weight, getattr(owner, child).bias, self._dtype).checked())
-        self._note(name, lambda relative: hashlib.sha256(f"{relative} ".encode() + digest.digest()).digest())
+        self._note(name, lambda relative: hashlib.sha256(f"{relative} ".encode() + found).digest())
+
+    def _lay_out(self, name: str) -> tuple[Packed | Grid, bytes]:
+        """A weight out of the checkpoint, and its digest."""
+        outputs, digest, writer = self._tensors.shape(name)[0], GridDigest(), self._writer(name)
+
+        def kept(parts: Iterable[Grid]) -> Iterator[Grid]:
+            for part in parts:
+                if writer is not None:
+                    writer.part(name, part, outputs)
+                yield part
+
+        weight = laid_out(kept(_seen(self._parts(name), digest)), outputs)
+        if writer is not None:
+            writer.whole(name, digest.digest())
+        return weight, digest.digest()
+
+    def _writer(self, name: str) -> BlockWriter | None:
+        block = self._block(name)
+        return None if block is None else self._writers.get(block)
+
+    def _kept_or(self, name: str, kept: Callable[[KeptBlock], T], read: Callable[[], T]) -> T:
+        """Out of the block that is kept, or out of the checkpoint; from where it is damaged on out of that."""
+        block = self._block(name)
+        found = None if block is None else self._kept.get(block)
+        if block is not None and found is not None:
+            try:
+                return kept(found)
+            except Damaged as error:
+                drop(found.path, error)
+                del self._kept[block]
+        return read()
 
     def _parts(self, name: str) -> Iterable[Grid]:
         """A weight on its grid, some outputs after others."""
@@ -177,7 +243,7 @@ class Reading:
         return [read]
 
     def _note(self, name: str, digest: Callable[[str], bytes]) -> None:
-        self._bar.update(self._tensors.nbytes(name))
+        self._bar.update(self._bytes(name))
         block = self._block(name)
         if block is not None:
             self._prints[block].append(digest(_relative(name, block)))
@@ -185,6 +251,19 @@ class Reading:
     def fingerprints(self) -> dict[int, bytes]:
         """sha256 of the tensors of each block."""
         return {block: hashlib.sha256(b"".join(sorted(parts))).digest() for block, parts in self._prints.items()}
+
+
+def _seen(parts: Iterable[Grid], digest: GridDigest) -> Iterator[Grid]:
+    for part in parts:
+        digest.add(part)
+        yield part
+
+
+def _lay_out_kept(kept: KeptBlock, name: str) -> tuple[Packed | Grid, bytes]:
+    digest = GridDigest()
+    weight = laid_out(_seen(kept.parts(name), digest), kept.outputs(name))
+    kept.check(name, digest.digest())
+    return weight, digest.digest()
 
 
 def _block_of(place: str, prefix: str) -> int | None:

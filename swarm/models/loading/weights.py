@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -72,11 +73,13 @@ def load_part(
     device: str | torch.device = "cpu",
     quantization: str = UNQUANTIZED,
     progress: bool = True,
+    keep: Path | None = None,
 ) -> PartialModel:
     """The blocks of `span`, and with `ends` also everything that is not a block.
 
     The list of blocks has its full length; blocks that are not loaded are `Absent`. `quantization`: linear layers of
-    blocks are put on its grid as they are read, one after the other. Raises BadCheckpoint, ModelNotFound,
+    blocks are put on its grid as they are read, one after the other; `keep`: the folder in which blocks on it are kept
+    for the next time, if any. Raises BadCheckpoint, ModelNotFound,
     UnsupportedModel.
     """
     refuse(checkpoint.config)
@@ -85,7 +88,7 @@ def load_part(
     if span is not None and span.last > (total := find_blocks(shape).total):
         raise UnsupportedModel(f"blocks {span} do not exist: the model has blocks 0:{total}")
     refuse_turned(checkpoint.config, shape)
-    with Reading(checkpoint, shape, dtype, quantization, progress) as reading:
+    with Reading(checkpoint, shape, dtype, quantization, progress, keep) as reading:
         # A block with experts is read by itself: their weights are whole before they are on a grid.
         alone = sorted(reading.with_experts)
         shared = blocks - frozenset(alone[0 if ends or len(alone) < len(blocks) else 1 :])

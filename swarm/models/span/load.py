@@ -23,17 +23,24 @@ def load_span(
     revision: str | None = None,
     quantization: str | None = None,
     progress: bool = True,
+    keep: Path | None = None,
 ) -> SpanModel:
     """Load the blocks of `span` and nothing else, check that they can be served, and say what they are.
 
     `source`: a local folder, a name on the hub, or an opened checkpoint; `quantization`: one of `QUANTIZATIONS`, by
     default the checkpoint's own grid, where it has one; `dtype`: of hidden states, by default the checkpoint's own, or
-    float32 with quantized layers.
+    float32 with quantized layers; `keep`: a folder in which blocks that were quantized here are kept for the next time.
     Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
     scheme = quantization_of(checkpoint, quantization)
     compute = dtype_of(checkpoint, dtype, scheme)
-    how: dict[str, Any] = {"dtype": compute, "device": device, "quantization": scheme, "progress": progress}
+    how: dict[str, Any] = {
+        "dtype": compute,
+        "device": device,
+        "quantization": scheme,
+        "progress": progress,
+        "keep": keep,
+    }
     loaded = load_part(checkpoint, span, ends=False, **how)
     return SpanModel(loaded.model, span, [loaded.fingerprints[block] for block in span])
