@@ -15,6 +15,7 @@ NAMES = (
     "concurrent",
     "decode",
     "failover",
+    "fetch",
     "gateway",
     "linear",
     "offload",

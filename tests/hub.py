@@ -75,25 +75,25 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self._end(404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
             if hub.elsewhere and body and not self.path.startswith("/cdn"):
                 return self._end(302, {"Location": f"{hub.url}/cdn{self.path}"})
-            return self._file(found[2], path.read_bytes(), body)
+            return self._file(found[2], path, body)
 
-        def _file(self, name: str, data: bytes, body: bool) -> None:
-            headers = {
-                "X-Repo-Commit": COMMIT,
-                "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
-                "Accept-Ranges": "bytes",
-            }
-            asked, status, part = self.headers.get("Range"), 200, data
+        def _file(self, name: str, path: Path, body: bool) -> None:
+            stat = path.stat()
+            tag = hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
+            first, end, status = 0, stat.st_size, 200
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if asked is not None and hub.ranges:
-                first, last = (int(number) for number in re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups())  # type: ignore[union-attr]
-                status, part = 206, data[first : last + 1]
-                headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
+                first, end, status = int(asked[1]), min(int(asked[2]) + 1, stat.st_size), 206
+                headers["Content-Range"] = f"bytes {first}-{end - 1}/{stat.st_size}"
             self.send_response(status)
-            for key, value in (headers | {"Content-Length": str(len(part))}).items():
+            for key, value in (headers | {"Content-Length": str(end - first)}).items():
                 self.send_header(key, value)
             self.end_headers()
             if body:
-                self._send(name, part)
+                with path.open("rb") as file:
+                    file.seek(first)
+                    self._send(name, file.read(end - first))
 
         def _send(self, name: str, part: bytes) -> None:
             with hub.lock:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from swarm.models.loading.ranges import Range, without
+from swarm.models.loading.ranges import Range, merged, without
 
+READERS = 4
+"""Pieces that are compared with their digests at one time."""
 LINE = re.compile(rb"(\d{1,15}) (\d{1,15}) ([0-9a-f]{64})")
 
 
@@ -29,20 +33,25 @@ class SparseFile:
         self._lock = threading.Lock()
         self._sums: dict[Range, str] = {}
         self._checked: set[Range] = set()
+        self._there: list[Range] = []
         self._open()
 
     def missing(self, wanted: Iterable[Range]) -> list[Range]:
         """What of `wanted` is not here. What was here before this process is compared with its digest first."""
         wanted = list(wanted)
         with self._lock:
-            for piece in [
-                piece for piece in self._sums if piece not in self._checked and without([piece], wanted) != [piece]
-            ]:
-                if _digest(self._read(piece)) == self._sums[piece]:
-                    self._checked.add(piece)
-                else:
-                    del self._sums[piece]
-            return without(wanted, self._checked)
+            if all(self._covers(each) for each in wanted):
+                return []
+            old = [piece for piece in self._sums.keys() - self._checked if without([piece], wanted) != [piece]]
+            with ThreadPoolExecutor(READERS) as pool:
+                digests = pool.map(lambda piece: _digest(self._read(piece)), old)
+                for piece, digest in zip(old, digests, strict=True):
+                    if digest == self._sums[piece]:
+                        self._checked.add(piece)
+                    else:
+                        del self._sums[piece]
+            self._there = merged(self._checked)
+            return without(wanted, self._there)
 
     def put(self, first: int, data: bytes) -> None:
         """Keep a piece. Raises OSError where there is no room."""
@@ -55,6 +64,12 @@ class SparseFile:
                 journal.write(f"{first} {first + len(data)} {digest}\n".encode())
             self._sums[first, first + len(data)] = digest
             self._checked.add((first, first + len(data)))
+            self._there = merged([*self._there, (first, first + len(data))])
+
+    def _covers(self, wanted: Range) -> bool:
+        """Whether all of a range is here, and compared."""
+        at = bisect_right(self._there, (wanted[0], self.size + 1)) - 1
+        return wanted[0] >= wanted[1] or (at >= 0 and self._there[at][1] >= wanted[1])
 
     def _open(self) -> None:
         """Go on with what is kept, or begin."""

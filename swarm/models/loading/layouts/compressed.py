@@ -115,8 +115,9 @@ class IntegerWeight:
 
 @dataclass(frozen=True, slots=True)
 class PlainWeight:
-    """Levels that are not packed: FP8 or integers, which the file that they are in says."""
+    """Levels that are not packed: FP8 or integers, as `expected`, or None where only the file says which."""
 
+    expected: bool | None
     floats: ScaledWeight
     integers: IntegerWeight
 
@@ -128,7 +129,7 @@ class PlainWeight:
         return self._of(stored).shape(stored)
 
     def on_grid(self, stored: Stored) -> bool:
-        return self._of(stored).on_grid(stored)
+        return self._of(stored).on_grid(stored) if self.expected is None else self.expected
 
     def read(self, stored: Stored, rows: slice | None) -> torch.Tensor | Grid:
         return self._of(stored).read(stored, rows)
@@ -157,8 +158,10 @@ def find(stored: Stored, settings: Settings, dtype: torch.dtype) -> Mapping[str,
 
 @dataclass(frozen=True, slots=True)
 class _Uniform:
-    """What all layers have in common: the bits of integers, whether they have zeros, the blocks of floats."""
+    """What all layers have in common: whether they are integers, how many bits these have, whether they have zeros, the
+    blocks of floats."""
 
+    integers: bool | None
     bits: int | None
     zeros: bool
     block: tuple[int, int]
@@ -170,7 +173,9 @@ def _uniform(settings: Settings) -> _Uniform:
     bits = {int(weights.get("num_bits", 8)) for weights in integers}
     blocks = {block for weights in every if (block := _block(weights)) is not None}
     zeros = bool(every) and integers == every and not any(weights.get("symmetric", True) for weights in every)
-    return _Uniform(bits.pop() if len(bits) == 1 else None, zeros, blocks.pop() if len(blocks) == 1 else (128, 128))
+    alike = bool(integers) if every and (not integers or integers == every) else None
+    block = blocks.pop() if len(blocks) == 1 else (128, 128)
+    return _Uniform(alike, bits.pop() if len(bits) == 1 else None, zeros, block)
 
 
 def _weight(names: frozenset[str], layer: str, uniform: _Uniform, dtype: torch.dtype) -> Weight | None:
@@ -178,7 +183,7 @@ def _weight(names: frozenset[str], layer: str, uniform: _Uniform, dtype: torch.d
     if f"{weight}_packed" in names:
         return PackedWeight(layer, uniform.bits, zeros, f"{weight}_g_idx" in names)
     floats = ScaledWeight(weight, f"{weight}_scale", dtype, uniform.block)
-    return PlainWeight(floats, IntegerWeight(layer, zeros)) if weight in names else None
+    return PlainWeight(uniform.integers, floats, IntegerWeight(layer, zeros)) if weight in names else None
 
 
 def fault(settings: Settings) -> str | None:
