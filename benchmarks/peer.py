@@ -119,6 +119,7 @@ async def serve(hosting: Hosting, host: Any, directory: Any, load: Any, name: st
 @click.option("--host-maddrs", required=True)
 @click.option("--identity-path", required=True)
 @click.option("--name", default="")
+@click.option("--quantization")
 @click.option("--rtt-ms", default=0.0, help="Round trip to every other peer.")
 @click.option("--rate-mbit", default=0.0, help="Rate of every link; 0 for no limit.")
 @click.option("--jitter-ms", default=0.0)
@@ -133,6 +134,7 @@ def main(
     host_maddrs: str,
     identity_path: str,
     name: str,
+    quantization: str | None,
     rtt_ms: float,
     rate_mbit: float,
     jitter_ms: float,
@@ -143,9 +145,8 @@ def main(
 ) -> None:
     """Serve blocks of MODEL."""
     network = NetworkConfig(initial_peers=(peer,), host_maddrs=(host_maddrs,), identity_path=identity_path)
-    hosting = Hosting(
-        ServeOptions(model, Span.parse(blocks), "cpu", "float32", threads=1), ServerConfig(), progress=False
-    )
+    options = ServeOptions(model, Span.parse(blocks), "cpu", "float32", threads=1, quantization=quantization)
+    hosting = Hosting(options, ServerConfig(), progress=False)
     compute = Compute(pass_ms / 1000, position_ms / 1000) if pass_ms or position_ms else None
     link = link_of(rtt_ms, rate_mbit, jitter_ms, loss)
 
