@@ -62,7 +62,7 @@ class FourBits:
 
     def read(self, stored: Stored, rows: slice | None) -> torch.Tensor:
         state, columns = self._state(stored), self._state(stored).shape[1]
-        pairs = stored.read(self.name).contiguous().view(torch.uint8).flatten()
+        pairs = stored.read(self.name).flatten().view(torch.uint8)
         checks.expect(self.name, pairs.shape, ((math.prod(state.shape) + 1) // 2,))
         scales, table = self._scales(stored, state), self._table(stored, "quant_map", 16)
         some = checks.bounds(rows, state.shape[0])

@@ -69,7 +69,8 @@ def settings_of(config: Any) -> Settings | None:
     for part in (config, getattr(config, "text_config", None)):
         said = getattr(part, "quantization_config", None)
         if said is not None:
-            return said if isinstance(said, Mapping) else dict(said.to_dict())
+            found = said.to_dict() if hasattr(said, "to_dict") else said
+            return found if isinstance(found, Mapping) else {"quant_method": repr(said)}
     return None
 
 

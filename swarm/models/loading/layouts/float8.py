@@ -39,7 +39,10 @@ class ScaledWeight:
         return [self.weight, self.scale]
 
     def shape(self, stored: Stored) -> tuple[int, ...]:
-        *rows, columns = stored.shape(self.weight)
+        found = stored.shape(self.weight)
+        if len(found) < 2 or 0 in found:
+            raise BadCheckpoint(f"{self.weight} is {list(found)}, which is no matrix")
+        *rows, columns = found
         return (*rows, columns * 2 if stored.dtype(self.weight) == torch.int8 else columns)
 
     def on_grid(self, stored: Stored) -> bool:
@@ -47,8 +50,6 @@ class ScaledWeight:
 
     def read(self, stored: Stored, rows: slice | None) -> torch.Tensor:
         shape = self.shape(stored)
-        if len(shape) < 2 or 0 in shape:
-            raise BadCheckpoint(f"{self.weight} is {list(shape)}, which is no matrix")
         scales = self._scales(stored, shape)
         if stored.dtype(self.weight) not in (*FLOATS, torch.int8):
             raise BadCheckpoint(f"{self.weight} has numbers of another kind than {self.scale} scales, eight bits")
