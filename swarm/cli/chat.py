@@ -21,7 +21,7 @@ from swarm.cli.streams import readable
 from swarm.cli.values import COUNT, SEED
 from swarm.config import ClientConfig, NetworkConfig
 from swarm.errors import DaemonFailed, InvalidInput, SwarmError
-from swarm.models.texts import load_tokenizer
+from swarm.models.texts import tokenizer_of
 from swarm.net.initial_peers import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def main(
     token: str | None,
     client: ClientConfig,
 ) -> None:
-    """Talk to MODEL, a name on the Hugging Face hub or a folder, whose blocks others serve.
+    """Talk to MODEL, a name on the Hugging Face hub, a folder or a GGUF file, whose blocks others serve.
 
     A model with a chat template holds a conversation; any other goes on with what is typed, line by line.
 
@@ -73,7 +73,7 @@ def main(
 
     checkpoint = open_checkpoint(model, token, revision)
     _ = checkpoint.config  # what is wrong with it is not to be told as the tokenizer's fault
-    conversation = Conversation(load_tokenizer(model, token, revision), options.system)
+    conversation = Conversation(tokenizer_of(checkpoint), options.system)
     with connect(network.initial_peers, **chosen(network)) as swarm:
         loading = {"swarm": swarm, "dtype": dtype, "token": token, "revision": revision, **asdict(client)}
         loaded = load_model(model, checkpoint, screen, loading)

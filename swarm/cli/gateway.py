@@ -108,7 +108,7 @@ def main(
     side: HttpSide | None,
     edge: EdgeOptions,
 ) -> None:
-    """Answer queries for MODEL, a name on the Hugging Face hub or a folder, whose blocks others serve.
+    """Answer queries for MODEL, a name on the Hugging Face hub, a folder or a GGUF file, whose blocks others serve.
 
     A query node holds tokenizer, embeddings and head, and can read the queries that it answers. Programs ask it with
     OpenAI's API, browsers and peers find it in the directory. When it dies, those go on with another.

@@ -116,7 +116,7 @@ def main(
     metrics: tuple[str, int] | None,
     dry_run: bool,
 ) -> None:
-    """Host blocks of MODEL, a name on the Hugging Face hub or a folder, for everybody in the swarm.
+    """Host blocks of MODEL, a name on the Hugging Face hub, a folder or a GGUF file, for everybody in the swarm.
 
     Without --blocks the server takes as many as fit into memory, where the swarm has least.
 

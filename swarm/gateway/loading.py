@@ -12,7 +12,7 @@ from swarm.models.ends.ends import Ends
 from swarm.models.ends.load import load_ends
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import describe
-from swarm.models.texts import Texts, load_tokenizer
+from swarm.models.texts import Texts, tokenizer_of
 from swarm.types import ModelInfo
 
 
@@ -50,7 +50,7 @@ def load_model(
     """
     checkpoint = open_checkpoint(model, token, revision)
     described = describe(checkpoint, dtype=dtype, quantization=quantization)
-    tokenizer = load_tokenizer(model, token, revision)
+    tokenizer = tokenizer_of(checkpoint)
     client, _ = load_ends(checkpoint, dtype=dtype, quantization=quantization, progress=progress)
     ends = Ends(client)
     recommended = Recommended.of(client.generation_config, tokenizer, ends.vocabulary)
@@ -58,5 +58,7 @@ def load_model(
 
 
 def _named(info: ModelInfo, checkpoint: Checkpoint) -> ModelInfo:
-    """Where a folder is on this machine is nobody else's business: what is told of it is its own name."""
-    return info if checkpoint.folder is None else replace(info, name=Path(checkpoint.folder).resolve().name)
+    """Where a folder or a file is on this machine is nobody else's business: what is told of it is its own name."""
+    if checkpoint.folder is None:
+        return info
+    return replace(info, name=checkpoint.reading.gguf_file or Path(checkpoint.folder).resolve().name)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 
-READING = ("token", "revision", "subfolder", "variant", "cache_dir", "force_download", "local_files_only")
+READING = ("token", "revision", "subfolder", "variant", "cache_dir", "force_download", "local_files_only", "gguf_file")
 """How files are found."""
 WITHOUT_EFFECT = frozenset({
     "weights_only", "low_cpu_mem_usage", "_fast_init", "mirror", "from_tf", "from_flax",
@@ -27,7 +27,6 @@ REFUSED = {
     "ignore_mismatched_sizes": "the tensors have to fit the configuration",
     "quantization_config": "servers quantize; ask for those that do with quantization=",
     "adapter_kwargs": "servers compute without adapters; merge it into the weights, and serve those",
-    "gguf_file": "convert it into a folder of safetensors first, and serve that",
     "distributed_config": "it is distributed in a way of its own",
     "device_mesh": "it is distributed in a way of its own",
     "tp_plan": "it is distributed in a way of its own",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swarm.errors import BadCheckpoint, InvalidInput
 from swarm.models.chat import ChatTemplate
 from swarm.models.token_bytes import TokenBytes
 from swarm.wire import swarm_pb2 as pb
+
+if TYPE_CHECKING:
+    from swarm.models.loading.checkpoint import Checkpoint
 
 CONTEXT = 4
 """Tokens of the prompt that are decoded with the first of an answer: some write their space only after others."""
@@ -21,15 +24,33 @@ MOST_STOPS = 16
 LONGEST_STOP = 256
 
 
-def load_tokenizer(model: str, token: str | None = None, revision: str | None = None) -> Any:
-    """The model's tokenizer. Raises BadCheckpoint."""
+def load_tokenizer(model: str, token: str | bool | None = None, revision: str | None = None) -> Any:
+    """The tokenizer of a model, or of one in a GGUF file. Raises BadCheckpoint, ModelNotFound."""
+    if model.endswith(".gguf"):
+        from swarm.models.loading.checkpoint import open_checkpoint
+
+        return tokenizer_of(open_checkpoint(model, token, revision))
     from transformers import AutoTokenizer
 
+    return _loaded(lambda: AutoTokenizer.from_pretrained(model, token=token, revision=revision), model)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Any:
+    """The tokenizer of an opened model. Raises BadCheckpoint, ModelNotFound."""
+    gguf, reading = checkpoint.gguf, checkpoint.reading
+    if gguf is None:
+        return load_tokenizer(checkpoint.name, reading.token, reading.revision)
+    from swarm.models.loading.gguf.tokenizer import read_tokenizer
+
+    return _loaded(lambda: read_tokenizer(gguf.path), checkpoint.name)
+
+
+def _loaded(load: Callable[[], Any], name: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(model, token=token, revision=revision)
+        return load()
     except Exception as error:  # the library says in many ways that a file is not what it expects
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise BadCheckpoint(f"the tokenizer of {model} cannot be loaded: {words}") from error
+        raise BadCheckpoint(f"the tokenizer of {name} cannot be loaded: {words}") from error
 
 
 class Texts:

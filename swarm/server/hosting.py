@@ -132,7 +132,8 @@ def _published(info: ModelInfo, checkpoint: Checkpoint) -> ModelInfo:
     """Where a folder is on this machine is nobody else's business: the swarm sees its last name."""
     if checkpoint.folder is None:
         return info
-    return replace(info, name=printable(Path(checkpoint.folder).resolve().name).replace("\n", "?"))
+    name = checkpoint.reading.gguf_file or Path(checkpoint.folder).resolve().name
+    return replace(info, name=printable(name).replace("\n", "?"))
 
 
 async def _in_daemon_thread(work: Callable[[], T]) -> T:

@@ -112,10 +112,12 @@ def test_files_of_a_model_that_hold_something_else(file: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["serve", "status", "chat", "gateway"])
 def test_what_is_no_folder_of_a_model(name: str, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model.txt").write_bytes(b"GGUF")
     (tmp_path / "empty").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for model, words in (
-        ("model.gguf", "model.gguf is a file: pass a folder, with config.json"),
+        ("model.gguf", "model.gguf is no GGUF file that can be read"),
+        ("model.txt", "model.txt is a file: pass a folder, with config.json"),
         (str(tmp_path / "empty"), "holds no config.json"),
         (str(tmp_path / "loop"), "there is no folder"),
         ("./nothing", "there is no folder ./nothing"),

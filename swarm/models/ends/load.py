@@ -55,7 +55,10 @@ def load_ends(
 
 
 def _set_generation_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """What the authors recommend for generation, where they do. Raises BadCheckpoint for what cannot be read."""
+    """What the authors recommend for generation, where they do: beside a GGUF file nothing is meant for it, as in
+    transformers. Raises BadCheckpoint for what cannot be read."""
+    if checkpoint.gguf is not None:
+        return
     try:
         path = checkpoint.path("generation_config.json")
     except (BadCheckpoint, ModelNotFound):

@@ -24,6 +24,8 @@ from swarm.errors import BadCheckpoint, InvalidInput, ModelNotFound, Unsupported
 from swarm.models.blocks import context_length, text_config
 from swarm.models.loading.fetched import FetchedTensors, header_of
 from swarm.models.loading.files import ADAPTER, Picked, pick
+from swarm.models.loading.gguf.model import GgufModel
+from swarm.models.loading.gguf.remote import check_remote
 from swarm.models.loading.hub import Access, HubFiles, NoSuchFile, Offline, download
 from swarm.models.loading.identity import differences, digest
 from swarm.models.loading.layouts.choose import dense_dtype, layout_of, settings_of, with_settings
@@ -35,7 +37,8 @@ from swarm.types import ModelInfo
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model's files. `commit` is set when they come from the hub, `folder` when they are local."""
+    """One model's files. `commit` is set when they come from the hub, `folder` when they are local; `name` ends with
+    that of a GGUF file, where the model is in one."""
 
     name: str
     folder: Path | None = None
@@ -45,7 +48,7 @@ class Checkpoint:
     def path(self, file: str) -> Path:
         """Where a file is on this machine, downloaded if need be. Raises ModelNotFound, BadCheckpoint."""
         if self.folder is None:
-            return download(self.name, file, replace(self.reading, revision=self.commit))
+            return download(self._repository, file, replace(self.reading, revision=self.commit))
         path = self.folder / self.reading.subfolder / file
         if not path.is_file():
             raise BadCheckpoint(f"{path} is missing; copy the model's folder again, or pass its name on the hub")
@@ -60,9 +63,25 @@ class Checkpoint:
         except (BadCheckpoint, NoSuchFile, Offline):
             return False
 
+    @property
+    def _repository(self) -> str:
+        """The name without that of a GGUF file."""
+        return self.name.removesuffix(f"/{self.reading.gguf_file}")
+
+    @cached_property
+    def gguf(self) -> GgufModel | None:
+        """The model in a GGUF file, where it is in one. Raises BadCheckpoint, UnsupportedModel, ModelNotFound."""
+        file = self.reading.gguf_file
+        return None if file is None else GgufModel(file, self.path)
+
     @cached_property
     def config(self) -> PretrainedConfig:
         """The model's configuration. Raises UnsupportedModel, BadCheckpoint."""
+        config = self._config() if self.gguf is None else self.gguf.config
+        config._name_or_path = self.name
+        return config
+
+    def _config(self) -> PretrainedConfig:
         path = self.path("config.json")
         _read_json(path)
         try:
@@ -73,7 +92,6 @@ class Checkpoint:
             raise UnsupportedModel(f"transformers does not know the architecture of {self.name}: {error}") from error
         if not isinstance(config, PretrainedConfig):
             raise UnsupportedModel(f"{path} is not the configuration of a transformers model")
-        config._name_or_path = self.name
         return config
 
     def with_config(self, config: PretrainedConfig) -> Checkpoint:
@@ -131,7 +149,7 @@ class Checkpoint:
 
         `parts`: their names in the model, by what is shown while they are fetched. Raises BadCheckpoint, ModelNotFound.
         """
-        if isinstance(self.stored, FetchedTensors):
+        if self.gguf is None and isinstance(self.stored, FetchedTensors):
             tensors = self.tensors
             made = tensors.parts if isinstance(tensors, Combined) else lambda name: [name]
             self.stored.fetch(
@@ -141,16 +159,18 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> Tensors:
         """What is in the files, by the names of the model. Raises BadCheckpoint, ModelNotFound, UnsupportedModel."""
-        return layout_of(self.config, self.stored)
+        return layout_of(self.config, self.stored) if self.gguf is None else self.gguf.tensors
 
     @property
     def quantized(self) -> bool:
         """Whether its authors have quantized it."""
-        return settings_of(self.config) is not None
+        return settings_of(self.config) is not None if self.gguf is None else self.gguf.quantized
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """What the tensors are in, as the library finds it where the configuration does not say."""
+        if self.gguf is not None:
+            return self.gguf.dtype
         if self.quantized:
             return dense_dtype(self.config)
         if self.picked.sharded:
@@ -182,7 +202,7 @@ class Checkpoint:
 
     def _of_commit(self) -> str | None:
         """The commit and, where they are not the usual ones, which of its files."""
-        chosen = [part for part in (self.reading.subfolder, self.reading.variant) if part]
+        chosen = [part for part in (self.reading.subfolder, self.reading.variant, self.reading.gguf_file) if part]
         return None if self.commit is None else "/".join([self.commit, *chosen])
 
     def info(self) -> ModelInfo:
@@ -192,6 +212,8 @@ class Checkpoint:
 
     def _content_hash(self) -> str:
         """Over names, types, shapes and values of all tensors; independent of how they are cut into files."""
+        if self.gguf is not None:
+            return self.gguf.content(self.name)
         digests = {}
         bar = tqdm(
             total=len(self.files), desc=f"{self.name}: identity", unit="tensor", delay=2.0, leave=False, disable=None
@@ -210,27 +232,47 @@ class Checkpoint:
 def open_checkpoint(
     source: str | Path, token: str | bool | None = None, revision: str | None = None, **options: Any
 ) -> Checkpoint:
-    """`source`: a local folder, or a name on the hub (`revision`: branch, tag or commit there).
+    """`source`: a local folder, or a name on the hub (`revision`: branch, tag or commit there); or a GGUF file, in a
+    folder or in a repository: `folder/FILE.gguf`, `org/repo/FILE.gguf`, or `gguf_file`.
 
     `options`: further fields of `Access`.
 
     HF_HOME, HF_HUB_OFFLINE and a saved login are honoured. Raises ModelNotFound with the hub's own words, also for
     gated repositories.
     """
-    folder, reading = Path(source).expanduser(), Access(token, revision, **options)
+    source, reading = _split(str(source), Access(token, revision, **options))
+    folder, file = Path(source).expanduser(), reading.gguf_file or "config.json"
+    name = source if reading.gguf_file is None else f"{source}/{reading.gguf_file}"
     if folder.is_dir():
         inside = folder / reading.subfolder
-        if not (inside / "config.json").is_file():
-            raise ModelNotFound(f"{inside} holds no config.json: is it a folder written by save_pretrained?")
-        return Checkpoint(str(source), folder=folder, reading=reading)
+        if not (inside / file).is_file():
+            hint = "is it a folder written by save_pretrained, or does it hold a GGUF file? Then pass that"
+            raise ModelNotFound(f"{inside} holds no {file}{': ' + hint if reading.gguf_file is None else ''}")
+        return Checkpoint(name, folder=folder, reading=reading)
     if folder.is_file():
-        raise ModelNotFound(f"{source} is a file: pass a folder, with config.json and the tensors as safetensors")
-    if str(source).startswith(("/", ".", "~")):
+        words = "pass a folder, with config.json and the tensors as safetensors, or a file whose name ends with .gguf"
+        raise ModelNotFound(f"{source} is a file: {words}")
+    if source.startswith(("/", ".", "~")):
         raise ModelNotFound(f"there is no folder {source}")
-    path = download(str(source), "config.json", reading)
+    if reading.gguf_file is not None:
+        check_remote(source, reading.gguf_file, reading.revision, reading.token, reading.subfolder)
+    path = download(source, file, reading)
     # In the hub's cache every file is in a folder named after the commit, online and offline alike.
-    commit = path.parents[len(Path(reading.subfolder).parts)].name
-    return Checkpoint(str(source), commit=commit, reading=reading)
+    commit = path.parents[len(Path(reading.subfolder, file).parts) - 1].name
+    return Checkpoint(name, commit=commit, reading=reading)
+
+
+def _split(source: str, reading: Access) -> tuple[str, Access]:
+    """Folder or repository, and how to read it: of a GGUF file these are two parts of its name."""
+    if reading.gguf_file is not None or not source.endswith(".gguf"):
+        return source, reading
+    parts = source.split("/")
+    if Path(source).expanduser().is_file() or source.startswith(("/", ".", "~")):
+        folder = "/".join(parts[:-1]) or ("/" if source.startswith("/") else ".")
+        return folder, replace(reading, gguf_file=parts[-1])
+    if len(parts) < 3:
+        raise ModelNotFound(f"there is no file {source}")
+    return "/".join(parts[:2]), replace(reading, gguf_file="/".join(parts[2:]))
 
 
 def open_safetensors(path: Path) -> Any:

@@ -66,6 +66,7 @@ class Access:
     cache_dir: str | Path | None = None
     force_download: bool = False
     local_files_only: bool = False
+    gguf_file: str | None = None
 
     @property
     def offline(self) -> bool:
