@@ -106,7 +106,7 @@ if TYPE_CHECKING:
     ),
 )
 @metrics_option
-@click.option("--dry-run", is_flag=True, help="Say what would be loaded and how much memory it takes, and exit.")
+@click.option("--dry-run", is_flag=True, help="Say what would be loaded, and what fits by each scheme, and exit.")
 def main(
     options: ServeOptions,
     network: NetworkConfig,
@@ -132,7 +132,7 @@ def main(
 
     hosting = Hosting(options, config, progress=progress_bars())
     if dry_run:
-        click.echo("\n".join(summary(hosting, hosting.choose([]))))
+        click.echo("\n".join(outlook(hosting)))
         return
     with identified(network, identity_path, "serve", "server") as network:
         asyncio.run(serve(hosting, network, config, public_name, metrics))
@@ -186,12 +186,28 @@ def summary(hosting: Hosting, span: Span) -> list[str]:
     """Model, span, device and memory."""
     info, needs = hosting.info, hosting.footprint(span)
     per_block = needs.weight_bytes / len(span)
-    return [
+    lines = [
         f"model    {info.name}  {info.blocks} blocks  key {info.key[:12]}",
         f"span     {span}  {size(needs.weight_bytes)} of weights ({size(per_block)} a block) {computed(hosting)}",
         f"cache    {needs.cache_tokens:,} tokens in {size(needs.cache_bytes)} ({size(needs.token_bytes)} a token)",
         f"device   {hosting.device}  {size(needs.total)} of {size(hosting.allowance.memory)}",
     ]
+    advice = hosting.advice(len(span))
+    return lines if advice is None else [*lines, f"more     {advice}"]
+
+
+def outlook(hosting: Hosting) -> list[str]:
+    """What would be loaded, and a table of what fits. Raises InvalidInput where nothing does."""
+    from swarm.cli.fit_table import table
+    from swarm.server.fit import fit
+
+    costs = hosting.costs()
+    rows = table([(cost, fit(cost, hosting.allowance)) for cost in costs], hosting.info.blocks)
+    free = f"disk     {size(hosting.disk_free)} free; decode: at best, by the speed of one row's products measured now"
+    busy = [cost.quantization for cost in costs if cost.threads < hosting.threads]
+    slower = f"one thread was faster than {hosting.threads} ({', '.join(busy)})"
+    note = f"busy     {slower}: do other programs run? measure again"
+    return [*summary(hosting, hosting.choose([])), free, *([note] if busy else []), "", *rows]
 
 
 def computed(hosting: Hosting) -> str:

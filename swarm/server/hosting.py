@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,13 +15,16 @@ from typing import TypeVar
 import torch
 
 from swarm.caches import cache_dir
-from swarm.config import SCHEMES, ServerConfig
+from swarm.config import FILE, INT4, INT8, SCHEMES, ServerConfig
+from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
+from swarm.models.linear.rate import rate
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.loading.cost import describe
+from swarm.models.loading.cost import Description, describe
 from swarm.models.loading.kept import trim
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
+from swarm.server.fit import Cost, roomier
 from swarm.server.options import ServeOptions
 from swarm.server.placement import choose_span
 from swarm.server.plan import Loaded, Plan
@@ -40,13 +44,14 @@ class Hosting:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.options = options
+        self.threads = torch.get_num_threads()
         self.device = checked_device(options.device)
         self.progress = progress
         self.loading = False
         self._checkpoint: Checkpoint = open_checkpoint(options.model, options.token, options.revision)
         description = describe(self._checkpoint, dtype=options.dtype, quantization=options.quantization)
         self.info: ModelInfo = _published(description.info, self._checkpoint)
-        self.sizes = Sizes(description.weight_bytes, description.cache_bytes)
+        self.sizes = _sizes(description)
         self.dtype = str(description.dtype).removeprefix("torch.")
         self.quantization = description.quantization
         self.contract = self.info.contract(self.dtype, quantization=SCHEMES[self.quantization])
@@ -64,7 +69,51 @@ class Hosting:
         if self.options.blocks is not None:
             return self._checked(self.options.blocks)
         room = self.allowance.memory - self.allowance.fixed()
-        return choose_span(others, self.allowance.block_bytes(self.sizes), room, self._rng)
+        try:
+            return choose_span(others, self.allowance.block_bytes(self.sizes), room, self._rng)
+        except InvalidInput as error:
+            if (advice := self.advice(0)) is None:
+                raise
+            raise InvalidInput(f"{error}; {advice}") from error
+
+    def advice(self, blocks: int) -> str | None:
+        """By which scheme more than so many blocks fit, where the server was left to choose both; None: by none."""
+        if self.options.quantization is not None or self.options.blocks is not None or blocks == self.info.blocks:
+            return None
+        others = [(name, _sizes(each)) for name, each in self._by_scheme() if name != self.quantization]
+        found = roomier(others, self.allowance, blocks)
+        if found is None:
+            return None
+        return (
+            f"with --quantization {found[0]} {found[1]} of {self.info.blocks} blocks fit, for clients that ask for it"
+        )
+
+    def costs(self) -> list[Cost]:
+        """What the model costs by each scheme that it can be had by here; the speed is measured now."""
+        stored = describe(self._checkpoint).weight_bytes if self._checkpoint.folder is None else None
+        fetched = stored or (0,) * self.info.blocks
+        return [self._cost(name, each, fetched) for name, each in self._by_scheme()]
+
+    @property
+    def disk_free(self) -> int:
+        """Bytes, where blocks are kept."""
+        folder = cache_dir()
+        return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.is_dir())).free
+
+    def _cost(self, scheme: str, each: Description, fetched: Sequence[int]) -> Cost:
+        kept = scheme in (INT8, INT4) and self.options.max_disk != 0
+        disk = tuple(got + kept * made for got, made in zip(fetched, each.weight_bytes, strict=True))
+        # Of a checkpoint's own grid only the bits are known before it is read.
+        like = scheme if scheme != FILE else INT4 if sum(each.weight_bytes) < 0.75 * sum(each.parameters) else INT8
+        dtype = str(each.dtype).removeprefix("torch.")
+        measured = rate(like, each.dtype, self.device)
+        return Cost(scheme, dtype, _sizes(each), disk, measured.bytes_per_second, measured.threads)
+
+    def _by_scheme(self) -> list[tuple[str, Description]]:
+        own = FILE if self._checkpoint.quantized else UNQUANTIZED
+        schemes = dict.fromkeys((self.options.quantization or own, own, UNQUANTIZED, INT8, INT4))
+        known = sorted(schemes, key=list(SCHEMES).index)
+        return [(name, describe(self._checkpoint, dtype=self.options.dtype, quantization=name)) for name in known]
 
     def _checked(self, span: Span) -> Span:
         """Blocks that were asked for by hand are refused only by a limit that was set by hand."""
@@ -114,6 +163,10 @@ class Hosting:
         """For so many positions as were asked for, with the room that a sequence of them takes."""
         tokens = self.options.cache_tokens
         return self.footprint(span).cache_bytes if tokens is None else model.reserved_bytes(span, tokens)
+
+
+def _sizes(description: Description) -> Sizes:
+    return Sizes(description.weight_bytes, description.cache_bytes)
 
 
 def checked_device(wanted: str | None) -> str:
