@@ -118,6 +118,7 @@ def described(architecture: str, config: PretrainedConfig) -> dict[str, Any]:
     if architecture == "gpt2":
         found["gpt2.context_length"] = config.n_positions
     tokens = [chr(0x61 + token) if token < 26 else f"t{token}" for token in range(config.vocab_size)]
+    tokens[26:28] = ["ab", "cd"]
     return found | {
         "general.name": "small",
         "tokenizer.ggml.model": "gpt2",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.linear.grid import Grid, as_dense
@@ -22,6 +22,7 @@ from swarm.models.loading.gguf.grids import GRIDS, to_grid, to_numbers
 from swarm.models.loading.gguf.rotary import llama3
 from swarm.models.loading.gguf.stored import STORED
 from swarm.models.loading.weights import load_part
+from swarm.models.texts import load_tokenizer
 from swarm.types import Span
 from tests.checkpoints import GREEDY, Served, settled
 from tests.ggufs import CONFIGS, packed, small_config, write
@@ -239,3 +240,14 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
         open_checkpoint("./nowhere/m.gguf")
     with pytest.raises(ModelNotFound, match="no file"):
         open_checkpoint("nowhere/m.gguf")
+
+
+def test_the_tokenizer_is_the_librarys(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf")
+    own, library = load_tokenizer(str(path)), AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    for text in ("abcd", "cdab"):
+        assert own(text)["input_ids"] == library(text)["input_ids"]
+    talk = [{"role": "user", "content": "ab"}]
+    assert own.apply_chat_template(talk, tokenize=False) == "ab" == library.apply_chat_template(talk, tokenize=False)
+    assert (own.bos_token, own.eos_token, own.pad_token) == (library.bos_token, library.eos_token, library.pad_token)
+    assert own.eos_token_id == 2
