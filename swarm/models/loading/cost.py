@@ -21,6 +21,7 @@ from swarm.models.loading.partial import skeleton
 from swarm.models.loading.weights import dtype_of, quantization_of
 from swarm.types import ModelInfo
 
+CONFIG = "config.json"
 SAMPLE = 200
 """Weights by which is told how many bits a checkpoint has for one."""
 
@@ -75,6 +76,17 @@ def describe(
         cache_bytes=tuple(cache_bytes(layer, text, compute) for layer in layers),
         ends_bytes=(_count(model) - sum(map(_count, layers))) * compute.itemsize,
     )
+
+
+def outline(source: str | Path, *, dtype: str | None = None, quantization: str | None = None) -> Description:
+    """As `describe`, of a model whose weights need not be there: a config.json will do. Its key is none.
+
+    Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
+    """
+    path = Path(source)
+    checkpoint = open_checkpoint(path.parent if path.name == CONFIG and path.is_file() else source)
+    vars(checkpoint)["key"] = ""
+    return describe(checkpoint, dtype=dtype, quantization=quantization)
 
 
 def cache_bytes(layer: nn.Module, config: Any, dtype: torch.dtype) -> int:

@@ -1,0 +1,120 @@
+"""What swarm-plan says of machines and a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm.cli import plan
+from swarm.client.routing import Conditions
+from swarm.errors import InvalidInput, MissingBlocks
+from swarm.planning.arrange import arrange
+from swarm.planning.machines import Machine, parse
+from swarm.planning.shape import Shape
+from swarm.planning.speed import Line, lines, together
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+SHAPE = Shape("m", (10**9,) * 8, (10**9,) * 8, (1000,) * 8, 8192, 10**8)
+GOOD = '[[machines]]\nname = "a"\nmemory_gb = 6\nbandwidth_gbs = 100\ntflops = 10\n'
+
+
+def planned(machines: list[Machine], delay: float = 0.0) -> list[Line]:
+    records = [record for _, record in arrange(machines, SHAPE, 1000)]
+    rtt = {record.peer_id: 2 * delay for record in records}
+    return list(lines(records, 8, Conditions(rtt_ms=rtt), {}, 0.001))
+
+
+def machine(memory: float = 6, bandwidth: float = 100, enough: bool = False) -> Machine:
+    return Machine("a", memory, bandwidth, overhead_ms=0.5, tflops=10, enough=enough)
+
+
+@pytest.mark.parametrize(("memory", "count"), [(11, 1), (6, 2), (4, 3), (1.5, 8)])
+def test_there_are_as_many_machines_as_the_model_needs(memory: float, count: int) -> None:
+    assert len(arrange([machine(memory, enough=True)], SHAPE, 1000)) == count
+
+
+def test_a_token_takes_the_weights_the_overheads_and_the_ways() -> None:
+    (line,) = planned([machine()] * 2, delay=20)
+    # 8 blocks of 10 ms and 0.5 ms, three ways of 20 ms, two hops' framing, the head
+    assert line.latency() == pytest.approx(0.084 + 0.060 + 0.002 + 0.001, rel=0.02)
+    assert line.bottleneck()[0] == "blocks"
+    assert planned([machine()] * 2, delay=500)[0].bottleneck()[0] == "delays"
+
+
+def test_blocks_that_nobody_hosts_are_named() -> None:
+    with pytest.raises(MissingBlocks):
+        planned([machine()])
+    with pytest.raises(InvalidInput, match="a: no block fits"):
+        planned([machine(memory=1)])
+
+
+def test_machines_that_make_a_second_route_serve_other_sessions() -> None:
+    one, two = planned([machine()] * 2), planned([machine()] * 4)
+    assert (len(one), len(two)) == (1, 2)
+    assert together(two, 2) == pytest.approx(2 * together(one, 1))
+    assert together(one, 1) < together(one, 8) < together(two, 8)
+
+
+@given(st.floats(0.1, 1000), st.floats(0, 500), st.integers(1, 64))
+def test_more_sessions_are_never_slower_together_and_never_faster_each(
+    bandwidth: float, delay: float, sessions: int
+) -> None:
+    (line,) = planned([machine(bandwidth=bandwidth)] * 2, delay)
+    assert line.rate(sessions) <= sessions * line.rate(1) * 1.000001
+    assert line.rate(sessions + 1) >= line.rate(sessions) * 0.95
+    assert 0 < line.prompt(64) <= line.prompt(128)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no machines"),
+        ("[[machines", "not TOML"),
+        ("machines = 3", "no machines"),
+        ("machines = [3]", "not a table"),
+        (GOOD + "colour = 1", "'colour' is not one of"),
+        (GOOD + "count = 0", "count is neither"),
+        (GOOD + "count = true", "count is neither"),
+        (GOOD + "decode_ms = 1", "one of bandwidth_gbs and decode_ms"),
+        (GOOD + "prefill_rate = 1", "one of tflops and prefill_rate"),
+        (GOOD + "delay_ms = nan", "delay_ms is not between"),
+        (GOOD + "delay_ms = true", "delay_ms is not a number"),
+        (GOOD.replace("6", "-6"), "memory_gb is not between"),
+        (GOOD.replace("memory_gb = 6", ""), "memory_gb is missing"),
+        (GOOD + "[client]\nbandwidth_gbs = 0", "bandwidth_gbs is not between"),
+        (GOOD.replace('"a"', "1"), "name is not a text"),
+    ],
+)
+def test_what_is_no_plan_is_refused_in_a_line(text: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said) as refused:
+        parse(text)
+    assert "\n" not in str(refused.value)
+
+
+@given(st.text(max_size=200) | st.text(max_size=60).map(lambda more: GOOD + more))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        machines, _ = parse(text)
+    except InvalidInput:
+        return
+    assert machines
+
+
+def test_a_model_without_weights_is_planned() -> None:
+    asked = [str(EXAMPLES / "llama-3.1-405b" / "config.json"), "--machines", str(EXAMPLES / "machines.toml")]
+    done = CliRunner().invoke(plan.main, [*asked, "--quantization", "int4", "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert (report["blocks"], len(report["machines"])) == (126, 14)
+    assert report["block_bytes"] == pytest.approx(3.19e9 * 5 / 8, rel=0.01)
+    assert list(report["tokens_per_second"]) == ["1", "8", "64"]
+
+
+def test_machines_have_to_come_from_somewhere(tmp_path: Path) -> None:
+    done = CliRunner().invoke(plan.main, ["m", "--machines", str(tmp_path / "none.toml")])
+    assert done.exit_code == 1 and "No such file" in done.stderr
