@@ -12,6 +12,8 @@ from typing import Any
 from swarm.errors import InvalidInput
 
 ENOUGH = "enough"
+SIZE = 1 << 20
+"""Bytes of a file."""
 MOST = 4096
 """Machines in one plan, and characters of a name."""
 
@@ -50,7 +52,13 @@ NUMBERS = tuple(each.name for each in fields(Machine) if each.name not in ("name
 def read(path: Path) -> tuple[list[Machine], Client]:
     """The machines of a file, in its order. Raises InvalidInput, OSError."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise InvalidInput("it is there and is not a file")
+        with path.open("rb") as file:
+            read = file.read(SIZE + 1)
+        if len(read) > SIZE:
+            raise InvalidInput(f"it is longer than {SIZE} bytes")
+        return parse(read.decode("utf-8"))
     except (InvalidInput, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: {error}") from error
 

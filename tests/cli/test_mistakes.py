@@ -17,7 +17,7 @@ from swarm.errors import DaemonFailed
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
 PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWSPfVm14AFBKqmwqBxnKhjQyMJDjYc7vKSPj54QZyHkUe"
-COMMANDS = ("serve", "bootstrap", "status", "chat", "gateway")
+COMMANDS = ("serve", "bootstrap", "status", "chat", "gateway", "plan")
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from swarm.errors import InvalidInput
 from swarm.server.sizing import size
 from swarm.types import Span
 
-COMMANDS = ["serve", "bootstrap", "status"]
+COMMANDS = ["serve", "bootstrap", "status", "plan"]
 HEAVY = {"torch", "transformers", "hivemind", "libp2p", "numpy", "tqdm"}
 
 

@@ -14,7 +14,7 @@ from swarm.cli import plan
 from swarm.client.routing import Conditions
 from swarm.errors import InvalidInput, MissingBlocks
 from swarm.planning.arrange import arrange
-from swarm.planning.machines import Machine, parse
+from swarm.planning.machines import Machine, parse, read
 from swarm.planning.shape import Shape
 from swarm.planning.speed import Line, lines, together
 
@@ -118,3 +118,11 @@ def test_a_model_without_weights_is_planned() -> None:
 def test_machines_have_to_come_from_somewhere(tmp_path: Path) -> None:
     done = CliRunner().invoke(plan.main, ["m", "--machines", str(tmp_path / "none.toml")])
     assert done.exit_code == 1 and "No such file" in done.stderr
+
+
+def test_files_that_never_end_are_not_read_to_their_end(tmp_path: Path) -> None:
+    long = tmp_path / "long.toml"
+    long.write_text("# " + "long " * 300_000)
+    for path, words in ((Path("/dev/zero"), "not a file"), (tmp_path, "not a file"), (long, "longer than")):
+        with pytest.raises(InvalidInput, match=words):
+            read(path)

@@ -44,7 +44,7 @@ def test_code_is_code_and_options_exist(page: Path) -> None:
         ast.parse(code)
     for text in blocks(page, "json"):
         json.loads(text)
-    every = set().union(*map(options, ("bootstrap", "chat", "demo", "gateway", "serve", "status")))
+    every = set().union(*map(options, ("bootstrap", "chat", "demo", "gateway", "plan", "serve", "status")))
     quoted = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
     told = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", quoted))
     assert told - every - OTHER_OPTIONS == set()
