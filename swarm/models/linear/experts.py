@@ -18,6 +18,14 @@ from swarm.errors import UnsupportedModel
 from swarm.models.linear.quantized import QuantizedLinear
 from swarm.models.linear.schemes import can_quantize, quantize
 
+PRODUCTS: Mapping[Any, bool] = {
+    nn.functional.linear: False,
+    torch.matmul: True,
+    torch.Tensor.matmul: True,
+    torch.Tensor.__matmul__: True,
+}
+"""What an expert's weight may take part in, and whether it is the transposed one there."""
+
 
 class ExpertWeight:
     """One expert's weight: `linear(rows, weight)` with `[out, in]`, or `rows @ weight` with `[in, out]`."""
@@ -31,15 +39,9 @@ class ExpertWeight:
         cls, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> torch.Tensor:
         """Products of rows with the weight. Raises UnsupportedModel for anything else that is done with it."""
-        products = {
-            nn.functional.linear: False,
-            torch.matmul: True,
-            torch.Tensor.matmul: True,
-            torch.Tensor.__matmul__: True,
-        }
         rows, weight, *rest = args
         bias = rest[0] if rest else (kwargs or {}).get("bias")
-        if products.get(function) != getattr(weight, "transposed", None) or not isinstance(weight, ExpertWeight):
+        if PRODUCTS.get(function) != getattr(weight, "transposed", None) or not isinstance(weight, ExpertWeight):
             raise UnsupportedModel(f"its experts do more with their weights than products: {function}")
         product: torch.Tensor = weight.layer(rows)
         return product if bias is None else product + bias

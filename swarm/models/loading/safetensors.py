@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from swarm.errors import BadCheckpoint
+from swarm.models.loading.file_bytes import read_into
 
 LENGTH = 8
 """Bytes that say how long the header is."""
@@ -142,14 +143,11 @@ class SafetensorsTensors:
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """A tensor, or some of its rows."""
         entry = self.entry(name)
-        first, last, shape = part_of(entry, rows)
+        first, _, shape = part_of(entry, rows)
         tensor = torch.empty(shape, dtype=entry.dtype)
-        into: Any = tensor.reshape(-1).view(torch.uint8).numpy() if last > first else bytearray()
         path = self._path(self._files[name])
         try:
-            with path.open("rb", buffering=0) as file:
-                file.seek(first)
-                _fill(file, memoryview(into))
+            read_into(tensor, path, first)
         except OSError as error:
             raise BadCheckpoint(f"{path} cannot be read ({error}); delete it and fetch it again") from error
         return tensor
@@ -169,13 +167,3 @@ class SafetensorsTensors:
 
     def _header(self, file: str) -> dict[str, Entry]:
         return read_header(self._path(file))
-
-
-def _fill(file: Any, into: memoryview) -> None:
-    """Read until `into` is full. Raises OSError where the file ends before."""
-    done = 0
-    while done < len(into):
-        count = file.readinto(into[done:])
-        if not count:
-            raise OSError("the file ends within a tensor")
-        done += count

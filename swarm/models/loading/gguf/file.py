@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from swarm.errors import BadCheckpoint
+from swarm.models.loading.file_bytes import read_into
 from swarm.models.loading.gguf.header import Header, Info, read_header
 from swarm.models.loading.gguf.stored import STORED
 
@@ -43,11 +43,8 @@ class GgufFile:
         place = self.places[name]
         each = row_bytes(place.info)
         raw = torch.empty(last - first, each, dtype=torch.uint8)
-        into: Any = raw.numpy().reshape(-1).data if raw.numel() else bytearray()
         try:
-            with place.path.open("rb", buffering=0) as file:
-                file.seek(place.info.first + first * each)
-                _fill(file, memoryview(into))
+            read_into(raw, place.path, place.info.first + first * each)
         except OSError as error:
             raise BadCheckpoint(f"{place.path} cannot be read ({error}); fetch it again") from error
         return raw
@@ -87,13 +84,3 @@ def open_gguf(file: str, path: Callable[[str], Path]) -> GgufFile:
             raise BadCheckpoint(f"{part} has {twice[0]!r}, as a part before it")
         places |= {name: Place(part, info) for name, info in header.tensors.items()}
     return GgufFile(paths[0], replace(headers[0], tensors={name: place.info for name, place in places.items()}), places)
-
-
-def _fill(file: Any, into: memoryview) -> None:
-    """Read until `into` is full. Raises OSError where the file ends before."""
-    done = 0
-    while done < len(into):
-        count = file.readinto(into[done:])
-        if not count:
-            raise OSError("it ends within a tensor")
-        done += count
