@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
 from swarm.models.linear.rate import rate
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
-from swarm.models.loading.cost import Description, describe
+from swarm.models.loading.cost import Description, describe, describe_each
 from swarm.models.loading.kept import trim
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
@@ -80,7 +81,7 @@ class Hosting:
         """By which scheme more than so many blocks fit, where the server was left to choose both; None: by none."""
         if self.options.quantization is not None or self.options.blocks is not None or blocks == self.info.blocks:
             return None
-        others = [(name, _sizes(each)) for name, each in self._by_scheme() if name != self.quantization]
+        others = [(name, _sizes(each)) for name, each in self._by_scheme if name != self.quantization]
         found = roomier(others, self.allowance, blocks)
         if found is None:
             return None
@@ -92,7 +93,7 @@ class Hosting:
         """What the model costs by each scheme that it can be had by here; the speed is measured now."""
         stored = describe(self._checkpoint).weight_bytes if self._checkpoint.folder is None else None
         fetched = stored or (0,) * self.info.blocks
-        return [self._cost(name, each, fetched) for name, each in self._by_scheme()]
+        return [self._cost(name, each, fetched) for name, each in self._by_scheme]
 
     @property
     def disk_free(self) -> int:
@@ -109,11 +110,13 @@ class Hosting:
         measured = rate(like, each.dtype, self.device)
         return Cost(scheme, dtype, _sizes(each), disk, measured.bytes_per_second, measured.threads)
 
+    @cached_property
     def _by_scheme(self) -> list[tuple[str, Description]]:
+        """What the model is by each scheme, for advice and for the table."""
         own = FILE if self._checkpoint.quantized else UNQUANTIZED
         schemes = dict.fromkeys((self.options.quantization or own, own, UNQUANTIZED, INT8, INT4))
         known = sorted(schemes, key=list(SCHEMES).index)
-        return [(name, describe(self._checkpoint, dtype=self.options.dtype, quantization=name)) for name in known]
+        return list(zip(known, describe_each(self._checkpoint, known, self.options.dtype), strict=True))
 
     def _checked(self, span: Span) -> Span:
         """Blocks that were asked for by hand are refused only by a limit that was set by hand."""

@@ -255,7 +255,7 @@ def open_checkpoint(
     if source.startswith(("/", ".", "~")):
         raise ModelNotFound(f"there is no folder {source}")
     if reading.gguf_file is not None:
-        check_remote(source, reading.gguf_file, reading.revision, reading.token, reading.subfolder)
+        check_remote(source, reading.gguf_file, reading)
     path = download(source, file, reading)
     # In the hub's cache every file is in a folder named after the commit, online and offline alike.
     commit = path.parents[len(Path(reading.subfolder, file).parts) - 1].name

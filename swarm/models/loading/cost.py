@@ -57,9 +57,23 @@ def describe(
     Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
+    (found,) = describe_each(checkpoint, [quantization], dtype)
+    return found
+
+
+def describe_each(
+    checkpoint: Checkpoint, quantizations: Sequence[str | None], dtype: str | torch.dtype | None = None
+) -> list[Description]:
+    """As `describe`, by each of several schemes, of which the model's outline is made once."""
+    model = skeleton(checkpoint.config)
+    return [_description(checkpoint, model, quantization, dtype) for quantization in quantizations]
+
+
+def _description(
+    checkpoint: Checkpoint, model: Any, quantization: str | None, dtype: str | torch.dtype | None
+) -> Description:
     scheme = quantization_of(checkpoint, quantization)
     compute = dtype_of(checkpoint, dtype, scheme)
-    model = skeleton(checkpoint.config)
     text: Any = text_config(model.config)
     layers = find_blocks(model).layers
     bits = BITS.get(scheme, _stored_bits(checkpoint) if scheme == FILE else None)

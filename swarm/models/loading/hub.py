@@ -94,6 +94,27 @@ def download(name: str, file: str, how: Access) -> Path:
         return Path(hf_hub_download(name, file, **options))  # type: ignore[arg-type]
 
 
+def beginning(name: str, file: str, how: Access, count: int) -> bytes | None:
+    """The first bytes of a file that is not on this machine; None where it is, or they cannot be had: a download says
+    why."""
+    where = "/".join(part for part in (how.subfolder, file) if part)
+    try:
+        if how.offline or isinstance(try_to_load_from_cache(name, where, how.cache_dir, how.revision), str):
+            return None
+        headers = build_hf_headers(token=how.token) | {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+        url, found = hf_hub_url(name, where, revision=how.revision), bytearray()
+        wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with http_stream_backoff("GET", url, headers=headers, timeout=wait, retry_on_exceptions=()) as answer:
+            hf_raise_for_status(answer)
+            for piece in answer.iter_raw():
+                found += piece
+                if len(found) >= count:
+                    break
+    except (HTTPError, OSError, ValueError):
+        return None
+    return bytes(found[:count])
+
+
 @contextlib.contextmanager
 def _told(name: str, file: str, how: Access) -> Iterator[None]:
     """What the library raises, as ModelNotFound in its own words, also for gated repositories."""
