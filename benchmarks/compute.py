@@ -113,7 +113,7 @@ def losses(dtype: str, quantization: str) -> dict[str, str]:
     from transformers import AutoModelForCausalLM
 
     from benchmarks.codec import predict, read_texts
-    from swarm.models.linear.quantized import use_quantized
+    from benchmarks.models import use_quantized
 
     model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=getattr(torch, dtype)).eval()
     if quantization != "none":

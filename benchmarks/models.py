@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent.parent / ".benchmarks"
 
@@ -37,3 +38,19 @@ def llama_250m_in_shards() -> Path:
 
         LlamaForCausalLM.from_pretrained(llama_250m()).save_pretrained(path, max_shard_size="64MB")
     return path
+
+
+def use_quantized(module: Any, name: str) -> None:
+    """Put the weight of every plain linear layer inside `module` on the grid of a scheme."""
+    from torch import nn
+
+    from swarm.models.linear.quantized import QuantizedLinear
+    from swarm.models.linear.replace import replace
+    from swarm.models.linear.schemes import can_quantize, quantize
+
+    def twin(layer: nn.Module) -> nn.Module | None:
+        if type(layer) is not nn.Linear or not can_quantize(layer.in_features):
+            return None
+        return QuantizedLinear(quantize(layer.weight, name), layer.bias, layer.weight.dtype)
+
+    replace(module, twin)

@@ -133,7 +133,7 @@ def losses(local: Any, tokenizer: Any, windows: int) -> Result:
     import copy
     import pydoc_data.topics
 
-    from swarm.models.linear.quantized import use_quantized
+    from benchmarks.models import use_quantized
 
     text = "\n\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
     ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0].unfold(0, CONTEXT + 1, CONTEXT)[:windows]

@@ -11,8 +11,6 @@ from swarm.errors import UnsupportedModel
 from swarm.models.linear.compiled import kernel
 from swarm.models.linear.grid import Grid
 from swarm.models.linear.packed import Packed, laid_out
-from swarm.models.linear.replace import replace
-from swarm.models.linear.schemes import can_quantize, quantize
 
 TILE = 1 << 22
 """Numbers that are taken off the grid at once where there is no kernel for it."""
@@ -102,17 +100,6 @@ class QuantizedLinear(nn.Module):
         if moved.device != self._weight.device:
             self._weight = self.grid.to(moved.device)
         return self
-
-
-def use_quantized(module: nn.Module, name: str) -> int:
-    """Put the weight of every plain linear layer inside `module` on the grid of a scheme; returns how many."""
-
-    def twin(layer: nn.Module) -> QuantizedLinear | None:
-        if type(layer) is not nn.Linear or not can_quantize(layer.in_features):
-            return None
-        return QuantizedLinear(quantize(layer.weight, name), layer.bias, layer.weight.dtype)
-
-    return replace(module, twin)
 
 
 class _WithGradient(torch.autograd.Function):
