@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _is_swarm(nodeid: str) -> bool:
-    return nodeid.startswith("tests/processes/")
+    return nodeid.startswith(("tests/processes/", "tests/field/"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
