@@ -22,9 +22,13 @@ from swarm.models.linear.grid import Grid
 
 log = logging.getLogger(__name__)
 
-STEP = 32
+STEPS = (32, 16)
 PANEL = 16
-"""As in kernel.c: columns whose products are summed as whole numbers, and outputs side by side."""
+UNIT = 256
+"""As in kernel.c: columns whose products are summed as whole numbers, outputs side by side, and columns whose scales,
+if they are whole numbers, count the same."""
+SCALES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+"""As there: what scales and minima are."""
 KINDS = ("plain C", "VNNI", "AMX")
 TIMEOUT = 120.0
 """Seconds that a compiler may take."""
@@ -35,9 +39,9 @@ class Weight(ctypes.Structure):
     """`weight_t` of kernel.c."""
 
     _fields_ = (
-        *((name, ctypes.c_long) for name in ("columns", "out", "group")),
-        *((name, ctypes.c_int) for name in ("bits", "halves", "offset")),
-        *((name, ctypes.c_void_p) for name in ("codes", "scales", "least")),
+        *((name, ctypes.c_long) for name in ("columns", "out", "group", "step")),
+        *((name, ctypes.c_int) for name in ("bits", "kind", "offset")),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "least", "units", "least_units")),
         ("table", ctypes.c_uint8 * 16),
     )
 
@@ -60,7 +64,7 @@ class Kernel:
     def multiply(self, weight: Weight, rows: torch.Tensor, product: torch.Tensor, kind: int) -> None:
         """float32 `[rows, columns]`, contiguous, into `[rows, out]`. Other Python threads go on meanwhile."""
         count, columns = rows.shape
-        work = torch.empty(count * columns // STEP * (3 + STEP // 2), dtype=torch.int32)
+        work = torch.empty(count * columns // weight.step * (3 + weight.step // 2), dtype=torch.int32)
         threads = torch.get_num_threads()
         address = ctypes.addressof(weight)
         self._product(address, rows.data_ptr(), product.data_ptr(), count, work.data_ptr(), threads, kind)

@@ -4,7 +4,7 @@ never a layout that one processor likes."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,9 @@ class Grid:
     `codes`: levels as int8 `[out, in]`, or of four bits as uint8 `[out, in / 2]`, the even column in the lower half of
     a byte. `scales`, `least`: float16 or float32 `[out, in / group]`; without `least` nothing is added. `table`: the 16
     levels, from -127 to 127, that codes of four bits stand for; by default 0 to 15. `columns`: int64 `[in]`, where the
-    inputs that the columns multiply are, if in another order. Raises BadCheckpoint where these do not fit together.
+    inputs that the columns multiply are, if in another order. Scales may be int8, and count `units`, float16
+    `[out, in / columns of several groups]`; so do minima then, `least_units`. Raises BadCheckpoint where these do not
+    fit together.
     """
 
     codes: torch.Tensor
@@ -31,21 +33,42 @@ class Grid:
     least: torch.Tensor | None = None
     table: tuple[int, ...] | None = None
     columns: torch.Tensor | None = None
+    units: torch.Tensor | None = None
+    least_units: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.codes.dim() != 2 or self.codes.dtype not in (torch.int8, torch.uint8):
             raise BadCheckpoint(f"a grid's levels are {_words(self.codes)}, not int8 or uint8 of two dimensions")
-        if self.scales.dim() != 2 or self.scales.dtype not in (torch.float16, torch.float32):
-            raise BadCheckpoint(f"a grid's scales are {_words(self.scales)}, not float16 or float32 of two dimensions")
+        kinds = (torch.float16, torch.float32) if self.units is None else (torch.int8,)
+        if self.scales.dim() != 2 or self.scales.dtype not in kinds:
+            expected = " or ".join(str(kind).removeprefix("torch.") for kind in kinds)
+            raise BadCheckpoint(f"a grid's scales are {_words(self.scales)}, not {expected} of two dimensions")
         groups = self.scales.shape[1]
         if len(self.scales) != len(self.codes) or not groups or self.in_features % groups:
             raise BadCheckpoint(f"scales of {_words(self.scales)} do not fit levels of {_words(self.codes)}")
         if self.least is not None and self.least.shape != self.scales.shape:
             raise BadCheckpoint(f"minima of {_words(self.least)} do not fit scales of {_words(self.scales)}")
+        if self.units is not None or self.least_units is not None:
+            self._check_units()
         if self.table is not None and (len(self.table) != 16 or max(map(abs, self.table)) > 127 or self.bits != 4):
             raise BadCheckpoint("the levels of four bits are 16 numbers from -127 to 127")
         if self.columns is not None and self.columns.shape != (self.in_features,):
             raise BadCheckpoint(f"{_words(self.columns)} is no order of {self.in_features} columns")
+
+    def _check_units(self) -> None:
+        units, least, least_units = self.units, self.least, self.least_units
+        if (
+            units is None
+            or (least is None) != (least_units is None)
+            or (least is not None and least.dtype != torch.int8)
+        ):
+            raise BadCheckpoint("scales and minima that are whole numbers count units, both of them")
+        groups, count = self.scales.shape[1], units.shape[-1]
+        shape, alike = units.shape, least_units is None or least_units.shape == units.shape
+        if len(shape) != 2 or shape[0] != len(self.codes) or not count or groups % count or not alike:
+            raise BadCheckpoint(f"units of {_words(units)} do not fit scales of {_words(self.scales)}")
+        if any(part is not None and part.dtype != torch.float16 for part in (units, least_units)):
+            raise BadCheckpoint(f"units of scales are {_words(units)}, not float16")
 
     @property
     def bits(self) -> int:
@@ -71,6 +94,11 @@ class Grid:
         return self.in_features // self.scales.shape[1]
 
     @property
+    def unit(self) -> int | None:
+        """Columns whose scales count the same, where they are whole numbers."""
+        return None if self.units is None else self.in_features // self.units.shape[1]
+
+    @property
     def device(self) -> torch.device:
         """Where it is."""
         return self.codes.device
@@ -91,9 +119,10 @@ class Grid:
 
     def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """`[out, in]` numbers, computed in float32, with the columns where the inputs are."""
-        by_group = self.levels().float().view(*self.scales.shape, self.group) * self.scales.float()[..., None]
+        by_group = self.levels().float().view(*self.scales.shape, self.group)
+        by_group = by_group * _factors(self.scales, self.units)[..., None]
         if self.least is not None:
-            by_group += self.least.float()[..., None]
+            by_group += _factors(self.least, self.least_units)[..., None]
         dense = by_group.flatten(1)
         if self.columns is not None:
             dense = torch.empty_like(dense).index_copy_(1, self.columns, dense)
@@ -101,23 +130,21 @@ class Grid:
 
     def rows(self, first: int, last: int) -> Grid:
         """The same of some outputs."""
-        least = None if self.least is None else self.least[first:last]
-        return replace(self, codes=self.codes[first:last], scales=self.scales[first:last], least=least)
+        return self._by_output(lambda part: part[first:last])
 
     def at(self, rows: torch.Tensor) -> Grid:
         """The same with the outputs in another order; `rows`: int64, which stands where."""
-        least = None if self.least is None else self.least[rows]
-        return replace(self, codes=self.codes[rows], scales=self.scales[rows], least=least)
+        return self._by_output(lambda part: part[rows])
 
     def to(self, device: torch.device) -> Grid:
         """The same elsewhere."""
-        return replace(
-            self,
-            codes=self.codes.to(device),
-            scales=self.scales.to(device),
-            least=None if self.least is None else self.least.to(device),
-            columns=None if self.columns is None else self.columns.to(device),
-        )
+        there = self._by_output(lambda part: part.to(device))
+        return there if self.columns is None else replace(there, columns=self.columns.to(device))
+
+    def _by_output(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Grid:
+        """The same with a change to all that each output has."""
+        changed: dict[str, Any] = {name: change(part) for name, part in self.parts().items() if name != "columns"}
+        return replace(self, **changed)
 
     def digest(self) -> bytes:
         """sha256 of the numbers, however they are laid out."""
@@ -128,6 +155,7 @@ class Grid:
     def parts(self) -> dict[str, torch.Tensor]:
         """All that is held, by name."""
         named = {"codes": self.codes, "scales": self.scales, "least": self.least, "columns": self.columns}
+        named |= {"units": self.units, "least_units": self.least_units}
         return {name: part for name, part in named.items() if part is not None}
 
 
@@ -160,17 +188,23 @@ def pack4(codes: torch.Tensor) -> torch.Tensor:
 def stack(grids: Sequence[Grid]) -> Grid:
     """Several weights on one grid, one below the other. Raises BadCheckpoint where they are not on one."""
     first = grids[0]
-    kinds = {(grid.bits, grid.in_features, grid.group, grid.table, grid.least is None) for grid in grids}
+    kinds = {(grid.bits, grid.in_features, grid.group, grid.unit, grid.table, grid.least is None) for grid in grids}
     if len(kinds) != 1 or any(grid.columns is not None for grid in grids):
         raise BadCheckpoint("weights on different grids cannot be one layer")
-    least = None if first.least is None else torch.cat([grid.least for grid in grids if grid.least is not None])
-    codes, scales = torch.cat([grid.codes for grid in grids]), torch.cat([grid.scales for grid in grids])
-    return replace(first, codes=codes, scales=scales, least=least)
+    parts: dict[str, Any] = {name: torch.cat([grid.parts()[name] for grid in grids]) for name in first.parts()}
+    return replace(first, **parts)
 
 
 def as_dense(weight: torch.Tensor | Grid) -> torch.Tensor:
     """Numbers, on a grid or not."""
     return weight.dense() if isinstance(weight, Grid) else weight
+
+
+def _factors(scales: torch.Tensor, units: torch.Tensor | None) -> torch.Tensor:
+    """What levels are multiplied with, or what is added, float32 `[out, groups]`."""
+    if units is None:
+        return scales.float()
+    return (scales.float().view(*units.shape, -1) * units.float()[..., None]).flatten(1)
 
 
 def small(numbers: torch.Tensor) -> torch.Tensor:

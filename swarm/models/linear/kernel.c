@@ -1,13 +1,13 @@
 /* Products of float32 rows with weights on a grid, in whole numbers.
  *
- * Each 32 numbers of a row become whole numbers of 15 bits with one scale, X = 128 hi + lo; their products with the
- * levels are summed exactly, and the sums of every 32 columns are added up in float32, in the order of the columns. So
- * a row's result is the same bits whichever of the kernels here computes it, however many rows share the call, and on
- * every processor.
+ * Each 32 numbers of a row (16 where the groups of the weight are no multiple of 32), a "step", become whole numbers of
+ * 15 bits with one scale, X = 128 hi + lo; their products with the levels are summed exactly, and the sums of the steps
+ * are added up in float32, in the order of the columns. So a row's result is the same bits whichever of the kernels here
+ * computes it, however many rows share the call, and on every processor.
  *
  * Layout of the levels, of 16 outputs ("panel") after 16 outputs, an even number of panels: for every 4 columns 64 bytes, [output][column], as
  * unsigned numbers (level - offset); of four bits, 64 bytes hold 8 columns, the first four in the lower halves. Scales and
- * minima: [panel][group][output].
+ * minima: [panel][group][output]; where they are whole numbers, what these count: [panel][UNIT columns][output].
  */
 #include <math.h>
 #include <stdint.h>
@@ -17,7 +17,8 @@
 #include <immintrin.h>
 #endif
 
-#define STEP 32  /* columns whose products are summed as whole numbers */
+#define STEP 32  /* most columns whose products are summed as whole numbers */
+#define UNIT 256 /* columns whose scales, if they are whole numbers, count the same */
 #define PANEL 16 /* outputs side by side */
 #define BLOCK 16 /* rows of a tile */
 #define ROWS 512 /* most in one call that go in tiles */
@@ -35,42 +36,46 @@
 #endif
 
 typedef struct {
-    long in, out, group;
-    int bits, halves;     /* of a level; whether scales and minima are float16 */
-    int offset;           /* unsigned number = level + offset */
-    const uint8_t *codes; /* packed */
-    const void *scales;   /* packed */
-    const void *least;    /* packed, or NULL */
-    uint8_t table[16];    /* unsigned numbers of the codes of four bits */
+    long in, out, group, step;
+    int bits, kind;              /* of a level; of scales and minima */
+    int offset;                  /* unsigned number = level + offset */
+    const uint8_t *codes;        /* packed */
+    const void *scales;          /* packed */
+    const void *least;           /* packed, or NULL */
+    const uint16_t *units;       /* packed float16, of scales that are int8 */
+    const uint16_t *least_units; /* and of minima */
+    uint8_t table[16];           /* unsigned numbers of the codes of four bits */
 } weight_t;
+
+enum { FLOATS, HALVES, WHOLE }; /* scales and minima are float32, float16, int8 */
 
 typedef struct {
     weight_t w;
     long rows;
     const float *x;  /* [rows, in] */
     float *y;        /* [rows, out] */
-    float *steps;    /* [rows, in / STEP], to work in: scales of the rows */
-    float *sums;     /* [rows, in / STEP], to work in: sums of the rows, for the minima */
-    int32_t *shifts; /* [rows, in / STEP], to work in: what the offset adds to the sums of products */
+    float *steps;    /* [rows, in / step], to work in: scales of the rows */
+    float *sums;     /* [rows, in / step], to work in: sums of the rows, for the minima */
+    int32_t *shifts; /* [rows, in / step], to work in: what the offset adds to the sums of products */
     int8_t *whole;   /* [rows, 2, in], to work in: high and low of every row */
 } product_t;
 
 /* ---- rows as whole numbers ---------------------------------------------------------------------------------- */
 
-/* The first `tiled` rows lie in tiles instead, [block of 16][step][high, low][row][STEP]. */
-static void whole_numbers(const product_t *p, long row, long tiled)
+/* The first `tiled` rows lie in tiles instead, [block of 16][step][high, low][row][column]. */
+static inline __attribute__((always_inline)) void whole_row(const product_t *p, long row, long tiled, const int length)
 {
-    const long steps = p->w.in / STEP, stride = row < tiled ? 2 * BLOCK * STEP : STEP;
+    const long steps = p->w.in / length, stride = row < tiled ? 2 * BLOCK * length : length;
     const float *x = p->x + row * p->w.in;
     int8_t *high = p->whole + 2 * row * p->w.in, *low = high + p->w.in;
     if (row < tiled) {
-        high = p->whole + row / BLOCK * BLOCK * 2 * p->w.in + row % BLOCK * STEP;
-        low = high + BLOCK * STEP;
+        high = p->whole + row / BLOCK * BLOCK * 2 * p->w.in + row % BLOCK * length;
+        low = high + BLOCK * length;
     }
-    for (long t = 0; t < steps; t++, x += STEP, high += stride, low += stride) {
+    for (long t = 0; t < steps; t++, x += length, high += stride, low += stride) {
         uint32_t bits[STEP], most = 0;
-        memcpy(bits, x, sizeof bits);
-        for (int k = 0; k < STEP; k++) { /* as whole numbers floats have the same order, and compilers vectorize it */
+        memcpy(bits, x, (size_t)length * 4);
+        for (int k = 0; k < length; k++) { /* as whole numbers floats have the same order, and compilers vectorize it */
             uint32_t size = bits[k] & 0x7fffffffu;
             most = size > most ? size : most;
         }
@@ -81,7 +86,7 @@ static void whole_numbers(const product_t *p, long row, long tiled)
             step = largest > 1e-30f ? largest / MOST : 0.0f;
         }
         int32_t sum = 0;
-        for (int k = 0; k < STEP; k++) {
+        for (int k = 0; k < length; k++) {
             float shifted = many == 0.0f ? ROUND : x[k] * many + ROUND; /* rounds to the nearest whole number */
             int32_t whole;
             memcpy(&whole, &shifted, 4);
@@ -95,6 +100,14 @@ static void whole_numbers(const product_t *p, long row, long tiled)
         p->shifts[row * steps + t] = p->w.offset * sum;
         p->sums[row * steps + t] = step * (float)sum;
     }
+}
+
+static void whole_numbers(const product_t *p, long row, long tiled)
+{
+    if (p->w.step == STEP)
+        whole_row(p, row, tiled, STEP);
+    else
+        whole_row(p, row, tiled, STEP / 2);
 }
 
 /* ---- one panel in plain C: what the others must equal ------------------------------------------------------- */
@@ -115,20 +128,36 @@ static float half_to_float(uint16_t half)
     return value;
 }
 
-static inline float number(const void *from, long index, int halves)
+/* Where the scales of 16 outputs for a column are, and what they count. */
+static inline long group_of(const weight_t *w, long panel, long column)
 {
-    return halves ? half_to_float(((const uint16_t *)from)[index]) : ((const float *)from)[index];
+    return (panel * (w->in / w->group) + column / w->group) * PANEL;
 }
 
-/* The unsigned numbers of 16 outputs for STEP columns: [STEP / 4][16][4] bytes. */
+static inline long unit_of(const weight_t *w, long panel, long column)
+{
+    return (panel * (w->in / UNIT) + column / UNIT) * PANEL;
+}
+
+static inline float number(const weight_t *w, const void *from, const uint16_t *units, long group, long unit)
+{
+    if (w->kind == HALVES)
+        return half_to_float(((const uint16_t *)from)[group]);
+    if (w->kind == FLOATS)
+        return ((const float *)from)[group];
+    return half_to_float(units[unit]) * (float)((const int8_t *)from)[group];
+}
+
+/* The unsigned numbers of 16 outputs for the columns of a step: [step / 4][16][4] bytes. */
 static void unpack_step(const product_t *p, long panel, long t, uint8_t *to)
 {
+    const long step = p->w.step;
     if (p->w.bits == 8) {
-        memcpy(to, p->w.codes + (panel * p->w.in + t * STEP) * PANEL, STEP * PANEL);
+        memcpy(to, p->w.codes + (panel * p->w.in + t * step) * PANEL, (size_t)step * PANEL);
         return;
     }
-    const uint8_t *from = p->w.codes + (panel * p->w.in + t * STEP) * PANEL / 2;
-    for (int c = 0; c < STEP / 8; c++)
+    const uint8_t *from = p->w.codes + (panel * p->w.in + t * step) * PANEL / 2;
+    for (int c = 0; c < step / 8; c++)
         for (int i = 0; i < 64; i++) {
             to[c * 128 + i] = p->w.table[from[c * 64 + i] & 15];
             to[c * 128 + 64 + i] = p->w.table[from[c * 64 + i] >> 4];
@@ -144,27 +173,27 @@ static void store(const product_t *p, long row, long panel, const float *sums)
 
 static void plain_panel(const product_t *p, long panel, long first, long last)
 {
-    long steps = p->w.in / STEP, groups = p->w.in / p->w.group;
+    const long step = p->w.step, steps = p->w.in / step;
     uint8_t levels[STEP * PANEL];
     for (long row = first; row < last; row++) {
         float y[PANEL] = {0};
         for (long t = 0; t < steps; t++) {
             unpack_step(p, panel, t, levels);
             int32_t sums[PANEL] = {0};
-            for (int c = 0; c < STEP / 4; c++)
+            for (int c = 0; c < step / 4; c++)
                 for (int k = 0; k < 4; k++) {
-                    const int8_t *high = p->whole + 2 * row * p->w.in + t * STEP + 4 * c + k;
+                    const int8_t *high = p->whole + 2 * row * p->w.in + t * step + 4 * c + k;
                     int32_t x = 128 * high[0] + high[p->w.in];
                     for (int o = 0; o < PANEL; o++)
                         sums[o] += levels[c * 64 + o * 4 + k] * x;
                 }
-            long group = (panel * groups + t * STEP / p->w.group) * PANEL;
+            const long group = group_of(&p->w, panel, t * step), unit = unit_of(&p->w, panel, t * step);
             const long at = row * steps + t;
             for (int o = 0; o < PANEL; o++) {
-                float scale = number(p->w.scales, group + o, p->w.halves) * p->steps[at];
+                float scale = number(&p->w, p->w.scales, p->w.units, group + o, unit + o) * p->steps[at];
                 y[o] = fmaf(scale, (float)(sums[o] - p->shifts[at]), y[o]);
                 if (p->w.least)
-                    y[o] = fmaf(number(p->w.least, group + o, p->w.halves), p->sums[at], y[o]);
+                    y[o] = fmaf(number(&p->w, p->w.least, p->w.least_units, group + o, unit + o), p->sums[at], y[o]);
             }
         }
         store(p, row, panel, y);
@@ -174,23 +203,44 @@ static void plain_panel(const product_t *p, long panel, long first, long last)
 /* ---- AVX-512 with VNNI --------------------------------------------------------------------------------------- */
 
 #ifdef VNNI
-static inline __m512 numbers(const void *from, long index, int halves)
+static inline __m512 halves(const uint16_t *from)
 {
-    return halves ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)from + index)))
-                  : _mm512_loadu_ps((const float *)from + index);
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
 }
 
-static inline void unpack(const product_t *p, long panel, long t, __m512i table, __m512i *to)
+static inline __m512 numbers(const weight_t *w, const void *from, const uint16_t *units, long panel, long column)
+{
+    const long group = group_of(w, panel, column);
+    if (w->kind == HALVES)
+        return halves((const uint16_t *)from + group);
+    if (w->kind == FLOATS)
+        return _mm512_loadu_ps((const float *)from + group);
+    const __m128i whole = _mm_loadu_si128((const __m128i *)((const int8_t *)from + group));
+    return _mm512_mul_ps(halves(units + unit_of(w, panel, column)), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(whole)));
+}
+
+static inline __m512 scales_at(const weight_t *w, long panel, long column)
+{
+    return numbers(w, w->scales, w->units, panel, column);
+}
+
+static inline __m512 least_at(const weight_t *w, long panel, long column)
+{
+    return w->least ? numbers(w, w->least, w->least_units, panel, column) : _mm512_setzero_ps();
+}
+
+static inline __attribute__((always_inline)) void unpack(const product_t *p, long panel, long t, const int step,
+                                                         __m512i table, __m512i *to)
 {
     if (p->w.bits == 8) {
-        const uint8_t *from = p->w.codes + (panel * p->w.in + t * STEP) * PANEL;
-        for (int c = 0; c < STEP / 4; c++)
+        const uint8_t *from = p->w.codes + (panel * p->w.in + t * step) * PANEL;
+        for (int c = 0; c < step / 4; c++)
             to[c] = _mm512_loadu_si512(from + c * 64);
         return;
     }
-    const uint8_t *from = p->w.codes + (panel * p->w.in + t * STEP) * PANEL / 2;
+    const uint8_t *from = p->w.codes + (panel * p->w.in + t * step) * PANEL / 2;
     const __m512i lower = _mm512_set1_epi8(15);
-    for (int c = 0; c < STEP / 8; c++) {
+    for (int c = 0; c < step / 8; c++) {
         __m512i pairs = _mm512_loadu_si512(from + c * 64);
         to[2 * c] = _mm512_shuffle_epi8(table, _mm512_and_si512(pairs, lower));
         to[2 * c + 1] = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pairs, 4), lower));
@@ -212,24 +262,23 @@ static inline __m512i four(const int8_t *from)
     return _mm512_set1_epi32(word);
 }
 
-static inline __attribute__((always_inline)) void vnni_rows(const product_t *p, long panel, long first, const int count)
+static inline __attribute__((always_inline)) void vnni_rows(const product_t *p, long panel, long first, const int step,
+                                                            const int count)
 {
-    const long steps = p->w.in / STEP, groups = p->w.in / p->w.group;
+    const long steps = p->w.in / step;
     const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p->w.table));
     __m512 y[4];
     for (int r = 0; r < count; r++)
         y[r] = _mm512_setzero_ps();
     for (long t = 0; t < steps; t++) {
         __m512i levels[STEP / 4];
-        unpack(p, panel, t, table, levels);
-        const long group = (panel * groups + t * STEP / p->w.group) * PANEL;
-        const __m512 scale = numbers(p->w.scales, group, p->w.halves);
-        const __m512 least = p->w.least ? numbers(p->w.least, group, p->w.halves) : _mm512_setzero_ps();
+        unpack(p, panel, t, step, table, levels);
+        const __m512 scale = scales_at(&p->w, panel, t * step), least = least_at(&p->w, panel, t * step);
         for (int r = 0; r < count; r++) {
             const long row = first + r;
-            const int8_t *high = p->whole + 2 * row * p->w.in + t * STEP, *low = high + p->w.in;
+            const int8_t *high = p->whole + 2 * row * p->w.in + t * step, *low = high + p->w.in;
             __m512i upper = _mm512_setzero_si512(), lower = _mm512_setzero_si512();
-            for (int c = 0; c < STEP / 4; c++) {
+            for (int c = 0; c < step / 4; c++) {
                 upper = _mm512_dpbusd_epi32(upper, levels[c], four(high + 4 * c));
                 lower = _mm512_dpbusd_epi32(lower, levels[c], four(low + 4 * c));
             }
@@ -244,15 +293,24 @@ static inline __attribute__((always_inline)) void vnni_rows(const product_t *p, 
     }
 }
 
-static void vnni_panel(const product_t *p, long panel, long first, long last)
+static inline __attribute__((always_inline)) void vnni_all(const product_t *p, long panel, long first, long last,
+                                                           const int step)
 {
     for (; first + 4 <= last; first += 4)
-        vnni_rows(p, panel, first, 4);
+        vnni_rows(p, panel, first, step, 4);
     switch (last - first) {
-    case 3: vnni_rows(p, panel, first, 3); break;
-    case 2: vnni_rows(p, panel, first, 2); break;
-    case 1: vnni_rows(p, panel, first, 1); break;
+    case 3: vnni_rows(p, panel, first, step, 3); break;
+    case 2: vnni_rows(p, panel, first, step, 2); break;
+    case 1: vnni_rows(p, panel, first, step, 1); break;
     }
+}
+
+static void vnni_panel(const product_t *p, long panel, long first, long last)
+{
+    if (p->w.step == STEP)
+        vnni_all(p, panel, first, last, STEP);
+    else
+        vnni_all(p, panel, first, last, STEP / 2);
 }
 #endif
 
@@ -275,7 +333,7 @@ static int amx_allowed(void)
     return allowed;
 }
 
-static void set_tiles(void)
+static void set_tiles(int step)
 {
     tiles_t tiles = {.palette = 1};
     for (int tile = 0; tile < 4; tile++) { /* sums: high and low, of two panels */
@@ -283,39 +341,41 @@ static void set_tiles(void)
         tiles.rows[tile] = BLOCK;
     }
     for (int tile = 4; tile < 6; tile++) { /* rows: high and low */
-        tiles.bytes[tile] = STEP;
+        tiles.bytes[tile] = (uint16_t)step;
         tiles.rows[tile] = BLOCK;
     }
     for (int tile = 6; tile < 8; tile++) { /* levels of two panels */
         tiles.bytes[tile] = 64;
-        tiles.rows[tile] = STEP / 4;
+        tiles.rows[tile] = (uint8_t)(step / 4);
     }
     _tile_loadconfig(&tiles);
 }
 
-/* The levels of two panels for some steps, with their signs: [step][panel][STEP * PANEL]. */
-static inline void unpack_deep(const product_t *p, long panel, long t, int depth, int8_t *levels)
+/* The levels of two panels for some steps, with their signs: [step][panel][columns * PANEL]. */
+static inline __attribute__((always_inline)) void unpack_deep(const product_t *p, long panel, long t, int depth,
+                                                              const int length, int8_t *levels)
 {
     const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p->w.table));
     const __m512i offset = _mm512_set1_epi8((char)p->w.offset);
     for (int step = 0; step < depth; step++)
-        for (int side = 0; side < 2; side++, levels += STEP * PANEL) {
+        for (int side = 0; side < 2; side++, levels += length * PANEL) {
             __m512i unpacked[STEP / 4];
-            unpack(p, panel + side, t + step, table, unpacked);
-            for (int c = 0; c < STEP / 4; c++)
+            unpack(p, panel + side, t + step, length, table, unpacked);
+            for (int c = 0; c < length / 4; c++)
                 _mm512_store_si512(levels + c * 64, _mm512_sub_epi8(unpacked[c], offset));
         }
 }
 
 /* Of a block of rows and two panels, [step][high and low of the first panel, of the second][BLOCK * PANEL]. */
-static inline void products(const product_t *p, long first, long t, int depth, const int8_t *levels, int32_t *sums)
+static inline __attribute__((always_inline)) void products(const product_t *p, long first, long t, int depth,
+                                                           const int length, const int8_t *levels, int32_t *sums)
 {
-    const int8_t *rows = p->whole + 2 * first * p->w.in + t * 2 * BLOCK * STEP;
-    for (int step = 0; step < depth; step++, levels += 2 * STEP * PANEL, sums += 4 * BLOCK * PANEL) {
-        _tile_loadd(4, rows + step * 2 * BLOCK * STEP, STEP);
-        _tile_loadd(5, rows + (step * 2 + 1) * BLOCK * STEP, STEP);
+    const int8_t *rows = p->whole + 2 * first * p->w.in + t * 2 * BLOCK * length;
+    for (int step = 0; step < depth; step++, levels += 2 * length * PANEL, sums += 4 * BLOCK * PANEL) {
+        _tile_loadd(4, rows + step * 2 * BLOCK * length, length);
+        _tile_loadd(5, rows + (step * 2 + 1) * BLOCK * length, length);
         _tile_loadd(6, levels, 64);
-        _tile_loadd(7, levels + STEP * PANEL, 64);
+        _tile_loadd(7, levels + length * PANEL, 64);
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
@@ -332,14 +392,14 @@ static inline void products(const product_t *p, long first, long t, int depth, c
 }
 
 static inline __attribute__((always_inline)) void add_deep(const product_t *p, long panel, long first, long t,
-                                                           const int depth, const int32_t *sums, float *y)
+                                                           const int depth, const int length, const int32_t *sums,
+                                                           float *y)
 {
-    const long steps = p->w.in / STEP, groups = p->w.in / p->w.group, group = panel * groups * PANEL;
+    const long steps = p->w.in / length;
     __m512 scales[DEPTH], least[DEPTH];
     for (int step = 0; step < depth; step++) {
-        const long at = group + (t + step) * STEP / p->w.group * PANEL;
-        scales[step] = numbers(p->w.scales, at, p->w.halves);
-        least[step] = p->w.least ? numbers(p->w.least, at, p->w.halves) : _mm512_setzero_ps();
+        scales[step] = scales_at(&p->w, panel, (t + step) * length);
+        least[step] = least_at(&p->w, panel, (t + step) * length);
     }
     for (int r = 0; r < BLOCK; r++) {
         __m512 total = _mm512_loadu_ps(y + r * 2 * PANEL);
@@ -353,24 +413,24 @@ static inline __attribute__((always_inline)) void add_deep(const product_t *p, l
 }
 
 /* Rows in blocks through two panels; `y`: [rows, 2 * PANEL] to work in. The rows that are left over go the other way. */
-static void amx_panels(const product_t *p, long panel, float *y)
+static inline __attribute__((always_inline)) void amx_panels(const product_t *p, long panel, const int length, float *y)
 {
-    const long steps = p->w.in / STEP, whole = p->rows / BLOCK * BLOCK;
+    const long steps = p->w.in / length, whole = p->rows / BLOCK * BLOCK;
     _Alignas(64) int8_t levels[DEPTH * 2 * STEP * PANEL];
     _Alignas(64) int32_t sums[DEPTH * 4 * BLOCK * PANEL];
     memset(y, 0, (size_t)whole * 2 * PANEL * sizeof(float));
     for (long t = 0; t < steps;) {
         const int depth = t + DEPTH <= steps ? DEPTH : 1;
-        unpack_deep(p, panel, t, depth, levels);
+        unpack_deep(p, panel, t, depth, length, levels);
         for (long first = 0; first < whole; first += BLOCK) {
-            products(p, first, t, depth, levels, sums);
+            products(p, first, t, depth, length, levels, sums);
             for (int side = 0; side < 2; side++) {
                 float *to = y + first * 2 * PANEL + side * PANEL;
                 const int32_t *from = sums + side * 2 * BLOCK * PANEL;
                 if (depth == DEPTH)
-                    add_deep(p, panel + side, first, t, DEPTH, from, to);
+                    add_deep(p, panel + side, first, t, DEPTH, length, from, to);
                 else
-                    add_deep(p, panel + side, first, t, 1, from, to);
+                    add_deep(p, panel + side, first, t, 1, length, from, to);
             }
         }
         t += depth;
@@ -404,9 +464,12 @@ static void pairs(const product_t *p, int kernel, long first, long last, long ti
 #ifdef AMX
     if (tiled) {
         float y[ROWS * 2 * PANEL];
-        set_tiles();
+        set_tiles((int)p->w.step);
         for (; first < last; first++)
-            amx_panels(p, 2 * first, y);
+            if (p->w.step == STEP)
+                amx_panels(p, 2 * first, STEP, y);
+            else
+                amx_panels(p, 2 * first, STEP / 2, y);
         _tile_release();
     }
 #endif
@@ -423,10 +486,10 @@ static void pairs(const product_t *p, int kernel, long first, long last, long ti
     }
 }
 
-/* y = x W^T; `work`: rows * in / STEP * (12 + 2 * STEP) bytes; `kernel`: no better than swarm_best(). */
+/* y = x W^T; `work`: rows * in / step * (12 + 2 * step) bytes; `kernel`: no better than swarm_best(). */
 void swarm_product(const weight_t *weight, const float *x, float *y, long rows, void *work, int threads, int kernel)
 {
-    const long cells = rows * weight->in / STEP;
+    const long cells = rows * weight->in / weight->step;
     float *steps = work;
     const product_t product = {*weight, rows, x, y, steps, steps + cells, (int32_t *)(steps + 2 * cells),
                                (int8_t *)(steps + 3 * cells)}, *p = &product;

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from swarm.models.linear.compiled import PANEL, STEP, Kernel, Weight, kernel
+from swarm.models.linear.compiled import PANEL, SCALES, STEPS, UNIT, Kernel, Weight, kernel
 from swarm.models.linear.grid import Grid, pack4, stack
 
 MANY_ROWS = 512
@@ -26,19 +26,23 @@ def laid_out(parts: Iterable[Grid], outputs: int) -> Packed | Grid:
     than one part is held beside it. Parts have a multiple of 32 outputs, but for the last."""
     rest = iter(parts)
     first = next(rest)
-    if first.codes.device.type == "cpu" and first.group % STEP == 0 and kernel() is not None:
+    if first.codes.device.type == "cpu" and _step(first) and first.unit in (None, UNIT) and kernel() is not None:
         return Packed(chain([first], rest), outputs)
     more = list(rest)
     return stack([first, *more]) if more else first
 
 
+def _step(grid: Grid) -> int | None:
+    """Columns that the kernel takes at once: so many that they share a scale."""
+    return next((step for step in STEPS if grid.group % step == 0), None)
+
+
 class Packed:
     """A grid as kernel.c wants it: codes uint8 `[panels, in / 4, 16, 4]`, of four bits `[panels, in / 8, 16, 4]`,
-    scales and minima `[panels, groups, 16]`; an even number of panels, with nothing for outputs that are not there."""
+    scales, minima and what they count `[panels, groups, 16]`; an even number of panels, with nothing for outputs that
+    are not there."""
 
     codes: torch.Tensor
-    scales: torch.Tensor
-    least: torch.Tensor | None
 
     def __init__(self, parts: Iterable[Grid], outputs: int) -> None:
         self.out_features = outputs
@@ -49,25 +53,29 @@ class Packed:
             panel = first // PANEL
             last = panel + -(-part.out_features // PAIR) * 2
             self.codes[panel:last] = _panels_of_codes(part)
-            self.scales[panel:last] = _panels(part.scales)
-            if self.least is not None and part.least is not None:
-                self.least[panel:last] = _panels(part.least)
+            for name, numbers in self._numbers.items():
+                numbers[panel:last] = _panels(part.parts()[name])
             first += part.out_features
 
     def _begin(self, grid: Grid) -> None:
         self.bits, self.group, self.table, self.columns = grid.bits, grid.group, grid.table, grid.columns
         self.in_features = grid.in_features
-        panels, groups = -(-self.out_features // PAIR) * 2, grid.scales.shape[1]
+        panels, step = -(-self.out_features // PAIR) * 2, _step(grid)
+        assert step is not None
+        self._columns_at_once = step
         # The kernel reads scales and minima alike.
-        numbers = torch.float32 if grid.least is not None and grid.least.dtype == torch.float32 else grid.scales.dtype
+        kind = torch.float32 if grid.least is not None and grid.least.dtype == torch.float32 else grid.scales.dtype
         self.codes = torch.empty(panels, self.in_features * self.bits // 32, PANEL, 4, dtype=torch.uint8)
-        self.scales = torch.empty(panels, groups, PANEL, dtype=numbers)
-        self.least = None if grid.least is None else torch.empty_like(self.scales)
+        self._numbers = {
+            name: torch.empty(panels, part.shape[1], PANEL, dtype=kind if name in ("scales", "least") else part.dtype)
+            for name, part in grid.parts().items()
+            if name not in ("codes", "columns")
+        }
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is held."""
-        parts = (self.codes, self.scales, self.least, self.columns)
+        parts = (self.codes, *self._numbers.values(), self.columns)
         return sum(part.nbytes for part in parts if part is not None)
 
     @property
@@ -85,12 +93,11 @@ class Packed:
         else:
             pairs = torch.stack((codes & 15, codes >> 4), dim=2)  # [panel, 8 columns, half, output, 4]
             codes = pack4(pairs.permute(0, 3, 1, 2, 4).reshape(-1, self.in_features))
-        scales, least = (
-            None if part is None else part[:panels].transpose(1, 2).reshape(-1, part.shape[1])[:count].contiguous()
-            for part in (self.scales, self.least)
-        )
-        assert scales is not None
-        return Grid(codes[:count].contiguous(), scales, least, self.table, self.columns)
+        numbers = {
+            name: part[:panels].transpose(1, 2).reshape(-1, part.shape[1])[:count].contiguous()
+            for name, part in self._numbers.items()
+        }
+        return Grid(codes[:count].contiguous(), table=self.table, columns=self.columns, **numbers)
 
     def multiply(self, kernel: Kernel, rows: torch.Tensor, kind: int | None = None) -> torch.Tensor:
         """`[rows, in_features]` float32 → `[rows, out_features]` float32; `kind`: in `KINDS`, by default the best."""
@@ -109,12 +116,12 @@ class Packed:
         """Where everything is; made anew in a copy, whose parts are elsewhere."""
         levels = self.table or tuple(range(16))
         offset = 128 if self.bits == 8 else -min(*levels, 0)
-        least = None if self.least is None else self.least.data_ptr()
-        halves = int(self.scales.dtype == torch.float16)
         table = (ctypes.c_uint8 * 16)(*(level + offset for level in levels))
-        shape = (self.in_features, self.out_features, self.group)
-        pointers = (self.codes.data_ptr(), self.scales.data_ptr(), least)
-        return Weight(*shape, self.bits, halves, offset, *pointers, table)
+        shape = (self.in_features, self.out_features, self.group, self._columns_at_once)
+        numbers = {name: part.data_ptr() for name, part in self._numbers.items()}
+        pointers = (numbers.get(name) for name in ("scales", "least", "units", "least_units"))
+        kind = SCALES[self._numbers["scales"].dtype]
+        return Weight(*shape, self.bits, kind, offset, self.codes.data_ptr(), *pointers, table)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_weight"}

@@ -23,13 +23,19 @@ def random_grid(
     table: tuple[int, ...] | None = None,
     dtype: torch.dtype = torch.float16,
     seed: int = 0,
-) -> Grid:
+) -> Grid:  # scales of int8 count halves, one for 256 columns
     """Random levels with random scales."""
     generator = torch.Generator().manual_seed(seed)
     if bits == 4:
         codes = torch.randint(0, 256, (outputs, inputs // 2), dtype=torch.uint8, generator=generator)
     else:
         codes = torch.randint(-127, 128, (outputs, inputs), generator=generator).to(torch.int8)
+    if dtype == torch.int8:
+        shape = (outputs, inputs // group)
+        whole = [torch.randint(-128, 128, shape, generator=generator).to(dtype) for _ in range(1 + least)]
+        units = torch.rand(2, outputs, inputs // 256, generator=generator).mul(1e-3).half()
+        more = {"least": whole[1], "least_units": units[1]} if least else {}
+        return Grid(codes, whole[0], table=table, units=units[0], **more)
     scales = (torch.rand(outputs, inputs // group, generator=generator) / 50 + 1e-3).to(dtype)
     added = torch.randn(outputs, inputs // group, generator=generator).mul(0.05).to(dtype) if least else None
     return Grid(codes, scales, added, table)
@@ -47,9 +53,28 @@ def test_each_number_is_its_scale_times_its_level_and_the_minimum(table: tuple[i
             assert float(dense[row, column]) == pytest.approx(scale * levels[code] + least, rel=1e-6)
 
 
-@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 9), st.integers(0, 9))
-def test_rows_and_stacks_are_those_of_the_numbers(outputs: int, groups: int, first: int, count: int) -> None:
-    grid = random_grid(outputs, 32 * groups, least=True)
+def test_scales_that_are_whole_numbers_count_halves() -> None:
+    grid = random_grid(3, 512, group=16, least=True, dtype=torch.int8)
+    assert grid.units is not None and grid.least is not None and grid.least_units is not None and grid.unit == 256
+    dense = grid.dense()
+    for row, column in [(0, 0), (1, 17), (2, 255), (0, 256), (2, 511)]:
+        scale = float(grid.units[row, column // 256]) * int(grid.scales[row, column // 16])
+        least = float(grid.least_units[row, column // 256]) * int(grid.least[row, column // 16])
+        level = int(grid.levels()[row, column])
+        assert float(dense[row, column]) == pytest.approx(scale * level + least, rel=1e-6, abs=1e-9)
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.sampled_from([torch.float16, torch.int8]),
+)
+def test_rows_and_stacks_are_those_of_the_numbers(
+    outputs: int, groups: int, first: int, count: int, dtype: torch.dtype
+) -> None:
+    grid = random_grid(outputs, 256 * groups, least=True, dtype=dtype)
     first = min(first, outputs - 1)
     cut = grid.rows(first, first + count)
     assert torch.equal(cut.dense(), grid.dense()[first : first + count])
@@ -71,8 +96,10 @@ def test_a_digest_is_of_every_number() -> None:
         random_grid(4, 64, least=True, table=SIGNED),
         Grid(grid.codes, grid.scales, None),
         Grid(grid.codes, grid.scales.float(), grid.least),
+        random_grid(4, 256, dtype=torch.int8),
+        random_grid(4, 256, group=16, dtype=torch.int8),
     ]
-    assert len({each.digest() for each in (grid, *others)}) == 5
+    assert len({each.digest() for each in (grid, *others)}) == 7
     assert grid.digest() == Grid(grid.codes.clone(), grid.scales, grid.least).digest()
     digest = GridDigest()
     for first in range(4):
@@ -102,6 +129,14 @@ def test_numbers_are_kept_as_small_as_says_the_same() -> None:
         {"least": torch.ones(2, 2)},
         {"table": tuple(range(16))},
         {"columns": torch.arange(7)},
+        {"units": torch.ones(2, 1).half()},
+        {"scales": torch.ones(2, 2, dtype=torch.int8), "units": torch.ones(2, 3).half()},
+        {"scales": torch.ones(2, 2, dtype=torch.int8), "units": torch.ones(2, 0).half()},
+        {"scales": torch.ones(2, 2, dtype=torch.int8), "units": torch.ones(2).half()},
+        {"scales": torch.ones(2, 2, dtype=torch.int8), "units": torch.ones(1, 1).half()},
+        {"scales": torch.ones(2, 2, dtype=torch.int8), "units": torch.ones(2, 1)},
+        {"scales": torch.ones(2, 2, dtype=torch.int8), "units": torch.ones(2, 1).half(), "least": torch.ones(2, 2)},
+        {"least_units": torch.ones(2, 1).half()},
     ],
 )
 def test_what_does_not_fit_together_is_no_grid(parts: dict[str, torch.Tensor]) -> None:
@@ -113,3 +148,5 @@ def test_what_does_not_fit_together_is_no_grid(parts: dict[str, torch.Tensor]) -
 def test_weights_on_different_grids_are_not_one_layer() -> None:
     with pytest.raises(BadCheckpoint, match="different grids"):
         stack([random_grid(2, 64), random_grid(2, 64, bits=8)])
+    with pytest.raises(BadCheckpoint, match="different grids"):
+        stack([random_grid(2, 256), random_grid(2, 256, dtype=torch.int8)])

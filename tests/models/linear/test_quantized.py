@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import platform
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swarm.errors import UnsupportedModel
@@ -34,16 +39,21 @@ def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "kernel", lambda: None)
 
 
-grids = st.builds(
-    random_grid,
-    outputs=st.integers(1, 50),
-    inputs=st.integers(1, 5).map(lambda groups: 64 * groups),
-    bits=st.sampled_from([4, 8]),
-    group=st.sampled_from([32, 64]),
-    least=st.booleans(),
-    dtype=st.sampled_from([torch.float16, torch.float32]),
-    seed=st.integers(0, 1000),
-)
+def of_columns(dtypes: list[torch.dtype], columns: int) -> st.SearchStrategy[Grid]:
+    """Grids whose rows have a multiple of so many columns."""
+    return st.builds(
+        random_grid,
+        outputs=st.integers(1, 50),
+        inputs=st.integers(1, 5).map(lambda groups: columns * groups),
+        bits=st.sampled_from([4, 8]),
+        group=st.sampled_from([16, 32, 64]),
+        least=st.booleans(),
+        dtype=st.sampled_from(dtypes),
+        seed=st.integers(0, 1000),
+    )
+
+
+grids = of_columns([torch.float16, torch.float32], 64) | of_columns([torch.int8], 256)
 
 
 @settings(max_examples=60)
@@ -61,6 +71,31 @@ def test_every_kernel_gives_the_same_bits_which_are_those_of_the_numbers(
     assert ((got[0] - right).abs() <= 2e-4 * summed).all()
     assert all(torch.equal(each, got[0]) for each in got[1:]), KINDS[best.best]
     assert all(torch.equal(laid.multiply(best, x[row : row + 1])[0], got[0][row]) for row in range(rows))
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    """All kernels, with the instructions that this processor may lack in plain C."""
+    source, path = Path(compiled.__file__).with_name("kernel.c"), tmp_path_factory.mktemp("kernel") / "kernel.so"
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    if compiler is None or platform.machine() != "x86_64" or sys.platform != "linux":
+        pytest.skip("they are compiled for this system only")
+    has = [f"-D__{name}__=1" for name in ("AVX512F", "AVX512BW", "AVX512VNNI", "AMX_INT8", "AMX_TILE")]
+    flags = ["-O2", "-ffp-contract=off", "-shared", "-fPIC", f"-I{Path(__file__).with_name('emulated')}"]
+    subprocess.run([compiler, *flags, *has, str(source), "-o", str(path), "-lm"], check=True, timeout=120)
+    return Kernel(path)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(grids, st.sampled_from([None, SIGNED, MXFP4]), st.integers(1, 40), st.integers(0, 1000))
+def test_the_kernels_of_other_processors_give_the_same_bits(
+    emulated: Kernel, grid: Grid, table: tuple[int, ...] | None, rows: int, seed: int
+) -> None:
+    grid = dataclasses.replace(grid, table=table if grid.bits == 4 else None)
+    laid = Packed([grid], grid.out_features)
+    x = torch.randn(rows, grid.in_features, generator=torch.Generator().manual_seed(seed))
+    got = [laid.multiply(emulated, x, kind) for kind in range(len(KINDS))]
+    assert all(torch.equal(each, got[0]) for each in (*got, laid.multiply(built(), x)))
 
 
 @given(grids, st.sampled_from([None, SIGNED, MXFP4]))
@@ -96,9 +131,16 @@ def test_a_layer_computes_its_numbers(
 
 
 def test_groups_without_a_kernel_are_computed_by_their_numbers() -> None:
-    grid = random_grid(9, 48, bits=8, group=16)
+    grid = random_grid(9, 48, bits=8, group=8)
     x = torch.randn(4, 48)
     assert torch.allclose(QuantizedLinear(grid).checked()(x), x @ grid.dense().T, atol=1e-5)
+
+
+def test_groups_of_16_need_no_multiple_of_32_columns() -> None:
+    grid = random_grid(9, 48, bits=4, group=16)
+    x = torch.randn(20, 48)
+    with torch.inference_mode():
+        assert torch.allclose(QuantizedLinear(grid).checked()(x), x @ grid.dense().T, atol=1e-3)
 
 
 def test_rows_that_are_no_numbers_harm_nobody_else() -> None:
