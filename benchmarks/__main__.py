@@ -20,6 +20,7 @@ NAMES = (
     "linear",
     "offload",
     "peers",
+    "plan",
     "prefill",
     "prefix",
     "real",

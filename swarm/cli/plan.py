@@ -18,6 +18,7 @@ from swarm.config import QUANTIZATIONS, NetworkConfig
 from swarm.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from swarm.net.network import Network
     from swarm.planning.shape import Shape
     from swarm.planning.speed import Line
     from swarm.types import ServerRecord
@@ -87,28 +88,67 @@ def imagined(
 async def real(
     config: NetworkConfig, model: str, dtype: str | None, quantization: str | None, prompt: int
 ) -> dict[str, Any]:
-    """The plan for servers that are there, without the client's head and links. Raises as `swarm-status`."""
+    """The plan for servers that are there. Raises as `swarm-status`."""
     from swarm import net
-    from swarm.cli.status import look
-    from swarm.client.routing import Conditions
-    from swarm.planning.speed import lines
 
     async with await net.open(config) as network:
-        info, records = await look(network.directory, model)
+        return await of_servers(network, model, dtype, quantization, prompt)
+
+
+async def of_servers(
+    network: Network, model: str, dtype: str | None, quantization: str | None, prompt: int
+) -> dict[str, Any]:
+    """The plan for the servers of a swarm, as far away as they are from here, for a client on this machine.
+
+    Raises as `swarm-status`, and MissingBlocks.
+    """
+    from swarm.cli.status import look
+    from swarm.client.routing import Conditions
+    from swarm.config import ClientConfig
+    from swarm.planning.distances import distances
+    from swarm.planning.speed import lines
+
+    info, records = await look(network.directory, model)
     alike = computing_alike(records, dtype, quantization)
-    every = list(lines(alike, info.blocks, Conditions(), {}, 0.0))
-    return as_json(info.name, alike, every, prompt)
+    far = await distances(network.host, alike, ClientConfig())
+    reached = [record for record in alike if record.peer_id in far]
+    rtt = {peer_id: one.rtt_ms for peer_id, one in far.items()}
+    rates = ((record, far[record.peer_id].bytes_per_second) for record in reached)
+    links = {record.peer_id: record.contract.row_bytes / rate for record, rate in rates if rate}
+    head = await asyncio.to_thread(head_seconds, model, alike[0].contract.dtype) if alike else None
+    every = list(lines(reached, info.blocks, Conditions(rtt_ms=rtt), links, head or 0.0))
+    report = as_json(info.name, reached, every, prompt)
+    return report if head is not None else {**report, "head_ms": None}
+
+
+def head_seconds(model: str, dtype: str) -> float | None:
+    """What the head of a model takes a token on this machine; None where its files are neither here nor on the hub."""
+    from swarm.contract import UNQUANTIZED
+    from swarm.errors import SwarmError
+    from swarm.models.linear.rate import rate
+    from swarm.models.loading.weights import DTYPES as NUMBERS
+
+    if "/" not in model and not Path(model).exists():
+        return None  # a name that only the swarm knows
+    try:
+        shape = shape_of(model, dtype, None)
+    except SwarmError:
+        return None
+    return shape.head_bytes / rate(UNQUANTIZED, NUMBERS[dtype]).bytes_per_second
 
 
 def computing_alike(records: Sequence[ServerRecord], dtype: str | None, quantization: str | None) -> list[ServerRecord]:
     """The servers that may share a session: of those that are asked for, the numbers that most blocks are served in."""
     from swarm.config import SCHEMES
+    from swarm.types import ServerState
 
     scheme = None if quantization is None else SCHEMES[quantization]
     fit = [
         record
         for record in records
-        if dtype in (None, record.contract.dtype) and scheme in (None, record.contract.quantization)
+        if record.state is ServerState.ONLINE
+        and dtype in (None, record.contract.dtype)
+        and scheme in (None, record.contract.quantization)
     ]
     served: Counter[tuple[str, str]] = Counter()
     for record in fit:
@@ -137,6 +177,7 @@ def as_json(
     what, share = best.bottleneck()
     return {
         "model": name,
+        "head_ms": round(best.head * 1000, 3),
         "blocks": best.route.span.last,
         "block_bytes": None if shape is None else max(shape.weight_bytes),
         "machines": [
@@ -177,6 +218,7 @@ def as_text(report: dict[str, Any]) -> str:
             f"a prompt of {report['prompt_positions']} positions: {report['prompt_seconds']:.1f} s",
             f"one session: {report['bottleneck_share']:.0%} of a token are {report['bottleneck']}",
             f"many sessions: the slowest hop is {report['slowest_hop']}",
+            *(["the client's head is left out: the model's files are not here"] if report["head_ms"] is None else []),
         ]
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,16 @@ from hypothesis import strategies as st
 
 from swarm.cli import plan
 from swarm.client.routing import Conditions
+from swarm.config import ClientConfig
 from swarm.errors import InvalidInput, MissingBlocks
 from swarm.planning.arrange import arrange
+from swarm.planning.distances import distances
 from swarm.planning.machines import Machine, parse, read
 from swarm.planning.shape import Shape
 from swarm.planning.speed import Line, lines, together
+from swarm.testing import LinkConditions, World
+from swarm.testing.clock import run as simulate
+from swarm.types import ServerState, Span
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 SHAPE = Shape("m", (10**9,) * 8, (10**9,) * 8, (1000,) * 8, 8192, 10**8)
@@ -126,3 +133,30 @@ def test_files_that_never_end_are_not_read_to_their_end(tmp_path: Path) -> None:
     for path, words in ((Path("/dev/zero"), "not a file"), (tmp_path, "not a file"), (long, "longer than")):
         with pytest.raises(InvalidInput, match=words):
             read(path)
+
+
+def test_servers_are_as_far_as_they_are_from_here() -> None:
+    async def run() -> None:
+        world = World(conditions=LinkConditions(delay=0.02, rate=1e6))
+        for name, span in (("a", Span(0, 4)), ("b", Span(4, 9))):
+            await world.add(name, span, codecs=("raw", "int8"))
+        host = world.network.host("planner")
+        records = [server.record for server in world.servers.values()]
+        gone = replace(records[0], peer_id="nobody")
+        far = await distances(host, [*records, gone], ClientConfig())
+        assert sorted(far) == ["a", "b"]
+        for one in far.values():
+            assert one.rtt_ms == pytest.approx(40, rel=0.1)
+            assert one.bytes_per_second == pytest.approx(1e6, rel=0.2)
+        await asyncio.sleep(1)  # for what was closed here to be heard of there
+        assert all(not server.hosted.statistics().sessions for server in world.servers.values())
+        await host.close()
+        await world.close()
+
+    simulate(run())
+
+
+def test_only_servers_that_take_sessions_are_planned_with() -> None:
+    records = [record for _, record in arrange([machine()] * 2, SHAPE, 1000)]
+    joining = replace(records[0], state=ServerState.JOINING)
+    assert plan.computing_alike([joining, records[1]], None, None) == [records[1]]
