@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from swarm.models.linear.onednn import OnednnLinear, use_onednn, use_plain
+from swarm.models.linear.onednn import OnednnLinear, onednn_linear, use_onednn, use_plain
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -72,8 +72,11 @@ def test_what_cannot_be_laid_out_stays() -> None:
 
 
 @needs_onednn
-def test_knows_the_shape_and_dtype_that_architectures_ask_for() -> None:
-    laid_out = OnednnLinear(nn.Linear(6, 5, bias=False, dtype=torch.bfloat16))
-    assert laid_out.weight.dtype is torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_knows_the_shape_and_dtype_that_architectures_ask_for(dtype: torch.dtype) -> None:
+    laid_out = onednn_linear(nn.Linear(6, 5, bias=False, dtype=dtype))
+    if laid_out is None:
+        pytest.skip(f"this processor has no such layout of {dtype}")
+    assert laid_out.weight.dtype is dtype
     assert tuple(laid_out.weight.shape) == (5, 6)
     assert "in_features=6, out_features=5, bias=False" in repr(laid_out)
