@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Set
+import threading
+from collections.abc import Callable, Coroutine, Set
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -34,6 +35,30 @@ async def ended(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_daemon_thread(work: Callable[[], T]) -> T:
+    """Run `work`, which cannot be interrupted, where it cannot hold up the end of the process."""
+    loop, result = asyncio.get_running_loop(), asyncio.Future[T]()
+
+    def deliver(value: T | None, error: BaseException | None) -> None:
+        if result.done():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            outcome = work(), None
+        except BaseException as error:
+            outcome = None, error  # type: ignore[assignment]
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(deliver, *outcome)
+
+    threading.Thread(target=run, name="swarm-work", daemon=True).start()
+    return await result
 
 
 class Tasks:

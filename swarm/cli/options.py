@@ -176,6 +176,11 @@ def model_argument(function: Function) -> Function:
     return click.argument("model", shell_complete=folders)(function)
 
 
+def optional_model_argument(function: Function) -> Function:
+    """As `model_argument`; "" where there is none."""
+    return click.argument("model", required=False, default="", shell_complete=folders)(function)
+
+
 def folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes a folder in a shell."""
     return [CompletionItem(incomplete, type="dir")]

@@ -6,8 +6,9 @@ import asyncio
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,25 +20,28 @@ from swarm.cli.options import (
     DTYPES,
     identity_option,
     metrics_option,
-    model_argument,
     model_options,
     name_option,
     network_options,
+    optional_model_argument,
     together,
 )
 from swarm.cli.signals import on_signals
 from swarm.cli.values import COUNT, THREADS, Seconds, size_of, span_of
-from swarm.config import QUANTIZATIONS, NetworkConfig, ServerConfig
+from swarm.config import QUANTIZATIONS, SCHEMES, NetworkConfig, ServerConfig
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
 from swarm.net.addresses import best_first
+from swarm.net.base import Directory
 from swarm.net.initial_peers import HOW_TO_BEGIN
 from swarm.server.options import ServeOptions
 from swarm.server.sizing import size
+from swarm.tasks import first_of, in_daemon_thread
 from swarm.types import ServerState, Span
 
 if TYPE_CHECKING:
     from swarm.server.hosting import Hosting
+    from swarm.server.needs import Need
     from swarm.server.span_life import SpanLife
 
 
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
 @together(
     "options",
     ServeOptions,
-    model_argument,
+    optional_model_argument,
     click.option("--blocks", callback=span_of, metavar="FIRST:LAST", help="Which to host, e.g. 10:20 for 10 to 19."),
     click.option("--device", help="cpu, cuda, cuda:1, mps ...; by default the best there is."),
     click.option(
@@ -83,6 +87,13 @@ if TYPE_CHECKING:
     click.option("--threads", type=THREADS, metavar="N", help="Compute threads on a CPU."),
     model_options,
 )
+@click.option(
+    "--models",
+    multiple=True,
+    metavar="PATTERN",
+    help="Without MODEL: which of the models that the swarm knows may be hosted, e.g. 'meta-llama/*', or folders of "
+    "this machine; repeat for several. The one that is needed most, and fits, is.",
+)
 @network_options()
 @identity_option
 @name_option("this server in swarm-status")
@@ -109,6 +120,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Say what would be loaded, and what fits by each scheme, and exit.")
 def main(
     options: ServeOptions,
+    models: tuple[str, ...],
     network: NetworkConfig,
     identity_path: str | None,
     public_name: str,
@@ -118,7 +130,8 @@ def main(
 ) -> None:
     """Host blocks of MODEL, a name on the Hugging Face hub, a folder or a GGUF file, for everybody in the swarm.
 
-    Without --blocks the server takes as many as fit into memory, where the swarm has least.
+    Without --blocks the server takes as many as fit into memory, where the swarm has least. Without MODEL it shows
+    what the swarm serves, most needed first, and asks which; with --models it decides. It computes as others do then.
 
     Ctrl-C (or SIGTERM) leaves politely: no new sessions, and those there are move to other servers first. Once more
     leaves at once.
@@ -126,32 +139,102 @@ def main(
     Exit codes: 0 left politely (or --dry-run is done), 1 an error that is printed, also when the network is lost for
     good, 2 wrong usage, 128 + n by a second signal.
     """
-    if not network.initial_peers and not dry_run:
+    if not options.model and options.blocks is not None:
+        raise click.UsageError("--blocks are of a MODEL: say which")
+    if options.model and models:
+        raise click.UsageError("--models is for a server that is told no MODEL")
+    if not network.initial_peers and not (dry_run and options.model):
         raise InvalidInput(HOW_TO_BEGIN)
     from swarm.server.hosting import Hosting
 
-    hosting = Hosting(options, config, progress=progress_bars())
-    if dry_run:
+    hosting = Hosting(options, config, progress=progress_bars()) if options.model else None
+    if dry_run and hosting is not None:
         click.echo("\n".join(outlook(hosting)))
         return
+
+    async def choose(directory: Directory) -> Hosting:
+        return hosting or await chosen(directory, options, models, config)
+
+    if dry_run:
+        asyncio.run(foresee(network, choose))
+        return
     with identified(network, identity_path, "serve", "server") as network:
-        asyncio.run(serve(hosting, network, config, public_name, metrics))
-    if hosting.loading:
-        # It left before the span was loaded; the thread that loads it cannot be stopped, nor need it be waited for.
+        hosting = asyncio.run(serve(choose, network, config, public_name, metrics))
+    if hosting is None or hosting.loading:
+        # It left before the span was chosen or loaded; the thread that does so cannot be stopped, nor need it be
+        # waited for.
         sys.stdout.flush()
         os._exit(0)
 
 
+async def foresee(network: NetworkConfig, choose: Callable[[Directory], Awaitable[Hosting]]) -> None:
+    """Join, say what would be loaded, and leave. Raises SwarmError."""
+    async with await join(network, asyncio.Event()) as joined:
+        click.echo("\n".join(outlook(await choose(joined.directory))))
+
+
+async def chosen(directory: Directory, options: ServeOptions, models: Sequence[str], config: ServerConfig) -> Hosting:
+    """The most needed model of the swarm that is allowed and fits, in the numbers that most of its servers compute in;
+    where nothing is allowed, the one that is typed.
+
+    Raises InvalidInput, NetworkError.
+    """
+    from swarm.cli.offers import first_that_fits, folders_of, offers, source_of, table
+    from swarm.models.loading.checkpoint import open_checkpoint
+    from swarm.server.hosting import Hosting
+
+    def opened(one: Need, source: str) -> Hosting:
+        scheme = next((name for name, known in SCHEMES.items() if known == one.quantization), None)
+        like = replace(
+            options,
+            model=source,
+            dtype=options.dtype or one.dtype or None,
+            quantization=options.quantization or scheme,
+        )
+        hosting = Hosting(like, config, progress=progress_bars())
+        if hosting.info.key != one.model.key:
+            raise InvalidInput("the swarm serves other files under this name; pass the folder, or --revision")
+        hosting.choose([])
+        return hosting
+
+    needs = await offers(directory)
+    click.echo("\n".join(table(needs)))
+    if not models:
+        needs = [await in_daemon_thread(lambda: asked(needs))]
+        models = [needs[0].model.name]
+    keys = ((open_checkpoint(path, options.token).info().key, path) for path in folders_of(models))
+    folders = await in_daemon_thread(lambda: dict(keys))
+    sources = [(one, source) for one in needs if (source := source_of(one, models, folders)) is not None]
+    return await in_daemon_thread(lambda: first_that_fits(sources, opened))
+
+
+def asked(needs: Sequence[Need]) -> Need:
+    """Which of these somebody at the terminal wants. Raises InvalidInput where nobody is there to be asked."""
+    if not sys.stdin.isatty():
+        raise InvalidInput("say which: swarm-serve MODEL, or --models with a pattern of what may be hosted")
+    number: int = click.prompt("which", type=click.IntRange(1, len(needs)), default=1)
+    return needs[number - 1]
+
+
 async def serve(
-    hosting: Hosting, network: NetworkConfig, config: ServerConfig, name: str, metrics: tuple[str, int] | None
-) -> None:
-    """Join, serve and leave. Raises SwarmError."""
+    choose: Callable[[Directory], Awaitable[Hosting]],
+    network: NetworkConfig,
+    config: ServerConfig,
+    name: str,
+    metrics: tuple[str, int] | None,
+) -> Hosting | None:
+    """Join, serve and leave; what was hosted, None where a signal came first. Raises SwarmError."""
     from swarm.server.metrics import ServerMetrics
     from swarm.server.server import Server
 
     leaving = asyncio.Event()
     on_signals(leaving.set)
     async with await join(network, leaving) as joined:
+        choosing: asyncio.Future[Any] = asyncio.ensure_future(choose(joined.directory))
+        await first_of(choosing, leaving.wait())
+        if choosing.cancelled():
+            return None
+        hosting: Hosting = choosing.result()
         server = Server(
             host=joined.host,
             directory=joined.directory,
@@ -164,9 +247,10 @@ async def serve(
         )
         on_signals(server.leave)
         if leaving.is_set():
-            return
+            return hosting
         async with showing_metrics(metrics, lambda registry: ServerMetrics(registry, server)):
             await server.run()
+    return hosting
 
 
 def say(life: SpanLife, addresses: Sequence[str], hosting: Hosting, network: NetworkConfig) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import shutil
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -31,11 +28,10 @@ from swarm.server.placement import choose_span
 from swarm.server.plan import Loaded, Plan
 from swarm.server.sizing import Allowance, Footprint, Sizes, available_memory, footprint, size
 from swarm.server.throughput import measure
+from swarm.tasks import in_daemon_thread
 from swarm.types import ModelInfo, ServerRecord, Span, printable
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Hosting:
@@ -136,7 +132,7 @@ class Hosting:
     async def load(self, span: Span) -> Loaded:
         """Load, check and measure in a thread. Raises BadCheckpoint, ModelNotFound, UnsupportedModel."""
         self.loading = True
-        loaded = await _in_daemon_thread(lambda: self._load(span))
+        loaded = await in_daemon_thread(lambda: self._load(span))
         self.loading = False
         return loaded
 
@@ -190,27 +186,3 @@ def _published(info: ModelInfo, checkpoint: Checkpoint) -> ModelInfo:
         return info
     name = checkpoint.reading.gguf_file or Path(checkpoint.folder).resolve().name
     return replace(info, name=printable(name).replace("\n", "?"))
-
-
-async def _in_daemon_thread(work: Callable[[], T]) -> T:
-    """Run `work` where it cannot hold up the end of the process: loading cannot be interrupted."""
-    loop, result = asyncio.get_running_loop(), asyncio.Future[T]()
-
-    def deliver(value: T | None, error: BaseException | None) -> None:
-        if result.done():
-            return
-        if error is not None:
-            result.set_exception(error)
-        else:
-            result.set_result(value)  # type: ignore[arg-type]
-
-    def run() -> None:
-        try:
-            outcome = work(), None
-        except BaseException as error:
-            outcome = None, error  # type: ignore[assignment]
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(deliver, *outcome)
-
-    threading.Thread(target=run, name="swarm-loading", daemon=True).start()
-    return await result

@@ -9,7 +9,7 @@ from swarm.types import Span
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What to host and how; None leaves the choice to swarm. `memory` in bytes, `threads` on a CPU.
+    """What to host and how; None, or no model, leaves the choice to swarm. `memory` in bytes, `threads` on a CPU.
 
     `max_disk`: bytes that may stay on disk of what was fetched or quantized.
     """

@@ -239,3 +239,18 @@ asyncio.run(main())
         assert process.stdout.readline() == "leaving\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+def test_a_server_without_a_model_takes_the_one_that_is_needed(commands: Commands) -> None:
+    _, address = commands.bootstrap()
+    join = ("--initial-peers", address, *LOOPBACK)
+    first = commands.start("serve", str(MODEL), "--blocks", "0:5", "--dtype", "float32", *join)
+    first.wait_for("online: serving blocks 0:5")
+
+    code, text = commands.result("serve", "--models", "tiny*", *join)
+    assert code == 1 and "--models allows none" in text
+    # Three blocks fit, and in the swarm's numbers, not in the checkpoint's bfloat16.
+    second = commands.start("serve", "--models", str(MODEL), "--memory", "6MiB", "--cache-tokens", "64", *join)
+    second.wait_for("online: serving blocks 5:8")
+    assert "as float32" in second.text()
+    assert second.stop() == 0
