@@ -29,7 +29,7 @@ UNIT = 256
 if they are whole numbers, count the same."""
 SCALES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 """As there: what scales and minima are."""
-KINDS = ("plain C", "VNNI", "AMX")
+KINDS = ("plain C", "AVX2", "VNNI", "AMX")
 TIMEOUT = 120.0
 """Seconds that a compiler may take."""
 HOW_TO_HAVE_ONE = "install a C compiler (Debian, Ubuntu: apt install gcc; macOS: xcode-select --install)"

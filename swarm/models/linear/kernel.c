@@ -26,6 +26,9 @@
 #define ROUND 0x1.8p23f
 #define ROUND_BITS 0x4b400000
 
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define AVX2 1
+#endif
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define VNNI 1
 #endif
@@ -34,6 +37,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+
+/* The kernels, each better than those before it. */
+enum { PLAIN_KIND, AVX2_KIND, VNNI_KIND, AMX_KIND };
 
 typedef struct {
     long in, out, group, step;
@@ -57,21 +63,47 @@ typedef struct {
     float *steps;    /* [rows, in / step], to work in: scales of the rows */
     float *sums;     /* [rows, in / step], to work in: sums of the rows, for the minima */
     int32_t *shifts; /* [rows, in / step], to work in: what the offset adds to the sums of products */
-    int8_t *whole;   /* [rows, 2, in], to work in: high and low of every row */
+    int8_t *whole;   /* [rows, 2, in], to work in: high and low of every row; AVX2: int16 [rows, in] instead */
 } product_t;
 
 /* ---- rows as whole numbers ---------------------------------------------------------------------------------- */
 
-/* The first `tiled` rows lie in tiles instead, [block of 16][step][high, low][row][column]. */
-static inline __attribute__((always_inline)) void whole_row(const product_t *p, long row, long tiled, const int length)
+#ifdef AVX2
+/* Every four columns in the order 0, 2, 1, 3: those of the lower bytes of 16-bit levels, then those of the upper. */
+static inline void put_wide(const int16_t *whole, const int length, int16_t *to)
 {
-    const long steps = p->w.in / length, stride = row < tiled ? 2 * BLOCK * length : length;
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+    for (int k = 0; k < length; k += 16) {
+        __m256i numbers = _mm256_loadu_si256((const __m256i *)(whole + k));
+        _mm256_storeu_si256((__m256i *)(to + k), _mm256_shuffle_epi8(numbers, order));
+    }
+}
+#endif
+
+/* The first `tiled` rows lie in tiles instead, [block of 16][step][high, low][row][column]. */
+static inline __attribute__((always_inline)) void whole_row(const product_t *p, long row, long tiled, int kernel,
+                                                            const int length)
+{
+    const long steps = p->w.in / length;
+    long stride = row < tiled ? 2 * BLOCK * length : length;
     const float *x = p->x + row * p->w.in;
     int8_t *high = p->whole + 2 * row * p->w.in, *low = high + p->w.in;
     if (row < tiled) {
         high = p->whole + row / BLOCK * BLOCK * 2 * p->w.in + row % BLOCK * length;
         low = high + BLOCK * length;
     }
+#ifdef AVX2
+    int8_t unread[2 * STEP];
+    int16_t wide[STEP];
+    if (kernel == AVX2_KIND) {
+        high = unread;
+        low = unread + STEP;
+        stride = 0;
+    }
+#else
+    (void)kernel;
+#endif
     for (long t = 0; t < steps; t++, x += length, high += stride, low += stride) {
         uint32_t bits[STEP], most = 0;
         memcpy(bits, x, (size_t)length * 4);
@@ -94,20 +126,27 @@ static inline __attribute__((always_inline)) void whole_row(const product_t *p, 
             int32_t upper = (whole + 64) >> 7;
             high[k] = (int8_t)upper;
             low[k] = (int8_t)(whole - (upper << 7));
+#ifdef AVX2
+            wide[k] = (int16_t)whole;
+#endif
             sum += whole;
         }
+#ifdef AVX2
+        if (kernel == AVX2_KIND)
+            put_wide(wide, length, (int16_t *)p->whole + row * p->w.in + t * length);
+#endif
         p->steps[row * steps + t] = step;
         p->shifts[row * steps + t] = p->w.offset * sum;
         p->sums[row * steps + t] = step * (float)sum;
     }
 }
 
-static void whole_numbers(const product_t *p, long row, long tiled)
+static void whole_numbers(const product_t *p, long row, long tiled, int kernel)
 {
     if (p->w.step == STEP)
-        whole_row(p, row, tiled, STEP);
+        whole_row(p, row, tiled, kernel, STEP);
     else
-        whole_row(p, row, tiled, STEP / 2);
+        whole_row(p, row, tiled, kernel, STEP / 2);
 }
 
 /* ---- one panel in plain C: what the others must equal ------------------------------------------------------- */
@@ -199,6 +238,129 @@ static void plain_panel(const product_t *p, long panel, long first, long last)
         store(p, row, panel, y);
     }
 }
+
+/* ---- AVX2 ---------------------------------------------------------------------------------------------------- */
+
+#ifdef AVX2
+static inline __m256 halves8(const uint16_t *from)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+}
+
+/* Of 8 outputs. */
+static inline __m256 numbers8(const weight_t *w, const void *from, const uint16_t *units, long group, long unit)
+{
+    if (w->kind == HALVES)
+        return halves8((const uint16_t *)from + group);
+    if (w->kind == FLOATS)
+        return _mm256_loadu_ps((const float *)from + group);
+    const __m256i whole = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)from + group)));
+    return _mm256_mul_ps(halves8(units + unit), _mm256_cvtepi32_ps(whole));
+}
+
+static inline __m256i pair(const int16_t *from)
+{
+    int32_t word;
+    memcpy(&word, from, 4);
+    return _mm256_set1_epi32(word);
+}
+
+/* Adds the products of four columns, whose levels are those of twice 8 outputs. Levels of 8 bits times numbers of 15
+ * do not overflow the 32 bits of a step's sum. */
+static inline __attribute__((always_inline)) void add_four(const int16_t *const *x, int column, const int count,
+                                                           const __m256i *levels, __m256i (*sums)[2])
+{
+    const __m256i lower = _mm256_set1_epi16(255);
+    const __m256i even[2] = {_mm256_and_si256(levels[0], lower), _mm256_and_si256(levels[1], lower)};
+    const __m256i odd[2] = {_mm256_srli_epi16(levels[0], 8), _mm256_srli_epi16(levels[1], 8)};
+    for (int r = 0; r < count; r++) {
+        const __m256i first = pair(x[r] + column), second = pair(x[r] + column + 2);
+        for (int half = 0; half < 2; half++) {
+            sums[r][half] = _mm256_add_epi32(sums[r][half], _mm256_madd_epi16(even[half], first));
+            sums[r][half] = _mm256_add_epi32(sums[r][half], _mm256_madd_epi16(odd[half], second));
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) void avx2_rows(const product_t *p, long panel, long first, const int step,
+                                                            const int count, const int bits)
+{
+    const long steps = p->w.in / step;
+    const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p->w.table));
+    const __m256i lower = _mm256_set1_epi8(15);
+    const uint8_t *from = p->w.codes + panel * p->w.in * PANEL * bits / 8;
+    __m256 y[4][2];
+    for (int r = 0; r < count; r++)
+        y[r][0] = y[r][1] = _mm256_setzero_ps();
+    for (long t = 0; t < steps; t++) {
+        const int16_t *x[4];
+        __m256i sums[4][2];
+        for (int r = 0; r < count; r++) {
+            x[r] = (const int16_t *)p->whole + (first + r) * p->w.in + t * step;
+            sums[r][0] = sums[r][1] = _mm256_setzero_si256();
+        }
+        for (int column = 0; column < step; column += 32 / bits, from += 64) {
+            const __m256i codes[2] = {_mm256_loadu_si256((const __m256i *)from),
+                                      _mm256_loadu_si256((const __m256i *)(from + 32))};
+            if (bits == 8) {
+                add_four(x, column, count, codes, sums);
+                continue;
+            }
+            __m256i levels[2];
+            for (int half = 0; half < 2; half++)
+                levels[half] = _mm256_shuffle_epi8(table, _mm256_and_si256(codes[half], lower));
+            add_four(x, column, count, levels, sums);
+            for (int half = 0; half < 2; half++)
+                levels[half] = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(codes[half], 4), lower));
+            add_four(x, column + 4, count, levels, sums);
+        }
+        const long group = group_of(&p->w, panel, t * step), unit = unit_of(&p->w, panel, t * step);
+        for (int half = 0; half < 2; half++) {
+            const long of = group + 8 * half, unit_8 = unit + 8 * half;
+            const __m256 scale = numbers8(&p->w, p->w.scales, p->w.units, of, unit_8);
+            const __m256 least = p->w.least ? numbers8(&p->w, p->w.least, p->w.least_units, of, unit_8) : scale;
+            for (int r = 0; r < count; r++) {
+                const long at = (first + r) * steps + t;
+                const __m256i sum = _mm256_sub_epi32(sums[r][half], _mm256_set1_epi32(p->shifts[at]));
+                const __m256 scaled = _mm256_mul_ps(scale, _mm256_set1_ps(p->steps[at]));
+                y[r][half] = _mm256_fmadd_ps(scaled, _mm256_cvtepi32_ps(sum), y[r][half]);
+                if (p->w.least)
+                    y[r][half] = _mm256_fmadd_ps(least, _mm256_set1_ps(p->sums[at]), y[r][half]);
+            }
+        }
+    }
+    for (int r = 0; r < count; r++) {
+        float all[PANEL];
+        _mm256_storeu_ps(all, y[r][0]);
+        _mm256_storeu_ps(all + 8, y[r][1]);
+        store(p, first + r, panel, all);
+    }
+}
+
+static inline __attribute__((always_inline)) void avx2_all(const product_t *p, long panel, long first, long last,
+                                                           const int step, const int bits)
+{
+    for (; first + 4 <= last; first += 4)
+        avx2_rows(p, panel, first, step, 4, bits);
+    switch (last - first) {
+    case 3: avx2_rows(p, panel, first, step, 3, bits); break;
+    case 2: avx2_rows(p, panel, first, step, 2, bits); break;
+    case 1: avx2_rows(p, panel, first, step, 1, bits); break;
+    }
+}
+
+static void avx2_panel(const product_t *p, long panel, long first, long last)
+{
+    if (p->w.step == STEP && p->w.bits == 8)
+        avx2_all(p, panel, first, last, STEP, 8);
+    else if (p->w.step == STEP)
+        avx2_all(p, panel, first, last, STEP, 4);
+    else if (p->w.bits == 8)
+        avx2_all(p, panel, first, last, STEP / 2, 8);
+    else
+        avx2_all(p, panel, first, last, STEP / 2, 4);
+}
+#endif
 
 /* ---- AVX-512 with VNNI --------------------------------------------------------------------------------------- */
 
@@ -446,15 +608,17 @@ static inline __attribute__((always_inline)) void amx_panels(const product_t *p,
 
 /* ---- what is called ------------------------------------------------------------------------------------------ */
 
-/* The best kernel of this build and machine: 0 plain C, 1 VNNI, 2 AMX. */
+/* The best kernel of this build and machine. */
 int swarm_best(void)
 {
 #if defined(AMX)
-    return amx_allowed() ? 2 : 1;
+    return amx_allowed() ? AMX_KIND : VNNI_KIND;
 #elif defined(VNNI)
-    return 1;
+    return VNNI_KIND;
+#elif defined(AVX2)
+    return AVX2_KIND;
 #else
-    return 0;
+    return PLAIN_KIND;
 #endif
 }
 
@@ -476,8 +640,14 @@ static void pairs(const product_t *p, int kernel, long first, long last, long ti
     (void)tiled;
     for (long panel = 2 * first; panel < 2 * last; panel++) {
 #ifdef VNNI
-        if (kernel >= 1) {
+        if (kernel >= VNNI_KIND) {
             vnni_panel(p, panel, 0, p->rows);
+            continue;
+        }
+#endif
+#ifdef AVX2
+        if (kernel == AVX2_KIND) {
+            avx2_panel(p, panel, 0, p->rows);
             continue;
         }
 #endif
@@ -494,13 +664,13 @@ void swarm_product(const weight_t *weight, const float *x, float *y, long rows, 
     const product_t product = {*weight, rows, x, y, steps, steps + cells, (int32_t *)(steps + 2 * cells),
                                (int8_t *)(steps + 3 * cells)}, *p = &product;
     const long count = (p->w.out + 2 * PANEL - 1) / (2 * PANEL);
-    const long tiled = kernel == 2 && rows <= ROWS ? rows / BLOCK * BLOCK : 0;
+    const long tiled = kernel == AMX_KIND && rows <= ROWS ? rows / BLOCK * BLOCK : 0;
     const long share = (count + threads - 1) / threads;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1)
 #endif
     for (long row = 0; row < rows; row++)
-        whole_numbers(p, row, tiled);
+        whole_numbers(p, row, tiled, kernel);
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (threads > 1)
 #endif

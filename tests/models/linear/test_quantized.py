@@ -73,6 +73,9 @@ def test_every_kernel_gives_the_same_bits_which_are_those_of_the_numbers(
     assert all(torch.equal(laid.multiply(best, x[row : row + 1])[0], got[0][row]) for row in range(rows))
 
 
+AVX512 = ("AVX512F", "AVX512BW", "AVX512VNNI")
+
+
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     """All kernels, with the instructions that this processor may lack in plain C."""
@@ -80,7 +83,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None or platform.machine() != "x86_64" or sys.platform != "linux":
         pytest.skip("they are compiled for this system only")
-    has = [f"-D__{name}__=1" for name in ("AVX512F", "AVX512BW", "AVX512VNNI", "AMX_INT8", "AMX_TILE")]
+    has = [f"-D__{name}__=1" for name in ("AVX2", "FMA", "F16C", *AVX512, "AMX_INT8", "AMX_TILE")]
     flags = ["-O2", "-ffp-contract=off", "-shared", "-fPIC", f"-I{Path(__file__).with_name('emulated')}"]
     subprocess.run([compiler, *flags, *has, str(source), "-o", str(path), "-lm"], check=True, timeout=120)
     return Kernel(path)
