@@ -24,10 +24,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
                  "shared_expert_intermediate_size": 128},
     "qwen3moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    "gpt-oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64, "sliding_window": 16},
     "gpt2": {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "bloom": {"hidden_size": 256, "n_layer": 2, "n_head": 4},
 }  # fmt: skip
-NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
+NAMES = {"gpt-oss": "gpt_oss", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
 MORE = {
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
@@ -89,7 +90,8 @@ def write(
         shapes.pop("output.weight", None)
     for turn, (name, shape) in enumerate(sorted(shapes.items())):
         block = name.startswith("blk.") and len(shape) > 1
-        kind = kinds[turn % len(kinds)] if block else embeddings if len(shape) > 1 else "F32"
+        block &= not name.endswith(".bias")
+        kind = kinds[turn % len(kinds)] if block else embeddings if name.endswith("d.weight") else "F32"
         if shape[-1] % GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0]:
             kind = "F32"
         content = packed(kind, shape, rng)
@@ -115,6 +117,11 @@ def described(architecture: str, config: PretrainedConfig) -> dict[str, Any]:
             value = theta.get("rope_theta", theta.get("full_attention", {}).get("rope_theta")) if theta else None
         if value is not None:
             found[f"{architecture}.{key}"] = value
+    if architecture == "gpt-oss":
+        said, scaling = config.rope_parameters, "gpt-oss.rope.scaling"
+        found |= {f"{scaling}.type": "yarn", f"{scaling}.factor": said["factor"]}
+        found |= {f"{scaling}.original_context_length": said["original_max_position_embeddings"]}
+        found |= {"gpt-oss.attention.key_length": config.head_dim}
     if architecture == "gpt2":
         found["gpt2.context_length"] = config.n_positions
     tokens = [chr(0x61 + token) if token < 26 else f"t{token}" for token in range(config.vocab_size)]
@@ -138,6 +145,9 @@ def file_shapes(architecture: str, config: PretrainedConfig) -> dict[str, tuple[
     table, found = gguf.get_tensor_name_map(arch, config.num_hidden_layers), {}
     for place, tensor in skeleton(config).state_dict().items():
         shape, (stem, _, suffix) = tuple(tensor.shape), place.rpartition(".")
+        if architecture == "gpt-oss" and "experts" in place:
+            found |= _of_gpt_oss(place, shape)
+            continue
         if place.endswith("experts.gate_up_proj"):
             block, half = place.split(".")[2], (shape[0], shape[1] // 2, shape[2])
             found |= {f"blk.{block}.ffn_{part}_exps.weight": half for part in ("gate", "up")}
@@ -153,6 +163,16 @@ def file_shapes(architecture: str, config: PretrainedConfig) -> dict[str, tuple[
             shape = shape[::-1]
         found[f"{name}.{suffix if suffix in ('weight', 'bias') else 'weight'}"] = shape
     return found
+
+
+def _of_gpt_oss(place: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Experts: gate and up apart, weights turned."""
+    name, kind = f"blk.{place.split('.')[2]}.ffn", "bias" if place.endswith("_bias") else "weight"
+    turned = shape if kind == "bias" else (shape[0], shape[2], shape[1])
+    if "down" in place:
+        return {f"{name}_down_exps.{kind}": turned}
+    half = (turned[0], turned[1] // 2, *turned[2:])
+    return {f"{name}_{part}_exps.{kind}": half for part in ("gate", "up")}
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

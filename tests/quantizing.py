@@ -47,6 +47,9 @@ class Held:
     def nbytes(self, name: str) -> int:
         return self.tensors[name].nbytes
 
+    def grid_nbytes(self, name: str) -> int:
+        return self.nbytes(name)
+
     def on_grid(self, name: str) -> bool:
         return False
 

@@ -148,9 +148,9 @@ def _count(module: nn.Module) -> int:
 
 
 def _stored_bits(checkpoint: Checkpoint) -> float:
-    """Of a weight in the checkpoint, on average over what is on a grid: over a part, which is in few of its files."""
+    """Of a weight on the checkpoint's grid, on average over a part of what is on one, which is in few of its files."""
     tensors = checkpoint.tensors
     every = (name for name in sorted(tensors.names()) if tensors.on_grid(name) or tensors.experts(name) is not None)
     named = list(islice(every, SAMPLE))
     numbers = sum(prod(tensors.shape(name)) for name in named)
-    return 8 * sum(tensors.nbytes(name) for name in named) / numbers if numbers else 8.0 * torch.float32.itemsize
+    return 8 * sum(tensors.grid_nbytes(name) for name in named) / numbers if numbers else 8.0 * torch.float32.itemsize

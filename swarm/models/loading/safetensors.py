@@ -133,6 +133,10 @@ class SafetensorsTensors:
         entry = self.entry(name)
         return entry.last - entry.first
 
+    def grid_nbytes(self, name: str) -> int:
+        """As stored."""
+        return self.nbytes(name)
+
     def on_grid(self, name: str) -> bool:
         """Numbers as they are."""
         return False

@@ -26,6 +26,9 @@ class Tensors(Protocol):
     def nbytes(self, name: str) -> int:
         """Bytes that are stored for it."""
 
+    def grid_nbytes(self, name: str) -> int:
+        """Bytes that what is on a grid takes once it is read, a weight or experts."""
+
     def on_grid(self, name: str) -> bool:
         """Whether `read` gives a grid. Known without reading it."""
 

@@ -18,13 +18,11 @@ from swarm.models.loading.gguf.header import Header
 from swarm.models.loading.gguf.rotary import rotary
 
 TABLES: dict[str, Any] = dict(GGUF_CONFIG_MAPPING)
-RENAMED = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "minimax-m2": "minimax_m2"}
+RENAMED = {"gpt-oss": "gpt_oss", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "minimax-m2": "minimax_m2"}
 """Architectures that transformers calls otherwise."""
 TEXT_PART = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
 """Models with several parts, of which the file holds one."""
 REFUSED = {
-    "gpt_oss": "transformers does not read its experts out of GGUF files",
-    "gpt-oss": "transformers does not read its experts out of GGUF files",
     "gemma4": "transformers does not read all of its configuration out of GGUF files",
     "deci": "transformers has no such architecture of its own",
     "t5": "its decoder attends to an encoder",

@@ -7,6 +7,8 @@ transformers' `integrations.gguf.dequant`, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import torch
@@ -37,6 +39,13 @@ def to_grid(raw: torch.Tensor, kind: int) -> Grid:
         if part is not None and not bool(part.isfinite().all()):
             raise BadCheckpoint("it has scales that are no finite numbers")
     return grid
+
+
+@cache
+def bits_on_grid(kind: int) -> Fraction:
+    """Bits of a weight of a type in `GRIDS` once it is on its grid, with its part of scales and minima."""
+    some = torch.full((1, STORED[kind].bytes), 0x78, dtype=torch.uint8)
+    return Fraction(8 * to_grid(some, kind).nbytes, STORED[kind].numbers)
 
 
 def to_numbers(raw: torch.Tensor, kind: int) -> torch.Tensor:

@@ -54,9 +54,9 @@ class GgufModel:
 
     @property
     def quantized(self) -> bool:
-        """Whether matrices of its blocks are on grids."""
+        """Whether matrices or experts of its blocks are on grids."""
         matrices = (info for name, info in self.header.tensors.items() if name.startswith("blk."))
-        return any(info.type in GRIDS and len(info.shape) == 2 for info in matrices)
+        return any(info.type in GRIDS and len(info.shape) in (2, 3) for info in matrices)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from swarm.errors import BadCheckpoint, UnsupportedModel
+from swarm.models.loading.gguf.gpt_oss import GptOssProcessor
 from swarm.models.loading.gguf.rotary import FACTORS
 from swarm.models.loading.partial import skeleton
 
 DEPTHS = 2
 """Some files are of the model without its head: their names lack the first part."""
+PROCESSORS = {**TENSOR_PROCESSORS, "gpt-oss": GptOssProcessor}
 SAID_ELSEWHERE = re.compile(re.escape(FACTORS))
 """Tensors that are in the configuration."""
 
@@ -40,7 +43,7 @@ class Names:
     where the file has not all of them, or has others."""
 
     def __init__(self, architecture: str, config: PretrainedConfig, stored: dict[str, tuple[int, ...]]) -> None:
-        kind: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+        kind: Any = PROCESSORS.get(architecture, TensorProcessor)
         self._processor = kind(config=config.to_dict())
         outline = _outline(config)
         shapes = {name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()}
@@ -81,19 +84,45 @@ class Names:
             return None
         return torch.from_numpy(np.ascontiguousarray(done[:, 0]))
 
+    def order_of_experts(self, place: str, rows: Sequence[int]) -> torch.Tensor | None:
+        """Which of an expert's rows, `rows` of each tensor of the file after those of another, stand where in the model
+        (there as columns, perhaps), int64; None where more is done to them, or not the same to each expert."""
+        target, total = self.targets[place], sum(rows)
+        starts = np.cumsum([0, *rows[:-1]])
+        experts = np.arange(target.shape[0], dtype=np.int64)[:, None] * total
+        parts = {
+            source: torch.from_numpy(experts + np.arange(first, first + count))[..., None]
+            for source, first, count in zip(target.sources, starts, rows, strict=True)
+        }
+        try:
+            done = self._whole(place, parts).numpy()
+        except (ValueError, IndexError, TypeError, KeyError, RuntimeError):  # it wants the columns too
+            return None
+        if done.shape not in ((len(experts), total, 1), (len(experts), 1, total)) or total not in target.shape[1:]:
+            return None
+        flat = done.reshape(len(experts), total) - experts
+        if (flat != flat[0]).any() or not np.array_equal(np.sort(flat[0]), np.arange(total)):
+            return None
+        return torch.from_numpy(np.ascontiguousarray(flat[0]))
+
     def made(self, place: str, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         """A tensor of the model from those that it is made of, by name. Raises BadCheckpoint."""
-        whole: dict[str, torch.Tensor] = {}
         try:
-            for source, part in parts.items():
-                done = self._processed(source, part.float().numpy(), whole)
-                if done is not None:
-                    whole[place] = torch.from_numpy(np.ascontiguousarray(done))
+            whole = self._whole(place, {source: part.float() for source, part in parts.items()})
         except (ValueError, IndexError, TypeError, KeyError) as error:
             raise BadCheckpoint(f"{place} is not what it should be: {' '.join(str(error).split())[:300]}") from error
         shape = self.targets[place].shape
-        if place not in whole or whole[place].shape != shape:
+        if whole.shape != shape:
             raise BadCheckpoint(f"{place} does not become {list(shape)} numbers")
+        return whole
+
+    def _whole(self, place: str, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the processor makes of them. Raises in as many ways as it does."""
+        whole: dict[str, torch.Tensor] = {}
+        for source, part in parts.items():
+            done = self._processed(source, part.numpy(), whole)
+            if done is not None:
+                whole[place] = torch.from_numpy(np.ascontiguousarray(done))
         return whole[place]
 
     def _processed(self, source: str, numbers: Any, whole: dict[str, torch.Tensor]) -> Any:

@@ -18,6 +18,9 @@ LONG = ("rope_factors_long.weight", "rope_factors_short.weight")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Of all Llamas since 3.1; https://arxiv.org/abs/2407.21783 and the model's own code."""
 
+YARN = {"gpt-oss": {"truncate": False}}
+"""What the authors' configurations say besides, and files do not."""
+
 
 def rotary(header: Header, values: dict[str, Any], factors: Sequence[float] | None) -> dict[str, Any]:
     """What the configuration, so far `values`, needs besides; `factors`: the tensor of that name, where there is one.
@@ -42,7 +45,8 @@ def rotary(header: Header, values: dict[str, Any], factors: Sequence[float] | No
         return {} if factor == 1.0 else {"rope_scaling": {"rope_type": "linear", "factor": factor}}
     if kind == "yarn" and factor is not None and said["scaling.attn_factor"] in (None, 1.0):
         length = said["scaling.original_context_length"] or values.get("max_position_embeddings")
-        return {"rope_scaling": {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": length}}
+        scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": length}
+        return {"rope_scaling": scaling | YARN.get(header.architecture, {})}
     raise UnsupportedModel(f"its rotary embeddings are scaled as {kind!r}, which is not read here")
 
 

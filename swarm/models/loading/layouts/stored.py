@@ -80,6 +80,9 @@ class Combined:
     def nbytes(self, name: str) -> int:
         return sum(map(self._stored.nbytes, self.parts(name)))
 
+    def grid_nbytes(self, name: str) -> int:
+        return self.nbytes(name)
+
     def on_grid(self, name: str) -> bool:
         weight = self._weights.get(name)
         return weight is not None and weight.on_grid(self._stored)
