@@ -81,6 +81,7 @@ web/node_modules/.package-lock.json: web/package-lock.json
 
 proto: install web/node_modules/.package-lock.json
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. swarm/wire/swarm.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. swarm/net/forwarding/forwarding.proto
 	cd web && PYTHON=$(abspath $(BIN))/python npm run --silent proto
 
 clean:

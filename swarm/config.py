@@ -36,6 +36,24 @@ def check_speculation(speculation: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardConfig:
+    """For whom a forwarder carries, and how much."""
+
+    circuits: int = 512
+    """Open at a time. Two peers have one circuit between them, however many streams are in it."""
+    per_caller: int = 32
+    per_target: int = 256
+    rate: float = 0.0
+    """Bytes per second of all circuits together; 0: no limit."""
+    blocked: tuple[str, ...] = ()
+    """Peer ids that are neither carried for nor to."""
+    idle: float = 600.0
+    """A circuit on which nothing has moved for so long is ended."""
+    handshake: float = 10.0
+    """For a request to come, and for the other side to accept."""
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkConfig:
     """How a peer joins the network."""
 
@@ -43,8 +61,13 @@ class NetworkConfig:
     host_maddrs: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1")
     announce_maddrs: tuple[str, ...] = ()
     identity_path: str | None = None
-    relay: bool = False
-    """Whether this peer relays for others (bootstrap peers do)."""
+    public: bool = False
+    """Whether everybody is known to reach this peer, as bootstrap peers have to be."""
+    dialled: bool = False
+    """Whether others have to reach this peer, as they do a server: then it finds out how, and is behind NAT reached
+    through forwarders."""
+    forward: ForwardConfig | None = None
+    """Whether this peer carries between others that cannot dial each other, where everybody reaches it."""
     daemon_startup: float = 30.0
     dial_timeout: float = 10.0
     record_lifetime: float = 60.0
@@ -59,6 +82,12 @@ class NetworkConfig:
     """How often the initial peers are told that we are here; they may have restarted and forgotten everybody."""
     refresh: float = 20.0
     """How often addresses are read anew and initial peers that were lost are dialled again."""
+    forwarders: int = 3
+    """How many forwarders a peer behind NAT is connected to."""
+    redial: float = 2.0
+    """How often a forwarder that was lost is dialled again."""
+    dial_back: float = 3.0
+    """How long somebody may take to dial this peer while it finds out whether others can."""
 
     def __post_init__(self) -> None:
         for name in ("initial_peers", "host_maddrs", "announce_maddrs"):

@@ -15,9 +15,16 @@ from swarm.cli.command import Command
 from swarm.cli.files import check_output, write_addresses
 from swarm.cli.identity import identified
 from swarm.cli.network import edge_of, join, kept_written, showing_metrics, until
-from swarm.cli.options import EdgeOptions, edge_options, identity_option, metrics_option, network_options
+from swarm.cli.options import (
+    EdgeOptions,
+    edge_options,
+    forward_options,
+    identity_option,
+    metrics_option,
+    network_options,
+)
 from swarm.cli.signals import on_signals
-from swarm.config import NetworkConfig
+from swarm.config import ForwardConfig, NetworkConfig
 from swarm.net.addresses import best_first
 
 PORT = 31337
@@ -26,6 +33,7 @@ LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
 
 @click.command(cls=Command)
 @network_options(LISTEN)
+@forward_options
 @identity_option
 @click.option(
     "--address-file",
@@ -41,6 +49,7 @@ LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
 )
 def main(
     network: NetworkConfig,
+    forward: ForwardConfig | None,
     identity_path: str | None,
     address_file: Path | None,
     edge: EdgeOptions,
@@ -49,10 +58,10 @@ def main(
 ) -> None:
     """Run a peer that others join the swarm through.
 
-    It keeps a part of the directory, lets peers behind NAT meet, and shows the swarm to browsers; it holds no model
-    and needs little. Its address contains its identity: keep the identity file and the port, and the address stays
-    the same. Listens on port 31337, and on 31338 and 31339 for browsers, unless --host-maddrs and --edge-maddrs say
-    otherwise. With no --initial-peers it begins a new swarm.
+    It keeps a part of the directory, carries between peers behind NAT, and shows the swarm to browsers; it holds no
+    model and needs little. Its address contains its identity: keep the identity file and the port, and the address
+    stays the same. Listens on port 31337, and on 31338 and 31339 for browsers, unless --host-maddrs and --edge-maddrs
+    say otherwise. With no --initial-peers it begins a new swarm.
 
     Exit codes: 0 stopped by a signal, 1 an error that is printed, 2 wrong usage, 128 + n by a second signal.
     """
@@ -60,7 +69,8 @@ def main(
         if path is not None:
             check_output(path, option)
     with identified(network, identity_path, "bootstrap", "bootstrap peer") as network:
-        asyncio.run(run(replace(network, relay=True), edge, (address_file, edge_address_file), metrics))
+        network = replace(network, public=True, forward=forward)
+        asyncio.run(run(network, edge, (address_file, edge_address_file), metrics))
 
 
 async def run(
@@ -95,6 +105,7 @@ async def run(
             best_first(network.host.addresses), () if browsers is None else best_first(browsers.addresses), files[0]
         )
         await until(leaving, network.lost())
+        network.retire()
 
 
 def announce(addresses: Sequence[str], edges: Sequence[str], address_file: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -119,7 +119,7 @@ def main(
         raise InvalidInput(HOW_TO_BEGIN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = GatewayOptions(model, dtype, revision, token, threads, public_name, config, client)
-    with identified(network, identity_path, "gateway", "gateway") as network:
+    with identified(replace(network, dialled=True), identity_path, "gateway", "gateway") as network:
         asyncio.run(run(network, options, edge, side))
 
 

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from swarm.cli.values import Name, Seconds, place_of
-from swarm.config import CODEC_CHOICES, QUANTIZATIONS, ClientConfig, EdgeConfig, NetworkConfig
+from swarm.cli.values import COUNT, Name, Seconds, place_of, size_of
+from swarm.config import CODEC_CHOICES, QUANTIZATIONS, ClientConfig, EdgeConfig, ForwardConfig, NetworkConfig
+from swarm.errors import InvalidInput
 from swarm.net import initial_peers as joining
-from swarm.net.addresses import check, check_edge
+from swarm.net.addresses import check, check_edge, is_peer_id
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -86,6 +87,51 @@ def _network(
     config = NetworkConfig(joining.initial_peers(initial_peers), host_maddrs or listen, announce_maddrs)
     check(config)
     return config
+
+
+def forward_options(function: Function) -> Function:
+    """For whom this peer carries, as `forward`, a ForwardConfig; None: for nobody."""
+    usual = ForwardConfig()
+    return together(
+        "forward",
+        _forward,
+        click.option(
+            "--forward/--no-forward",
+            default=True,
+            help="Whether to carry between peers that cannot dial each other, where everybody can dial this one. It is "
+            "sealed between them. By default it does.",
+        ),
+        click.option(
+            "--forward-limit",
+            type=COUNT,
+            default=usual.circuits,
+            show_default=True,
+            metavar="N",
+            help="Pairs of peers to carry between at a time.",
+        ),
+        click.option(
+            "--forward-rate",
+            callback=size_of,
+            metavar="SIZE",
+            help="Bytes per second to carry, of all together, e.g. 2MB; by default as many as there are.",
+        ),
+        click.option(
+            "--forward-block",
+            multiple=True,
+            metavar="PEER_ID",
+            help="Carry neither for nor to this peer; repeat for several.",
+        ),
+    )(function)
+
+
+def _forward(
+    forward: bool, forward_limit: int, forward_rate: int | None, forward_block: tuple[str, ...]
+) -> ForwardConfig | None:
+    for peer_id in forward_block:
+        if not is_peer_id(peer_id):
+            raise InvalidInput(f"--forward-block {peer_id}: that is no peer id; it should look like 12D3KooW...")
+    limits = ForwardConfig(circuits=forward_limit, rate=float(forward_rate or 0), blocked=forward_block)
+    return limits if forward else None
 
 
 def identity_option(function: Function) -> Function:

@@ -18,6 +18,7 @@ from swarm.cli.logs import progress_bars
 from swarm.cli.network import join, showing_metrics
 from swarm.cli.options import (
     DTYPES,
+    forward_options,
     identity_option,
     metrics_option,
     model_options,
@@ -28,7 +29,7 @@ from swarm.cli.options import (
 )
 from swarm.cli.signals import on_signals
 from swarm.cli.values import COUNT, THREADS, Seconds, size_of, span_of
-from swarm.config import QUANTIZATIONS, SCHEMES, NetworkConfig, ServerConfig
+from swarm.config import QUANTIZATIONS, SCHEMES, ForwardConfig, NetworkConfig, ServerConfig
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
 from swarm.net.addresses import best_first
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     "this machine; repeat for several. The one that is needed most, and fits, is.",
 )
 @network_options()
+@forward_options
 @identity_option
 @name_option("this server in swarm-status")
 @together(
@@ -122,6 +124,7 @@ def main(
     options: ServeOptions,
     models: tuple[str, ...],
     network: NetworkConfig,
+    forward: ForwardConfig | None,
     identity_path: str | None,
     public_name: str,
     config: ServerConfig,
@@ -158,6 +161,7 @@ def main(
     if dry_run:
         asyncio.run(foresee(network, choose))
         return
+    network = replace(network, dialled=True, forward=forward)
     with identified(network, identity_path, "serve", "server") as network:
         hosting = asyncio.run(serve(choose, network, config, public_name, metrics))
     if hosting is None or hosting.loading:
@@ -245,7 +249,12 @@ async def serve(
             lost=joined.lost,
             on_state=lambda life: say(life, joined.host.addresses, hosting, network),
         )
-        on_signals(server.leave)
+
+        def leave() -> None:
+            joined.retire()
+            server.leave()
+
+        on_signals(leave)
         if leaving.is_set():
             return hosting
         async with showing_metrics(metrics, lambda registry: ServerMetrics(registry, server)):

@@ -117,6 +117,11 @@ def components(address: str) -> list[tuple[str, str]] | None:
     return parts or None
 
 
+def is_peer_id(text: str) -> bool:
+    """Whether a text has the form of a peer id."""
+    return _ID.fullmatch(text) is not None
+
+
 def _ip_fault(name: str, value: str, *, everywhere: bool) -> str | None:
     if name not in ("ip4", "ip6"):
         return None if _HOST.fullmatch(value) else f"{value!r} is no name of a machine"
@@ -146,6 +151,24 @@ def _port_fault(parts: Sequence[tuple[str, str]], transports: re.Pattern[str], *
             spoken = "/udp/PORT/webrtc-direct, /udp/PORT/quic-v1/webtransport or /tcp/PORT/ws"
         return f"nobody speaks what comes behind the machine; it should be {spoken}"
     return None
+
+
+def with_ports(listening: Sequence[str], visible: Sequence[str]) -> tuple[str, ...]:
+    """Where a peer listens, with the ports that it was given in place of 0, as far as `visible` shows them."""
+    return tuple(_with_port(address, visible) for address in listening)
+
+
+def _with_port(address: str, visible: Sequence[str]) -> str:
+    match components(address):
+        case [(family, _), (transport, "0"), *_]:
+            for other in visible:
+                match components(other):
+                    case [(other_family, _), (other_transport, port), *rest] if (family, transport) == (
+                        other_family,
+                        other_transport,
+                    ) and not any(name == "p2p-circuit" for name, _ in rest):
+                        return address.replace(f"/{transport}/0", f"/{transport}/{port}", 1)
+    return address
 
 
 def own(address: str, peer_id: PeerId) -> str:

@@ -19,6 +19,10 @@ CLOSE_PATIENCE = 5.0
 """Seconds that leaving the network may take."""
 
 
+def _nothing() -> None:
+    """What a peer that is no forwarder does to leave as one."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
     """What `open` gives: streams by `host`, records by `directory`; an asynchronous context manager that leaves.
@@ -31,6 +35,8 @@ class Network:
     directory: Directory
     identity: Identity
     lost: Callable[[], Coroutine[Any, Any, NoReturn]]
+    retire: Callable[[], None] = _nothing
+    """Carry nothing new for others, because this peer is about to leave."""
 
     async def close(self) -> None:
         """Leave. Waits for goodbyes, but not for ever: without its daemon nobody may answer."""
@@ -63,4 +69,5 @@ async def open(config: NetworkConfig) -> Network:  # noqa: A001
     except BaseException:
         await host.close()
         raise
-    return Network(host, directory, host.identity, host.lost)
+    host.keep_known(directory)
+    return Network(host, directory, host.identity, host.lost, host.retire)

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput, MalformedFrame, RecordRefused
+from swarm.net.forwarding import forwarding_pb2 as fwd
 from swarm.net.identity import Identity, peer_id_of, verify
 from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState
 from swarm.wire import swarm_pb2 as pb
@@ -32,6 +33,9 @@ more records none is found again, because each pushes out the one that is asked 
 def span_key(model: str, first: int) -> str:
     """The directory key of servers whose span begins at block `first`."""
     return f"spans/{model}/{first}"
+
+
+FORWARDERS_KEY = "forwarders"
 
 
 def node_key(model: str) -> str:
@@ -204,6 +208,37 @@ def read_node(opened: Opened) -> pb.QueryNode:
     return node
 
 
+def sign_forwarder(identity: Identity, forwarder: fwd.Forwarder, expires: float) -> bytes:
+    """A forwarder's announcement, signed by the forwarder; whose it is, the signature says."""
+    announced = fwd.Forwarder()
+    announced.CopyFrom(forwarder)
+    announced.instance = identity.instance
+    return sign(identity, FORWARDERS_KEY, announced.SerializeToString(), expires)
+
+
+def verify_forwarder(signed: bytes, *, now: float, config: NetworkConfig) -> tuple[PeerId, fwd.Forwarder]:
+    """A forwarder's announcement, and who it is. Raises RecordRefused."""
+    opened = open_signed(signed, now=now, config=config)
+    if opened.expires <= now:
+        raise RecordRefused(f"the record of {opened.peer_id} expired {now - opened.expires:.0f} s ago")
+    return opened.peer_id, read_forwarder(opened)
+
+
+def read_forwarder(opened: Opened) -> fwd.Forwarder:
+    """The forwarder in a value whose signature was checked. Raises RecordRefused."""
+    forwarder = fwd.Forwarder()
+    try:
+        forwarder.ParseFromString(opened.value)
+    except DecodeError as error:
+        raise RecordRefused("these bytes are no forwarder") from error
+    sound = opened.key == FORWARDERS_KEY and math.isfinite(forwarder.rate) and forwarder.rate >= 0.0
+    if not (sound and 0 < len(forwarder.addresses) <= MAX_ADDRESSES and all(map(_is_address, forwarder.addresses))):
+        raise RecordRefused(f"the forwarder announced by {opened.peer_id} makes no sense")
+    if len(forwarder.version) > MAX_TEXT or not forwarder.version.isprintable():
+        raise RecordRefused(f"the forwarder announced by {opened.peer_id} has a version that is no text")
+    return forwarder
+
+
 def _is_address(text: str) -> bool:
     return text.startswith("/") and len(text) <= MAX_EDGE and text.isprintable()
 
@@ -214,6 +249,8 @@ def check_content(opened: Opened) -> None:
         read_model(opened)
     elif opened.value and opened.key.startswith(node_key("")):
         read_node(opened)
+    elif opened.value and opened.key == FORWARDERS_KEY:
+        read_forwarder(opened)
     elif opened.value:
         read_record(opened, b"")
 

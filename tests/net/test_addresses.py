@@ -17,6 +17,7 @@ from swarm.net.addresses import (
     is_relayed,
     joining_fault,
     own,
+    with_ports,
 )
 
 # Written down, because names of tests hold them: both workers must find the same ones.
@@ -168,6 +169,13 @@ def test_a_peer_announces_itself() -> None:
 def test_any_text_is_judged(text: str) -> None:
     assert (components(text) is None) <= (dialling_fault(text) is not None)
     joining_fault(text)
+
+
+def test_ports_that_were_given_are_listened_at_again() -> None:
+    seen = ("/ip4/10.0.0.1/udp/9/quic-v1", f"/ip4/8.8.8.8/tcp/7/p2p/{ONE}/p2p-circuit", "/ip4/10.0.0.1/tcp/8", HERE)
+    listening = ("/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1", "/ip6/::/tcp/0", "/ip4/0.0.0.0/tcp/31337")
+    again = ("/ip4/0.0.0.0/tcp/8", "/ip4/0.0.0.0/udp/9/quic-v1", "/ip6/::/tcp/0", "/ip4/0.0.0.0/tcp/31337")
+    assert with_ports(listening, seen) == again
 
 
 def test_addresses_are_tried_from_public_to_relayed_and_tcp_first() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from swarm.config import NetworkConfig
+from swarm.config import ForwardConfig, NetworkConfig
 from swarm.contract import Contract
 from swarm.errors import DaemonFailed, InvalidInput, NetworkError, PeerUnreachable, StreamClosed
 from swarm.net.base import Stream
@@ -86,7 +86,7 @@ def scenario(main: Callable[[Hosts], Awaitable[None]]) -> None:
 
 async def echo(stream: Stream) -> None:
     while True:
-        await stream.send(await stream.receive(1000))
+        await stream.send(await stream.receive(100_000))
 
 
 def test_it_starts_with_our_identity_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -122,10 +122,10 @@ def test_a_port_in_use_is_said_with_what_to_do() -> None:
             asyncio.run(create_host(replace(CONFIG, host_maddrs=(address,))))
 
 
-def test_a_relay_joins_through_others_and_needs_none() -> None:
+def test_a_public_peer_joins_through_others_and_needs_no_forwarder() -> None:
     async def main(hosts: Hosts) -> None:
         first = await hosts.new()
-        second = await hosts.new(replace(CONFIG, relay=True, initial_peers=tuple(first.addresses)))
+        second = await hosts.new(replace(CONFIG, public=True, initial_peers=tuple(first.addresses)))
         assert second.peer_id != first.peer_id
 
     scenario(main)
@@ -374,7 +374,7 @@ def test_who_cannot_be_dialled_is_reached_through_a_bootstrap_peer(monkeypatch: 
     async def main(hosts: Hosts) -> None:
         port = free_port()
         there = {"host_maddrs": (f"/ip4/127.0.0.1/tcp/{port}",), "announce_maddrs": (f"/dns4/localhost/tcp/{port}",)}
-        bootstrap = await hosts.new(NetworkConfig(relay=True, **there))  # type: ignore[arg-type]
+        bootstrap = await hosts.new(NetworkConfig(public=True, forward=ForwardConfig(), **there))  # type: ignore[arg-type]
         config = replace(CONFIG, initial_peers=tuple(bootstrap.addresses))
         with monkeypatch.context() as patch:
             patch.setattr(module, "_arguments", behind_nat)
@@ -387,8 +387,9 @@ def test_who_cannot_be_dialled_is_reached_through_a_bootstrap_peer(monkeypatch: 
         await hidden.serve(PROTOCOL, echo)
         client = await hosts.new(config)
         stream = await client.open_stream(hidden.peer_id, PROTOCOL, hidden.addresses)
-        await stream.send(b"x")
-        assert await stream.receive(10) == b"x"
+        for _ in range(10):
+            await stream.send(bytes(100_000))
+            assert await stream.receive(100_000) == bytes(100_000), "more than go-libp2p's relay lets through"
 
     scenario(main)
 

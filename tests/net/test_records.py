@@ -15,6 +15,7 @@ from swarm.config import NetworkConfig
 from swarm.contract import Contract
 from swarm.errors import RecordRefused
 from swarm.net import records
+from swarm.net.forwarding import forwarding_pb2 as fwd
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 from swarm.wire import swarm_pb2 as pb
@@ -274,3 +275,24 @@ def test_what_is_stored_must_belong_to_its_key() -> None:
     for key in (records.MODELS_KEY, "spans/m/1", records.node_key("m"), "anything"):
         with pytest.raises(RecordRefused):
             check(records.sign(ME, key, b"junk", NOW + 60))
+
+
+def test_a_forwarder_is_read_as_it_was_signed_and_nothing_else_under_its_key() -> None:
+    forwarder = fwd.Forwarder(addresses=["/ip4/8.8.8.8/tcp/1"], circuits=1, most=9, rate=2.5)
+    signed = records.sign_forwarder(ME, forwarder, NOW + 60)
+    peer_id, read = records.verify_forwarder(signed, now=NOW, config=CONFIG)
+    assert (peer_id, list(read.addresses), read.most, read.instance) == (
+        ME.peer_id, ["/ip4/8.8.8.8/tcp/1"], 9, ME.instance,
+    )  # fmt: skip
+    for broken in (
+        fwd.Forwarder(),
+        fwd.Forwarder(addresses=["nowhere"]),
+        fwd.Forwarder(addresses=["/x"], rate=float("nan")),
+        fwd.Forwarder(addresses=["/x"] * 17),
+        fwd.Forwarder(addresses=["/x"], version="\n"),
+    ):
+        opened = records.open_signed(records.sign_forwarder(ME, broken, NOW + 60), now=NOW, config=CONFIG)
+        with pytest.raises(RecordRefused):
+            records.check_content(opened)
+    with pytest.raises(RecordRefused, match="expired"):
+        records.verify_forwarder(signed, now=NOW + 61, config=CONFIG)

@@ -35,7 +35,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def options(name: str) -> set[str]:
     main = importlib.import_module(f"swarm.cli.{name}").main
-    return {option for parameter in main.params for option in parameter.opts} | {"--help", "--version"}
+    return {option for parameter in main.params for option in (*parameter.opts, *parameter.secondary_opts)} | {
+        "--help",
+        "--version",
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

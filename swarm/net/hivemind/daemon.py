@@ -27,6 +27,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from swarm.config import NetworkConfig
 from swarm.errors import DaemonFailed, NetworkError, SwarmError
+from swarm.net.forwarding.reach import Reach
 from swarm.net.identity import Identity
 from swarm.net.patches import folder_of
 from swarm.types import PeerId
@@ -80,24 +81,24 @@ class Daemon:
         self._stopping = False
 
     @classmethod
-    async def start(cls, config: NetworkConfig, identity: Identity) -> Daemon:
-        """Start p2pd and wait until it listens. Raises DaemonFailed."""
+    async def start(cls, config: NetworkConfig, identity: Identity, reach: Reach = Reach.UNKNOWN) -> Daemon:
+        """Start p2pd and wait until it listens; `reach`: who is known to reach it. Raises DaemonFailed."""
         try:
             daemon = cls(_private_folder())
         except OSError as error:
             raise DaemonFailed(f"there is no place for p2pd's sockets, set TMPDIR to one: {error}") from error
         try:
-            await daemon._start(config, identity)
+            await daemon._start(config, identity, reach)
         except BaseException:
             await daemon.stop()
             raise
         return daemon
 
-    async def _start(self, config: NetworkConfig, identity: Identity) -> None:
+    async def _start(self, config: NetworkConfig, identity: Identity, reach: Reach) -> None:
         key = self.folder / "identity.key"
         key.touch(mode=0o600)
         key.write_bytes(identity.private_bytes)
-        self._command = [str(binary()), *_arguments(config, self.control, key)]
+        self._command = [str(binary()), *_arguments(config, self.control, key, reach)]
         await self._launch(self._command)
         try:
             async with asyncio.timeout(config.daemon_startup):
@@ -182,6 +183,15 @@ class Daemon:
         connect = p2pd_pb2.ConnectRequest(peer=peer, addrs=addresses)
         await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=connect))
 
+    async def connections(self) -> list[tuple[bytes, str]]:
+        """Every connection: the other peer, and the multiaddr at which it is. Raises Refused, DaemonFailed."""
+        answer = await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
+        return [(peer.id, str(Multiaddr(address))) for peer in answer.peers for address in peer.addrs]
+
+    async def is_connected(self, peer: bytes) -> bool:
+        """Whether there is a connection to a peer that is itself no circuit. Raises Refused, DaemonFailed."""
+        return any(other == peer and "/p2p-circuit" not in address for other, address in await self.connections())
+
     async def disconnect(self, peer: bytes) -> None:
         """Drop the connections to a peer. Raises Refused, DaemonFailed."""
         request = p2pd_pb2.DisconnectRequest(peer=peer)
@@ -245,27 +255,41 @@ def binary() -> Path:
     return path
 
 
-def _arguments(config: NetworkConfig, control: Path, key: Path) -> list[str]:
+def _arguments(config: NetworkConfig, control: Path, key: Path, reach: Reach) -> list[str]:
+    public = reach is Reach.PUBLIC
     flags: dict[str, object] = {
         "listen": f"/unix{control}",
         "id": key,
         "hostAddrs": ",".join(config.host_maddrs),
         "announceAddrs": ",".join(config.announce_maddrs),
-        # Behind NAT, be reachable through the initial peers: at once, where a search for relays takes minutes.
-        "trustedRelays": "" if config.relay else ",".join(config.initial_peers),
+        # Whom it tells others to reach it through, when it finds itself behind NAT: at once, where a search for relays
+        # takes minutes. With two addresses of one peer it would wait three minutes for a second peer.
+        "trustedRelays": "" if public else ",".join(one_each(config.initial_peers)),
         "relayDiscovery": 0,
         "dhtServer": 1,
         "autonat": 1,
-        "autoRelay": int(bool(config.initial_peers) and not config.relay),
+        "autoRelay": int(bool(config.initial_peers) and not public),
         "relay": 1,
-        "relayService": int(config.relay),
-        # p2pd relays only while it believes that everybody reaches it, which takes peers who confirm it.
-        "forceReachabilityPublic": int(config.relay),
+        # Where it believes that everybody reaches it, it relays all the same, and cuts every circuit after 128 KiB: the
+        # forwarder takes that protocol over, which it can where this belief does not come later.
+        "relayService": 0,
+        "forceReachabilityPublic": int(public),
+        "forceReachabilityPrivate": int(reach is Reach.NAT),
         "natPortMap": 1,
         "connManager": 1,
+        # Those who are reached through a bootstrap peer stay connected to it.
+        **({"connLo": 2048, "connHi": 4096} if public else {}),
         "tls": 1,
     }
     return [f"-{name}={value}" for name, value in flags.items() if value != ""]
+
+
+def one_each(addresses: Iterable[str]) -> list[str]:
+    """Of each peer's addresses the first over TCP, else the first."""
+    best: dict[str, str] = {}
+    for address in sorted(addresses, key=lambda address: "/tcp/" not in address):
+        best.setdefault(address.rpartition("/p2p/")[2], address)
+    return list(best.values())
 
 
 def _advice(said: str) -> str:

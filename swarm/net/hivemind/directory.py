@@ -24,6 +24,7 @@ from swarm.config import NetworkConfig
 from swarm.errors import NetworkError, PeerUnreachable, RecordRefused
 from swarm.net import records
 from swarm.net.base import DirectoryStatistics
+from swarm.net.forwarding import forwarding_pb2 as fwd
 from swarm.net.identity import Identity
 from swarm.net.patches import bound_directory, remember_peer_ids
 from swarm.net.twins import Twins
@@ -211,6 +212,22 @@ class HivemindDirectory:
                 expires = records.open_signed(signed, now=time.time(), config=self._config).expires
                 self._twins.look(node.peer_id, node.instance, expires, node.addresses)
         return nodes
+
+    async def announce_forwarder(self, forwarder: fwd.Forwarder) -> None:
+        """Publish (or renew) that this peer carries for others. Raises RecordRefused, NetworkError."""
+        expires = self._later(records.FORWARDERS_KEY, time.time() + self._config.record_lifetime)
+        signed = records.sign_forwarder(self._identity, forwarder, expires)
+        records.verify_forwarder(signed, now=time.time(), config=self._config)
+        await self._store({records.FORWARDERS_KEY: (signed, expires)})
+
+    async def forwarders(self) -> dict[PeerId, fwd.Forwarder]:
+        """The peers that carry for others. Raises NetworkError when the directory cannot be read."""
+        found = {}
+        for signed in await self._read([records.FORWARDERS_KEY]):
+            with contextlib.suppress(RecordRefused):
+                peer_id, forwarder = records.verify_forwarder(signed, now=time.time(), config=self._config)
+                found[peer_id] = forwarder
+        return found
 
     async def _look_for_twins(self, read: Callable[[], Awaitable[object]]) -> None:
         """Who reads what stands under its own keys finds another that announces under them, if it has the same id."""

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Sequence
-from typing import NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
 
 import swarm.net.patches  # noqa: F401  isort: skip  (before hivemind)
 
@@ -18,15 +19,21 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from swarm.config import NetworkConfig
 from swarm.errors import DaemonFailed, InvalidInput, PeerUnreachable, SwarmError
-from swarm.net.addresses import check, own
+from swarm.net.addresses import check, own, with_ports
 from swarm.net.base import HostStatistics, StreamHandler, serve_stream
+from swarm.net.forwarding.reach import Reach
+from swarm.net.hivemind.callers import Caller, RawHandler
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
+from swarm.net.hivemind.reachability import Found, Reachability
 from swarm.net.hivemind.stream import SETTLE, Farewell, HivemindStream
 from swarm.net.identity import Identity
 from swarm.net.ports import check_free
 from swarm.tasks import Tasks, ended
 from swarm.types import PeerId
 from swarm.wire.framing import read_frame
+
+if TYPE_CHECKING:
+    from swarm.net.hivemind.directory import HivemindDirectory
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +54,13 @@ class HivemindHost:
         self.daemon = daemon
         self.joined: tuple[str, ...] = ()
         """The initial peers that answered."""
+        self.visible: tuple[str, ...] = ()
+        """The addresses that p2pd believes to have."""
+        self.reachability = Reachability(self)
         self._p2p: P2P | None = None
         self._addresses: tuple[str, ...] = ()
         self._handlers: dict[str, StreamHandler] = {}
+        self._raw_handlers: dict[str, RawHandler] = {}
         self._server: asyncio.Server | None = None
         self._socket = daemon.folder / "streams.sock"
         self._streams: set[HivemindStream] = set()
@@ -66,7 +77,24 @@ class HivemindHost:
             self._accept, self._socket, limit=STREAM_BUFFER, backlog=_BACKLOG
         )
         await self._join()
+
+    async def settle(self, found: Found | None = None) -> None:
+        """Begin to forward, or to be forwarded to; `found`: how others reach this peer. Raises DaemonFailed."""
+        if found is not None:
+            self.reachability.found = found
+        await self.reachability.begin()
+        self.compose_addresses()
         self._background.spawn(self._refresh(), name="addresses")
+        if (tether := self.reachability.tether) is not None:
+            self._background.spawn(tether.run(), name="forwarders")
+
+    def keep_known(self, directory: HivemindDirectory) -> None:
+        """Tell the directory of this peer if it is a forwarder, and learn of others if it needs them."""
+        self._background.spawn(self.reachability.keep_known(directory), name="forwarders in the directory")
+
+    def retire(self) -> None:
+        """As in `Network`."""
+        self.reachability.retire()
 
     async def p2p(self) -> P2P:
         """hivemind's own view of the same daemon, for its DHT."""
@@ -108,14 +136,28 @@ class HivemindHost:
         if not known:
             await self.daemon.register(protocol, self._socket)
 
+    async def serve_raw(self, protocol: str, handler: RawHandler) -> None:
+        """As `serve`, with the bytes of the stream as they are: the handler ends it, and raises nothing."""
+        known = protocol in self._raw_handlers
+        self._raw_handlers[protocol] = handler
+        if not known:
+            await self.daemon.register(protocol, self._socket)
+
+    async def open_raw(self, peer: bytes, protocol: str) -> tuple[StreamReader, StreamWriter]:
+        """The bytes of a stream to a peer that is connected. Raises Refused, DaemonFailed."""
+        return await self.daemon.open(peer, protocol)
+
     def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
         self._serving.spawn(self._begin_stream(reader, writer), name="stream")
 
     async def _begin_stream(self, reader: StreamReader, writer: StreamWriter) -> None:
         try:
             info = p2pd_pb2.StreamInfo.FromString(await read_frame(reader, _STREAM_INFO_LIMIT))
-            handler = self._handlers[info.proto]
             peer_id = base58.b58encode(info.peer).decode()
+            if raw := self._raw_handlers.get(info.proto):
+                await raw(Caller(peer_id, str(Multiaddr(info.addr))), reader, writer)
+                return
+            handler = self._handlers[info.proto]
             stream = HivemindStream(peer_id, reader, writer, self._streams, self._ending)
         except BaseException as error:
             writer.transport.abort()
@@ -129,7 +171,7 @@ class HivemindHost:
 
     async def _join(self) -> None:
         """Connect to the initial peers; one that answers is enough. Raises PeerUnreachable, InvalidInput."""
-        dials = {asyncio.create_task(self._dial(p, a)): a for p, a in self._initial().items()}
+        dials = {asyncio.create_task(self.dial(p, a)): a for p, a in self._initial().items()}
         try:
             reached = await _some(dials)
             missed = [f"{addresses[0]}: {_reason(dial)}" for dial, addresses in dials.items() if dial not in reached]
@@ -153,7 +195,8 @@ class HivemindHost:
                 peers.setdefault(peer_id, []).append(address)
         return peers
 
-    async def _dial(self, peer_id: PeerId, addresses: Sequence[str]) -> None:
+    async def dial(self, peer_id: PeerId, addresses: Sequence[str]) -> None:
+        """Connect to a peer unless it is connected. Raises PeerUnreachable, DaemonFailed."""
         try:
             async with asyncio.timeout(self.config.dial_timeout):
                 await self.daemon.connect(_raw_peer_id(peer_id), _dialable(peer_id, addresses))
@@ -166,7 +209,7 @@ class HivemindHost:
             await asyncio.sleep(self.config.refresh)
             try:
                 await self.refresh_addresses()
-                await asyncio.gather(*(self._dial(p, a) for p, a in self._initial().items()), return_exceptions=True)
+                await asyncio.gather(*(self.dial(p, a) for p, a in self._initial().items()), return_exceptions=True)
             except SwarmError as error:
                 log.debug("cannot read the addresses anew: %s", error)
 
@@ -178,7 +221,12 @@ class HivemindHost:
     async def refresh_addresses(self) -> None:
         """Ask p2pd where others can see this host; done by itself now and then. Raises DaemonFailed."""
         _, visible = await self.daemon.identify()
-        chosen = self.config.announce_maddrs or visible
+        self.visible = tuple(visible)
+        self.compose_addresses()
+
+    def compose_addresses(self) -> None:
+        """Put together anew what others are told, of what is known now."""
+        chosen = self.reachability.addresses(self.visible)
         self._addresses = tuple(own(address, self.peer_id) for address in chosen)
 
     def statistics(self) -> HostStatistics:
@@ -214,7 +262,26 @@ async def create_host(config: NetworkConfig) -> HivemindHost:
     for address in config.announce_maddrs:
         own(address, identity.peer_id)
     check_free(config.host_maddrs)
-    host = HivemindHost(config, identity, await Daemon.start(config, identity))
+    host = await _begun(config, identity, Reach.PUBLIC if config.public else Reach.UNKNOWN)
+    try:
+        found = None
+        if config.dialled and not config.public and host.joined:
+            found = await host.reachability.find_out()
+        if found and (found.reach is Reach.NAT or (found.reach is Reach.PUBLIC and config.forward is not None)):
+            # p2pd believes it only at its start: then it tells others at once through whom it is reached, or that it
+            # can carry for them.
+            again = replace(config, host_maddrs=with_ports(config.host_maddrs, host.visible))
+            await host.close()
+            host = await _begun(again, identity, found.reach)
+        await host.settle(found)
+    except BaseException:
+        await host.close()
+        raise
+    return host
+
+
+async def _begun(config: NetworkConfig, identity: Identity, reach: Reach) -> HivemindHost:
+    host = HivemindHost(config, identity, await Daemon.start(config, identity, reach))
     try:
         await host.begin()
     except BaseException:
