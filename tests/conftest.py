@@ -96,6 +96,18 @@ def real_model() -> Path:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def real_file() -> Path:
+    """The same as its GGUF file, of type Q4_1."""
+    from swarm.demo.smollm2 import smollm2_gguf
+    from swarm.errors import ModelNotFound
+
+    try:
+        return smollm2_gguf()
+    except ModelNotFound as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="module")
 def served(checkpoints: ByName) -> Iterator[Callable[[str, int], Any]]:
     """`served("llama", 2)`: servers of that checkpoint in two spans."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from swarm.errors import InvalidInput
 from swarm.jobs import Forward
+from swarm.models.linear.grid import as_dense
+from swarm.models.linear.quantized import QuantizedLinear
+from swarm.models.loading.checkpoint import open_checkpoint
+from swarm.models.loading.weights import load_part
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
 from swarm.models.texts import Answer, Texts, load_tokenizer
@@ -141,6 +146,18 @@ def test_int8_on_the_way_keeps_nearly_every_best_token(servers: Served, local: A
     off = ((exact - coarse).norm() / exact.norm()).item()
     assert same > 0.95
     assert 1e-5 < off < 0.05, "and it did travel as 8-bit integers"
+
+
+def test_blocks_of_the_file_take_what_they_take_in_it(real_file: Path, local: Any) -> None:
+    """And are the numbers of the dequantized model, to the bit."""
+    checkpoint = open_checkpoint(real_file)
+    loaded = load_part(checkpoint, Span(7, 9), ends=False, dtype=torch.float32, quantization="file", progress=False)
+    layers = [module for module in loaded.model.modules() if isinstance(module, QuantizedLinear)]
+    held = sum(layer.nbytes for layer in layers) + sum(each.nbytes for each in loaded.model.parameters())
+    names = [name for name in checkpoint.tensors.names() if re.search(r"layers\.[78]\.", name)]
+    assert len(layers) == 14 and held <= 1.15 * sum(map(checkpoint.tensors.nbytes, names))
+    right = local.state_dict()
+    assert all(torch.equal(as_dense(checkpoint.tensors.read(name)).float(), right[name]) for name in names)
 
 
 @pytest.mark.parametrize(("quantization", "limit"), [("int8", 0.005), ("int4", 0.05)])

