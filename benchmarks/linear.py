@@ -35,12 +35,12 @@ def measured(outputs: int, inputs: int, rounds: int) -> list[dict[str, Any]]:
     import torch
     from torch import nn
 
-    from swarm.models.linear.onednn import OnednnLinear
+    from swarm.models.linear.laid_out import LaidOutLinear
     from swarm.models.linear.quantized import QuantizedLinear
     from swarm.models.linear.schemes import quantize
 
     plain = nn.Linear(inputs, outputs, bias=False)
-    layers = {"float32": OnednnLinear(plain)}
+    layers = {"float32": LaidOutLinear(plain)}
     layers |= {name: QuantizedLinear(quantize(plain.weight, name)) for name in ("int8", "int4")}
     lines = []
     for count in ROWS:

@@ -1,4 +1,4 @@
-"""The compiled kernel for weights on a grid: built once by this machine's C compiler, and kept for the next process."""
+"""The compiled kernels of linear layers: built once by this machine's C compiler, and kept for the next process."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from swarm.models.linear.grid import Grid
 
 log = logging.getLogger(__name__)
 
+SOURCES = ("kernel.c", "floats.c")
 STEPS = (32, 16)
 PANEL = 16
 UNIT = 256
@@ -47,7 +48,8 @@ class Weight(ctypes.Structure):
 
 
 class Kernel:
-    """The library, loaded. `best`: the index in `KINDS` of what this processor can do."""
+    """The library, loaded. `best`: the index in `KINDS` of what this processor can do; `float_panel`: outputs of a
+    panel of float32 weights, 0 where there is no kernel for them."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
@@ -60,6 +62,10 @@ class Kernel:
         self._quantize.argtypes = (pointer, *numbers, pointer, pointer, pointer, pointer, ctypes.c_int)
         self._quantize.restype = None
         self.best: int = library.swarm_best()
+        self._floats = library.swarm_floats
+        self._floats.argtypes = (*[pointer] * 4, *[ctypes.c_long] * 3, ctypes.c_int)
+        self._floats.restype = None
+        self.float_panel: int = library.swarm_float_panel()
 
     def multiply(self, weight: Weight, rows: torch.Tensor, product: torch.Tensor, kind: int) -> None:
         """float32 `[rows, columns]`, contiguous, into `[rows, out]`. Other Python threads go on meanwhile."""
@@ -68,6 +74,15 @@ class Kernel:
         threads = torch.get_num_threads()
         address = ctypes.addressof(weight)
         self._product(address, rows.data_ptr(), product.data_ptr(), count, work.data_ptr(), threads, kind)
+
+    def multiply_floats(
+        self, weight: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None, product: torch.Tensor
+    ) -> None:
+        """float32 `[rows, columns]`, contiguous, with `[panels, columns, float_panel]` into `[rows, out]`. Other Python
+        threads go on meanwhile."""
+        added, shape = None if bias is None else bias.data_ptr(), (*rows.shape, product.shape[1])
+        pointers = weight.data_ptr(), rows.data_ptr(), added, product.data_ptr()
+        self._floats(*pointers, *shape, torch.get_num_threads())
 
     def quantize(self, weight: torch.Tensor, cuts: torch.Tensor, grid: Grid) -> torch.Tensor:
         """float32 `[out, in]`, contiguous, onto `grid`, whose numbers are written; returns the squares of differences
@@ -88,7 +103,9 @@ def kernel() -> Kernel | None:
     except (OSError, subprocess.SubprocessError) as error:
         words = " ".join(str(getattr(error, "stderr", None) or error).split())[:300]
         log.warning(
-            "quantized layers compute slowly here, without their compiled kernel: %s; %s", words, HOW_TO_HAVE_ONE
+            "linear layers compute slowly here, quantized ones most, without their compiled kernels: %s; %s",
+            words,
+            HOW_TO_HAVE_ONE,
         )
         return None
 
@@ -121,20 +138,25 @@ def _built(folder: Path, openmp: bool) -> Path:
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None:
         raise FileNotFoundError("there is no C compiler (cc, gcc or clang)")
-    source = resources.files("swarm.models.linear").joinpath("kernel.c").read_bytes()
+    sources = {name: resources.files("swarm.models.linear").joinpath(name).read_bytes() for name in SOURCES}
     flags = _flags(openmp)
     version = _run([compiler, "--version"])
-    name = hashlib.sha256(b"\0".join([source, version, " ".join(flags).encode(), _processor()])).hexdigest()[:24]
+    name = hashlib.sha256(b"\0".join([*sources.values(), version, " ".join(flags).encode(), _processor()])).hexdigest()[
+        :24
+    ]
     path = folder / f"{name}.so"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as place:
-            code, built = Path(place) / "kernel.c", Path(place) / "kernel.o"
-            code.write_bytes(source)
-            _run([compiler, *flags, "-c", str(code), "-o", str(built)])
+            built, library = [], Path(place) / "kernels.so"
+            for source, text in sources.items():
+                code = Path(place) / source
+                code.write_bytes(text)
+                built.append(str(code.with_suffix(".o")))
+                _run([compiler, *flags, "-c", str(code), "-o", built[-1]])
             # Without -fopenmp: the threads are those that torch has, not others beside them.
-            _run([compiler, "-shared", str(built), "-o", f"{built}.so", "-lm"])
-            Path(f"{built}.so").replace(path)
+            _run([compiler, "-shared", *built, "-o", str(library), "-lm"])
+            library.replace(path)
     return path
 
 

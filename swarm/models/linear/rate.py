@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from swarm.models.linear.grid import Grid
-from swarm.models.linear.onednn import onednn_linear
+from swarm.models.linear.laid_out import laid_out_linear
 from swarm.models.linear.quantized import QuantizedLinear
 from swarm.models.linear.schemes import BITS, GROUP
 
@@ -41,7 +41,7 @@ def rate(quantization: str, dtype: torch.dtype, device: str = "cpu") -> Rate:
     layer = _plain(dtype) if bits is None else QuantizedLinear(_grid(bits), dtype=dtype)
     size = int(WIDTH * WIDTH * (8 * dtype.itemsize if bits is None else bits) / 8)
     copies = [copy.deepcopy(layer).to(device) for _ in range(max(1, BYTES // size))]
-    layers: list[nn.Module] = [onednn_linear(each) or each for each in copies]
+    layers: list[nn.Module] = [laid_out_linear(each) or each for each in copies]
     row = torch.randn(1, WIDTH).to(device, dtype)
     threads = torch.get_num_threads()
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from swarm.models.linear.onednn import OnednnLinear
+from swarm.models.linear.laid_out import LaidOutLinear
 
 FEW = 32
 """Callers with more rows than this are busy enough by themselves."""
@@ -25,7 +25,7 @@ class _Ask:
     product: torch.Tensor | None = None
 
 
-class SharedLinear(OnednnLinear):
+class SharedLinear(LaidOutLinear):
     """A layer that many threads call: rows of callers who wait while it is busy are computed together.
 
     The head of a model that generates many texts at once: a product of eight rows takes hardly longer than one of one.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swarm.models.linear.onednn import OnednnLinear, onednn_linear
+from swarm.models.linear.laid_out import LaidOutLinear, laid_out_linear
 from swarm.models.linear.shared import SharedLinear
 
 
@@ -21,10 +21,13 @@ class SubstituteLinear(nn.Linear):
     the memory. Reading, replacing, casting, moving, copying and pickling are those of the plain layer.
     """
 
-    _laid_out: OnednnLinear | None
+    _laid_out: LaidOutLinear | None
 
     def __init__(
-        self, laid_out: OnednnLinear, of_weight: Mapping[str, Any] | None = None, marks: Mapping[str, Any] | None = None
+        self,
+        laid_out: LaidOutLinear,
+        of_weight: Mapping[str, Any] | None = None,
+        marks: Mapping[str, Any] | None = None,
     ) -> None:
         """`of_weight`, `marks`: further attributes of the layer's weight, and of the layer."""
         nn.Module.__init__(self)
@@ -121,7 +124,7 @@ class _Unseen(dict[str, Any]):
 
 def substitute(linear: nn.Module) -> SubstituteLinear | None:
     """A plain linear layer laid out for this processor; None where that cannot be had, or computes something else."""
-    laid_out = onednn_linear(linear, SharedLinear)
+    laid_out = laid_out_linear(linear, SharedLinear)
     return None if laid_out is None else SubstituteLinear(laid_out, vars(linear.weight), _marks(linear))
 
 

@@ -46,7 +46,10 @@ class _Nothing(nn.Module):
 
 
 class BaseModel:
-    """Runs the module that owns the blocks, over any part of them. Raises UnsupportedModel."""
+    """Runs the module that owns the blocks, over any part of them. Raises UnsupportedModel.
+
+    `fewest_rows`: a pass over fewer positions takes longer than one over so many.
+    """
 
     def __init__(self, model: PreTrainedModel, span: Span) -> None:
         found = find_blocks(model)
@@ -59,6 +62,7 @@ class BaseModel:
         self.hidden_size = int(config.hidden_size)
         on_grids = [m for block in self.blocks for m in block.modules() if isinstance(m, QuantizedLinear)]
         self.quantized = bool(on_grids)
+        self.fewest_rows = 1
         numbers: torch.Tensor = next(iter([*self.blocks[0].parameters(), *(layer.weight for layer in on_grids)]))
         self.dtype, self.device = numbers.dtype, numbers.device
         self._lists = _per_block_lists(self.config, found.total, span)

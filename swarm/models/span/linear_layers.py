@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from swarm.models.linear.onednn import use_onednn, use_plain
+from swarm.models.linear.laid_out import LaidOutLinear, use_laid_out, use_plain
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.passes import Passes
 from swarm.models.span.probe import close, random_states, run_whole
@@ -22,7 +22,7 @@ def lay_out(model: BaseModel, passes: Passes[Any]) -> None:
     """Lay the weights out, unless the blocks look into them."""
     (hidden,) = random_states(model, [POSITIONS])
     right = run_whole(passes, hidden)
-    if not sum(use_onednn(block) for block in model.blocks):
+    if not sum(use_laid_out(block) for block in model.blocks):
         return
     try:
         same = close(run_whole(passes, hidden), right, model.quantized)
@@ -32,3 +32,7 @@ def lay_out(model: BaseModel, passes: Passes[Any]) -> None:
     if not same:
         for block in model.blocks:
             use_plain(block)
+    elif not model.quantized:
+        model.fewest_rows = max(
+            layer.fewest_rows for block in model.blocks for layer in block.modules() if isinstance(layer, LaidOutLinear)
+        )

@@ -13,9 +13,6 @@ from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import KeyValueCache
 from swarm.models.span.kv.library import LibraryCache
 
-SMALLEST_ROW = 4
-"""Rows of fewer positions are filled up on a CPU."""
-
 
 class Passes(Protocol[C]):
     """A way to compute the lanes of a row, and the caches that it needs."""
@@ -40,11 +37,10 @@ class Batched:
 
     def run(self, lanes: Sequence[Lane[KeyValueCache]], hidden: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden_size]` → the same shape."""
-        count = hidden.shape[1]
-        if hidden.device.type == "cpu" and count < SMALLEST_ROW and not self._model.quantized:
-            # oneDNN's products of one to three rows take longer than of four; the rest of the row belongs to nobody.
-            hidden = pad(hidden, (0, 0, 0, SMALLEST_ROW - count))
-            lanes = [*lanes, Lane(0, SMALLEST_ROW - count, self.new_cache())]
+        count, fewest = hidden.shape[1], self._model.fewest_rows
+        if count < fewest:  # the rest of the row belongs to nobody
+            hidden = pad(hidden, (0, 0, 0, fewest - count))
+            lanes = [*lanes, Lane(0, fewest - count, self.new_cache())]
         output, _ = self.run_row(lanes, hidden)
         return output[:, :count]
 

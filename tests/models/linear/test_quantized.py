@@ -21,6 +21,7 @@ from swarm.models.linear import compiled, packed, quantized, schemes
 from swarm.models.linear.compiled import KINDS, Kernel, kernel
 from swarm.models.linear.grid import SIGNED, Grid
 from swarm.models.linear.packed import Packed
+from swarm.models.linear.panels import Panels
 from swarm.models.linear.quantized import QuantizedLinear
 from tests.models.linear.test_grid import MXFP4, random_grid
 
@@ -79,13 +80,14 @@ AVX512 = ("AVX512F", "AVX512BW", "AVX512VNNI")
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     """All kernels, with the instructions that this processor may lack in plain C."""
-    source, path = Path(compiled.__file__).with_name("kernel.c"), tmp_path_factory.mktemp("kernel") / "kernel.so"
+    sources = [Path(compiled.__file__).with_name(name) for name in compiled.SOURCES]
+    path = tmp_path_factory.mktemp("kernel") / "kernel.so"
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None or platform.machine() != "x86_64" or sys.platform != "linux":
         pytest.skip("they are compiled for this system only")
     has = [f"-D__{name}__=1" for name in ("AVX2", "FMA", "F16C", *AVX512, "AMX_INT8", "AMX_TILE")]
     flags = ["-O2", "-ffp-contract=off", "-shared", "-fPIC", f"-I{Path(__file__).with_name('emulated')}"]
-    subprocess.run([compiler, *flags, *has, str(source), "-o", str(path), "-lm"], check=True, timeout=120)
+    subprocess.run([compiler, *flags, *has, *map(str, sources), "-o", str(path), "-lm"], check=True, timeout=120)
     return Kernel(path)
 
 
@@ -99,6 +101,17 @@ def test_the_kernels_of_other_processors_give_the_same_bits(
     x = torch.randn(rows, grid.in_features, generator=torch.Generator().manual_seed(seed))
     got = [laid.multiply(emulated, x, kind) for kind in range(len(KINDS))]
     assert all(torch.equal(each, got[0]) for each in (*got, laid.multiply(built(), x)))
+
+
+@settings(max_examples=10)
+@given(st.integers(1, 70), st.integers(1, 300), st.integers(1, 20))
+def test_float32_products_of_other_processors_are_the_same_bits(
+    emulated: Kernel, outputs: int, inputs: int, rows: int
+) -> None:
+    if not built().float_panel:
+        pytest.skip("this processor has no kernel for float32")
+    weight, x = torch.randn(outputs, inputs), torch.randn(rows, inputs)
+    assert torch.equal(Panels(weight, emulated).multiply(x), Panels(weight, built()).multiply(x))
 
 
 @given(grids, st.sampled_from([None, SIGNED, MXFP4]))

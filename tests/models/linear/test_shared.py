@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from swarm.models.linear.onednn import OnednnLinear
+from swarm.models.linear.laid_out import LaidOutLinear
 from swarm.models.linear.shared import FEW, SharedLinear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -64,7 +64,7 @@ def test_callers_in_many_threads_each_get_their_own_rows() -> None:
     with torch.no_grad():
         for first, own in enumerate(outputs):
             for x, y in zip(inputs[first::8], own, strict=True):
-                torch.testing.assert_close(y, OnednnLinear.forward(shared, x))
+                torch.testing.assert_close(y, LaidOutLinear.forward(shared, x))
 
 
 @pytest.mark.parametrize("order", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)])
@@ -87,7 +87,7 @@ def test_whoever_computes_each_may_change_what_it_gets(order: tuple[Mode, Mode])
         assert layer.rows == [2, 8], "those who waited were computed together"
         with torch.no_grad():
             for x, y in zip(inputs, outputs, strict=True):
-                torch.testing.assert_close(y, 2.0 * OnednnLinear.forward(layer, x))
+                torch.testing.assert_close(y, 2.0 * LaidOutLinear.forward(layer, x))
 
 
 def test_who_wants_a_gradient_computes_alone() -> None:
@@ -126,7 +126,7 @@ def test_a_product_that_fails_in_company_is_computed_alone() -> None:
     with waiting(layer, calls) as outputs:
         assert layer.rows == [2, 4, 2, 2]
         for x, y in zip(inputs, outputs, strict=True):
-            torch.testing.assert_close(y, nn.functional.linear(x, layer.weight.to_dense(), layer.bias))
+            torch.testing.assert_close(y, nn.functional.linear(x, layer.dense(), layer.bias))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from survey.reference import build
 from swarm.models.span.attention.base import Lane
 from swarm.models.span.attention.ragged import RaggedAttention
 from swarm.models.span.base_model import BaseModel
-from swarm.models.span.passes import SMALLEST_ROW, Batched, Unbatched
+from swarm.models.span.passes import Batched, Unbatched
 from swarm.types import Span
 from tests.models.span.test_model import assert_close
 
@@ -49,11 +49,12 @@ def test_in_one_row_or_one_after_the_other(kind: str) -> None:
 @torch.inference_mode()
 def test_a_row_that_is_filled_up_leaves_no_trace() -> None:
     batched, _ = passes("llama")
+    batched._model.fewest_rows = 4
     cache = batched.new_cache()
-    hidden = torch.randn(1, SMALLEST_ROW, HIDDEN)
-    parts = [batched.run([Lane(at, 1, cache)], hidden[:, at : at + 1]) for at in range(SMALLEST_ROW)]
-    assert cache.length == SMALLEST_ROW
-    whole = batched.run([Lane(0, SMALLEST_ROW, batched.new_cache())], hidden)
+    hidden = torch.randn(1, 4, HIDDEN)
+    parts = [batched.run([Lane(at, 1, cache)], hidden[:, at : at + 1]) for at in range(4)]
+    assert cache.length == 4
+    whole = batched.run([Lane(0, 4, batched.new_cache())], hidden)
     assert_close(torch.cat(parts, dim=1), whole)
 
 

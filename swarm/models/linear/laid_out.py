@@ -1,4 +1,5 @@
-"""Linear layers on a CPU with their weights laid out for the processor: oneDNN's blocked format, made once at load.
+"""Linear layers on a CPU with their weights laid out for the processor, once at load: for a kernel of ours (float32,
+`panels.py`), else in oneDNN's blocked format.
 
 torch's own product of a few rows with a plain weight takes two to three times as long (docs/measurements.md): the
 library lays the weight out anew, or falls back to a slow kernel, with every call. Batches of decode steps and windows
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from swarm.models.linear.panels import panels
 from swarm.models.linear.replace import replace
 
 log = logging.getLogger(__name__)
@@ -21,23 +23,39 @@ log = logging.getLogger(__name__)
 ROWS = 64
 """The layout is chosen for products of so many rows; measured from 4 to 256 rows there is no better one."""
 PROBE_ROWS = 4
+"""oneDNN's products of one to three rows take longer than of so many."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 """Largest difference from the plain product, relative to its largest value."""
 
 
-class OnednnLinear(nn.Module):
+class LaidOutLinear(nn.Module):
     """`[…, in_features]` → `[…, out_features]`, as nn.Linear, whose weights do not learn.
 
-    `weight`: in oneDNN's layout while it is where it was laid out, with a shape and a dtype for architectures that ask;
-    a plain tensor once the module was moved to another device or dtype.
+    `weight`: while it is where it was laid out, a shape and a dtype for architectures that ask (its numbers, if one
+    looks, are none); a plain tensor once the module was moved to another device or dtype.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
-        self.weight = _operators()._reorder_linear_weight(linear.weight.detach(), ROWS)
+        weight = linear.weight.detach()
+        self._panels = panels(weight)
+        if self._panels is not None:
+            self.weight = weight.new_full((), torch.nan).expand(weight.shape)
+        else:
+            self.weight = _operators()._reorder_linear_weight(weight, ROWS)
         self.bias = linear.bias
+
+    @property
+    def fewest_rows(self) -> int:
+        """Rows of a product that does not take longer than one of more rows."""
+        return PROBE_ROWS if self.weight.is_mkldnn else 1
+
+    @property
+    def is_laid_out(self) -> bool:
+        """Whether it is where its weight was laid out."""
+        return self._panels is not None or bool(self.weight.is_mkldnn)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -45,12 +63,16 @@ class OnednnLinear(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[…, in_features]` → `[…, out_features]`. Gradients are had for the input and the bias."""
         if torch.is_grad_enabled() and (input.requires_grad or (self.bias is not None and self.bias.requires_grad)):
-            # oneDNN's product has no gradient; those of the plain one are the same.
+            # These products have no gradient; those of the plain one are the same.
             return nn.functional.linear(input, self.dense(), self.bias)
         return self.product(input.reshape(-1, self.in_features)).view(*input.shape[:-1], self.out_features)
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
-        """`[rows, in_features]` → `[rows, out_features]`, in oneDNN's layout without a gradient."""
+        """`[rows, in_features]` → `[rows, out_features]`, without a gradient where it is laid out."""
+        if self._panels is not None:
+            if rows.dtype == torch.float32 and rows.device.type == "cpu":
+                return self._panels.multiply(rows, self.bias)
+            return nn.functional.linear(rows, self.dense(), self.bias)
         if not self.weight.is_mkldnn:
             return nn.functional.linear(rows, self.weight, self.bias)
         product: torch.Tensor = _operators()._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
@@ -58,6 +80,8 @@ class OnednnLinear(nn.Module):
 
     def dense(self) -> torch.Tensor:
         """The weight `[out_features, in_features]` in the usual layout."""
+        if self._panels is not None:
+            return self._panels.dense()
         weight: torch.Tensor = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
         return weight
 
@@ -65,13 +89,13 @@ class OnednnLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}weight"] = self.dense()
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> OnednnLinear:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LaidOutLinear:
         """What `to`, `cuda`, `half` and the like call."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         dense = self.dense()
         moved = fn(dense)
         if (moved.device, moved.dtype) != (dense.device, dense.dtype):
-            self.weight = moved
+            self.weight, self._panels = moved, None
         return self
 
 
@@ -81,22 +105,22 @@ def _operators() -> Any:
     return torch.ops.mkldnn
 
 
-def use_onednn(module: nn.Module) -> int:
+def use_laid_out(module: nn.Module) -> int:
     """Lay out the weights of every plain linear layer inside `module` that is on a CPU; returns how many.
 
     A layer whose product in this layout is not that of the layer itself stays as it is, as do all where this build of
     torch, or this processor, cannot.
     """
-    return replace(module, onednn_linear)
+    return replace(module, laid_out_linear)
 
 
 def use_plain(module: nn.Module) -> int:
-    """The opposite of `use_onednn`, for modules that look into the weights of their layers."""
+    """The opposite of `use_laid_out`, for modules that look into the weights of their layers."""
     return replace(module, _plain_linear)
 
 
 def _plain_linear(layer: nn.Module) -> nn.Linear | None:
-    if not isinstance(layer, OnednnLinear):
+    if not isinstance(layer, LaidOutLinear):
         return None
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(layer.dense(), requires_grad=False)
@@ -105,7 +129,7 @@ def _plain_linear(layer: nn.Module) -> nn.Linear | None:
 
 
 @torch.inference_mode()
-def onednn_linear(linear: nn.Module, kind: type[OnednnLinear] = OnednnLinear) -> OnednnLinear | None:
+def laid_out_linear(linear: nn.Module, kind: type[LaidOutLinear] = LaidOutLinear) -> LaidOutLinear | None:
     """A plain linear layer in the processor's layout, if that can be had and computes the same."""
     if type(linear) is not nn.Linear or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None

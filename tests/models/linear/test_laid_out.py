@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from swarm.models.linear.onednn import OnednnLinear, onednn_linear, use_onednn, use_plain
+from swarm.models.linear.laid_out import LaidOutLinear, laid_out_linear, use_laid_out, use_plain
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -21,11 +21,11 @@ def test_the_product_equals_the_plain_one(inputs: int, outputs: int, rows: int, 
     linear = nn.Linear(inputs, outputs, bias=bias)
     x = torch.randn(2, rows, inputs)
     with torch.inference_mode():
-        torch.testing.assert_close(OnednnLinear(linear)(x), linear(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(LaidOutLinear(linear)(x), linear(x), rtol=1e-4, atol=1e-5)
 
 
 @needs_onednn
-def test_onednn_replaces_plain_linear_layers_only() -> None:
+def test_only_plain_linear_layers_are_replaced() -> None:
     class Special(nn.Linear):
         """A layer with something of its own."""
 
@@ -34,8 +34,8 @@ def test_onednn_replaces_plain_linear_layers_only() -> None:
     x = torch.randn(3, 8)
     with torch.no_grad():
         before = model(x)
-        assert use_onednn(model) == 3
-        assert [type(m) for m in (model[0], inner[1], model[2])] == [OnednnLinear, OnednnLinear, Special]
+        assert use_laid_out(model) == 3
+        assert [type(m) for m in (model[0], inner[1], model[2])] == [LaidOutLinear, LaidOutLinear, Special]
         torch.testing.assert_close(model(x), before)
         assert use_plain(model) == 3
         assert torch.equal(model(x), before)
@@ -46,20 +46,20 @@ def test_gradient_of_the_input_is_that_of_the_plain_layer() -> None:
     linear = nn.Linear(6, 5)
     x = torch.randn(2, 6, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    OnednnLinear(linear)(x).square().sum().backward()
+    LaidOutLinear(linear)(x).square().sum().backward()
     linear(y).square().sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
 
 
 @needs_onednn
 def test_moved_to_another_dtype_it_is_plain_again() -> None:
-    laid_out = nn.Sequential(OnednnLinear(nn.Linear(6, 5)))
+    laid_out = nn.Sequential(LaidOutLinear(nn.Linear(6, 5)))
     x = torch.randn(2, 6)
     with torch.no_grad():
         before = laid_out(x)
         torch.testing.assert_close(x @ laid_out.state_dict()["0.weight"].T + laid_out[0].bias, before)
         laid_out.to(torch.float32)
-        assert laid_out[0].weight.is_mkldnn
+        assert laid_out[0].is_laid_out
         laid_out.double()
         assert laid_out[0].weight.dtype == torch.float64
         torch.testing.assert_close(laid_out(x.double()).float(), before)
@@ -67,14 +67,14 @@ def test_moved_to_another_dtype_it_is_plain_again() -> None:
 
 def test_what_cannot_be_laid_out_stays() -> None:
     model = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), nn.Linear(4, 4, device="meta"))
-    assert use_onednn(model) == 0
+    assert use_laid_out(model) == 0
     assert all(type(child) is nn.Linear for child in model)
 
 
 @needs_onednn
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_knows_the_shape_and_dtype_that_architectures_ask_for(dtype: torch.dtype) -> None:
-    laid_out = onednn_linear(nn.Linear(6, 5, bias=False, dtype=dtype))
+    laid_out = laid_out_linear(nn.Linear(6, 5, bias=False, dtype=dtype))
     if laid_out is None:
         pytest.skip(f"this processor has no such layout of {dtype}")
     assert laid_out.weight.dtype is dtype
