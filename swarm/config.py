@@ -15,6 +15,9 @@ SCHEMES: Mapping[str, str] = {UNQUANTIZED: UNQUANTIZED, INT8: "int8-g32-v1", INT
 """What the weights of linear layers are on: nothing, a grid of 8 or of 4 bits, the checkpoint's own; and what that is
 called in contracts, with all that decides the numbers."""
 QUANTIZATIONS = tuple(SCHEMES)
+MEMORY, DISK = "memory", "disk"
+HEADS = (MEMORY, DISK, FILE, INT8, INT4)
+"""Where a model's head is that is computed here, in the checkpoint's numbers, or the grid that it is put on."""
 SPECULATIONS = ("none", "ngram")
 CODEC_CHOICES = ("raw", "int8", "auto")
 

@@ -6,6 +6,7 @@ SwarmError
 ├── ModelError
 │   ├── ModelNotFound         no such model, revision or file, or no access to it
 │   ├── BadCheckpoint         the files are there but broken, incomplete or of a refused format
+│   ├── NotEnoughMemory       what is to be here of the model does not fit; the message says what would
 │   └── UnsupportedModel      this architecture cannot be cut into spans; the message says what is in the way
 ├── NetworkError
 │   ├── DaemonFailed          p2pd did not start, or died; the message holds its log and what to do
@@ -97,6 +98,10 @@ class ModelNotFound(ModelError):
 
 class BadCheckpoint(ModelError):
     """The checkpoint is incomplete, damaged, or in a format that is not read (pickle)."""
+
+
+class NotEnoughMemory(ModelError):
+    """What is to be here of the model takes more memory than there is; raised before it is loaded."""
 
 
 class UnsupportedModel(ModelError):

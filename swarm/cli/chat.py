@@ -15,7 +15,7 @@ import click
 from swarm.cli.command import Command
 from swarm.cli.conversation import ChatOptions, Conversation, Responder
 from swarm.cli.logs import quiet
-from swarm.cli.options import client_options, model_argument, model_options, network_options, together
+from swarm.cli.options import client_options, head_option, model_argument, model_options, network_options, together
 from swarm.cli.screen import Screen
 from swarm.cli.streams import readable
 from swarm.cli.values import COUNT, SEED
@@ -46,12 +46,14 @@ WARNING = "Whoever serves blocks on the route can read what you type and what th
     click.option("--system", metavar="TEXT", help="What the model is told before the conversation."),
 )
 @client_options
+@head_option
 @model_options
 def main(
     model: str,
     network: NetworkConfig,
     options: ChatOptions,
     dtype: str,
+    head: str | None,
     revision: str | None,
     token: str | None,
     client: ClientConfig,
@@ -75,7 +77,7 @@ def main(
     _ = checkpoint.config  # what is wrong with it is not to be told as the tokenizer's fault
     conversation = Conversation(tokenizer_of(checkpoint), options.system)
     with connect(network.initial_peers, **chosen(network)) as swarm:
-        loading = {"swarm": swarm, "dtype": dtype, "token": token, "revision": revision, **asdict(client)}
+        loading = {"swarm": swarm, "dtype": dtype, "head": head, "token": token, "revision": revision, **asdict(client)}
         loaded = load_model(model, checkpoint, screen, loading)
         screen.note(WARNING, always=True)
         talk(Responder(loaded, conversation, options, screen), screen)

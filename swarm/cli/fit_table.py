@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from swarm.memory import size
 from swarm.server.fit import Cost, Fit
-from swarm.server.sizing import size
 
 HEADER = ("scheme", "dtype", "blocks", "a block", "weights", "cache", "disk", "decode")
 

@@ -18,6 +18,7 @@ from swarm.cli.options import (
     EdgeOptions,
     client_options,
     edge_options,
+    head_option,
     identity_option,
     model_argument,
     model_options,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @network_options()
 @identity_option
 @client_options
+@head_option
 @model_options
 @click.option("--threads", type=THREADS, metavar="N", help="Compute threads for embeddings and head.")
 @name_option("this query node")
@@ -99,6 +101,7 @@ def main(
     network: NetworkConfig,
     identity_path: str | None,
     dtype: str,
+    head: str | None,
     revision: str | None,
     token: str | None,
     threads: int | None,
@@ -118,7 +121,7 @@ def main(
     if not network.initial_peers:
         raise InvalidInput(HOW_TO_BEGIN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    options = GatewayOptions(model, dtype, revision, token, threads, public_name, config, client)
+    options = GatewayOptions(model, dtype, head, revision, token, threads, public_name, config, client)
     with identified(replace(network, dialled=True), identity_path, "gateway", "gateway") as network:
         asyncio.run(run(network, options, edge, side))
 
@@ -129,6 +132,7 @@ class GatewayOptions:
 
     model: str
     dtype: str
+    head: str | None
     revision: str | None
     token: str | None
     threads: int | None
@@ -173,6 +177,7 @@ async def run(network: NetworkConfig, options: GatewayOptions, browsers: EdgeOpt
     dtype = None if options.dtype == "auto" else options.dtype
     which = {
         "dtype": dtype,
+        "head": options.head,
         "quantization": options.client.quantization,
         "revision": options.revision,
         "token": options.token,

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from swarm.cli.values import COUNT, Name, Seconds, place_of, size_of
-from swarm.config import CODEC_CHOICES, QUANTIZATIONS, ClientConfig, EdgeConfig, ForwardConfig, NetworkConfig
+from swarm.config import CODEC_CHOICES, HEADS, QUANTIZATIONS, ClientConfig, EdgeConfig, ForwardConfig, NetworkConfig
 from swarm.errors import InvalidInput
 from swarm.net import initial_peers as joining
 from swarm.net.addresses import check, check_edge, is_peer_id
@@ -241,6 +241,16 @@ def model_options(function: Function) -> Function:
         "--token",
         envvar="HF_TOKEN",
         help="Access token of the Hugging Face hub; else HF_TOKEN, else the one saved by its login.",
+    )(function)
+
+
+def head_option(function: Function) -> Function:
+    """Where the head is, as `head`."""
+    return click.option(
+        "--head",
+        type=click.Choice(HEADS),
+        help="Where the head is: in memory, on disk (slow), or quantized (file: as the checkpoint has it). "
+        "By default on the grid of a quantized checkpoint, else in memory where it fits.",
     )(function)
 
 

@@ -32,11 +32,11 @@ from swarm.cli.values import COUNT, THREADS, Seconds, size_of, span_of
 from swarm.config import QUANTIZATIONS, SCHEMES, ForwardConfig, NetworkConfig, ServerConfig
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
+from swarm.memory import size
 from swarm.net.addresses import best_first
 from swarm.net.base import Directory
 from swarm.net.initial_peers import HOW_TO_BEGIN
 from swarm.server.options import ServeOptions
-from swarm.server.sizing import size
 from swarm.tasks import first_of, in_daemon_thread
 from swarm.types import ServerState, Span
 

@@ -21,7 +21,7 @@ from swarm.config import ClientConfig
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.arguments import LOADING_INFO, sort
 from swarm.models.blocks import find_blocks
-from swarm.models.distributed import clean, distributed
+from swarm.models.distributed import clean, distributed, head_parameters
 from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.cost import Description, describe
@@ -42,6 +42,7 @@ class DistributedModelForCausalLM:
         swarm: Swarm | None = None,
         dtype: str | torch.dtype | None = None,
         local_blocks: str | Span | None = None,
+        head: str | None = None,
         on_notice: Callable[[Notice], None] | None = None,
         progress: bool = True,
         **options: Any,
@@ -51,14 +52,17 @@ class DistributedModelForCausalLM:
         The model's name or folder, and what transformers' `from_pretrained` takes: `revision`, `token`, `subfolder`,
         `variant`, `cache_dir`, `local_files_only`, `config` and others are as there; what cannot be had is refused
         by name. `dtype`: of the hidden states, which must be that of the servers; "auto" is the checkpoint's own.
-        `local_blocks`: blocks at the beginning or the end to keep here, e.g. "0:2". `on_notice` hears of routes,
-        reroutes and waiting, in the network's thread. `progress`: show bars while loading. Further options are fields
-        of ClientConfig, e.g. `max_wait`, the seconds to wait for blocks that nobody hosts (None: for ever), or of the
-        model's configuration, such as `use_cache`.
+        `local_blocks`: blocks at the beginning or the end to keep here, e.g. "0:2". `head`: where the head is, "memory"
+        or "disk", or the grid that it is on, "file" (the checkpoint's own), "int8" or "int4", which is nearly the same
+        model; None: on the file's grid where the blocks are, else in memory if it fits there. `on_notice` hears of
+        routes, reroutes and waiting, in the network's thread. `progress`: show bars while loading. Further options are
+        fields of ClientConfig, e.g. `max_wait`, the seconds to wait for blocks that nobody hosts (None: for ever), or
+        of the model's configuration, such as `use_cache`.
 
         Returns an instance of transformers' class for the architecture. Its `generate` raises ContextTooLong before
         any work, MissingBlocks after `max_wait`; failures of servers do not reach the caller.
-        Raises ModelNotFound, BadCheckpoint, UnsupportedModel, InvalidInput, and what `connect` raises.
+        Raises ModelNotFound, BadCheckpoint, UnsupportedModel, InvalidInput, NotEnoughMemory before anything is loaded
+        that does not fit, and what `connect` raises.
         """
         arguments = sort({"dtype": dtype, **options})
         kept = Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
@@ -68,11 +72,11 @@ class DistributedModelForCausalLM:
         model_cost = describe(checkpoint, dtype=arguments.dtype, quantization=config.quantization)
         config = dataclasses.replace(config, quantization=model_cost.quantization)
         remote = _remote_span(kept, model_cost.info.blocks)
-        how: dict[str, Any] = {"dtype": model_cost.dtype, "quantization": config.quantization}
+        how: dict[str, Any] = {"dtype": model_cost.dtype, "quantization": config.quantization, "head": head}
         model, _ = load_ends(checkpoint, local_blocks=kept, device=arguments.device, progress=progress, **how)
         if arguments.generation_config is not None:
             model.generation_config = arguments.generation_config
-        parameters = _parameters(model_cost, remote)
+        parameters = _parameters(model_cost, remote) + (0 if model_cost.tied else head_parameters(model))
         joined = swarm or connect(initial_peers)
         model = attach(model, joined, model_cost.info, config, kept, on_notice=on_notice, parameters=parameters)
         if arguments.output_loading_info:

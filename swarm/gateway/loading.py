@@ -41,17 +41,18 @@ def load_model(
     quantization: str | None = None,
     revision: str | None = None,
     token: str | None = None,
+    head: str | None = None,
     progress: bool = False,
 ) -> LoadedModel:
     """Read a model's own part from a folder or from the hub. `dtype`, `quantization`: those of the servers;
-    None: the checkpoint's.
+    None: the checkpoint's. `head`: where the head is, as for `load_ends`.
 
-    Raises ModelError.
+    Raises ModelError, InvalidInput.
     """
     checkpoint = open_checkpoint(model, token, revision)
     described = describe(checkpoint, dtype=dtype, quantization=quantization)
     tokenizer = tokenizer_of(checkpoint)
-    client, _ = load_ends(checkpoint, dtype=dtype, quantization=quantization, progress=progress)
+    client, _ = load_ends(checkpoint, dtype=dtype, quantization=quantization, head=head, progress=progress)
     ends = Ends(client)
     recommended = Recommended.of(client.generation_config, tokenizer, ends.vocabulary)
     return LoadedModel(_named(described.info, checkpoint), Texts(tokenizer), ends, recommended, described.quantization)

@@ -21,6 +21,7 @@ from transformers import (
 
 from swarm.errors import ContextTooLong, InvalidInput
 from swarm.models.ends.calls import ELSEWHERE, generating
+from swarm.models.linear.head import FIXED, QuantizedHead
 from swarm.models.speculation.decoding import SpeculativeDecoding
 from swarm.models.speculation.draft_model import ModelDrafter
 from swarm.speculation.drafts import Drafter, NgramDrafter
@@ -133,6 +134,17 @@ class Distributed:
         here: int = super().num_parameters(only_trainable, exclude_embeddings)  # type: ignore[misc]
         return here + (0 if only_trainable else self.remote_blocks.parameters)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Raises InvalidInput where the head is on a grid."""
+        if head_parameters(self) and (args or kwargs):
+            raise InvalidInput(f"resize_token_embeddings: {FIXED}")
+        return super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; a head on a grid stays what it is."""
+        if not head_parameters(self):
+            super().tie_weights(*args, **kwargs)  # type: ignore[misc]
+
     def __copy__(self) -> Any:
         twin = type(self).__new__(type(self))
         vars(twin).update(vars(self))
@@ -149,6 +161,12 @@ class Distributed:
             "pickle, torch.save: this model is connected to a swarm, and other processes connect by themselves: "
             "call from_pretrained there"
         )
+
+
+def head_parameters(model: Any) -> int:
+    """Numbers of a head that is on a grid, which no parameter counts."""
+    head = model.get_output_embeddings()
+    return head.out_features * head.in_features if isinstance(head, QuantizedHead) else 0
 
 
 def _refusing(name: str, why: str) -> Callable[..., NoReturn]:

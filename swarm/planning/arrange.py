@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from swarm.config import PREFILL_POSITIONS
 from swarm.contract import FINGERPRINT_BYTES, Contract
 from swarm.errors import InvalidInput
+from swarm.memory import SHARE
 from swarm.planning.machines import MOST, Machine
 from swarm.planning.shape import Shape
 from swarm.server.placement import choose_span, coverage
-from swarm.server.sizing import SHARE, Allowance, Sizes
+from swarm.server.sizing import Allowance, Sizes
 from swarm.types import ServerRecord, Span
 
 

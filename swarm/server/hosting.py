@@ -16,6 +16,7 @@ from swarm.caches import cache_dir
 from swarm.config import FILE, INT4, INT8, SCHEMES, ServerConfig
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
+from swarm.memory import available_memory, size
 from swarm.models.linear.rate import rate
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import Description, describe, describe_each
@@ -26,7 +27,7 @@ from swarm.server.fit import Cost, roomier
 from swarm.server.options import ServeOptions
 from swarm.server.placement import choose_span
 from swarm.server.plan import Loaded, Plan
-from swarm.server.sizing import Allowance, Footprint, Sizes, available_memory, footprint, size
+from swarm.server.sizing import Allowance, Footprint, Sizes, footprint
 from swarm.server.throughput import measure
 from swarm.tasks import in_daemon_thread
 from swarm.types import ModelInfo, ServerRecord, Span, printable

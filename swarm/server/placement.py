@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from swarm.errors import InvalidInput
-from swarm.server.sizing import size
+from swarm.memory import size
 from swarm.types import ServerRecord, ServerState, Span
 
 

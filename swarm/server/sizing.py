@@ -1,29 +1,14 @@
-"""How much memory a span takes, and how much there is. The arithmetic is pure; `available_memory` asks the machine."""
+"""How much memory a span takes. Pure."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from swarm.errors import InvalidInput
 from swarm.types import Span
 
-SHARE = 0.8
-"""Of the memory that is free now, what a server takes when nobody says how much: the rest is for activations."""
 CACHE_SHARE = 0.25
 """The default KV cache takes no more than this share of the memory."""
-
-
-def size(count: float) -> str:
-    """`count` bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,32 +63,3 @@ def footprint(span: Span, sizes: Sizes, allowance: Allowance) -> Footprint:
     tokens = allowance.cache_tokens
     cache_bytes = allowance.fixed() if tokens is None else tokens * token_bytes
     return Footprint(span, sum(sizes.weights[block] for block in span), cache_bytes, token_bytes)
-
-
-def available_memory(device: str) -> int:
-    """Bytes that a server may use on `device` by default: most of what is free now."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0] * SHARE)
-    return int(min(_free_memory(), *_container_limits()) * SHARE)
-
-
-def _free_memory() -> int:
-    """Main memory that can be had without swapping."""
-    if sys.platform == "linux":
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    # macOS does not say how much it could free in a word; half of what is there is a guess on the safe side.
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _container_limits(root: Path = Path("/sys/fs/cgroup")) -> Iterable[int]:
-    """What a container leaves of its limit, if there is one."""
-    try:
-        limit = (root / "memory.max").read_text(encoding="ascii").strip()
-        used = (root / "memory.current").read_text(encoding="ascii").strip()
-        yield int(limit) - int(used)
-    except (OSError, ValueError):
-        yield sys.maxsize

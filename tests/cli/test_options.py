@@ -14,7 +14,7 @@ from swarm.cli.identity import identity, state_dir
 from swarm.cli.options import edge_beside
 from swarm.cli.values import size_of, span_of
 from swarm.errors import InvalidInput
-from swarm.server.sizing import size
+from swarm.memory import size
 from swarm.types import Span
 
 COMMANDS = ["serve", "bootstrap", "status", "plan"]

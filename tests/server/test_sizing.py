@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from swarm.errors import InvalidInput
-from swarm.server.sizing import Allowance, Sizes, _container_limits, available_memory, footprint
+from swarm.server.sizing import Allowance, Sizes, footprint
 from swarm.types import Span
 
 SIZES = Sizes(weights=(100, 100, 300, 300), cache=(1, 1, 2, 2))
@@ -33,16 +31,3 @@ def test_a_cache_in_bytes_is_the_same_for_every_span_and_never_most_of_a_small_m
 def test_blocks_that_the_model_does_not_have_are_refused() -> None:
     with pytest.raises(InvalidInput, match=r"blocks 3:5 do not exist: the model has blocks 0:4"):
         footprint(Span(3, 5), SIZES, Allowance(1000, 0))
-
-
-def test_this_machine_has_memory() -> None:
-    assert available_memory("cpu") > 0
-
-
-@pytest.mark.parametrize(("limit", "left"), [("4096", 3072), ("max", None), (None, None)])
-def test_a_container_may_have_less_than_the_machine(tmp_path: Path, limit: str | None, left: int | None) -> None:
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(f"{limit}\n")
-        (tmp_path / "memory.current").write_text("1024\n")
-    (found,) = _container_limits(tmp_path)
-    assert found == left if left is not None else found > 2**60

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from swarm.config import MEMORY
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
 from swarm.models.linear.substitute import substitute
@@ -31,6 +32,7 @@ def load_ends(
     dtype: str | torch.dtype | None = None,
     quantization: str | None = None,
     device: str | torch.device = "cpu",
+    head: str | None = None,
     token: str | None = None,
     revision: str | None = None,
     progress: bool = True,
@@ -38,19 +40,21 @@ def load_ends(
     """The library's causal LM with everything but its blocks loaded, and of the blocks only `local_blocks`.
 
     Its list of blocks (`find_blocks(model).layers`) holds the local ones only, or nothing. Only the tensors that are
-    kept are read; from the hub, only the files that hold them. `quantization`: of the swarm's blocks. Also returns
-    where they came from.
-    Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
+    kept are read; from the hub, only the files that hold them. `quantization`: of the swarm's blocks. `head`: where
+    the head is, as in `plan_ends`; embeddings stay on disk, and rows of them are read as they are used. Also
+    returns where they came from.
+    Raises ModelNotFound, BadCheckpoint, UnsupportedModel, InvalidInput, NotEnoughMemory.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
     scheme = quantization_of(checkpoint, quantization)
     compute = dtype_of(checkpoint, dtype, scheme)
     how: dict[str, Any] = {"dtype": compute, "device": device, "quantization": scheme, "progress": progress}
-    loaded = load_part(checkpoint, local_blocks, ends=True, **how)
+    loaded = load_part(checkpoint, local_blocks, ends=True, head=head, **how)
     local = [layer for layer in loaded.blocks.layers if not isinstance(layer, Absent)]
     setattr(loaded.blocks.owner, loaded.blocks.attribute, nn.ModuleList(local))
     _set_generation_config(loaded.model, checkpoint)
-    _lay_out_head(loaded.model)
+    if loaded.ends is not None and loaded.ends.head == MEMORY:
+        _lay_out_head(loaded.model)
     return loaded.model, checkpoint
 
 

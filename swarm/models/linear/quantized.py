@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -72,10 +73,14 @@ class QuantizedLinear(nn.Module):
             product += self.bias
         return product.to(rows.dtype)
 
+    def without_bias(self, rows: torch.Tensor) -> torch.Tensor:
+        """`[rows, in_features]` → `[rows, out_features]`, without a gradient either."""
+        return self._multiply(rows.float()).to(rows.dtype)
+
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
         weight, compiled = self._weight, kernel()
         if isinstance(weight, Grid) or compiled is None:
-            return _by_tiles(rows, self.grid)
+            return _bytiles(rows, self.grid)
         return weight.multiply(compiled, rows)
 
     @torch.inference_mode()
@@ -114,17 +119,17 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (gradient,), grid = gradients, ctx.layer.grid
         total = torch.zeros(len(gradient), grid.in_features, device=gradient.device)
-        for part, first, last in _tiles(grid):
+        for part, first, last in tiles(grid):
             total += gradient[:, first:last].float() @ part
         return total.to(gradient.dtype), None
 
 
-def _by_tiles(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
+def _bytiles(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
     """`[rows, in]` float32 → `[rows, out]` float32."""
-    return torch.cat([rows @ part.T for part, _, _ in _tiles(grid)], dim=1)
+    return torch.cat([rows @ part.T for part, _, _ in tiles(grid)], dim=1)
 
 
-def _tiles(grid: Grid) -> Any:
+def tiles(grid: Grid) -> Iterator[tuple[torch.Tensor, int, int]]:
     """Some outputs' numbers `[outputs, in]` in float32 after others, with the first and the last output."""
     many = max(1, TILE // grid.in_features)
     for first in range(0, grid.out_features, many):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from swarm.errors import BadCheckpoint, InvalidInput, ModelNotFound, Unsupported
 from swarm.models.blocks import context_length, text_config
 from swarm.models.loading.fetched import FetchedTensors, header_of
 from swarm.models.loading.files import ADAPTER, Picked, pick
+from swarm.models.loading.gguf.file import part_names
 from swarm.models.loading.gguf.model import GgufModel
 from swarm.models.loading.gguf.remote import check_remote
 from swarm.models.loading.hub import Access, HubFiles, NoSuchFile, Offline, download
@@ -150,11 +151,31 @@ class Checkpoint:
         `parts`: their names in the model, by what is shown while they are fetched. Raises BadCheckpoint, ModelNotFound.
         """
         if self.gguf is None and isinstance(self.stored, FetchedTensors):
-            tensors = self.tensors
-            made = tensors.parts if isinstance(tensors, Combined) else lambda name: [name]
             self.stored.fetch(
-                {part: [each for name in names for each in made(name)] for part, names in parts.items()}, progress
+                {part: [each for name in names for each in self._made_of(name)] for part, names in parts.items()},
+                progress,
             )
+
+    def _made_of(self, name: str) -> Sequence[str]:
+        """The stored tensors that one of the model is made of."""
+        return self.tensors.parts(name) if isinstance(self.tensors, Combined) else [name]
+
+    def watch(self, name: str) -> Callable[[], None]:
+        """A check that raises BadCheckpoint where the files of a tensor are no longer what they are now. Those of a
+        commit do not change."""
+        if self.folder is None:
+            return lambda: None
+        if self.gguf is None:
+            files = {self.files[each] for each in self._made_of(name)}
+        else:
+            files = set(part_names(str(self.reading.gguf_file)))
+        known = {path: _stamp(path) for path in map(self.path, files)}
+
+        def check() -> None:
+            if changed := next((path for path, stamp in known.items() if _stamp(path) != stamp), None):
+                raise BadCheckpoint(f"{changed} has changed since the model was loaded; load the model again")
+
+        return check
 
     @cached_property
     def tensors(self) -> Tensors:
@@ -273,6 +294,15 @@ def _split(source: str, reading: Access) -> tuple[str, Access]:
     if len(parts) < 3:
         raise ModelNotFound(f"there is no file {source}")
     return "/".join(parts[:2]), replace(reading, gguf_file="/".join(parts[2:]))
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Of a file that is the same while this is; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def open_safetensors(path: Path) -> Any:

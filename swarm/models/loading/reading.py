@@ -28,7 +28,9 @@ from swarm.models.linear.quantized import QuantizedLinear
 from swarm.models.linear.schemes import BITS, can_quantize, quantized
 from swarm.models.loading.block_cache import BlockCache, BlockWriter, Damaged, KeptBlock, drop
 from swarm.models.loading.checkpoint import Checkpoint
+from swarm.models.loading.ends_plan import EndsFiles, EndsPlan
 from swarm.models.loading.partial import Absent, assemble, decoder_config, model_class, partial_class
+from swarm.models.loading.stored_ends import StoredEnds
 from swarm.models.loading.tensors import Tensors
 
 T = TypeVar("T")
@@ -85,8 +87,9 @@ class Reading:
     """A checkpoint being read, with a progress bar; and what of it each block was made of.
 
     `with_experts`: the blocks that have weights of experts to be put on a grid. `keep`: a folder of other blocks that a
-    scheme has put on its grid, which are read there, and kept there. Raises UnsupportedModel where nothing
-    of the blocks can be quantized.
+    scheme has put on its grid, which are read there, and kept there. `plan`: where embeddings and head are to be, by
+    what there is of them; by default in memory. Raises UnsupportedModel where nothing of the blocks can be
+    quantized, and what `plan` raises.
     """
 
     def __init__(
@@ -97,11 +100,14 @@ class Reading:
         quantization: str,
         progress: bool,
         keep: Path | None = None,
+        plan: Callable[[EndsFiles], EndsPlan] | None = None,
     ) -> None:
         self._checkpoint, self._dtype, self._quantization = checkpoint, dtype, quantization
         self._tensors, blocks = checkpoint.tensors, find_blocks(outline)
         self._prefix = blocks.prefix
         self.wanted = _wanted(self._tensors.names(), outline)
+        places = {place.name: name for name, place in self.wanted.items() if place.direct}
+        self._ends = None if plan is None else StoredEnds(checkpoint, outline, places, self.wanted, dtype, plan)
         quantized = quantization != UNQUANTIZED
         self._layers = _on_grids(outline, self.wanted, blocks.prefix, self._tensors, quantization) if quantized else {}
         present = {index: layer for index, layer in enumerate(blocks.layers) if not isinstance(layer, Absent)}
@@ -145,9 +151,13 @@ class Reading:
         layers = {name: self._layers[name] for name in names if name in self._layers}
         config = self._checkpoint.config
         partial = partial_class(model_class(config), blocks, ends, layers.values())
-        plain = {name: self.dense(name) for name in names if name not in layers}
-        model = assemble(partial, decoder_config(config), plain, self._dtype, self._checkpoint.name)
+        stand_ins = self._ends.stand_ins() if ends and self._ends else {}
+        plain = {name: self.dense(name) for name in names if name not in layers and name not in stand_ins}
+        model = assemble(partial, decoder_config(config), plain | stand_ins, self._dtype, self._checkpoint.name)
         del plain
+        if self._ends is not None and stand_ins:
+            self._ends.put(model)
+            self._bar.update(sum(map(self._bytes, stand_ins)))
         for name, place in layers.items():
             self._put(model, name, place)
         for block in blocks.intersection(self.with_experts):
@@ -247,6 +257,11 @@ class Reading:
         block = self._block(name)
         if block is not None:
             self._prints[block].append(digest(_relative(name, block)))
+
+    @property
+    def ends(self) -> EndsPlan | None:
+        """Where embeddings and head are."""
+        return None if self._ends is None else self._ends.plan
 
     def fingerprints(self) -> dict[int, bytes]:
         """sha256 of the tensors of each block."""

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
+from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
-from swarm.config import FILE, INT4, INT8
+from swarm.config import DISK, FILE, INT4, INT8, MEMORY
 from swarm.contract import UNQUANTIZED
-from swarm.errors import UnsupportedModel
+from swarm.errors import InvalidInput, UnsupportedModel
+from swarm.memory import available_memory
 from swarm.models.blocks import Blocks, find_blocks
 from swarm.models.loading.checkpoint import Checkpoint
+from swarm.models.loading.ends_plan import EndsFiles, EndsPlan, plan_ends
 from swarm.models.loading.partial import model_class, outline, partial_class
 from swarm.models.loading.reading import Reading
 from swarm.models.loading.refused import refuse, refuse_turned
 from swarm.types import Span
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class PartialModel:
-    """A model that has some of its tensors; `fingerprints`: sha256 of the tensors of each block that it has."""
+    """A model that has some of its tensors; `fingerprints`: sha256 of the tensors of each block that it has; `ends`:
+    where its embeddings and head are, where it has these."""
 
     model: PreTrainedModel
     blocks: Blocks
     fingerprints: dict[int, bytes]
+    ends: EndsPlan | None = None
 
 
 def quantization_of(checkpoint: Checkpoint, asked: str | None = None) -> str:
@@ -74,13 +84,14 @@ def load_part(
     quantization: str = UNQUANTIZED,
     progress: bool = True,
     keep: Path | None = None,
+    head: str | None = None,
 ) -> PartialModel:
     """The blocks of `span`, and with `ends` also everything that is not a block.
 
     The list of blocks has its full length; blocks that are not loaded are `Absent`. `quantization`: linear layers of
     blocks are put on its grid as they are read, one after the other; `keep`: the folder in which blocks on it are kept
-    for the next time, if any. Raises BadCheckpoint, ModelNotFound,
-    UnsupportedModel.
+    for the next time, if any. `head`: as in `plan_ends`. Raises BadCheckpoint, ModelNotFound,
+    UnsupportedModel, and NotEnoughMemory where the ends do not fit.
     """
     refuse(checkpoint.config)
     blocks = frozenset(span or ())
@@ -88,7 +99,8 @@ def load_part(
     if span is not None and span.last > (total := find_blocks(shape).total):
         raise UnsupportedModel(f"blocks {span} do not exist: the model has blocks 0:{total}")
     refuse_turned(checkpoint.config, shape)
-    with Reading(checkpoint, shape, dtype, quantization, progress, keep) as reading:
+    planned = partial(_plan, head, dtype, quantization, str(device), progress) if ends else None
+    with Reading(checkpoint, shape, dtype, quantization, progress, keep, planned) as reading:
         # A block with experts is read by itself: their weights are whole before they are on a grid.
         alone = sorted(reading.with_experts)
         shared = blocks - frozenset(alone[0 if ends or len(alone) < len(blocks) else 1 :])
@@ -98,7 +110,29 @@ def load_part(
             layers[block] = find_blocks(reading.assemble(frozenset({block}), ends=False)).layers[block]
     _finish(model)
     moved = cast(PreTrainedModel, model.to(device))  # type: ignore[arg-type]
-    return PartialModel(moved, find_blocks(model), reading.fingerprints())
+    return PartialModel(moved, find_blocks(model), reading.fingerprints(), reading.ends)
+
+
+def _plan(
+    head: str | None, dtype: torch.dtype, quantization: str, device: str, progress: bool, files: EndsFiles
+) -> EndsPlan:
+    """Where the ends are to be, told before anything is read. Raises as `plan_ends`."""
+    if not device.startswith("cpu"):
+        if head not in (None, MEMORY):
+            raise InvalidInput(f"head={head!r}: only on a CPU yet, not on {device}; leave one of the two out")
+        head = MEMORY
+        files = replace(files, embeddings=None)
+    free = available_memory("cpu")
+    plan = plan_ends(files, head, dtype.itemsize, quantization, free)
+    log.info("%s", plan.words)
+    if progress and sys.stderr.isatty():
+        tqdm.write(plan.words, file=sys.stderr)
+    if head is None and plan.head == DISK:
+        log.warning(
+            "the head of %s does not fit in memory and is read from disk for each token; head='int4' is faster",
+            files.name,
+        )
+    return plan
 
 
 def _finish(model: PreTrainedModel) -> None:
