@@ -27,6 +27,7 @@ NAMES = (
     "replay",
     "scale",
     "speculative",
+    "thin",
     "transport",
     "wan",
 )

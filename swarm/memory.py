@@ -28,7 +28,7 @@ def available_memory(device: str) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0] * SHARE)
-    return int(min(_free_memory(), *container_limits(), sys.maxsize) * SHARE)
+    return int(min(_free_memory(), *container_limits(), *_process_limits(), sys.maxsize) * SHARE)
 
 
 def _free_memory() -> int:
@@ -39,6 +39,20 @@ def _free_memory() -> int:
                 return int(line.split()[1]) * 1024
     # macOS does not say how much it could free in a word; half of what is there is a guess on the safe side.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _process_limits() -> Iterator[int]:
+    """What this process's own limits leave (ulimit -d, -v), where they can be compared with what it has."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    for kind, counted in ((resource.RLIMIT_DATA, "VmData:"), (resource.RLIMIT_AS, "VmSize:")):
+        limit, _ = resource.getrlimit(kind)
+        used = next((int(line.split()[1]) * 1024 for line in lines if line.startswith(counted)), None)
+        if limit != resource.RLIM_INFINITY and used is not None:
+            yield max(0, limit - used)
 
 
 def container_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:

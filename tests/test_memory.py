@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,14 @@ from swarm.memory import available_memory, container_limits
 
 def test_this_machine_has_memory() -> None:
     assert available_memory("cpu") > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process has is told in /proc")
+def test_a_process_may_be_limited_by_itself() -> None:
+    code = "import resource; from swarm.memory import available_memory as a; "
+    code += "resource.setrlimit(resource.RLIMIT_DATA, (1 << 28, resource.RLIM_INFINITY)); print(a('cpu'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 1 << 28
 
 
 @pytest.mark.parametrize(("limit", "left"), [("4096", [3072]), ("max", []), (None, [])])

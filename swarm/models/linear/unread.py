@@ -164,6 +164,7 @@ def _become(weight: torch.Tensor, plain: torch.Tensor) -> None:
         weight.data = plain.held.look() if isinstance(plain, UnreadWeight) else plain
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _product(input: Any, weight: Any, bias: Any = None) -> torch.Tensor | None:
     """Of rows with an unread weight; None where that is not what is asked for."""
     if isinstance(input, UnreadWeight) or not isinstance(weight, UnreadWeight) or not weight.is_unread:
@@ -183,6 +184,7 @@ def _looked_at(value: Any) -> Any:
     return value.held.look() if isinstance(value, UnreadWeight) else value
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _looked_up(numbers: Numbers, chosen: torch.Tensor) -> torch.Tensor:
     flat = chosen.reshape(-1).to("cpu", torch.int64)
     if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < numbers.shape[0]:

@@ -30,6 +30,9 @@ DTYPES = {
 }  # fmt: skip
 
 
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """Where a tensor lies: bytes from `first` to `last` of the file."""
