@@ -22,7 +22,8 @@ from swarm.models.linear.grid import Grid
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("kernel.c", "floats.c")
+SOURCES = ("linear/kernel.c", "linear/floats.c", "span/attention/decode.c")
+"""Within `swarm.models`."""
 STEPS = (32, 16)
 PANEL = 16
 UNIT = 256
@@ -62,6 +63,9 @@ class Kernel:
         self._quantize.argtypes = (pointer, *numbers, pointer, pointer, pointer, pointer, ctypes.c_int)
         self._quantize.restype = None
         self.best: int = library.swarm_best()
+        self.attend = library.swarm_attend
+        self.attend.argtypes = (pointer, pointer, ctypes.c_long, pointer, ctypes.c_long, ctypes.c_int)
+        self.attend.restype = None
         self._floats = library.swarm_floats
         self._floats.argtypes = (*[pointer] * 4, *[ctypes.c_long] * 3, ctypes.c_int)
         self._floats.restype = None
@@ -138,7 +142,7 @@ def _built(folder: Path, openmp: bool) -> Path:
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None:
         raise FileNotFoundError("there is no C compiler (cc, gcc or clang)")
-    sources = {name: resources.files("swarm.models.linear").joinpath(name).read_bytes() for name in SOURCES}
+    sources = {name: resources.files("swarm.models").joinpath(name).read_bytes() for name in SOURCES}
     flags = _flags(openmp)
     version = _run([compiler, "--version"])
     name = hashlib.sha256(b"\0".join([*sources.values(), version, " ".join(flags).encode(), _processor()])).hexdigest()[
@@ -150,7 +154,7 @@ def _built(folder: Path, openmp: bool) -> Path:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as place:
             built, library = [], Path(place) / "kernels.so"
             for source, text in sources.items():
-                code = Path(place) / source
+                code = Path(place) / Path(source).name
                 code.write_bytes(text)
                 built.append(str(code.with_suffix(".o")))
                 _run([compiler, *flags, "-c", str(code), "-o", built[-1]])

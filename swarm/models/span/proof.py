@@ -11,6 +11,7 @@ import torch
 from swarm.errors import UnsupportedModel
 from swarm.models.span.attention.base import Attention, Lane, Unbatchable
 from swarm.models.span.base_model import BaseModel
+from swarm.models.span.kv.base import KeyValueCache
 from swarm.models.span.kv.cost import OBJECT_BYTES, Cost, linear_cost
 from swarm.models.span.kv.library import LibraryCache
 from swarm.models.span.passes import Batched, Unbatched
@@ -107,6 +108,19 @@ def _in_halves(model: BaseModel, passes: Unbatched, hidden: torch.Tensor) -> tor
     return hidden
 
 
+def _step_by_step(
+    passes: Batched, caches: Sequence[KeyValueCache], counts: Sequence[int], ends: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The last positions of each once more, one position of each in a pass: what a decode step is."""
+    for cache, count in zip(caches, counts, strict=True):
+        cache.truncate(count)
+    steps = []
+    for step in range(STEPS):
+        lanes = [Lane(count + step, 1, cache) for count, cache in zip(counts, caches, strict=True)]
+        steps.append(passes.run_row(lanes, torch.cat([end[:, step : step + 1] for end in ends], dim=1))[0])
+    return [torch.cat([step[:, at : at + 1] for step in steps], dim=1) for at in range(len(ends))]
+
+
 def _check_batched(
     model: BaseModel, attention: Attention, strangers: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]
 ) -> tuple[Cost, ...]:
@@ -124,7 +138,9 @@ def _check_batched(
         raise Unbatchable("its blocks do not call the attention interface exactly once each")
     lanes = [Lane(count, STEPS, cache) for count, cache in zip(counts, caches, strict=True)]
     tail, _ = passes.run_row(lanes, torch.cat([hidden[:, -STEPS:] for hidden in strangers], dim=1))
-    for part, end, right in zip(torch.split(head, counts, 1), torch.split(tail, STEPS, 1), alone, strict=True):
-        if not close(torch.cat([part, end], dim=1), right, model.quantized):
+    singles = _step_by_step(passes, caches, counts, [hidden[:, -STEPS:] for hidden in strangers])
+    heads, tails = torch.split(head, counts, 1), torch.split(tail, STEPS, 1)
+    for part, ends, right in zip(heads, zip(tails, singles, strict=True), alone, strict=True):
+        if not all(close(torch.cat([part, end], dim=1), right, model.quantized) for end in ends):
             raise Unbatchable("strangers in one row do not get what each gets alone")
     return tuple(Cost(OBJECT_BYTES, caches[0].position_bytes(block), rooms=True) for block in blocks)

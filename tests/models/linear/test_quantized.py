@@ -80,7 +80,7 @@ AVX512 = ("AVX512F", "AVX512BW", "AVX512VNNI")
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     """All kernels, with the instructions that this processor may lack in plain C."""
-    sources = [Path(compiled.__file__).with_name(name) for name in compiled.SOURCES]
+    sources = [Path(compiled.__file__).parents[1] / name for name in compiled.SOURCES]
     path = tmp_path_factory.mktemp("kernel") / "kernel.so"
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None or platform.machine() != "x86_64" or sys.platform != "linux":

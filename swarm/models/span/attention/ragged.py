@@ -1,4 +1,5 @@
-"""Attention one lane after another, each with torch's own product: for a CPU, and for any device.
+"""Attention one lane after another, each with torch's own product: for a CPU, and for any device. Lanes of a single
+position are left to the compiled kernel, all at once, where there is one.
 
 It appends each sequence's keys and values to that sequence's own cache and attends within the sequence.
 """
@@ -12,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from swarm.models.span.attention.base import RowMask, check_call, current_row, row_mask
+from swarm.models.span.attention.singles import Singles
 from swarm.models.span.kv.growing import GrowingCache
 
 
@@ -52,17 +54,21 @@ def ragged_attention(
     row.called(block)
     output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    begin = 0
+    begin, singles = 0, Singles.of(query, key, value, scale, softcap, s_aux)
     for lane in row.lanes:
         end = begin + lane.count
         keys, values = lane.cache.write(block, lane.start, key[0, :, begin:end], value[0, :, begin:end])
         queries = query[0, :, begin:end]
         mask = row_mask.needed(lane.start, lane.count, query.device)
-        if softcap is not None or s_aux is not None:
+        if lane.count == 1 and singles is not None:
+            singles.add(query, begin, keys, values, mask, output)
+        elif softcap is not None or s_aux is not None:
             output[begin:end] = _attend_explicitly(queries, keys, values, mask, scale, softcap, s_aux)
         else:
             output[begin:end] = _attend(queries, keys, values, mask, scale)
         begin = end
+    if singles is not None:
+        singles.attend()
     return output.unsqueeze(0), None
 
 
