@@ -139,7 +139,7 @@ def floats(
             scale = weight[at].abs().max() / 448
             table[row, column], stored[at] = scale, (weight[at] / scale).to(torch.float8_e4m3fn)
             dense[at] = stored[at].float() * scale
-    return _named(layer, {"weight": stored, scale_name: table}), dense.bfloat16().float()
+    return _named(layer, {"weight": stored, scale_name: table}), dense
 
 
 def four_bits(
@@ -197,6 +197,11 @@ def _whole(layer: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return floats(layer, weight, (1 << 20, 1 << 20), "weight_scale")
 
 
+def in_halves(written: tuple[Tensors, torch.Tensor]) -> tuple[Tensors, torch.Tensor]:
+    """The numbers that are on no grid are given in bfloat16."""
+    return written[0], written[1].bfloat16().float()
+
+
 LAYOUTS: dict[str, tuple[dict[str, Any], Writer]] = {
     "gptq": ({"quant_method": "gptq", "bits": 4}, gptq),
     "gptq-symmetric": ({"quant_method": "gptq", "bits": 4}, lambda n, w: gptq(n, w, symmetric=True)),
@@ -232,7 +237,11 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Writer]] = {
         _compressed("float-quantized", num_bits=8, type="float", strategy="block", block_structure=[16, 32]),
         lambda n, w: floats(n, w, (16, 32), "weight_scale"),
     ),
-    "fp8": ({"quant_method": "fp8", "weight_block_size": [20, 24]}, lambda n, w: floats(n, w, (20, 24))),
+    "fp8": ({"quant_method": "fp8", "weight_block_size": [20, 32]}, lambda n, w: floats(n, w, (20, 32))),
+    "fp8-narrow": (
+        {"quant_method": "fp8", "weight_block_size": [20, 24]},
+        lambda n, w: in_halves(floats(n, w, (20, 24))),
+    ),
     "fbgemm": ({"quant_method": "fbgemm_fp8"}, lambda n, w: floats(n, w, (1, 1 << 20), "weight_scale")),
     "nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, four_bits),
     "nf4-nested": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, lambda n, w: four_bits(n, w, nested=True)),
@@ -241,7 +250,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Writer]] = {
 }
 """Of a linear layer: by name, what the configuration says, and the writer."""
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
-ON_GRID = frozenset(name for name in LAYOUTS if not name.startswith(("floats", "fp8", "fbgemm", "nf4", "fp4")))
+ON_GRID = LAYOUTS.keys() - {"fp8-narrow", "nf4", "nf4-nested", "fp4"}
 
 
 def quantize(folder: Path, layout: str) -> tuple[Path, Path]:

@@ -42,7 +42,7 @@ class Weight(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_long) for name in ("columns", "out", "group", "step")),
-        *((name, ctypes.c_int) for name in ("bits", "kind", "offset")),
+        *((name, ctypes.c_int) for name in ("bits", "kind", "floats", "offset")),
         *((name, ctypes.c_void_p) for name in ("codes", "scales", "least", "units", "least_units")),
         ("table", ctypes.c_uint8 * 16),
     )

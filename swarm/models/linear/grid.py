@@ -12,6 +12,7 @@ import torch
 
 from swarm.errors import BadCheckpoint
 
+FLOAT8 = torch.float8_e4m3fn
 SIGNED = tuple(range(-8, 8))
 """Levels of four bits around zero."""
 
@@ -20,12 +21,12 @@ SIGNED = tuple(range(-8, 8))
 class Grid:
     """`[out_features, in_features]` numbers: scale · level + least.
 
-    `codes`: levels as int8 `[out, in]`, or of four bits as uint8 `[out, in / 2]`, the even column in the lower half of
-    a byte. `scales`, `least`: float16 or float32 `[out, in / group]`; without `least` nothing is added. `table`: the 16
-    levels, from -127 to 127, that codes of four bits stand for; by default 0 to 15. `columns`: int64 `[in]`, where the
-    inputs that the columns multiply are, if in another order. Scales may be int8, and count `units`, float16
-    `[out, in / columns of several groups]`; so do minima then, `least_units`. Raises BadCheckpoint where these do not
-    fit together.
+    `codes`: levels as int8 or float8 (e4m3) `[out, in]`, or of four bits as uint8 `[out, in / 2]`, the even column in
+    the lower half of a byte. `scales`, `least`: float16 or float32 `[out, in / group]`; without `least` nothing is
+    added. `table`: the 16 levels, from -127 to 127, that codes of four bits stand for; by default 0 to 15. `columns`:
+    int64 `[in]`, where the inputs that the columns multiply are, if in another order. Scales may be int8, and count
+    `units`, float16 `[out, in / columns of several groups]`; so do minima then, `least_units`. Raises BadCheckpoint
+    where these do not fit together.
     """
 
     codes: torch.Tensor
@@ -37,8 +38,12 @@ class Grid:
     least_units: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.codes.dim() != 2 or self.codes.dtype not in (torch.int8, torch.uint8):
-            raise BadCheckpoint(f"a grid's levels are {_words(self.codes)}, not int8 or uint8 of two dimensions")
+        if self.codes.dim() != 2 or self.codes.dtype not in (torch.int8, torch.uint8, FLOAT8):
+            raise BadCheckpoint(
+                f"a grid's levels are {_words(self.codes)}, not int8, uint8 or float8 of two dimensions"
+            )
+        if self.codes.dtype == FLOAT8 and self.least is not None:
+            raise BadCheckpoint("levels that are floats have no minima")
         kinds = (torch.float16, torch.float32) if self.units is None else (torch.int8,)
         if self.scales.dim() != 2 or self.scales.dtype not in kinds:
             expected = " or ".join(str(kind).removeprefix("torch.") for kind in kinds)
@@ -109,9 +114,9 @@ class Grid:
         return sum(part.nbytes for part in self.parts().values())
 
     def levels(self) -> torch.Tensor:
-        """int8 `[out, in]`, in the grid's own order of columns."""
+        """int8 or float32 `[out, in]`, in the grid's own order of columns."""
         if self.bits == 8:
-            return self.codes
+            return self.codes.float() if self.codes.dtype == FLOAT8 else self.codes
         pairs = torch.stack((self.codes & 15, self.codes >> 4), dim=-1).flatten(1)
         table = torch.tensor(self.table or range(16), dtype=torch.int8, device=self.codes.device)
         levels: torch.Tensor = table[pairs.long()]
@@ -171,7 +176,8 @@ class GridDigest:
         self._kind = f"{grid.bits} {grid.in_features} {grid.table}"
         for name, part in grid.parts().items():
             digest = self._parts.setdefault(name, hashlib.sha256(f"{name} {part.dtype} {part.shape[1:]}".encode()))
-            digest.update(part.detach().cpu().contiguous().numpy().data)
+            bare = part.view(torch.uint8) if part.dtype == FLOAT8 else part  # numpy has no float8
+            digest.update(bare.detach().cpu().contiguous().numpy().data)
 
     def digest(self) -> bytes:
         """sha256 of all."""

@@ -8,6 +8,8 @@
  * Layout of the levels, of 16 outputs ("panel") after 16 outputs, an even number of panels: for every 4 columns 64 bytes, [output][column], as
  * unsigned numbers (level - offset); of four bits, 64 bytes hold 8 columns, the first four in the lower halves. Scales and
  * minima: [panel][group][output]; where they are whole numbers, what these count: [panel][UNIT columns][output].
+ *
+ * Levels that are floats are multiplied as such with the rows as they are, column after column.
  */
 #include <math.h>
 #include <stdint.h>
@@ -44,6 +46,7 @@ enum { PLAIN_KIND, AVX2_KIND, VNNI_KIND, AMX_KIND };
 typedef struct {
     long in, out, group, step;
     int bits, kind;              /* of a level; of scales and minima */
+    int floats;                  /* whether levels of 8 bits are floats, e4m3 */
     int offset;                  /* unsigned number = level + offset */
     const uint8_t *codes;        /* packed */
     const void *scales;          /* packed */
@@ -237,6 +240,74 @@ static void plain_panel(const product_t *p, long panel, long first, long last)
         }
         store(p, row, panel, y);
     }
+}
+
+/* ---- levels that are floats ---------------------------------------------------------------------------------- */
+
+#define HALF (PANEL / 2)
+
+typedef float floats_t __attribute__((vector_size(4 * HALF)));
+typedef uint32_t words_t __attribute__((vector_size(4 * HALF)));
+
+/* The numbers of 8 outputs in one of four columns: e4m3 has the bits of a float32 with a smaller exponent. */
+static inline __attribute__((always_inline)) void float_levels(const words_t *fours, uint32_t column, floats_t *levels)
+{
+    const words_t code = *fours >> 8 * column;
+    *levels = (floats_t)((code & 0x80u) << 24 | (code & 0x7fu) << 20) * 0x1p120f;
+}
+
+/* Of 16 outputs. */
+static inline void float_scales(const product_t *p, long panel, long column, floats_t *scales)
+{
+    const long group = group_of(&p->w, panel, column), unit = unit_of(&p->w, panel, column);
+    float numbers[PANEL];
+    for (int o = 0; o < PANEL; o++)
+        numbers[o] = number(&p->w, p->w.scales, p->w.units, group + o, unit + o);
+    memcpy(scales, numbers, sizeof numbers);
+}
+
+/* Products and sums are rounded one by one: there are processors that cannot do both at once. */
+static inline __attribute__((always_inline)) void float_rows(const product_t *p, long panel, long first, const int count)
+{
+    const long in = p->w.in;
+    const uint8_t *from = p->w.codes + panel * in * PANEL;
+    const float *x = p->x + first * in;
+    floats_t y[4][2] = {{{0}}}, scales[2];
+    for (long begin = 0; begin < in; begin += p->w.step) {
+        floats_t sums[4][2] = {{{0}}};
+        for (long column = begin; column < begin + p->w.step; column += 4, from += 4 * PANEL) {
+            words_t fours[2];
+            memcpy(fours, from, sizeof fours);
+            for (uint32_t k = 0; k < 4; k++) {
+                floats_t levels[2];
+                float_levels(&fours[0], k, &levels[0]);
+                float_levels(&fours[1], k, &levels[1]);
+                for (int r = 0; r < count; r++) {
+                    sums[r][0] += levels[0] * x[r * in + column + k];
+                    sums[r][1] += levels[1] * x[r * in + column + k];
+                }
+            }
+        }
+        float_scales(p, panel, begin, scales);
+        for (int r = 0; r < count; r++) {
+            y[r][0] += scales[0] * sums[r][0];
+            y[r][1] += scales[1] * sums[r][1];
+        }
+    }
+    for (int r = 0; r < count; r++) {
+        float sums[PANEL];
+        memcpy(sums, y[r], sizeof sums);
+        store(p, first + r, panel, sums);
+    }
+}
+
+static void float_panel(const product_t *p, long panel)
+{
+    long first = 0;
+    for (; first + 4 <= p->rows; first += 4)
+        float_rows(p, panel, first, 4);
+    for (; first < p->rows; first++)
+        float_rows(p, panel, first, 1);
 }
 
 /* ---- AVX2 ---------------------------------------------------------------------------------------------------- */
@@ -625,6 +696,11 @@ int swarm_best(void)
 /* Pairs of panels; the first `tiled` rows are in tiles. */
 static void pairs(const product_t *p, int kernel, long first, long last, long tiled)
 {
+    if (p->w.floats) {
+        for (long panel = 2 * first; panel < 2 * last; panel++)
+            float_panel(p, panel);
+        return;
+    }
 #ifdef AMX
     if (tiled) {
         float y[ROWS * 2 * PANEL];
@@ -669,7 +745,7 @@ void swarm_product(const weight_t *weight, const float *x, float *y, long rows, 
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1)
 #endif
-    for (long row = 0; row < rows; row++)
+    for (long row = 0; row < (weight->floats ? 0 : rows); row++)
         whole_numbers(p, row, tiled, kernel);
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (threads > 1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from swarm.models.linear.compiled import PANEL, SCALES, STEPS, UNIT, Kernel, Weight, kernel
-from swarm.models.linear.grid import Grid, pack4, stack
+from swarm.models.linear.grid import FLOAT8, Grid, pack4, stack
 
 MANY_ROWS = 512
 """Rows that are multiplied in one call, as in kernel.c: what they take to work in stays small."""
@@ -58,6 +58,7 @@ class Packed:
             first += part.out_features
 
     def _begin(self, grid: Grid) -> None:
+        self.floats = grid.codes.dtype == FLOAT8
         self.bits, self.group, self.table, self.columns = grid.bits, grid.group, grid.table, grid.columns
         self.in_features = grid.in_features
         panels, step = -(-self.out_features // PAIR) * 2, _step(grid)
@@ -89,7 +90,8 @@ class Packed:
         panels = -(-count // PANEL)
         codes = self.codes[:panels]
         if self.bits == 8:
-            codes = codes.bitwise_xor(128).view(torch.int8).transpose(1, 2).reshape(-1, self.in_features)
+            codes = codes if self.floats else codes.bitwise_xor(128)
+            codes = codes.transpose(1, 2).reshape(-1, self.in_features).view(FLOAT8 if self.floats else torch.int8)
         else:
             pairs = torch.stack((codes & 15, codes >> 4), dim=2)  # [panel, 8 columns, half, output, 4]
             codes = pack4(pairs.permute(0, 3, 1, 2, 4).reshape(-1, self.in_features))
@@ -121,7 +123,7 @@ class Packed:
         numbers = {name: part.data_ptr() for name, part in self._numbers.items()}
         pointers = (numbers.get(name) for name in ("scales", "least", "units", "least_units"))
         kind = SCALES[self._numbers["scales"].dtype]
-        return Weight(*shape, self.bits, kind, offset, self.codes.data_ptr(), *pointers, table)
+        return Weight(*shape, self.bits, kind, int(self.floats), offset, self.codes.data_ptr(), *pointers, table)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_weight"}
@@ -141,9 +143,10 @@ def _panels(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _panels_of_codes(grid: Grid) -> torch.Tensor:
-    codes = _filled(grid.codes)
-    if grid.bits == 8:  # unsigned: 128 more
-        return codes.view(torch.uint8).bitwise_xor(128).view(-1, PANEL, grid.in_features // 4, 4).transpose(1, 2)
+    codes = _filled(grid.codes.view(torch.uint8))
+    if grid.bits == 8:  # whole numbers are unsigned: 128 more
+        codes = codes if grid.codes.dtype == FLOAT8 else codes.bitwise_xor(128)
+        return codes.view(-1, PANEL, grid.in_features // 4, 4).transpose(1, 2)
     pairs = torch.stack((codes & 15, codes >> 4), dim=-1).view(-1, PANEL, grid.in_features // 8, 2, 4)
     return (pairs[:, :, :, 0] | (pairs[:, :, :, 1] << 4)).transpose(1, 2)
 

@@ -194,7 +194,7 @@ class Reading:
             else:
                 writer.plain(name, read)
         self._note(name, lambda relative: _digest(relative, read))
-        return read.dense() if isinstance(read, Grid) else read
+        return read.dense(self._dtype) if isinstance(read, Grid) else read
 
     def _put(self, model: PreTrainedModel, name: str, place: str) -> None:
         """Read a weight onto its grid, and the layer into the model."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import BadCheckpoint
-from swarm.models.linear.grid import SIGNED, Grid, GridDigest, pack4, small, stack
+from swarm.models.linear.grid import FLOAT8, SIGNED, Grid, GridDigest, pack4, small, stack
 
 MXFP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
@@ -22,11 +22,14 @@ def random_grid(
     least: bool = False,
     table: tuple[int, ...] | None = None,
     dtype: torch.dtype = torch.float16,
+    floats: bool = False,
     seed: int = 0,
 ) -> Grid:  # scales of int8 count halves, one for 256 columns
     """Random levels with random scales."""
     generator = torch.Generator().manual_seed(seed)
-    if bits == 4:
+    if bits == 8 and floats:
+        codes = torch.randn(outputs, inputs, generator=generator).mul(60).to(FLOAT8)
+    elif bits == 4:
         codes = torch.randint(0, 256, (outputs, inputs // 2), dtype=torch.uint8, generator=generator)
     else:
         codes = torch.randint(-127, 128, (outputs, inputs), generator=generator).to(torch.int8)
@@ -129,6 +132,7 @@ def test_numbers_are_kept_as_small_as_says_the_same() -> None:
         {"least": torch.ones(2, 2)},
         {"table": tuple(range(16))},
         {"columns": torch.arange(7)},
+        {"codes": torch.zeros(2, 8).to(FLOAT8), "least": torch.ones(2, 1)},
         {"units": torch.ones(2, 1).half()},
         {"scales": torch.ones(2, 2, dtype=torch.int8), "units": torch.ones(2, 3).half()},
         {"scales": torch.ones(2, 2, dtype=torch.int8), "units": torch.ones(2, 0).half()},

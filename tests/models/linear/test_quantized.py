@@ -54,7 +54,16 @@ def of_columns(dtypes: list[torch.dtype], columns: int) -> st.SearchStrategy[Gri
     )
 
 
-grids = of_columns([torch.float16, torch.float32], 64) | of_columns([torch.int8], 256)
+floats = st.builds(
+    random_grid,
+    outputs=st.integers(1, 50),
+    inputs=st.integers(1, 5).map(lambda groups: 64 * groups),
+    bits=st.just(8),
+    group=st.sampled_from([16, 64]),
+    floats=st.just(True),
+    seed=st.integers(0, 1000),
+)
+grids = of_columns([torch.float16, torch.float32], 64) | of_columns([torch.int8], 256) | floats
 
 
 @settings(max_examples=60)

@@ -115,7 +115,7 @@ class IntegerWeight:
 
 @dataclass(frozen=True, slots=True)
 class PlainWeight:
-    """Levels that are not packed: FP8 or integers, as `expected`, or None where only the file says which."""
+    """Levels that are not packed: FP8 or integers. `expected`: whether these are; None where only the file says."""
 
     expected: bool | None
     floats: ScaledWeight
@@ -129,7 +129,7 @@ class PlainWeight:
         return self._of(stored).shape(stored)
 
     def on_grid(self, stored: Stored) -> bool:
-        return self._of(stored).on_grid(stored) if self.expected is None else self.expected
+        return bool(self.expected) or self._of(stored).on_grid(stored)
 
     def read(self, stored: Stored, rows: slice | None) -> torch.Tensor | Grid:
         return self._of(stored).read(stored, rows)

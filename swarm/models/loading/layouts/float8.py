@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from swarm.errors import BadCheckpoint
+from swarm.models.linear.grid import FLOAT8, Grid
 from swarm.models.loading.layouts import checks
 from swarm.models.loading.layouts.stored import Stored
 
 FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
 AT_ONCE = 1 << 22
 """Numbers that are float32 at one time."""
+GROUP = 16
+"""Columns that share a scale must be a multiple of so many for there to be a kernel."""
 SMALLEST = 16
 """Numbers of a block."""
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -22,7 +25,7 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 
 @dataclass(frozen=True, slots=True)
 class ScaledWeight:
-    """Numbers · scale, computed in float32 and rounded once, to `dtype`.
+    """Numbers · scale: on their grid where there is one, else computed in float32 and rounded once, to `dtype`.
 
     `weight`: float8, or int8 with two numbers of four bits a byte, of two dimensions or more. `scale`: of one number,
     or of as many dimensions, each 1, the weight's own, or a count of blocks; `block`: rows and columns of a block
@@ -46,11 +49,25 @@ class ScaledWeight:
         return (*rows, columns * 2 if stored.dtype(self.weight) == torch.int8 else columns)
 
     def on_grid(self, stored: Stored) -> bool:
-        return False
+        """A matrix of e4m3 whose scales are for equal numbers of columns."""
+        shape = self.shape(stored)
+        if len(shape) != 2 or stored.dtype(self.weight) != FLOAT8:
+            return False
+        scale = stored.shape(self.scale)
+        blocks = scale[1] if len(scale) == 2 else 1
+        group = block_size(self.scale, blocks, shape[1], self.block and self.block[1]) if blocks > 1 else shape[1]
+        return shape[1] % group == 0 and group % GROUP == 0
 
-    def read(self, stored: Stored, rows: slice | None) -> torch.Tensor:
+    def read(self, stored: Stored, rows: slice | None) -> torch.Tensor | Grid:
         shape = self.shape(stored)
         scales = self._scales(stored, shape)
+        if self.on_grid(stored):
+            some = checks.bounds(rows, shape[0])
+            codes = stored.read(self.weight, some)
+            if bool(((codes.view(torch.uint8) & 0x7F) == 0x7F).any()):
+                raise BadCheckpoint(f"{self.weight} has numbers that are none; fetch the checkpoint again")
+            scales = scales[some] if len(scales) > 1 else scales
+            return Grid(codes, scales.expand(len(codes), -1).contiguous())
         if stored.dtype(self.weight) not in (*FLOATS, torch.int8):
             raise BadCheckpoint(f"{self.weight} has numbers of another kind than {self.scale} scales, eight bits")
         some = checks.bounds(rows, shape[0])

@@ -20,7 +20,7 @@ def test_fp8(block: tuple[int, int], dtype: torch.dtype) -> None:
     config = Config({"quant_method": "fp8", "weight_block_size": list(block)})
     config.dtype = dtype
     right = Fp8Dequantize(None)._dequantize_one(stored["a.weight"], stored["a.weight_scale_inv"], dtype)
-    assert torch.equal(as_dense(layout_of(config, Held(stored)).read("a.weight")), right)
+    assert torch.equal(as_dense(layout_of(config, Held(stored)).read("a.weight")).to(dtype), right)
 
 
 @pytest.mark.parametrize("scale", [torch.uint8, torch.float8_e8m0fnu])
