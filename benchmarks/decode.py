@@ -18,9 +18,10 @@ PROMPT = 16
 @click.option("--rounds", default=3, show_default=True, help="Interleaved rounds; medians are reported.")
 @click.option("--tokens", default=32, show_default=True, help="New tokens per generation.")
 @click.option("--sessions", default=8, show_default=True, help="Concurrent sessions.")
+@click.option("--quantization", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True)
 @output_options
-def main(rounds: int, tokens: int, sessions: int, as_json: bool, save: bool) -> None:
-    """Decode with a 250M-parameter random Llama in float32: in one process, through two servers, and many at once."""
+def main(rounds: int, tokens: int, sessions: int, quantization: str, as_json: bool, save: bool) -> None:
+    """Decode with a 250M-parameter random Llama: in one process in float32, through two servers, and many at once."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -33,14 +34,14 @@ def main(rounds: int, tokens: int, sessions: int, as_json: bool, save: bool) -> 
     local = LlamaForCausalLM.from_pretrained(path)
     with LocalSwarm(path) as processes:
         processes.start_bootstrap()
-        processes.start_server("one", "0:8")
-        processes.start_server("two", "8:16")
+        processes.start_server("one", "0:8", "--quantization", quantization)
+        processes.start_server("two", "8:16", "--quantization", quantization)
         processes.wait_until_online("one", "two")
         with connect([processes.peer]) as swarm:
-            model = DistributedLlama.from_pretrained(path, swarm=swarm, dtype="float32")
+            model = DistributedLlama.from_pretrained(path, swarm=swarm, dtype="float32", quantization=quantization)
             equal = torch.equal(generate(local, tokens), generate(model, tokens))
             rows = [measure(local, model, tokens, sessions) for _ in range(rounds)]
-    report(result(rows, sessions, equal), as_json, save)
+    report(result(rows, sessions, equal, quantization), as_json, save)
 
 
 def generate(model: Any, tokens: int, streamer: Any = None) -> Any:
@@ -100,7 +101,7 @@ def measure(local: Any, model: Any, tokens: int, sessions: int) -> dict[str, flo
     }
 
 
-def result(rounds: list[dict[str, float]], sessions: int, equal: bool) -> Result:
+def result(rounds: list[dict[str, float]], sessions: int, equal: bool, quantization: str) -> Result:
     """What each rate is relative to plain transformers, and many sessions to one."""
     plain, swarm, many = ([row[name] for row in rounds] for name in ("plain", "swarm", "many"))
     rate, over_plain, over_one = "tokens/s", "× plain", "× one session"
@@ -115,10 +116,13 @@ def result(rounds: list[dict[str, float]], sessions: int, equal: bool) -> Result
         },
     ]
     return Result(
-        name="decode",
+        name="decode" if quantization == "none" else f"decode-{quantization}",
         title="Decode: two one-thread servers against one process",
         rows=rows,
         goal="one session at least as fast as plain transformers; eight sessions four times as fast as one",
-        notes=[f"tokens equal plain transformers': {'yes' if equal else 'NO'}; {len(rounds)} rounds, medians"],
+        notes=[
+            f"servers' weights: {quantization}; tokens equal plain transformers': {'yes' if equal else 'NO'}",
+            f"{len(rounds)} rounds, medians",
+        ],
         plot=[rate],
     )

@@ -105,8 +105,9 @@ class Packed:
         """`[rows, in_features]` float32 → `[rows, out_features]` float32; `kind`: in `KINDS`, by default the best."""
         weight, chosen = self._weight, kernel.best if kind is None else kind
         rows = (rows if self.columns is None else rows[:, self.columns]).contiguous()
-        product = torch.empty(len(rows), self.out_features)
-        if len(rows) <= MANY_ROWS:
+        count = rows.shape[0]  # len() of a tensor takes longer, and this is called for every layer of a step
+        product = torch.empty(count, self.out_features)
+        if count <= MANY_ROWS:
             kernel.multiply(weight, rows, product, chosen)
             return product
         for part, result in zip(torch.split(rows, MANY_ROWS), torch.split(product, MANY_ROWS), strict=True):

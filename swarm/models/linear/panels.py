@@ -37,7 +37,7 @@ class Panels:
     def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`[rows, in_features]` → `[rows, out_features]`, all float32 on the CPU."""
         rows = rows.contiguous()
-        product = torch.empty(len(rows), self.out_features)
+        product = torch.empty(rows.shape[0], self.out_features)
         self._kernel.multiply_floats(self._numbers, rows, None if bias is None else bias.detach(), product)
         return product
 

@@ -68,10 +68,10 @@ class QuantizedLinear(nn.Module):
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
         """`[rows, in_features]` → `[rows, out_features]`, without a gradient."""
-        product = self._multiply(rows.float())
+        product = self._multiply(rows if rows.dtype == torch.float32 else rows.float())
         if self.bias is not None:
             product += self.bias
-        return product.to(rows.dtype)
+        return product if rows.dtype == torch.float32 else product.to(rows.dtype)
 
     def without_bias(self, rows: torch.Tensor) -> torch.Tensor:
         """`[rows, in_features]` → `[rows, out_features]`, without a gradient either."""
