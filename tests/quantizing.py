@@ -143,7 +143,7 @@ def floats(
 
 
 def four_bits(
-    layer: str, weight: torch.Tensor, kind: str = "nf4", nested: bool = False, block: int = 64
+    layer: str, weight: torch.Tensor, kind: str = "nf4", nested: bool = False, block: int = 32
 ) -> tuple[Tensors, torch.Tensor]:
     table = torch.tensor(NF4 if kind == "nf4" else FP4 + tuple(-number for number in FP4))
     table = table / table.abs().max()
@@ -165,7 +165,7 @@ def four_bits(
     pairs = levels.flatten()[: weight.numel()].view(-1, 2).to(torch.uint8)
     parts[f"quant_state.bitsandbytes__{kind}"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
     whole = {f"{layer}.weight": (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous()}
-    return whole | _named(f"{layer}.weight", parts), dense.bfloat16().float()
+    return whole | _named(f"{layer}.weight", parts), dense
 
 
 def eight_bits(layer: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
@@ -246,11 +246,15 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Writer]] = {
     "nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, four_bits),
     "nf4-nested": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, lambda n, w: four_bits(n, w, nested=True)),
     "fp4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, lambda n, w: four_bits(n, w, "fp4")),
+    "nf4-wide": (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        lambda n, w: in_halves(four_bits(n, w, block=40)),
+    ),
     "int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, eight_bits),
 }
 """Of a linear layer: by name, what the configuration says, and the writer."""
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
-ON_GRID = LAYOUTS.keys() - {"fp8-narrow", "nf4", "nf4-nested", "fp4"}
+ON_GRID = LAYOUTS.keys() - {"fp8-narrow", "nf4-wide"}
 
 
 def quantize(folder: Path, layout: str) -> tuple[Path, Path]:

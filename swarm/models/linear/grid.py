@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -23,16 +24,16 @@ class Grid:
 
     `codes`: levels as int8 or float8 (e4m3) `[out, in]`, or of four bits as uint8 `[out, in / 2]`, the even column in
     the lower half of a byte. `scales`, `least`: float16 or float32 `[out, in / group]`; without `least` nothing is
-    added. `table`: the 16 levels, from -127 to 127, that codes of four bits stand for; by default 0 to 15. `columns`:
-    int64 `[in]`, where the inputs that the columns multiply are, if in another order. Scales may be int8, and count
-    `units`, float16 `[out, in / columns of several groups]`; so do minima then, `least_units`. Raises BadCheckpoint
-    where these do not fit together.
+    added. `table`: the 16 levels that codes of four bits stand for, whole numbers from -127 to 127, or floats where
+    there are no minima; by default 0 to 15. `columns`: int64 `[in]`, where the inputs that the columns multiply are, if
+    in another order. Scales may be int8, and count `units`, float16 `[out, in / columns of several groups]`; so do
+    minima then, `least_units`. Raises BadCheckpoint where these do not fit together.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     least: torch.Tensor | None = None
-    table: tuple[int, ...] | None = None
+    table: tuple[int, ...] | tuple[float, ...] | None = None
     columns: torch.Tensor | None = None
     units: torch.Tensor | None = None
     least_units: torch.Tensor | None = None
@@ -55,8 +56,14 @@ class Grid:
             raise BadCheckpoint(f"minima of {_words(self.least)} do not fit scales of {_words(self.scales)}")
         if self.units is not None or self.least_units is not None:
             self._check_units()
-        if self.table is not None and (len(self.table) != 16 or max(map(abs, self.table)) > 127 or self.bits != 4):
-            raise BadCheckpoint("the levels of four bits are 16 numbers from -127 to 127")
+        if self.table is not None and (len(self.table) != 16 or self.bits != 4):
+            raise BadCheckpoint("the levels of four bits are 16 numbers")
+        if (
+            self.table is not None
+            and not is_whole(self.table)
+            and (self.least is not None or not all(map(isfinite, self.table)) or not any(self.table))
+        ):
+            raise BadCheckpoint("the levels of four bits are whole numbers from -127 to 127, or floats without minima")
         if self.columns is not None and self.columns.shape != (self.in_features,):
             raise BadCheckpoint(f"{_words(self.columns)} is no order of {self.in_features} columns")
 
@@ -118,7 +125,8 @@ class Grid:
         if self.bits == 8:
             return self.codes.float() if self.codes.dtype == FLOAT8 else self.codes
         pairs = torch.stack((self.codes & 15, self.codes >> 4), dim=-1).flatten(1)
-        table = torch.tensor(self.table or range(16), dtype=torch.int8, device=self.codes.device)
+        kind = torch.int8 if self.table is None or is_whole(self.table) else torch.float32
+        table = torch.tensor(self.table or range(16), dtype=kind, device=self.codes.device)
         levels: torch.Tensor = table[pairs.long()]
         return levels
 
@@ -199,6 +207,11 @@ def stack(grids: Sequence[Grid]) -> Grid:
         raise BadCheckpoint("weights on different grids cannot be one layer")
     parts: dict[str, Any] = {name: torch.cat([grid.parts()[name] for grid in grids]) for name in first.parts()}
     return replace(first, **parts)
+
+
+def is_whole(table: Sequence[float]) -> bool:
+    """Whether levels are whole numbers of eight bits, in which they are multiplied as they are."""
+    return all(isinstance(level, int) and abs(level) <= 127 for level in table)
 
 
 def as_dense(weight: torch.Tensor | Grid) -> torch.Tensor:

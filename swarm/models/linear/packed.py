@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from swarm.models.linear.compiled import PANEL, SCALES, STEPS, UNIT, Kernel, Weight, kernel
-from swarm.models.linear.grid import FLOAT8, Grid, pack4, stack
+from swarm.models.linear.grid import FLOAT8, Grid, is_whole, pack4, stack
 
 MANY_ROWS = 512
 """Rows that are multiplied in one call, as in kernel.c: what they take to work in stays small."""
 PAIR = 2 * PANEL
 """Outputs that are laid out together."""
+MOST = 127 * 128
+"""Of levels that are floats, as whole numbers: two digits of eight bits."""
 CHUNK = 1 << 21
 """Numbers that are laid out at once."""
 
@@ -103,8 +105,14 @@ class Packed:
 
     def multiply(self, kernel: Kernel, rows: torch.Tensor, kind: int | None = None) -> torch.Tensor:
         """`[rows, in_features]` float32 → `[rows, out_features]` float32; `kind`: in `KINDS`, by default the best."""
-        weight, chosen = self._weight, kernel.best if kind is None else kind
+        chosen = kernel.best if kind is None else kind
         rows = (rows if self.columns is None else rows[:, self.columns]).contiguous()
+        product, rest = self._product(self._weight, rows, kernel, chosen), self._rest
+        if rest is None:
+            return product
+        return product.mul_(128 * self._unit).add_(self._product(rest, rows, kernel, chosen).mul_(self._unit))
+
+    def _product(self, weight: Weight, rows: torch.Tensor, kernel: Kernel, chosen: int) -> torch.Tensor:
         count = rows.shape[0]  # len() of a tensor takes longer, and this is called for every layer of a step
         product = torch.empty(count, self.out_features)
         if count <= MANY_ROWS:
@@ -115,9 +123,30 @@ class Packed:
         return product
 
     @cached_property
+    def _unit(self) -> float:
+        """What levels that are floats are whole numbers of 15 bits of."""
+        return max(map(abs, self.table or ())) / MOST
+
+    def _digits(self) -> tuple[list[int], list[int]]:
+        """Levels that are floats, high and low: 128 high + low."""
+        whole = [round(level / self._unit) for level in self.table or ()]
+        high = [(number + 64) >> 7 for number in whole]
+        return high, [number - 128 * upper for number, upper in zip(whole, high, strict=True)]
+
+    @cached_property
+    def _rest(self) -> Weight | None:
+        """The weight with the lower halves of levels that are floats."""
+        return None if self.table is None or is_whole(self.table) else self._with(self._digits()[1])
+
+    @cached_property
     def _weight(self) -> Weight:
+        """The weight, with the upper halves of levels that are floats."""
+        if self.table is None or is_whole(self.table):
+            return self._with([int(level) for level in self.table or range(16)])
+        return self._with(self._digits()[0])
+
+    def _with(self, levels: list[int]) -> Weight:
         """Where everything is; made anew in a copy, whose parts are elsewhere."""
-        levels = self.table or tuple(range(16))
         offset = 128 if self.bits == 8 else -min(*levels, 0)
         table = (ctypes.c_uint8 * 16)(*(level + offset for level in levels))
         shape = (self.in_features, self.out_features, self.group, self._columns_at_once)
@@ -127,7 +156,7 @@ class Packed:
         return Weight(*shape, self.bits, kind, int(self.floats), offset, self.codes.data_ptr(), *pointers, table)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_weight"}
+        return {name: value for name, value in vars(self).items() if name not in ("_weight", "_rest")}
 
 
 def _pieces(parts: Iterable[Grid]) -> Iterator[Grid]:

@@ -23,7 +23,11 @@ from swarm.models.linear.grid import SIGNED, Grid
 from swarm.models.linear.packed import Packed
 from swarm.models.linear.panels import Panels
 from swarm.models.linear.quantized import QuantizedLinear
+from tests import quantizing
 from tests.models.linear.test_grid import MXFP4, random_grid
+
+NF4 = tuple(torch.tensor(quantizing.NF4).tolist())
+FP4 = tuple(level / 6 for level in (*quantizing.FP4, *(-level for level in quantizing.FP4)))
 
 
 def built() -> Kernel:
@@ -130,6 +134,19 @@ def test_what_is_laid_out_is_the_grid(grid: Grid, table: tuple[int, ...] | None)
     assert torch.equal(laid.grid().dense(), grid.dense())
     assert laid.grid().digest() == grid.digest()
     assert laid.nbytes <= -(-grid.out_features // 32) * 32 / grid.out_features * grid.nbytes + 1
+
+
+@pytest.mark.parametrize("table", [NF4, FP4])
+def test_levels_that_are_floats_are_multiplied_nearly_as_such(table: tuple[float, ...]) -> None:
+    grid = random_grid(70, 128, group=64, table=table)
+    laid, best = Packed([grid], 70), built()
+    x = torch.randn(600, 128, generator=torch.Generator().manual_seed(0))
+    got, right = [laid.multiply(best, x, kind) for kind in range(best.best + 1)], x.double() @ grid.dense().double().T
+    assert float((got[0] - right).norm()) < 1e-4 * float(right.norm())
+    assert all(torch.equal(each, got[0]) for each in got)
+    assert torch.equal(laid.multiply(best, x[7:8])[0], got[0][7])
+    assert laid.grid().digest() == grid.digest()
+    assert torch.equal(copy.deepcopy(laid).multiply(best, x), got[0])
 
 
 @pytest.mark.parametrize("table", [None, SIGNED, MXFP4])

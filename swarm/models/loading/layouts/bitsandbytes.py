@@ -23,6 +23,8 @@ from swarm.models.loading.layouts.stored import Settings, Stored, Weight
 
 STATES = ("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GROUP = 16
+"""Columns that share a scale must be a multiple of so many for there to be a kernel."""
 AT_ONCE = 1 << 20
 """Numbers that are computed at one time."""
 
@@ -58,14 +60,20 @@ class FourBits:
         return self._state(stored).shape
 
     def on_grid(self, stored: Stored) -> bool:
-        return False
+        """Where rows are whole blocks."""
+        state = self._state(stored)
+        return state.shape[1] % state.block == 0 and state.block % GROUP == 0
 
-    def read(self, stored: Stored, rows: slice | None) -> torch.Tensor:
+    def read(self, stored: Stored, rows: slice | None) -> torch.Tensor | Grid:
         state, columns = self._state(stored), self._state(stored).shape[1]
         pairs = stored.read(self.name).flatten().view(torch.uint8)
         checks.expect(self.name, pairs.shape, ((math.prod(state.shape) + 1) // 2,))
         scales, table = self._scales(stored, state), self._table(stored, "quant_map", 16)
         some = checks.bounds(rows, state.shape[0])
+        if self.on_grid(stored):
+            pairs = pairs.view(-1, columns // 2)[some]
+            by_row = scales.view(len(scales) * state.block // columns, -1)[some]
+            return Grid(pairs >> 4 | pairs << 4, by_row.contiguous(), table=tuple(table.tolist()))
         result = torch.empty((some.stop - some.start) * columns, dtype=state.dtype)
         first, last = some.start * columns, some.stop * columns
         for begin in range(first, last, AT_ONCE):
