@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
@@ -155,6 +157,37 @@ def test_scales_that_are_no_numbers_are_refused(kind: str, tmp_path: Path) -> No
     raw = torch.full((1, STORED[stored].bytes), 0x7F, dtype=torch.uint8)
     with pytest.raises(BadCheckpoint, match="finite"):
         to_numbers(raw, stored)
+
+
+@given(st.sampled_from(sorted(GRIDS)), st.integers(1, 3), st.integers(0, 1 << 30))
+@settings(max_examples=60, deadline=None)
+def test_any_bytes_of_a_type_are_its_numbers_or_refused(kind: int, rows: int, seed: int) -> None:
+    stored = STORED[kind]
+    raw = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (rows, 2 * stored.bytes), dtype=np.uint8))
+    try:
+        grid = to_grid(raw, kind)
+    except BadCheckpoint:
+        return
+    with np.errstate(all="ignore"):
+        right = torch.from_numpy(gguf.dequantize(raw.numpy(), GGMLQuantizationType(kind)).copy())
+    assert torch.equal(grid.dense(), right)
+
+
+@given(st.data())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_file_with_experts_that_is_cut_or_says_other_sizes_is_refused(tmp_path: Path, data: st.DataObject) -> None:
+    says = data.draw(st.sampled_from(["expert_count", "expert_feed_forward_length", "embedding_length", "block_count"]))
+    value = data.draw(st.sampled_from([0, 1, 3, 5, 1 << 31]))
+    architecture = data.draw(st.sampled_from(["qwen3moe", "gpt-oss"]))
+    path = write(tmp_path / "m.gguf", architecture, ("Q4_0",), metadata={f"{architecture}.{says}": value})
+    if data.draw(st.booleans()):
+        path.write_bytes(path.read_bytes()[: -data.draw(st.integers(1, 5000))])
+    try:
+        tensors = open_checkpoint(path).tensors
+        grids = [list(found) for name in tensors.names() if (found := tensors.experts(name)) is not None]
+    except (BadCheckpoint, UnsupportedModel):
+        return
+    assert all(grids) and (architecture, says) == ("gpt-oss", "expert_feed_forward_length")
 
 
 # ---- what it says besides its tensors ---------------------------------------------------------------------------

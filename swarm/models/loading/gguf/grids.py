@@ -130,8 +130,8 @@ def _iq4_xs(groups: torch.Tensor) -> Grid:
 
 
 def _mxfp4(groups: torch.Tensor) -> Grid:
-    # A power of two for each group, halved as the levels are doubled.
-    powers = torch.tensor([2.0 ** (exponent - 128) for exponent in range(256)])
+    # A power of two for each group, halved as the levels are doubled; 255 is none, and 6 times 253 or 254 too large.
+    powers = torch.tensor([2.0 ** (exponent - 128) for exponent in range(253)] + [torch.nan] * 3)
     return Grid(_pairs(groups[..., 1:]), small(powers[groups[..., 0].long()]), table=E2M1)
 
 
