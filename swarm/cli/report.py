@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+from swarm.net.addresses import FORWARDED, forwarders_of, way_to
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 
 
@@ -71,7 +72,7 @@ def as_text(model: ModelInfo, records: Sequence[ServerRecord]) -> str:
     return "\n".join([*lines, "", *_table(records)] if records else lines)
 
 
-HEADER = ("server", "blocks", "state", "decode", "prefill", "free cache", "queue", "dtype", "name")
+HEADER = ("server", "blocks", "state", "reached", "decode", "prefill", "free cache", "queue", "dtype", "name")
 
 
 def _table(records: Sequence[ServerRecord]) -> list[str]:
@@ -88,12 +89,19 @@ def _row(record: ServerRecord) -> tuple[str, ...]:
     return (
         record.peer_id[-8:],
         str(record.span),
-        record.state.value + (" (relayed)" if record.relayed else ""),
+        record.state.value,
+        reached(record),
         *(("-", "-", "-") if joining else (*speed, f"{record.free_tokens:,} tokens")),
         str(record.queue),
         record.contract.numbers,
         record.name,
     )
+
+
+def reached(record: ServerRecord) -> str:
+    """How others reach a server, in words."""
+    way, through = way_to(record.addresses), [f"…{peer_id[-6:]}" for peer_id in forwarders_of(record.addresses)]
+    return f"{way} by {', '.join(through)}" if way == FORWARDED else way
 
 
 def as_json(model: ModelInfo, records: Sequence[ServerRecord]) -> dict[str, Any]:
@@ -123,7 +131,8 @@ def _server(record: ServerRecord) -> dict[str, Any]:
         "decode_ms": record.decode_ms,
         "prefill_rate": record.prefill_rate,
         "queue": record.queue,
-        "relayed": record.relayed,
+        "reached": way_to(record.addresses),
+        "forwarders": forwarders_of(record.addresses),
         "version": record.version,
         "expires": record.expires,
     }

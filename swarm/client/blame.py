@@ -23,10 +23,12 @@ from swarm.errors import (
     GenerationFailed,
     LimitExceeded,
     NetworkError,
+    PeerUnreachable,
     ProtocolError,
     RemoteError,
     ServerBusy,
     SessionNotFound,
+    StreamClosed,
     SwarmError,
 )
 from swarm.types import Hop, HopKey, PeerId, Route
@@ -172,6 +174,10 @@ class Blame:
             return Verdict({hop.key: Parting.FORGOTTEN})
         if self._learns(hop, error):
             return Verdict({hop.key: Parting.CLOSED})
+        if isinstance(error, PeerUnreachable | StreamClosed) and hop.server.relayed:
+            # It may be the forwarder that is gone; there is another, or it is back soon.
+            self._trust.peers.add(hop.peer_id, now, why=_said(hop, error), longest=self._config.avoid_peer)
+            return Verdict({hop.key: Parting.DROPPED})
         return self._give_up(hop, now, _said(hop, error), error.retry_after if isinstance(error, ServerBusy) else None)
 
     def _learns(self, hop: Hop, error: SwarmError) -> bool:

@@ -35,10 +35,16 @@ class Avoidance(Generic[T]):
         self._avoided: dict[T, Avoided] = {}
         self._failures: dict[T, int] = {}
 
-    def add(self, thing: T, now: float, seconds: float | None = None, why: str = "") -> None:
-        """It failed. `seconds`: for how long to avoid it; None: twice as long as after the failure before."""
+    def add(
+        self, thing: T, now: float, seconds: float | None = None, why: str = "", *, longest: float | None = None
+    ) -> None:
+        """It failed. `seconds`: for how long to avoid it; None: twice as long as after the failure before.
+
+        `longest`: at most so long, and a sixteenth of that at first, for what may pass as soon.
+        """
         failures = self._failures[thing] = self._failures.get(thing, 0) + 1
-        wait = min(self.first * 2 ** min(failures - 1, 16), self.longest) if seconds is None else seconds
+        first, most = (self.first, self.longest) if longest is None else (longest / 16, longest)
+        wait = min(first * 2 ** min(failures - 1, 16), most) if seconds is None else seconds
         known = self._avoided.get(thing)
         self._avoided[thing] = Avoided(max(known.until if known else 0.0, now + wait), why)
 

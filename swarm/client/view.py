@@ -13,7 +13,7 @@ from swarm.client.routing import Conditions, agreed_fingerprints, find_route, re
 from swarm.client.trust import Limits, Needs, Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
-from swarm.errors import MissingBlocks, NoServerFits
+from swarm.errors import DaemonFailed, MissingBlocks, NetworkError, NoServerFits
 from swarm.net.base import Directory
 from swarm.tasks import ended
 from swarm.types import LONGEST_NAME, ModelInfo, PeerId, Route, ServerRecord, Span, is_called, printable
@@ -50,7 +50,8 @@ class View:
         """Read the directory again unless the last reading is at most `max_age` seconds old; readers share one.
 
         After `patience` seconds it goes on without this one if something is known: peers of the directory that do not
-        answer any more, as one that has just been lost, hold up a reading by seconds.
+        answer any more, as one that has just been lost, hold up a reading by seconds. So it does where the directory
+        cannot be read: the servers may be there all the same. Raises NetworkError where nothing is known.
         """
         if asyncio.get_running_loop().time() - self._read_at <= max_age:
             return
@@ -59,7 +60,14 @@ class View:
             self._reading.add_done_callback(_retrieve)
         done, _ = await asyncio.wait({self._reading}, timeout=patience if self.records else None)
         for reading in done:
-            reading.result()
+            try:
+                reading.result()
+            except DaemonFailed:
+                raise
+            except NetworkError as error:
+                if not self.records:
+                    raise
+                log.info("going on with the servers that were known: %s", error)
 
     async def _read(self) -> None:
         found = await self.directory.lookup(self.model.key, self.model.blocks)

@@ -192,9 +192,35 @@ def best_first(addresses: Sequence[str]) -> list[str]:
     return sorted(addresses, key=lambda address: (_distance(address), "/tcp/" not in address, "/ws" in address))
 
 
-def is_relayed(addresses: Sequence[str]) -> bool:
-    """Whether a peer with these addresses is reached only through others."""
-    return bool(addresses) and all("/p2p-circuit" in address for address in addresses)
+def is_public(address: str) -> bool:
+    """Whether a multiaddr is one at which the whole internet could dial; a name counts as such, a circuit does not."""
+    parts = components(address)
+    if parts is None or any(name == "p2p-circuit" for name, _ in parts):
+        return False
+    name, value = parts[0]
+    if name not in ("ip4", "ip6"):
+        return True
+    try:
+        return ipaddress.ip_address(value).is_global
+    except ValueError:
+        return False
+
+
+PUBLIC, FORWARDED, LOCAL, NOWHERE = "public", "forwarded", "local", "nowhere"
+"""How others reach a peer: from everywhere, through forwarders, on its own network only, not at all."""
+
+
+def way_to(addresses: Sequence[str]) -> str:
+    """How a peer that announces these addresses is reached by who is not on its network."""
+    if any(map(is_public, addresses)):
+        return PUBLIC
+    return FORWARDED if forwarders_of(addresses) else LOCAL if addresses else NOWHERE
+
+
+def forwarders_of(addresses: Sequence[str]) -> list[PeerId]:
+    """The peers through which circuits in these addresses lead, each once."""
+    ways = (address.partition("/p2p-circuit") for address in addresses)
+    return list(dict.fromkeys(way.rpartition("/p2p/")[2] for way, circuit, _ in ways if circuit))
 
 
 def _distance(address: str) -> int:

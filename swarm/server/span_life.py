@@ -13,7 +13,7 @@ from swarm._version import __version__
 from swarm.config import NetworkConfig
 from swarm.contract import FINGERPRINT_BYTES
 from swarm.errors import InvalidInput, SwarmError
-from swarm.net.addresses import is_relayed
+from swarm.net.addresses import FORWARDED, way_to
 from swarm.net.base import Directory
 from swarm.server.engine import Engine
 from swarm.server.handler import Handler
@@ -31,6 +31,8 @@ SETTLE = 1.0
 SETTLE_ROUNDS = 3
 MAX_ADDRESSES = 16
 """A record holds no more; the host names the most useful first."""
+MOVED = 1.0
+"""How often the host's addresses are looked at: where others find this server now, they should hear at once."""
 RETRY = 5.0
 """Seconds until a record is announced again after the directory did not take it."""
 
@@ -71,6 +73,8 @@ class SpanLife:
         self._rng = rng
         self._loaded: Loaded | None = None
         self._changed = asyncio.Event()
+        self._tried: tuple[str, ...] = ()
+        """The addresses of the last record that the directory was given, whether it took it or not."""
 
     # ---- joining ----------------------------------------------------------------------------------------------
 
@@ -166,10 +170,22 @@ class SpanLife:
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
+                    await self._until_due()
+
+    async def _until_due(self) -> None:
+        """Until the state has changed, or where this server is reached."""
+        while not self._changed.is_set() and self._tried == self._addresses:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MOVED):
                     await self._changed.wait()
+
+    @property
+    def _addresses(self) -> tuple[str, ...]:
+        return tuple(self._host.addresses)[:MAX_ADDRESSES]
 
     async def _announce(self) -> None:
         before, record = self.record, self._describe()
+        self._tried = record.addresses
         self.record = await self._directory.announce(record, self.plan.model)
         log.debug("announced blocks %s as %s, %d tokens free", record.span, record.state.value, record.free_tokens)
         if before is None or before.state is not record.state:
@@ -178,14 +194,14 @@ class SpanLife:
     def _describe(self) -> ServerRecord:
         """This span's record as of now."""
         assert self.span is not None
-        addresses = tuple(self._host.addresses)[:MAX_ADDRESSES]
+        addresses = self._addresses
         unknown = (bytes(FINGERPRINT_BYTES),) * len(self.span)
         record = ServerRecord(
             peer_id=self._host.peer_id,
             contract=replace(self._contract.on(self.span), fingerprints=unknown),
             state=self.state,
             addresses=addresses,
-            relayed=is_relayed(addresses),
+            relayed=way_to(addresses) == FORWARDED,
             version=__version__,
             name=self._name,
             expires=self._now() + self._network.record_lifetime,

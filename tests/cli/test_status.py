@@ -27,9 +27,19 @@ def server(peer: str, span: str, state: ServerState = ServerState.ONLINE, **fiel
     return ServerRecord(peer, Contract(LLAMA.key, parsed, (bytes(8),) * len(parsed)), state, expires=1e12, **fields)
 
 
-GPU = server("12D3KooWgpugpugp", "0:5", decode_ms=1.25, prefill_rate=40_000.0, free_tokens=120_000, name="my gpu")
+PUBLIC = "/ip4/8.8.8.8/tcp/1"
+CIRCUIT = f"{PUBLIC}/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp/p2p-circuit/p2p/12D3KooWleaving0"
+GPU = server(
+    "12D3KooWgpugpugp",
+    "0:5",
+    addresses=(PUBLIC,),
+    decode_ms=1.25,
+    prefill_rate=40_000.0,
+    free_tokens=120_000,
+    name="my gpu",
+)
 LAPTOP = server("12D3KooWlaptop00", "3:8", ServerState.JOINING)
-LEAVING = server("12D3KooWleaving0", "3:8", ServerState.DRAINING, decode_ms=60.0, queue=2, relayed=True)
+LEAVING = server("12D3KooWleaving0", "3:8", ServerState.DRAINING, decode_ms=60.0, queue=2, addresses=(CIRCUIT,))
 
 
 @pytest.mark.parametrize(
@@ -73,10 +83,11 @@ def test_the_text_names_what_is_missing_and_who_serves_what() -> None:
     assert lines[2:4] == ["  blocks       0:5  1 server", "  blocks       5:8  missing"]
     gpu, laptop, leaving = lines[6:]
     assert (
-        " ".join(gpu.split()) == "gpugpugp 0:5 online 1.2 ms/block 40,000 pos/s/block 120,000 tokens 0 float32 my gpu"
+        " ".join(gpu.split())
+        == "gpugpugp 0:5 online public 1.2 ms/block 40,000 pos/s/block 120,000 tokens 0 float32 my gpu"
     )
-    assert " ".join(laptop.split()) == "laptop00 3:8 joining - - - 0 float32"
-    assert "draining (relayed)" in leaving
+    assert " ".join(laptop.split()) == "laptop00 3:8 joining nowhere - - - 0 float32"
+    assert "forwarded by …c6iDEp" in leaving
 
 
 def test_the_json_holds_everything() -> None:
@@ -92,6 +103,7 @@ def test_the_json_holds_everything() -> None:
         "context_length": None,
     }
     (entry,) = report["servers"]
+    assert (entry["reached"], entry["forwarders"]) == ("public", [])
     assert (entry["peer_id"], entry["first"], entry["last"], entry["decode_ms"]) == (GPU.peer_id, 0, 5, 1.25)
 
 

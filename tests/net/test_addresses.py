@@ -14,9 +14,10 @@ from swarm.net.addresses import (
     check_edge,
     components,
     dialling_fault,
-    is_relayed,
+    forwarders_of,
     joining_fault,
     own,
+    way_to,
     with_ports,
 )
 
@@ -200,8 +201,10 @@ def test_addresses_are_tried_from_public_to_relayed_and_tcp_first() -> None:
     ]
 
 
-def test_who_is_reached_only_through_others() -> None:
+def test_how_others_reach_a_peer_follows_from_its_addresses() -> None:
     circuit = f"{HERE}/p2p/{OTHER}/p2p-circuit"
-    assert is_relayed((circuit,))
-    assert not is_relayed((circuit, HERE))
-    assert not is_relayed(())
+    assert way_to((circuit, "/ip4/192.168.1.2/tcp/1")) == "forwarded"
+    assert way_to((circuit, "/ip4/8.8.8.8/tcp/1")) == "public"
+    assert way_to(("/ip4/192.168.1.2/tcp/1",)) == "local"
+    assert way_to(()) == "nowhere"
+    assert forwarders_of((circuit, HERE, f"{circuit}/p2p/{ONE}")) == [OTHER]

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import MalformedFrame, PeerUnreachable
+from swarm.net.addresses import is_public
 from swarm.net.forwarding import forwarding_pb2 as pb
-from swarm.net.forwarding import reach
+from swarm.net.forwarding import reach, ways
 from swarm.net.forwarding.choice import Candidate, choose
 from swarm.net.forwarding.reach import Reach, judged
 from swarm.net.forwarding.tether import Tether, network_of
+from swarm.net.forwarding.ways import answering, parted
 from swarm.net.identity import Identity
 from swarm.types import PeerId
 
@@ -37,6 +39,13 @@ PUBLIC, LAN = "/ip4/11.0.0.9/tcp/4000", "/ip4/192.168.1.7/tcp/4000"
 )
 def test_what_answers_mean(seen: list[str], dialled: list[bytes | bool | None], means: Reach) -> None:
     assert judged(seen, dialled) is means
+
+
+def test_who_is_seen_from_elsewhere_than_it_is_is_behind_nat() -> None:
+    assert reach.translated([PUBLIC], [LAN]) is Reach.NAT
+    assert reach.translated([PUBLIC], [LAN, "/ip4/11.0.0.9/tcp/1"]) is Reach.UNKNOWN
+    assert reach.translated([LAN], ["/ip4/192.168.1.8/tcp/1"]) is Reach.UNKNOWN
+    assert reach.translated([], []) is Reach.UNKNOWN
 
 
 def test_others_try_our_ports_at_the_ip_that_they_see() -> None:
@@ -61,11 +70,11 @@ def test_only_what_came_through_counts_as_dialled() -> None:
 
 
 def test_addresses_are_public_where_the_internet_can_dial_them() -> None:
-    assert reach.is_public(PUBLIC)
-    assert reach.is_public("/dns4/swarm.example.org/tcp/1")
+    assert is_public(PUBLIC)
+    assert is_public("/dns4/swarm.example.org/tcp/1")
     for address in (LAN, "/ip4/100.64.0.3/tcp/1", "/ip4/127.0.0.1/tcp/1", "/ip6/fe80::1/tcp/1", "", "/ip4/x/tcp/1"):
-        assert not reach.is_public(address)
-    assert not reach.is_public(f"{PUBLIC}/p2p/{ONE}/p2p-circuit")
+        assert not is_public(address)
+    assert not is_public(f"{PUBLIC}/p2p/{ONE}/p2p-circuit")
 
 
 # ---- choosing ---------------------------------------------------------------------------------------------------
@@ -105,7 +114,7 @@ def test_the_one_held_stays_unless_another_is_clearly_better_or_it_fails() -> No
 
 # ---- holding on -------------------------------------------------------------------------------------------------
 
-ME, ONE, TWO, THREE = (Identity.generate().peer_id for _ in range(4))
+ME, ONE, TWO, THREE, GONE = (Identity.generate().peer_id for _ in range(5))
 
 
 class Line:
@@ -182,6 +191,41 @@ def test_a_flood_of_forwarders_is_bounded() -> None:
         assert len(tether._known) <= 256
         assert len(line.dialled) <= 2 * 16 + 2
 
+    asyncio.run(main())
+
+
+# ---- calling ----------------------------------------------------------------------------------------------------
+
+
+def through(peer_id: PeerId, number: int) -> str:
+    return f"/ip4/11.{number}.0.1/tcp/1/p2p/{peer_id}/p2p-circuit/p2p/{ME}"
+
+
+class Calling(Line):
+    """Forwarders that answer after their delay; `THREE` is full, and those not there take for ever."""
+
+    async def dial(self, peer_id: PeerId, addresses: Sequence[str]) -> None:
+        if peer_id not in self.there:
+            await asyncio.Event().wait()
+        await super().dial(peer_id, addresses)
+
+    async def ask(self, peer_id: PeerId) -> tuple[pb.Seen, float]:
+        await asyncio.sleep(self.there[peer_id])
+        return pb.Seen(address=PUBLIC, circuits=10 if peer_id == THREE else 0, most=10), 0.0
+
+
+def test_a_peer_is_called_through_the_first_that_answers_and_a_dead_one_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        line = Calling()
+        line.there = {ONE: 0.03, TWO: 0.01, THREE: 0.0}
+        direct, circuits = parted([through(ONE, 1), LAN, through(GONE, 4), through(THREE, 3), through(TWO, 2)])
+        assert direct == [LAN]
+        taken = [way async for way in answering(line, circuits)]
+        assert taken == [[through(TWO, 2)], [through(ONE, 1)], [through(THREE, 3)]]
+
+    monkeypatch.setattr(ways, "PATIENCE", 0.1)
     asyncio.run(main())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Collection, Iterable, Sequence
 from enum import Enum
 from typing import TypeVar
@@ -10,7 +9,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from swarm.errors import MalformedFrame
-from swarm.net.addresses import components
+from swarm.net.addresses import components, is_public
 from swarm.net.forwarding import forwarding_pb2 as pb
 
 AUTONAT_PROTOCOL = "/libp2p/autonat/1.0.0"
@@ -43,18 +42,15 @@ def judged(seen: Sequence[str], dialled: Collection[bool | bytes | None]) -> Rea
     return Reach.NAT if any(result is False for result in dialled) else Reach.UNKNOWN
 
 
-def is_public(address: str) -> bool:
-    """Whether a multiaddr is one at which the whole internet could dial; a name counts as such, a circuit does not."""
-    parts = components(address)
-    if parts is None or any(name == "p2p-circuit" for name, _ in parts):
-        return False
-    name, value = parts[0]
-    if name not in ("ip4", "ip6"):
-        return True
-    try:
-        return ipaddress.ip_address(value).is_global
-    except ValueError:
-        return False
+def translated(seen: Iterable[str], own: Iterable[str]) -> Reach:
+    """What is known without being dialled: whether others see us from an ip that none of our own addresses has."""
+    outside = [address for address in seen if is_public(address)]
+    mine = {_ip(address) for address in own}
+    return Reach.NAT if outside and not any(_ip(address) in mine for address in outside) else Reach.UNKNOWN
+
+
+def _ip(address: str) -> str:
+    return (components(address) or [("", "")])[0][1]
 
 
 def to_try(own: Iterable[str], seen: str) -> list[str]:

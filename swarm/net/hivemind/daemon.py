@@ -178,9 +178,9 @@ class Daemon:
         addresses = [str(Multiaddr(address)) for address in answer.identify.addrs]
         return base58.b58encode(answer.identify.id).decode(), addresses
 
-    async def connect(self, peer: bytes, addresses: Iterable[bytes]) -> None:
-        """Connect to a peer unless it is connected. Raises Refused, DaemonFailed."""
-        connect = p2pd_pb2.ConnectRequest(peer=peer, addrs=addresses)
+    async def connect(self, peer: bytes, addresses: Iterable[bytes], seconds: float = 60.0) -> None:
+        """Connect to a peer unless it is connected, within so many whole seconds. Raises Refused, DaemonFailed."""
+        connect = p2pd_pb2.ConnectRequest(peer=peer, addrs=addresses, timeout=max(1, round(seconds)))
         await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=connect))
 
     async def connections(self) -> list[tuple[bytes, str]]:
@@ -257,18 +257,20 @@ def binary() -> Path:
 
 def _arguments(config: NetworkConfig, control: Path, key: Path, reach: Reach) -> list[str]:
     public = reach is Reach.PUBLIC
+    # Not where we see to it: what it tells others they dial beside what we say, also when it is lost.
+    finds_relays = reach is Reach.UNKNOWN and bool(config.initial_peers)
     flags: dict[str, object] = {
         "listen": f"/unix{control}",
         "id": key,
         "hostAddrs": ",".join(config.host_maddrs),
         "announceAddrs": ",".join(config.announce_maddrs),
-        # Whom it tells others to reach it through, when it finds itself behind NAT: at once, where a search for relays
-        # takes minutes. With two addresses of one peer it would wait three minutes for a second peer.
-        "trustedRelays": "" if public else ",".join(one_each(config.initial_peers)),
+        # Whom it tells others to reach it through, when it finds itself behind NAT. With two addresses of one peer it
+        # would wait three minutes for a second peer.
+        "trustedRelays": ",".join(one_each(config.initial_peers)) if finds_relays else "",
         "relayDiscovery": 0,
         "dhtServer": 1,
         "autonat": 1,
-        "autoRelay": int(bool(config.initial_peers) and not public),
+        "autoRelay": int(finds_relays),
         "relay": 1,
         # Where it believes that everybody reaches it, it relays all the same, and cuts every circuit after 128 KiB: the
         # forwarder takes that protocol over, which it can where this belief does not come later.

@@ -7,9 +7,9 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import swarm.net.patches  # noqa: F401  isort: skip  (before hivemind)
 
@@ -25,6 +25,7 @@ from swarm.errors import NetworkError, PeerUnreachable, RecordRefused
 from swarm.net import records
 from swarm.net.base import DirectoryStatistics
 from swarm.net.forwarding import forwarding_pb2 as fwd
+from swarm.net.forwarding.reach import Reach
 from swarm.net.identity import Identity
 from swarm.net.patches import bound_directory, remember_peer_ids
 from swarm.net.twins import Twins
@@ -296,12 +297,23 @@ class HivemindDirectory:
         self._check_daemon()
         try:
             async with asyncio.timeout(_OPERATION_TIMEOUT):
-                found = await self._node.get_many(keys, sufficient_expiration_time=_NEVER_ENOUGH)
+                found = await self._get(keys)
         except Exception as error:
             self._check_daemon()
             raise NetworkError(f"the directory cannot be read: {_words(error)}") from error
         entries = [entry.value for entry in found.values() if entry is not None and isinstance(entry.value, dict)]
         return [item.value for entry in entries for item in entry.values() if isinstance(item.value, bytes)]
+
+    async def _get(self, keys: Sequence[str]) -> Mapping[str, Any]:
+        """What is stored under keys, None where nothing is. Raises NetworkError when there is nobody to ask."""
+        for again in (True, False):
+            found: Mapping[str, Any] = await self._node.get_many(keys, sufficient_expiration_time=_NEVER_ENOUGH)
+            if not self._initial or any(found.values()) or self._node.protocol.routing_table.uid_to_peer_id:
+                return found
+            # Whoever does not answer is struck off. It was found empty because nobody was asked.
+            if again:
+                await self._greet()
+        raise NetworkError("none of its peers answers")
 
     def _check_daemon(self) -> None:
         """hivemind would wait for answers, or find nothing. Raises DaemonFailed when p2pd is dead."""
@@ -314,8 +326,12 @@ class HivemindDirectory:
     async def _stay_known(self) -> None:
         while self._initial:
             await asyncio.sleep(self._config.rejoin)
-            pings = (self._node.protocol.call_ping(peer) for peer in self._initial)
-            await asyncio.gather(*pings, return_exceptions=True)
+            await self._greet()
+
+    async def _greet(self) -> None:
+        """Tell the initial peers that we are here, and be told so by those that answer."""
+        pings = (self._node.protocol.call_ping(peer) for peer in self._initial)
+        await asyncio.gather(*pings, return_exceptions=True)
 
     async def close(self) -> None:
         """Take no more part in the directory. May be called twice."""
@@ -336,6 +352,8 @@ async def open_directory(host: HivemindHost) -> HivemindDirectory:
             num_replicas=_REPLICAS,
             num_workers=_WORKERS,
             wait_timeout=_REPLY_TIMEOUT,
+            # Nobody could ask it, and whoever tried would wait in vain: it only asks.
+            client_mode=host.reachability.found.reach is Reach.NAT,
             # A view must show what is there now; caches would show what was there some time ago.
             cache_locally=False,
             cache_nearest=0,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,9 +20,10 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from swarm.config import NetworkConfig
 from swarm.errors import DaemonFailed, InvalidInput, PeerUnreachable, SwarmError
-from swarm.net.addresses import check, own, with_ports
+from swarm.net.addresses import best_first, check, own, with_ports
 from swarm.net.base import HostStatistics, StreamHandler, serve_stream
 from swarm.net.forwarding.reach import Reach
+from swarm.net.forwarding.ways import answering, parted
 from swarm.net.hivemind.callers import Caller, RawHandler
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
 from swarm.net.hivemind.reachability import Found, Reachability
@@ -41,6 +43,10 @@ _STREAM_INFO_LIMIT = 64 * 1024
 _SHORTEST_PEER_ID = 34
 _BACKLOG = 4096
 """Streams that peers may open while this loop is busy; one more is lost."""
+_TOLD = 2
+"""Addresses of a peer that cannot be reached that are told of."""
+_THROUGH = 5.0
+"""Seconds for a connection through a forwarder to be made."""
 _OTHERS = 0.5
 """How long a joining peer waits for further initial peers once one has answered."""
 
@@ -117,17 +123,50 @@ class HivemindHost:
         try:
             async with asyncio.timeout(self.config.dial_timeout):
                 if addresses:
-                    await self.daemon.connect(raw, _dialable(peer_id, addresses))
+                    await self._meet(peer_id, addresses)
                 reader, writer = await self.daemon.open(raw, protocol)
         except (Refused, TimeoutError) as error:
             raise self._unreachable(peer_id, addresses, error) from error
         return HivemindStream(peer_id, reader, writer, self._streams, self._ending)
 
+    async def _meet(self, peer_id: PeerId, addresses: Sequence[str]) -> None:
+        """Connect to a peer unless it is connected, by whatever way is there first. Raises Refused, DaemonFailed."""
+        raw, (direct, circuits) = _raw_peer_id(peer_id), parted(addresses)
+        if not circuits or any(other == raw for other, _ in await self.daemon.connections()):
+            await self.daemon.connect(raw, _dialable(peer_id, addresses))
+            return
+        ways = [asyncio.ensure_future(self._through(peer_id, circuits))]
+        if direct:
+            ways.append(asyncio.ensure_future(self.daemon.connect(raw, _dialable(peer_id, direct))))
+        try:
+            pending = set(ways)
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                if any(way.exception() is None for way in done):
+                    return
+            ways[0].result()
+        finally:
+            await ended(*ways)
+
+    async def _through(self, peer_id: PeerId, circuits: dict[PeerId, list[str]]) -> None:
+        """Connect through a forwarder, the first that answers and can. Raises Refused, DaemonFailed."""
+        refused = Refused(f"of its forwarders ({', '.join(f'…{peer[-6:]}' for peer in circuits)}) none answers")
+        async with aclosing(answering(self.reachability, circuits)) as forwarders:
+            async for addresses in forwarders:
+                try:
+                    await self.daemon.connect(_raw_peer_id(peer_id), _dialable(peer_id, addresses), _THROUGH)
+                except Refused as error:
+                    refused = error
+                else:
+                    return
+        raise refused
+
     def _unreachable(self, peer_id: PeerId, addresses: Sequence[str], error: Exception) -> SwarmError:
         if self.daemon.died.is_set():
             return self.daemon.failure()
         reason = f"no answer for {self.config.dial_timeout:.0f} s" if isinstance(error, TimeoutError) else str(error)
-        where = f" at {', '.join(addresses)}" if addresses else ""
+        more = f" and {len(addresses) - _TOLD} more" if len(addresses) > _TOLD else ""
+        where = f" at {', '.join(best_first(addresses)[:_TOLD])}{more}" if addresses else ""
         return PeerUnreachable(f"{peer_id} cannot be reached{where}: {reason}").attach(peer=peer_id)
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
@@ -265,9 +304,10 @@ async def create_host(config: NetworkConfig) -> HivemindHost:
     host = await _begun(config, identity, Reach.PUBLIC if config.public else Reach.UNKNOWN)
     try:
         found = None
-        if config.dialled and not config.public and host.joined:
+        if not config.public and host.joined:
             found = await host.reachability.find_out()
-        if found and (found.reach is Reach.NAT or (found.reach is Reach.PUBLIC and config.forward is not None)):
+        forwards = found is not None and found.reach is Reach.PUBLIC and config.forward is not None
+        if found is not None and config.dialled and (forwards or found.reach is Reach.NAT):
             # p2pd believes it only at its start: then it tells others at once through whom it is reached, or that it
             # can carry for them.
             again = replace(config, host_maddrs=with_ports(config.host_maddrs, host.visible))

@@ -16,6 +16,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from swarm.config import ForwardConfig
 from swarm.errors import SwarmError
+from swarm.net.addresses import is_public
 from swarm.net.forwarding import forwarding_pb2 as pb
 from swarm.net.forwarding.circuits import HOP_PROTOCOL
 from swarm.net.forwarding.forwarder import Forwarder
@@ -25,10 +26,10 @@ from swarm.net.forwarding.reach import (
     FRAME_LIMIT,
     Reach,
     dial_me,
-    is_public,
     judged,
     read_seen,
     to_try,
+    translated,
     was_dialled,
 )
 from swarm.net.forwarding.tether import Tether
@@ -70,10 +71,15 @@ class Reachability:
     # ---- finding out ------------------------------------------------------------------------------------------
 
     async def find_out(self) -> Found:
-        """Ask the initial peers that were joined whether they can dial this one. Raises DaemonFailed."""
+        """Ask the initial peers how they see this one and, if others have to dial it, whether they can.
+
+        Raises DaemonFailed.
+        """
         peers = list(dict.fromkeys(address.rpartition("/p2p/")[2] for address in self._host.joined))[:ASKED]
         answers = await asyncio.gather(*map(self._seen_by, peers))
         seen = [answer.address for answer in answers if answer is not None]
+        if not self._host.config.dialled:
+            return Found(translated(seen, self._host.visible))
         dialled: list[bytes | bool | None] = []
         if any(map(is_public, seen)):
             both = zip(peers, answers, strict=True)
