@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 NAMES = (
     "block",
     "budget",
+    "churn",
     "codec",
     "compute",
     "concurrent",

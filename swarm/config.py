@@ -168,6 +168,10 @@ class ServerConfig:
     """Positions that one sequence may put into one forward pass beside others."""
     prefill_slice: float = 0.1
     """Seconds for which prompts may hold up the decode steps of others."""
+    rebalance_every: float = 120.0
+    """How often a server looks whether other blocks need it more; it may move that often while some have nobody."""
+    residence: float = 600.0
+    """How long it stays with its blocks, but for that."""
     grace: float = 30.0
     """How long a session lives on without a control stream."""
     idle_expiry: float = 600.0

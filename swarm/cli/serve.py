@@ -85,6 +85,12 @@ if TYPE_CHECKING:
         metavar="N",
         help="Positions of KV cache, of all sessions together.",
     ),
+    click.option(
+        "--rebalance/--no-rebalance",
+        default=True,
+        help="Without --blocks: host other blocks instead when the swarm needs these clearly more; sessions move on "
+        "first. By default it does.",
+    ),
     click.option("--threads", type=THREADS, metavar="N", help="Compute threads on a CPU."),
     model_options,
 )
@@ -272,6 +278,9 @@ def say(life: SpanLife, addresses: Sequence[str], hosting: Hosting, network: Net
         case ServerState.ONLINE:
             click.echo(f"online: serving blocks {life.span}; Ctrl-C leaves politely")
         case ServerState.DRAINING:
+            if life.moving:
+                click.echo(f"moving: other blocks are needed more than {life.span}; sessions go to other servers first")
+                return
             click.echo("leaving: sessions are moving to other servers; Ctrl-C again leaves at once")
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from swarm.config import CONTROL_FRAME_LIMIT, ServerConfig
@@ -27,7 +27,7 @@ from swarm.net.base import Host, Stream
 from swarm.server.control import Control
 from swarm.server.hosted import Hosted
 from swarm.server.session import Session
-from swarm.tasks import Tasks
+from swarm.tasks import Tasks, ended
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 
@@ -58,7 +58,8 @@ class Handler:
         self.hosted: list[Hosted] = []
         self.draining = False
         self.refused: Counter[str] = Counter()
-        self._empty = asyncio.Event()
+        self._one_ended = asyncio.Event()
+        self._housekeeping: dict[Hosted, asyncio.Task[None]] = {}
         self._controls: dict[bytes, Control] = {}
         self._tasks = Tasks(log)
 
@@ -70,7 +71,19 @@ class Handler:
     def add(self, hosted: Hosted) -> None:
         """From now on sessions are taken on this span, too."""
         self.hosted.append(hosted)
-        self._tasks.spawn(hosted.keep_house(), name=f"housekeeping of {hosted}")
+        self._housekeeping[hosted] = self._tasks.spawn(hosted.keep_house(), name=f"housekeeping of {hosted}")
+
+    async def release(self, hosted: Hosted, timeout: float) -> None:
+        """Take no new sessions on one span, ask the clients to move on, and let go of it when they have, or `timeout`
+        s have passed."""
+        hosted.draining = True
+        await self._empty(hosted.sessions, timeout)
+        for session in list(hosted.sessions.values()):
+            self._end(session)
+        self.hosted.remove(hosted)
+        await ended(self._housekeeping.pop(hosted))
+        await hosted.close()
+        await hosted.engine.close()
 
     @property
     def sessions(self) -> Iterator[Session]:
@@ -86,14 +99,17 @@ class Handler:
     async def drain(self, timeout: float) -> None:
         """Take no new sessions, ask the clients to move on, and return when all are gone or `timeout` s passed."""
         self.draining = True
-        self._empty.clear()
-        sessions = list(self.sessions)
-        for session in sessions:
+        await asyncio.gather(*(self._empty(hosted.sessions, timeout) for hosted in self.hosted))
+
+    async def _empty(self, sessions: Mapping[bytes, Session], timeout: float) -> None:
+        """Tell sessions that they have so many seconds to move on, and wait until they have, or these are over."""
+        for session in list(sessions.values()):
             session.tell(pb.ControlReply(leaving=pb.Leaving(deadline=timeout)))
-        if sessions:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._empty.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while sessions:
+                    self._one_ended.clear()
+                    await self._one_ended.wait()
 
     async def close(self) -> None:
         """End every session and stop."""
@@ -152,7 +168,7 @@ class Handler:
             raise Unauthorized("this session id is taken")
         asked = messages.contract_of(message.contract)
         hosted = self._fitting(asked)
-        if self.draining:
+        if self.draining or hosted.draining:
             raise ServerBusy("this server is leaving", retry_after=60.0)
         if (sessions := self.statistics().sessions) >= self.config.max_sessions:
             raise ServerBusy(f"{sessions} sessions are open")
@@ -205,8 +221,7 @@ class Handler:
         control = self._controls.pop(session.id, None)
         if control is not None:
             control.stream.close()
-        if not any(hosted.sessions for hosted in self.hosted):
-            self._empty.set()
+        self._one_ended.set()
 
     # ---- data -------------------------------------------------------------------------------------------------
 

@@ -68,6 +68,8 @@ class Hosted:
         self.budget = CacheBudget(
             config.cache_bytes, config.history_share, config.evict_after, config.prefix_share, self.prefixes
         )
+        self.draining = False
+        """Whether no session is taken any more."""
         self.sessions: dict[bytes, Session] = {}
         self.opened = 0
         self._excess = 0

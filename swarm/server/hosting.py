@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import shutil
@@ -27,6 +28,7 @@ from swarm.server.fit import Cost, roomier
 from swarm.server.options import ServeOptions
 from swarm.server.placement import choose_span
 from swarm.server.plan import Loaded, Plan
+from swarm.server.rebalancing import better_span
 from swarm.server.sizing import Allowance, Footprint, Sizes, footprint
 from swarm.server.throughput import measure
 from swarm.tasks import in_daemon_thread
@@ -60,19 +62,28 @@ class Hosting:
     @property
     def plan(self) -> Plan:
         """For a server."""
-        return Plan(self.info, self.choose, self.load, self.contract, settle=self.options.blocks is None)
+        chooses = self.options.blocks is None
+        better = self.better if chooses and self.options.rebalance else None
+        return Plan(self.info, self.choose, self.load, self.contract, settle=chooses, better=better)
 
     def choose(self, others: Sequence[ServerRecord]) -> Span:
         """The blocks that were asked for, else as many as fit where the swarm has least. Raises InvalidInput."""
         if self.options.blocks is not None:
             return self._checked(self.options.blocks)
-        room = self.allowance.memory - self.allowance.fixed()
         try:
-            return choose_span(others, self.allowance.block_bytes(self.sizes), room, self._rng)
+            return choose_span(others, *self._room(), self._rng)
         except InvalidInput as error:
             if (advice := self.advice(0)) is None:
                 raise
             raise InvalidInput(f"{error}; {advice}") from error
+
+    def better(self, own: ServerRecord, others: Sequence[ServerRecord]) -> Span | None:
+        """Where the swarm needs this server clearly more than where it is."""
+        return better_span(own, others, *self._room(), self._rng)
+
+    def _room(self) -> tuple[list[int], int]:
+        """What each block costs, and what there is for all, in bytes."""
+        return self.allowance.block_bytes(self.sizes), self.allowance.memory - self.allowance.fixed()
 
     def advice(self, blocks: int) -> str | None:
         """By which scheme more than so many blocks fit, where the server was left to choose both; None: by none."""
@@ -138,6 +149,7 @@ class Hosting:
         return loaded
 
     def _load(self, span: Span) -> Loaded:
+        gc.collect()  # what was hosted before makes room
         how = {"dtype": self.dtype, "device": self.device, "quantization": self.quantization}
         keep = None if self.options.max_disk == 0 else cache_dir() / "blocks"
         model = load_span(self._checkpoint, span, **how, progress=self.progress, keep=keep)

@@ -11,7 +11,8 @@ from swarm.types import Span
 class ServeOptions:
     """What to host and how; None, or no model, leaves the choice to swarm. `memory` in bytes, `threads` on a CPU.
 
-    `max_disk`: bytes that may stay on disk of what was fetched or quantized.
+    `rebalance`: whether other blocks are hosted instead when the swarm needs these more. `max_disk`: bytes that may
+    stay on disk of what was fetched or quantized.
     """
 
     model: str
@@ -25,3 +26,4 @@ class ServeOptions:
     revision: str | None = None
     quantization: str | None = None
     max_disk: int | None = None
+    rebalance: bool = True

@@ -29,6 +29,9 @@ class Loaded:
 Choose = Callable[[Sequence[ServerRecord]], Span]
 """Which blocks to host, given the records of all others."""
 
+Better = Callable[[ServerRecord, Sequence[ServerRecord]], Span | None]
+"""Which blocks to host instead, given this server's own record and those of all others; None: none."""
+
 Load = Callable[[Span], Awaitable[Loaded]]
 """Load a span, off the event loop; a cancelled load may finish in the background but holds up nothing."""
 
@@ -36,10 +39,12 @@ Load = Callable[[Span], Awaitable[Loaded]]
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """One span of a model to be hosted. `choose` and `load` say what and how, `contract` in which numbers, of the whole
-    model (None: in float32); without `settle` the first choice stands, whoever else joins."""
+    model (None: in float32); without `settle` the first choice stands, whoever else joins; with `better` the span is
+    given up for another one where the swarm needs that more."""
 
     model: ModelInfo
     choose: Choose
     load: Load
     contract: Contract | None = None
     settle: bool = True
+    better: Better | None = None

@@ -58,6 +58,8 @@ class SpanLife:
     ) -> None:
         self.plan = plan
         self.state = ServerState.JOINING
+        self.moving = False
+        """Whether it drains to host other blocks."""
         self.span: Span | None = None
         self.hosted: Hosted | None = None
         self.record: ServerRecord | None = None
@@ -108,16 +110,16 @@ class SpanLife:
         return overlap and newcomer and other.peer_id < self._host.peer_id
 
     async def _take(self, span: Span, own: Sequence[ServerRecord]) -> None:
-        if span == self.span:
+        if span == self.span and self.record is not None and self.record.state is self.state:
             return
         # Of one peer the directory keeps one record of a model for each block at which a span begins.
         if any(record.model == self.plan.model.key and record.span.first == span.first for record in own):
             raise InvalidInput(
                 f"this server hosts two spans of {self.plan.model.name} that begin at block {span.first}"
             )
-        if self.record is not None and span.first != self.record.span.first:
-            await self.withdraw()
-        self.span = span
+        before, self.span = self.record, span  # from now on nobody announces the old one again
+        if before is not None and span.first != before.span.first:
+            await self._directory.withdraw(before)
         await self._announce()
 
     # ---- serving ----------------------------------------------------------------------------------------------
@@ -127,10 +129,64 @@ class SpanLife:
         await until_first(self._renew(), self._serve())
 
     async def _serve(self) -> None:
-        assert self.span is not None
-        self._open(await self.plan.load(self.span))
+        while True:
+            assert self.span is not None
+            self._open(await self.plan.load(self.span))
+            self._enter(ServerState.ONLINE)
+            await self._until_needed_elsewhere()
+            await self._leave_span()
+            await self.join(await self._own())
+
+    async def _until_needed_elsewhere(self) -> None:
+        """For ever, where the plan knows no other blocks."""
+        loop, config = asyncio.get_running_loop(), self._handler.config
+        began = loop.time()
+        while True:
+            await asyncio.sleep(config.rebalance_every * self._rng.uniform(0.5, 1.5))
+            if self.plan.better is None or self.record is None:
+                continue
+            try:
+                others = await self._others(await self._own())
+            except SwarmError as error:
+                log.info("the directory does not say which blocks are needed: %s", error)
+                continue
+            there = self.plan.better(self.record, others)
+            if there is None or (loop.time() - began < config.residence and not _alone(there, others)):
+                continue
+            if await self._may_go():
+                log.info("blocks %s need this server more than blocks %s", there, self.span)
+                return
+
+    async def _may_go(self) -> bool:
+        """Say that these blocks are given up, and look whether that still is right: others may have said the same."""
+        assert self.plan.better is not None and self.record is not None
+        self.moving = True
+        self._enter(ServerState.DRAINING)
+        await asyncio.sleep(SETTLE * self._rng.uniform(1.0, 2.0))
+        try:
+            others = await self._others(await self._own())
+        except SwarmError:
+            others = []
+        if self.plan.better(self.record, others) is not None:
+            return True
+        self.moving = False
         self._enter(ServerState.ONLINE)
-        await asyncio.Event().wait()
+        return False
+
+    async def _leave_span(self) -> None:
+        """Let sessions move to other servers, and the blocks go."""
+        assert self.hosted is not None
+        await self._handler.release(self.hosted, self._handler.config.drain_timeout)
+        self.hosted = self._loaded = None
+        self.state = ServerState.JOINING
+        self.moving = False
+
+    async def _own(self) -> list[ServerRecord]:
+        """What this peer hosts besides, as the directory has it."""
+        model = self.plan.model
+        records = await self._directory.lookup(model.key, model.blocks)
+        mine = [record for record in records if record.peer_id == self._host.peer_id]
+        return [record for record in mine if self.record is None or record.span.first != self.record.span.first]
 
     def _open(self, loaded: Loaded) -> None:
         self._loaded, config = loaded, self._handler.config
@@ -214,6 +270,12 @@ class SpanLife:
         """Say that nothing of it is here any more. Raises NetworkError."""
         if self.record is not None:
             await self._directory.withdraw(self.record)
+
+
+def _alone(span: Span, others: Sequence[ServerRecord]) -> bool:
+    """Whether nobody serves or loads some of these blocks."""
+    staying = [other.span for other in others if other.state is not ServerState.DRAINING]
+    return any(all(block not in span for span in staying) for block in span)
 
 
 def _with_load(record: ServerRecord, loaded: Loaded, hosted: Hosted) -> ServerRecord:

@@ -11,8 +11,9 @@ import pytest
 from swarm.config import ServerConfig
 from swarm.contract import Contract
 from swarm.errors import InvalidInput, ModelNotFound
-from swarm.server.hosting import Hosting, _in_daemon_thread, checked_device
+from swarm.server.hosting import Hosting, checked_device
 from swarm.server.options import ServeOptions
+from swarm.tasks import in_daemon_thread
 from swarm.types import ServerRecord, Span
 
 MODEL = str(Path(__file__).parents[2] / "models" / "tiny-llama")
@@ -75,7 +76,7 @@ def test_nobody_waits_for_a_load_that_was_given_up() -> None:
 
     async def give_up() -> None:
         async with asyncio.timeout(0.01):
-            await _in_daemon_thread(release.wait)
+            await in_daemon_thread(release.wait)
 
     with pytest.raises(TimeoutError):
         asyncio.run(give_up())
@@ -87,4 +88,4 @@ def test_what_breaks_a_load_reaches_who_waits() -> None:
         raise InvalidInput("no")
 
     with pytest.raises(InvalidInput, match="no"):
-        asyncio.run(_in_daemon_thread(broken))
+        asyncio.run(in_daemon_thread(broken))
