@@ -33,8 +33,8 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def options(name: str) -> set[str]:
-    main = importlib.import_module(f"swarm.cli.{name}").main
+def options(module: str) -> set[str]:
+    main = importlib.import_module(module).main
     return {option for parameter in main.params for option in (*parameter.opts, *parameter.secondary_opts)} | {
         "--help",
         "--version",
@@ -47,7 +47,9 @@ def test_code_is_code_and_options_exist(page: Path) -> None:
         ast.parse(code)
     for text in blocks(page, "json"):
         json.loads(text)
-    every = set().union(*map(options, ("bootstrap", "chat", "demo", "gateway", "plan", "serve", "status")))
+    commands = [f"swarm.cli.{name}" for name in ("bootstrap", "chat", "demo", "gateway", "plan", "serve", "status")]
+    named = set(re.findall(r"python -m benchmarks (\w+)", page.read_text())) - {"NAME", "all"}
+    every = set().union(*map(options, [*commands, *(f"benchmarks.{name}" for name in named)]))
     quoted = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
     told = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", quoted))
     assert told - every - OTHER_OPTIONS == set()

@@ -27,6 +27,7 @@ def load(
 ) -> tuple[PartialModel, set[str]]:
     """The blocks, and the tensors that were read of the checkpoint for them."""
     checkpoint = open_checkpoint(folder)
+    checkpoint.key  # noqa: B018 - the identity is over all tensors
     tensors, read = checkpoint.tensors, set()
     original = tensors.read
 
