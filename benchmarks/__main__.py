@@ -26,6 +26,7 @@ NAMES = (
     "prefix",
     "real",
     "replay",
+    "runtimes",
     "scale",
     "speculative",
     "thin",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent.parent / ".benchmarks"
+PIECE = 1 << 24
+"""Numbers that are written at once."""
 
 
 def llama_250m() -> Path:
@@ -38,6 +43,49 @@ def llama_250m_in_shards() -> Path:
 
         LlamaForCausalLM.from_pretrained(llama_250m()).save_pretrained(path, max_shard_size="64MB")
     return path
+
+
+def random_llama(name: str, shape: Mapping[str, int]) -> Path:
+    """A Llama of random numbers in bfloat16, in one file that is written piece by piece: any size that the disk has."""
+    import torch
+    from transformers import LlamaConfig
+
+    folder = FOLDER / name
+    if (folder / "config.json").is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    config = LlamaConfig(**shape, dtype="bfloat16", architectures=["LlamaForCausalLM"], eos_token_id=None)
+    told, end = {}, 0
+    for tensor, size in _tensors(config):
+        begin, end = end, end + 2 * prod(size)
+        told[f"{tensor}.weight"] = {"dtype": "BF16", "shape": list(size), "data_offsets": [begin, end]}
+    header, generator = json.dumps(told).encode(), torch.Generator().manual_seed(0)
+    header += b" " * (-len(header) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _, size in _tensors(config):
+            for first in range(0, prod(size), PIECE):
+                numbers = torch.empty(min(PIECE, prod(size) - first), dtype=torch.bfloat16)
+                numbers = numbers.normal_(0, 0.02, generator=generator) if len(size) == 2 else numbers.fill_(1)
+                file.write(numbers.view(torch.uint8).numpy().data)
+    config.save_pretrained(folder)
+    return folder
+
+
+def _tensors(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = (config.head_dim * heads for heads in (config.num_attention_heads, config.num_key_value_heads))
+    yield "model.embed_tokens", (config.vocab_size, hidden)
+    for block in range(config.num_hidden_layers):
+        for name, size in (
+            ("self_attn.q_proj", (queries, hidden)), ("self_attn.k_proj", (keys, hidden)),
+            ("self_attn.v_proj", (keys, hidden)), ("self_attn.o_proj", (hidden, queries)),
+            ("mlp.gate_proj", (inner, hidden)), ("mlp.up_proj", (inner, hidden)), ("mlp.down_proj", (hidden, inner)),
+            ("input_layernorm", (hidden,)), ("post_attention_layernorm", (hidden,)),
+        ):  # fmt: skip
+            yield f"model.layers.{block}.{name}", size
+    yield "model.norm", (hidden,)
+    yield "lm_head", (config.vocab_size, hidden)
 
 
 def use_quantized(module: Any, name: str) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from math import prod
-from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.models import FOLDER
+from benchmarks.models import random_llama
 from benchmarks.results import Result, output_options, report
 
 ENDS = {"vocab_size": 128256, "hidden_size": 16384}
@@ -22,7 +19,6 @@ BLOCKS = {
     "head_dim": 64,
 }  # fmt: skip
 """Small, since others compute them."""
-PIECE = 1 << 24
 
 
 @click.command()
@@ -35,7 +31,7 @@ def main(limit: float, heads: str, tokens: int, whole: bool, as_json: bool, save
     """Each client is a process of its own, beside a server of the blocks; without a limit where it would not fit."""
     from swarm.demo.local_swarm import LocalSwarm
 
-    folder, rows = written(), []
+    folder, rows = random_llama("llama-405b-ends", ENDS | BLOCKS), []
     with LocalSwarm(folder, dtype="bfloat16", patience=600) as swarm:
         swarm.start_bootstrap()
         swarm.start_server("blocks", f"0:{BLOCKS['num_hidden_layers']}")
@@ -62,48 +58,6 @@ def _run(*arguments: str) -> dict[str, Any]:
         raise click.ClickException(done.stderr[-2000:])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, inner, width = ENDS["hidden_size"], BLOCKS["intermediate_size"], BLOCKS["head_dim"]
-    queries, keys = width * BLOCKS["num_attention_heads"], width * BLOCKS["num_key_value_heads"]
-    yield "model.embed_tokens", (ENDS["vocab_size"], hidden)
-    for block in range(BLOCKS["num_hidden_layers"]):
-        for name, shape in (
-            ("self_attn.q_proj", (queries, hidden)), ("self_attn.k_proj", (keys, hidden)),
-            ("self_attn.v_proj", (keys, hidden)), ("self_attn.o_proj", (hidden, queries)),
-            ("mlp.gate_proj", (inner, hidden)), ("mlp.up_proj", (inner, hidden)), ("mlp.down_proj", (hidden, inner)),
-            ("input_layernorm", (hidden,)), ("post_attention_layernorm", (hidden,)),
-        ):  # fmt: skip
-            yield f"model.layers.{block}.{name}", shape
-    yield "model.norm", (hidden,)
-    yield "lm_head", (ENDS["vocab_size"], hidden)
-
-
-def written() -> Path:
-    """A checkpoint in random numbers, all of them on disk."""
-    import torch
-    from transformers import LlamaConfig
-
-    folder = FOLDER / "llama-405b-ends"
-    if (folder / "config.json").is_file():
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    told, end = {}, 0
-    for name, shape in _shapes():
-        begin, end = end, end + 2 * prod(shape)
-        told[f"{name}.weight"] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
-    header, generator = json.dumps(told).encode(), torch.Generator().manual_seed(0)
-    header += b" " * (-len(header) % 8)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for _, shape in _shapes():
-            for first in range(0, prod(shape), PIECE):
-                numbers = torch.empty(min(PIECE, prod(shape) - first), dtype=torch.bfloat16)
-                numbers = numbers.normal_(0, 0.02, generator=generator) if len(shape) == 2 else numbers.fill_(1)
-                file.write(numbers.view(torch.uint8).numpy().data)
-    LlamaConfig(**ENDS, **BLOCKS, dtype="bfloat16", architectures=["LlamaForCausalLM"]).save_pretrained(folder)
-    return folder
 
 
 def child(folder: str, peer: str, head: str, limit: str, tokens: str) -> None:
