@@ -195,10 +195,10 @@ class ClientConfig:
     open_timeout: float = 10.0
     """For opening a hop, preparing it, and hearing back."""
     late_after: float = 1.0
-    """A step without a sign of life for so long is looked into."""
+    """A step without a sign of life for so long is looked into: at the latest, where the session's steps are faster."""
     probe_interval: float = 0.5
     silence: float = 3.0
-    """A hop that answers no probe for so long is taken for dead."""
+    """A hop that answers no probe for so long is taken for dead: at the latest, as `late_after`."""
     stall: float = 5.0
     """A link that moves nothing for so long though both its ends live is taken for broken."""
     engine_stall: float = 30.0

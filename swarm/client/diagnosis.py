@@ -54,18 +54,19 @@ def find_suspect(
     targets: Mapping[int, int],
     now: float,
     config: ClientConfig,
+    silence: float,
     frame_bytes: int = 0,
     sent_bytes: int = 0,
 ) -> Suspect | None:
     """The first hop or link in the chain that fails, or None: everybody works or there is reason to wait.
 
-    `targets`: how far each sequence must come; `frame_bytes`: the largest frame, which a slow link may take long for;
-    `sent_bytes`: what went to the first hop and may still be on its way.
+    `targets`: how far each sequence must come; `silence`: seconds for which a probe may be unanswered; `frame_bytes`:
+    the largest frame, which a slow link may take long for; `sent_bytes`: what went to the first hop and may still be on its way.
     """
     behind = min(sent_bytes, IN_FLIGHT) / config.slowest_rate
     for index, report in enumerate(reports):
-        silence = config.silence + (behind if index == 0 else 0.0)
-        if report.unanswered_since is not None and now - report.unanswered_since > silence:
+        allowed = silence + (behind if index == 0 else 0.0)
+        if report.unanswered_since is not None and now - report.unanswered_since > allowed:
             return Suspect(Fault.PEER, index, f"no answer for {now - report.unanswered_since:.1f} s")
     if not all(report.heard for report in reports):
         return None

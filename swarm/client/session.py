@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from swarm.client.blame import Blame, Verdict
-from swarm.client.chunks import LARGEST
+from swarm.client.chunks import LARGEST, stage
+from swarm.client.deadlines import Deadlines, Pace, expected_seconds
 from swarm.client.diagnosis import find_suspect
 from swarm.client.epoch import Epochs, Hearing
 from swarm.client.fitness import listed
@@ -103,6 +104,7 @@ class Session:
         self._epochs = Epochs(host, view, span, self._sequences, self._blame, self._tasks, hearing)
         self._waits: list[_Wait] = []
         self._watcher: asyncio.Task[None] | None = None
+        self._pace = Pace()
         self._last_sign = 0.0
         self._trouble = asyncio.Event()
         self._maintainer: asyncio.Task[None] | None = None
@@ -217,16 +219,31 @@ class Session:
         loop = asyncio.get_running_loop()
         try:
             while self._waits:
-                late = loop.time() - self._last_sign >= self.config.late_after
-                if late and self._epochs.streams is not None:
-                    self._look_into(self._epochs.streams)
-                patience = self.config.probe_interval if late else self.config.late_after
+                deadlines = self._deadlines()
+                patience = self._last_sign + deadlines.late - loop.time()
+                if patience <= 0.0:
+                    patience = deadlines.probe_interval
+                    if self._epochs.streams is not None:
+                        self._look_into(self._epochs.streams, deadlines.silence)
                 await asyncio.wait([wait.done for wait in self._waits[-1:]], timeout=patience)
         finally:
             self._watcher = None
 
+    def _deadlines(self) -> Deadlines:
+        """By when the outputs that are waited for should come."""
+        links = self._epochs.links
+        expected = expected_seconds([stage(link.hop) for link in links], [link.rtt_ms or 0.0 for link in links])
+        return self._pace.deadlines(self._under_way, expected, self.config)
+
+    @property
+    def _under_way(self) -> int:
+        """Positions that were sent since the last outputs came."""
+        streams = self._epochs.streams
+        return streams.unconfirmed // self.row_bytes if streams is not None else 0
+
     def _on_result(self, step: pb.Step) -> None:
         if self._sequences.deliver(step):
+            self._pace.note(_now() - self._last_sign, self._under_way)
             self._last_sign = _now()
             if self._epochs.streams is not None:
                 self._epochs.streams.unconfirmed = 0
@@ -250,11 +267,11 @@ class Session:
 
     # ---- what goes wrong --------------------------------------------------------------------------------------
 
-    def _look_into(self, streams: EpochStreams) -> None:
-        """Ask every hop how far it is, and judge by what they last said."""
+    def _look_into(self, streams: EpochStreams, silence: float) -> None:
+        """Ask every hop how far it is, and judge by what they last said: dead, who was silent for `silence` seconds."""
         frame = (self.config.chunk_positions or LARGEST) * self.row_bytes
         reports, lengths = [link.report() for link in streams.links], self._sequences.lengths
-        suspect = find_suspect(reports, lengths, _now(), self.config, frame, streams.unconfirmed)
+        suspect = find_suspect(reports, lengths, _now(), self.config, silence, frame, streams.unconfirmed)
         if suspect is None:
             for link in streams.links:
                 self._tasks.spawn(_quietly(link.probe()), name=f"probing {link}")
@@ -342,6 +359,7 @@ class Session:
         self._blame.attempt()
         await self._epochs.begin()
         self._last_sign = _now()
+        self._pace.begin()
         changed = self._epochs.number > 1
         self.reroutes += changed
         self._notice("rerouted" if changed else "route", str(self.route))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from swarm.client.diagnosis import Fault, Moved, Report, find_suspect
 from swarm.config import ClientConfig
 
-CONFIG = ClientConfig(silence=3.0, stall=5.0, engine_stall=30.0, slowest_rate=1000.0)
+SILENCE = 3.0
+CONFIG = ClientConfig(stall=5.0, engine_stall=30.0, slowest_rate=1000.0)
 NOW = 100.0
 DONE = Moved(10, 10, 10)
 
@@ -19,7 +20,7 @@ def report(moved: Moved = DONE, quiet: float = 0.0, silent: float | None = None,
 
 
 def suspect(*reports: Report, frame_bytes: int = 0) -> tuple[Fault, int] | None:
-    found = find_suspect(reports, {0: 10}, NOW, CONFIG, frame_bytes)
+    found = find_suspect(reports, {0: 10}, NOW, CONFIG, SILENCE, frame_bytes)
     return None if found is None else (found.fault, found.index)
 
 
@@ -71,9 +72,9 @@ def test_a_large_frame_over_a_slow_link_is_given_its_time() -> None:
 
 def test_any_sequence_that_is_behind_counts_and_one_never_seen_is_behind() -> None:
     both = Report(None, NOW - 6.0, {0: DONE, 1: UNFED})
-    assert find_suspect([both], {0: 10, 1: 10}, NOW, CONFIG) is not None
+    assert find_suspect([both], {0: 10, 1: 10}, NOW, CONFIG, SILENCE) is not None
     alone = Report(None, NOW - 6.0, {0: DONE})
-    found = find_suspect([alone], {0: 10, 1: 1}, NOW, CONFIG)
+    found = find_suspect([alone], {0: 10, 1: 1}, NOW, CONFIG, SILENCE)
     assert found is not None
     assert (found.fault, found.index) == is_link(0)
 
@@ -93,7 +94,7 @@ def test_whoever_is_suspected_gave_reason(reports: list[Report]) -> None:
     assert 0 <= index <= len(reports)
     if fault is Fault.PEER:
         accused = reports[index]
-        silent = accused.unanswered_since is not None and NOW - accused.unanswered_since > CONFIG.silence
+        silent = accused.unanswered_since is not None and NOW - accused.unanswered_since > SILENCE
         assert silent or (accused.moved[0].computed < 10 and NOW - accused.changed > CONFIG.engine_stall)
     else:
         ends = [r for r in (reports[index - 1] if index else None, *reports[index : index + 1]) if r is not None]
