@@ -37,7 +37,11 @@ test: install
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 soak: install
+ifdef MINUTES
+	$(BIN)/python scripts/soak.py --minutes $(MINUTES) $(ARGS)
+else
 	$(BIN)/python -m pytest -n 2 -m soak $(ARGS)
+endif
 
 lint: install
 	$(BIN)/ruff check .

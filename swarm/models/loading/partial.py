@@ -8,6 +8,7 @@ stored one by one, old names) are the library's business: it is given the tensor
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, cast
 
@@ -20,6 +21,10 @@ from swarm.errors import BadCheckpoint, UnsupportedModel
 from swarm.models.blocks import find_blocks
 from swarm.models.loading.layouts.choose import unquantized
 from swarm.models.loading.refused import refuse
+
+_BUILDING = threading.RLock()
+"""While the library builds a model it changes what holds for the whole process: its default dtype, how parameters are
+initialised, whether weights are tied. Two threads that do so at a time get each other's."""
 
 
 class Absent(nn.Module):
@@ -74,7 +79,7 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def outline(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
+    with _BUILDING, torch.device("meta"):
         return kind(decoder_config(config))
 
 
@@ -148,7 +153,12 @@ def assemble(
 
 
 def _quietly(run: Callable[[], Any]) -> Any:
-    """The library's own progress bar and report would only repeat ours."""
+    """The library's own progress bar and report would only repeat ours. One model at a time."""
+    with _BUILDING:
+        return _silenced(run)
+
+
+def _silenced(run: Callable[[], Any]) -> Any:
     bars, level = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
     library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     library_logging.set_verbosity(logging.CRITICAL)

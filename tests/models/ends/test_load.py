@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -144,3 +145,19 @@ def test_what_blocks_return_is_found_and_the_model_left_as_it_was(save, model_ty
     assert [returns_tuple(model)] == seen
     assert model.config.to_dict() == before
     assert len(find_blocks(model).layers) == 0
+
+
+def test_several_threads_may_load_at_a_time(save) -> None:
+    folder, _ = save("llama", tie_word_embeddings=True)
+    before = torch.get_default_dtype()
+
+    def load(place: int) -> torch.Tensor:
+        dtype = ("float32", "bfloat16")[place % 2]
+        model, _ = load_ends(folder, dtype=dtype, progress=False)
+        assert str(model.dtype) == f"torch.{dtype}"
+        return model.get_output_embeddings().weight.float().sum()
+
+    with ThreadPoolExecutor(4) as pool:
+        sums = list(pool.map(load, range(24)))
+    assert all(torch.isclose(one, sums[0], rtol=0.1, atol=0.1) for one in sums)
+    assert torch.get_default_dtype() is before
