@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
@@ -57,6 +57,32 @@ class ForwardConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerLimits:
+    """What one peer may have of this one, and all together. Beyond it there is a refusal, or a wait."""
+
+    streams: int = 1024
+    """Open at a time that a peer has opened: a server that feeds this one has one for each session of its own."""
+    all_streams: int = 4096
+    openings: float = 100.0
+    """Streams that a peer may open a second, and after a pause at once."""
+    openings_at_once: float = 512.0
+    frames: float = 2000.0
+    """That are read a second of what a peer sends; a second's worth at once."""
+    flight_bytes: int = 128 * MIB
+    """Of a peer's frames that are being read, and of what they brought that has not gone on."""
+    all_flight_bytes: int = 512 * MIB
+    allow: str | None = None
+    """File of the peer ids that are served, one a line; None: everybody."""
+    block: str | None = None
+    """File of those that are not."""
+
+    def __post_init__(self) -> None:
+        for name in ("streams", "all_streams", "openings", "openings_at_once", "frames", "flight_bytes"):
+            if not getattr(self, name) > 0:
+                raise InvalidInput(f"{name}={getattr(self, name)!r}: it must be more than 0")
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkConfig:
     """How a peer joins the network."""
 
@@ -71,6 +97,7 @@ class NetworkConfig:
     through forwarders."""
     forward: ForwardConfig | None = None
     """Whether this peer carries between others that cannot dial each other, where everybody reaches it."""
+    limits: PeerLimits = field(default_factory=PeerLimits)
     daemon_startup: float = 30.0
     dial_timeout: float = 10.0
     record_lifetime: float = 60.0
@@ -160,6 +187,10 @@ class ServerConfig:
     """Whether what one client's prompt left may serve another's: how soon the answer comes then tells the other that
     somebody has asked the same."""
     max_sessions: int = 256
+    max_sessions_per_peer: int = 128
+    cache_share_per_peer: float = 1.0
+    """Of `cache_bytes`, what the sessions of one peer may have. Who has more than an equal share gives way to others
+    in any case; less than 1 leaves room even while nobody else is there."""
     max_sequences: int = 256
     """Sequences that one session may hold at once."""
     batch_positions: int = 1024
@@ -182,7 +213,13 @@ class ServerConfig:
     """Received but not yet sent on, per session; beyond it the server stops reading."""
     open_timeout: float = 10.0
     """How long a peer may take to say what a new stream is for."""
+    stuck: float = 60.0
+    """Who takes nothing of what is sent to it for so long is hung up on."""
     drain_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.cache_share_per_peer <= 1.0:
+            raise InvalidInput(f"cache_share_per_peer={self.cache_share_per_peer!r}: it must be more than 0, at most 1")
 
 
 @dataclass(frozen=True, slots=True)

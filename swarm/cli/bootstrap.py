@@ -20,12 +20,14 @@ from swarm.cli.options import (
     edge_options,
     forward_options,
     identity_option,
+    limit_options,
     metrics_option,
     network_options,
 )
 from swarm.cli.signals import on_signals
-from swarm.config import ForwardConfig, NetworkConfig
+from swarm.config import ForwardConfig, NetworkConfig, PeerLimits
 from swarm.net.addresses import best_first
+from swarm.net.guard import GuardedHost
 
 PORT = 31337
 LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
@@ -34,6 +36,7 @@ LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
 @click.command(cls=Command)
 @network_options(LISTEN)
 @forward_options
+@limit_options
 @identity_option
 @click.option(
     "--address-file",
@@ -50,6 +53,7 @@ LISTEN = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip4/0.0.0.0/udp/{PORT}/quic-v1")
 def main(
     network: NetworkConfig,
     forward: ForwardConfig | None,
+    limits: PeerLimits,
     identity_path: str | None,
     address_file: Path | None,
     edge: EdgeOptions,
@@ -69,7 +73,7 @@ def main(
         if path is not None:
             check_output(path, option)
     with identified(network, identity_path, "bootstrap", "bootstrap peer") as network:
-        network = replace(network, public=True, forward=forward)
+        network = replace(network, public=True, forward=forward, limits=limits)
         asyncio.run(run(network, edge, (address_file, edge_address_file), metrics))
 
 
@@ -95,7 +99,7 @@ async def run(
         await maps.serve(network.host)
         browsers = await stack.enter_async_context(edge_of(network.identity, edge.beside(config), needed=edge.needed))
         if browsers is not None:
-            await maps.serve(browsers)
+            await maps.serve(GuardedHost(browsers, network.guard))
         streams = lambda: 0 if browsers is None else browsers.statistics().served  # noqa: E731
         watching = lambda registry: watch_directory(registry, network.directory, maps, streams)  # noqa: E731
         await stack.enter_async_context(showing_metrics(metrics, watching))

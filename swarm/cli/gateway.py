@@ -20,6 +20,7 @@ from swarm.cli.options import (
     edge_options,
     head_option,
     identity_option,
+    limit_options,
     model_argument,
     model_options,
     name_option,
@@ -28,7 +29,7 @@ from swarm.cli.options import (
 )
 from swarm.cli.signals import on_signals
 from swarm.cli.values import COUNT, THREADS, place_of
-from swarm.config import SPECULATIONS, ClientConfig, GatewayConfig, NetworkConfig
+from swarm.config import SPECULATIONS, ClientConfig, GatewayConfig, NetworkConfig, PeerLimits
 from swarm.errors import InvalidInput
 from swarm.net.initial_peers import HOW_TO_BEGIN
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @model_argument
 @network_options()
+@limit_options
 @identity_option
 @client_options
 @head_option
@@ -107,6 +109,7 @@ def main(
     threads: int | None,
     public_name: str,
     client: ClientConfig,
+    limits: PeerLimits,
     config: GatewayConfig,
     side: HttpSide | None,
     edge: EdgeOptions,
@@ -122,7 +125,7 @@ def main(
         raise InvalidInput(HOW_TO_BEGIN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = GatewayOptions(model, dtype, head, revision, token, threads, public_name, config, client)
-    with identified(replace(network, dialled=True), identity_path, "gateway", "gateway") as network:
+    with identified(replace(network, dialled=True, limits=limits), identity_path, "gateway", "gateway") as network:
         asyncio.run(run(network, options, edge, side))
 
 

@@ -13,10 +13,20 @@ import click
 from click.shell_completion import CompletionItem
 
 from swarm.cli.values import COUNT, Name, Seconds, place_of, size_of
-from swarm.config import CODEC_CHOICES, HEADS, QUANTIZATIONS, ClientConfig, EdgeConfig, ForwardConfig, NetworkConfig
+from swarm.config import (
+    CODEC_CHOICES,
+    HEADS,
+    QUANTIZATIONS,
+    ClientConfig,
+    EdgeConfig,
+    ForwardConfig,
+    NetworkConfig,
+    PeerLimits,
+)
 from swarm.errors import InvalidInput
 from swarm.net import initial_peers as joining
 from swarm.net.addresses import check, check_edge, is_peer_id
+from swarm.net.lists import Lists
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -132,6 +142,70 @@ def _forward(
             raise InvalidInput(f"--forward-block {peer_id}: that is no peer id; it should look like 12D3KooW...")
     limits = ForwardConfig(circuits=forward_limit, rate=float(forward_rate or 0), blocked=forward_block)
     return limits if forward else None
+
+
+def limit_options(function: Function) -> Function:
+    """What one peer may have of this one, as `limits`, a PeerLimits. The command raises InvalidInput."""
+    usual = PeerLimits()
+    return together(
+        "limits",
+        _limits,
+        click.option(
+            "--max-streams-per-peer",
+            type=COUNT,
+            default=usual.streams,
+            show_default=True,
+            metavar="N",
+            help="Streams of one peer at a time; about three for each session or query.",
+        ),
+        click.option(
+            "--max-frames-per-peer",
+            type=COUNT,
+            default=int(usual.frames),
+            show_default=True,
+            metavar="N",
+            help="Frames that are read a second of what one peer sends; about one for each token.",
+        ),
+        click.option(
+            "--max-bytes-per-peer",
+            callback=size_of,
+            metavar="SIZE",
+            help="Of one peer's, that have come and not gone on; by default 128MiB. All together may have four times "
+            "as many.",
+        ),
+        click.option(
+            "--allow",
+            type=click.Path(),
+            metavar="FILE",
+            help="Serve only the peers in FILE, one peer id a line; read anew when it changes.",
+        ),
+        click.option(
+            "--block",
+            type=click.Path(),
+            metavar="FILE",
+            help="Do not serve the peers in FILE, one peer id a line; read anew when it changes.",
+        ),
+    )(function)
+
+
+def _limits(
+    max_streams_per_peer: int,
+    max_frames_per_peer: int,
+    max_bytes_per_peer: int | None,
+    allow: str | None,
+    block: str | None,
+) -> PeerLimits:
+    flight = PeerLimits().flight_bytes if max_bytes_per_peer is None else max_bytes_per_peer
+    Lists(allow, block)
+    return PeerLimits(
+        streams=max_streams_per_peer,
+        all_streams=4 * max_streams_per_peer,
+        frames=float(max_frames_per_peer),
+        flight_bytes=flight,
+        all_flight_bytes=4 * flight,
+        allow=allow,
+        block=block,
+    )
 
 
 def identity_option(function: Function) -> Function:

@@ -20,6 +20,7 @@ from swarm.cli.options import (
     DTYPES,
     forward_options,
     identity_option,
+    limit_options,
     metrics_option,
     model_options,
     name_option,
@@ -28,8 +29,8 @@ from swarm.cli.options import (
     together,
 )
 from swarm.cli.signals import on_signals
-from swarm.cli.values import COUNT, THREADS, Seconds, size_of, span_of
-from swarm.config import QUANTIZATIONS, SCHEMES, ForwardConfig, NetworkConfig, ServerConfig
+from swarm.cli.values import COUNT, SHARE, THREADS, Seconds, size_of, span_of
+from swarm.config import QUANTIZATIONS, SCHEMES, ForwardConfig, NetworkConfig, PeerLimits, ServerConfig
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
 from swarm.memory import size
@@ -103,11 +104,17 @@ if TYPE_CHECKING:
 )
 @network_options()
 @forward_options
+@limit_options
 @identity_option
 @name_option("this server in swarm-status")
 @together(
     "config",
-    lambda drain_timeout, share_prefixes: ServerConfig(drain_timeout=drain_timeout, share_prefixes=share_prefixes),
+    lambda drain_timeout, share_prefixes, max_sessions_per_peer, max_cache_per_peer: ServerConfig(
+        drain_timeout=drain_timeout,
+        share_prefixes=share_prefixes,
+        max_sessions_per_peer=max_sessions_per_peer,
+        cache_share_per_peer=max_cache_per_peer,
+    ),
     click.option(
         "--drain-timeout",
         type=Seconds(),
@@ -115,6 +122,22 @@ if TYPE_CHECKING:
         show_default=True,
         metavar="SECONDS",
         help="How long sessions have to move on when this server leaves.",
+    ),
+    click.option(
+        "--max-sessions-per-peer",
+        type=COUNT,
+        default=ServerConfig().max_sessions_per_peer,
+        show_default=True,
+        metavar="N",
+        help="Sessions of one client at a time; a gateway has one for each query.",
+    ),
+    click.option(
+        "--max-cache-per-peer",
+        type=SHARE,
+        default=ServerConfig().cache_share_per_peer,
+        show_default=True,
+        metavar="SHARE",
+        help="Of the KV cache, what one client may have though nobody else needs it; it gives way to others anyway.",
     ),
     click.option(
         "--share-prefixes",
@@ -131,6 +154,7 @@ def main(
     models: tuple[str, ...],
     network: NetworkConfig,
     forward: ForwardConfig | None,
+    limits: PeerLimits,
     identity_path: str | None,
     public_name: str,
     config: ServerConfig,
@@ -167,7 +191,7 @@ def main(
     if dry_run:
         asyncio.run(foresee(network, choose))
         return
-    network = replace(network, dialled=True, forward=forward)
+    network = replace(network, dialled=True, forward=forward, limits=limits)
     with identified(network, identity_path, "serve", "server") as network:
         hosting = asyncio.run(serve(choose, network, config, public_name, metrics))
     if hosting is None or hosting.loading:
@@ -253,6 +277,7 @@ async def serve(
             network=network,
             name=name,
             lost=joined.lost,
+            guard=joined.guard,
             on_state=lambda life: say(life, joined.host.addresses, hosting, network),
         )
 

@@ -18,6 +18,7 @@ MOST_THREADS = 4096
 
 COUNT = click.IntRange(min=1, max=MOST)
 THREADS = click.IntRange(min=1, max=MOST_THREADS)
+SHARE = click.FloatRange(min=0.0, max=1.0, min_open=True)
 SEED = click.IntRange(min=0, max=MOST)
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)

@@ -28,6 +28,7 @@ from swarm.metrics import exposition
 from swarm.net import Network
 from swarm.net.addresses import best_first
 from swarm.net.base import Host
+from swarm.net.guard import GuardedHost
 from swarm.tasks import first_of
 from swarm.types import check_name
 from swarm.wire import swarm_pb2 as pb
@@ -133,7 +134,8 @@ class Gateway:
     async def _serve_peers(self) -> None:
         """Take queries over every host, and show the swarm."""
         node, maps = QueryService(self._generator, self.config), MapService(self.network.directory)
-        for host in (self.network.host, *([] if self.edge is None else [self.edge])):
+        edges = [] if self.edge is None else [GuardedHost(self.edge, self.network.guard)]
+        for host in (self.network.host, *edges):
             await node.serve(host)
             await maps.serve(host)
 

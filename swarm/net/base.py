@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from swarm.errors import SwarmError
+from swarm.net.flight import Flight
 from swarm.tasks import first_of
 from swarm.types import ModelInfo, PeerId, ServerRecord, Span
 from swarm.wire import swarm_pb2 as pb
@@ -28,6 +29,10 @@ class Stream(Protocol):
 
     def concerns(self, *, span: Span | None = None, session: bytes | None = None) -> None:
         """Say what this stream is used for: errors that come out of it from now on carry it."""
+
+    def meter(self, flight: Flight) -> None:
+        """From now on large frames are read when there is room for them in `flight`, as far as they are not held
+        back or bounded anyway."""
 
     async def send(self, frame: bytes) -> None:
         """Hand one frame to the transport; waits while its buffers are full.
@@ -52,12 +57,13 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 class PeerStream(ABC):
     """What all streams share: whose they are, what for, and that their errors say so."""
 
-    __slots__ = ("_peer_id", "_session", "_span")
+    __slots__ = ("_flight", "_peer_id", "_session", "_span")
 
     def __init__(self, peer_id: PeerId) -> None:
         self._peer_id = peer_id
         self._span: Span | None = None
         self._session: bytes | None = None
+        self._flight: Flight | None = None
 
     @property
     def peer_id(self) -> PeerId:
@@ -66,6 +72,10 @@ class PeerStream(ABC):
     def concerns(self, *, span: Span | None = None, session: bytes | None = None) -> None:
         """As in `Stream`."""
         self._span, self._session = span, session
+
+    def meter(self, flight: Flight) -> None:
+        """As in `Stream`."""
+        self._flight = flight
 
     async def send(self, frame: bytes) -> None:
         """As in `Stream`."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from swarm.net.guard import Guard, GuardedHost
 
 if TYPE_CHECKING:
     from swarm.config import NetworkConfig
@@ -37,6 +39,8 @@ class Network:
     lost: Callable[[], Coroutine[Any, Any, NoReturn]]
     retire: Callable[[], None] = _nothing
     """Carry nothing new for others, because this peer is about to leave."""
+    guard: Guard = field(default_factory=Guard)
+    """What stands before the handlers of `host`."""
 
     async def close(self) -> None:
         """Leave. Waits for goodbyes, but not for ever: without its daemon nobody may answer."""
@@ -70,4 +74,4 @@ async def open(config: NetworkConfig) -> Network:  # noqa: A001
         await host.close()
         raise
     host.keep_known(directory)
-    return Network(host, directory, host.identity, host.lost, host.retire)
+    return Network(GuardedHost(host, host.guard), directory, host.identity, host.lost, host.retire, host.guard)

@@ -51,8 +51,11 @@ class CacheBudget:
         evict_after: float,
         prefix_share: float = 0.0,
         prefixes: Shrinkable | None = None,
+        share_per_client: float = 1.0,
     ) -> None:
         self.total = total
+        self.per_client = int(total * share_per_client)
+        """What the caches of one client's sessions may take, also while nobody else is there."""
         self.history_limit = int(total * history_share)
         self.prefix_limit = int(total * prefix_share)
         self.evict_after = evict_after
@@ -81,6 +84,8 @@ class CacheBudget:
 
     def make_room(self, wanted: int, asking: Holder | None, now: float, client: str = "") -> bool:
         """Free `wanted` bytes for `asking` (None: a new session of `client`). False when that cannot be done."""
+        if not self._within_own(wanted, client if asking is None else asking.client, asking, now):
+            return False
         left = self.total - self.excess - self.kv_bytes - wanted
         victims = [h for h in self.holders if h is not asking and h.kv_bytes and now - h.last_used >= self.evict_after]
         victims.sort(key=lambda holder: holder.last_used)
@@ -97,6 +102,21 @@ class CacheBudget:
                 break
             holder.evict()
         return wanted <= self.total - self.kv_bytes - self.excess
+
+    def _within_own(self, wanted: int, client: str, asking: Holder | None, now: float) -> bool:
+        """Make `wanted` bytes more of a client's fit into what one client may have, with its own idle caches alone."""
+        mine = [holder for holder in self.holders if holder.client == client]
+        beyond = sum(holder.kv_bytes for holder in mine) + wanted - self.per_client
+        if beyond <= 0 or self.per_client >= self.total:
+            return True
+        idle = [h for h in mine if h is not asking and h.kv_bytes and now - h.last_used >= self.evict_after]
+        if sum(holder.kv_bytes for holder in idle) < beyond:
+            return False
+        for holder in sorted(idle, key=lambda holder: holder.last_used):
+            if beyond > 0:
+                beyond -= holder.kv_bytes
+                holder.evict()
+        return True
 
     def _of_the_greedy(self, wanted: int, client: str, given: Sequence[Holder]) -> list[Holder]:
         """Caches beyond their clients' shares, if `client` stays within its own; the longest unused before others."""

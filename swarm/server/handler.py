@@ -24,6 +24,8 @@ from swarm.errors import (
     Unauthorized,
 )
 from swarm.net.base import Host, Stream
+from swarm.net.flight import Flight
+from swarm.net.guard import Guard
 from swarm.server.control import Control
 from swarm.server.hosted import Hosted
 from swarm.server.session import Session
@@ -52,8 +54,10 @@ class HandlerStatistics:
 class Handler:
     """Serves sessions over a host, each on that of the `hosted` spans whose contract it asks for."""
 
-    def __init__(self, *, host: Host, config: ServerConfig) -> None:
+    def __init__(self, *, host: Host, config: ServerConfig, flight: Flight | None = None) -> None:
         self.host = host
+        self.flight = flight or Guard().flight
+        """The bytes of all peers that are on their way through here."""
         self.config = config
         self.hosted: list[Hosted] = []
         self.draining = False
@@ -172,6 +176,10 @@ class Handler:
             raise ServerBusy("this server is leaving", retry_after=60.0)
         if (sessions := self.statistics().sessions) >= self.config.max_sessions:
             raise ServerBusy(f"{sessions} sessions are open")
+        if (mine := sum(session.client == stream.peer_id for session in self.sessions)) >= (
+            self.config.max_sessions_per_peer
+        ):
+            raise ServerBusy(f"you have {mine} sessions here, which is all that one peer may have", retry_after=5.0)
         session = hosted.open(message.session, stream.peer_id, asked, message.positions)
         log.info("%s: opened by %s", session, stream.peer_id, extra={**session.subject, "peer": stream.peer_id})
         return session

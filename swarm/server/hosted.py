@@ -14,6 +14,8 @@ from swarm.contract import Contract
 from swarm.errors import ContractMismatch, LimitExceeded, ServerBusy
 from swarm.jobs import Change, Kind
 from swarm.net.base import Host
+from swarm.net.flight import Flight
+from swarm.net.guard import Guard
 from swarm.server.budget import CacheBudget
 from swarm.server.engine import Engine
 from swarm.server.prefixes import OWNER, PrefixCache
@@ -57,16 +59,30 @@ class HostedStatistics:
 
 class Hosted:
     """Serves sessions on what `contract` (with fingerprints of 32 bytes a block) says, with an engine and a budget of
-    their own."""
+    their own. `flight`: where its clients' bytes on their way are counted."""
 
-    def __init__(self, *, host: Host, engine: Engine, contract: Contract, limits: Limits, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        *,
+        host: Host,
+        engine: Engine,
+        contract: Contract,
+        limits: Limits,
+        config: ServerConfig,
+        flight: Flight | None = None,
+    ) -> None:
         self.engine = engine
         self.contract = contract
         self.limits = limits
         self.config = config
         self.prefixes = PrefixCache(config.prefix_chunk, self._free_prefix)
         self.budget = CacheBudget(
-            config.cache_bytes, config.history_share, config.evict_after, config.prefix_share, self.prefixes
+            config.cache_bytes,
+            config.history_share,
+            config.evict_after,
+            config.prefix_share,
+            self.prefixes,
+            config.cache_share_per_peer,
         )
         self.draining = False
         """Whether no session is taken any more."""
@@ -86,6 +102,7 @@ class Hosted:
             codec=self._codec,
             prefixes=self.prefixes,
             tasks=self._tasks,
+            flight=flight or Guard().flight,
         )
 
     def __str__(self) -> str:
@@ -120,13 +137,15 @@ class Hosted:
         if positions > most:
             text = f"{positions} positions in one session; there is room for {most}"
             raise LimitExceeded(text, "positions", most, positions)
-        if not self.budget.make_room(min(wanted, self.budget.total), None, asyncio.get_running_loop().time(), client):
+        if not self.budget.make_room(
+            min(wanted, self.budget.per_client), None, asyncio.get_running_loop().time(), client
+        ):
             raise ServerBusy("the KV cache has no room for this session", retry_after=self.config.evict_after)
 
     def _most_positions(self, span: Span) -> int:
         """Positions that all sequences of one session on `span` may have together, if nobody else has any; fewer,
         where many are short."""
-        return self.budget.total * MANY // max(self.engine.runner.reserved_bytes(span, MANY), 1)
+        return self.budget.per_client * MANY // max(self.engine.runner.reserved_bytes(span, MANY), 1)
 
     def greeting(self, session: Session) -> pb.Opened:
         """What a client is told of its session."""

@@ -43,6 +43,13 @@ class ServerMetrics:
         handler, draining = self._server.handler, self._server.handler.draining
         yield gauge("swarm_blocks_served", "Blocks announced as online", self._blocks())
         yield gauge("swarm_server_draining", "1 while it leaves", float(draining))
+        guard = self._server.guard
+        yield gauge("swarm_streams_open", "Streams of peers", guard.streams.held)
+        yield gauge("swarm_bytes_in_flight", "Of peers, that have come and not gone on", guard.flight.places.held)
+        streams = Counter("swarm_streams_refused", "Streams that were refused", ["limit"], registry=None)
+        for name, count in guard.refused.items():
+            streams.labels(name).inc(count)
+        yield from streams.collect()
         if not handler.hosted:
             return
         yield from _occupancy([hosted.statistics() for hosted in handler.hosted])

@@ -5,36 +5,70 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from swarm.errors import StreamClosed
 from swarm.net.base import Stream
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import Codec
 from swarm.wire.rows import Buffer
 from swarm.wire.transcode import frame_of
 
+if TYPE_CHECKING:
+    from swarm.net.flight import Flight
+    from swarm.types import PeerId
+
+LEAST = 64 * 1024
+"""Bytes that a session may have on their way although its client, or all, have too many: decode steps go on."""
+
 
 class Outbox:
     """A queue of steps on their way out, each encoded when its turn comes. `wanted_only`: the receiver is the client,
     which asked for certain rows.
 
-    `unsent` counts bytes accepted from upstream and not yet handed on; `room` waits while they are too many.
+    `unsent` counts bytes accepted from upstream and not yet handed on, in `flight` on the account of `client`; `room`
+    waits while they are too many.
     """
 
-    def __init__(self, codec: Codec, limit: int, *, wanted_only: bool, on_sent: Callable[[pb.Step], None]) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        limit: int,
+        *,
+        flight: Flight,
+        client: PeerId,
+        wanted_only: bool,
+        on_sent: Callable[[pb.Step], None],
+    ) -> None:
         self.codec = codec
         self.limit = limit
         self.wanted_only = wanted_only
         self.unsent = 0
+        self._flight, self._client = flight, client
         self._on_sent = on_sent
         self._steps: deque[tuple[pb.Step, int]] = deque()
         self._changed = asyncio.Event()
         self._closed = False
 
     async def room(self) -> None:
-        """Wait until less than `limit` bytes are on their way, or nothing will be sent any more."""
-        while self.unsent > self.limit and not self._closed:
+        """Wait until less than `limit` bytes are on their way, or nothing will be sent any more; only few of its own
+        may be while its client, or all, have too many."""
+        while self.unsent > self._allowed and not self._closed:
             self._changed.clear()
             await self._changed.wait()
+
+    @property
+    def _allowed(self) -> int:
+        return self.limit if self._flight.has_room(self._client) else min(self.limit, LEAST)
+
+    def accept(self, nbytes: int) -> None:
+        """So many bytes came in, of which something will be put here, or `forget` be called."""
+        self._count(nbytes)
+
+    def _count(self, change: int) -> None:
+        self.unsent += change
+        if not self._closed:
+            self._flight.count(self._client, change)
 
     def put(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], hidden: Buffer, nbytes: int) -> None:
         """Queue what one step made of its `nbytes` of input; once closed, forget it."""
@@ -49,11 +83,13 @@ class Outbox:
 
     def forget(self, nbytes: int) -> None:
         """Of `nbytes` that were accepted nothing will come."""
-        self.unsent -= nbytes
+        self._count(-nbytes)
         self._changed.set()
 
     def close(self) -> None:
         """The epoch is over: what was not sent is forgotten."""
+        if not self._closed:
+            self._flight.count(self._client, -self.unsent)
         self._closed = True
         self._steps.clear()
         self._changed.set()
@@ -69,16 +105,21 @@ class Outbox:
         step.hidden = b"".join(pieces)
         return step
 
-    async def drain(self, stream: Stream) -> None:
-        """Send for ever. Raises StreamClosed when the stream is lost."""
+    async def drain(self, stream: Stream, stuck: float) -> None:
+        """Send for ever. Raises StreamClosed when the stream is lost, or takes nothing for `stuck` seconds."""
         while True:
             while not self._steps:
                 self._changed.clear()
                 await self._changed.wait()
             step, nbytes = self._steps.popleft()
             if step.hidden or not self.wanted_only:
-                await stream.send(await frame_of(self._sendable(step), self.codec))
-            self.unsent -= nbytes
+                frame = await frame_of(self._sendable(step), self.codec)
+                try:
+                    async with asyncio.timeout(stuck):
+                        await stream.send(frame)
+                except TimeoutError:
+                    raise StreamClosed(f"{stream.peer_id} has taken nothing for {stuck:.0f} s") from None
+            self._count(-nbytes)
             self._changed.set()
             self._on_sent(step)
 

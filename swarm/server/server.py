@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from swarm.config import NetworkConfig, ServerConfig
 from swarm.errors import InvalidInput, SwarmError
 from swarm.net.base import Directory, Host
+from swarm.net.guard import Guard
 from swarm.server.engine import Engine, Pass
 from swarm.server.handler import Handler
 from swarm.server.plan import Plan
@@ -32,7 +33,8 @@ class Server:
     """Hosts the spans of `plans` on a host that has joined the network, each with an engine and a budget of its own.
 
     `lost` ends with an error when the host has lost its network for good; `on_state` hears of each span's states, each
-    when the directory has taken it. Raises InvalidInput where there is no plan, or two are for the same.
+    when the directory has taken it; `guard`: what stands before `host`'s handlers. Raises InvalidInput where
+    there is no plan, or two are for the same.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Server:
         lost: Callable[[], Awaitable[None]] | None = None,
         on_state: Callable[[SpanLife], None] = lambda life: None,
         now: Callable[[], float] = time.time,
+        guard: Guard | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.host = host
+        self.guard = guard = guard or Guard()
         self.config = config or ServerConfig()
-        self.handler = Handler(host=host, config=self.config)
+        self.handler = Handler(host=host, config=self.config, flight=guard.flight)
         self._lost = lost
         self._make_engine = engine or self._thread_engine
         self.on_pass: Callable[[Pass], None] | None = None

@@ -16,6 +16,7 @@ from swarm.config import FRAME_LIMIT, ServerConfig
 from swarm.errors import ComputeFailed, Gap, MalformedFrame, NetworkError, ServerBusy, SwarmError, Unauthorized
 from swarm.jobs import Change, Copy, Forward, Kind
 from swarm.net.base import Host, Stream
+from swarm.net.flight import Flight
 from swarm.server.budget import CacheBudget
 from swarm.server.engine import Engine
 from swarm.server.ledger import Accepted, Ledger, SessionLimits
@@ -43,7 +44,7 @@ ITEM_BYTES = 256
 @dataclass(frozen=True, slots=True)
 class SessionContext:
     """What all sessions on a span share. `codec`: that of a name, or ContractMismatch; `tasks`: owns what runs in the
-    background."""
+    background; `flight`: what all clients have on its way."""
 
     host: Host
     engine: Engine
@@ -56,6 +57,7 @@ class SessionContext:
     codec: Callable[[str], Codec]
     prefixes: PrefixCache
     tasks: Tasks
+    flight: Flight
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,8 @@ class Session:
         self._outbox = outbox = Outbox(
             self._output_codec,
             self._context.config.inbox_bytes,
+            flight=self._context.flight,
+            client=self.client,
             wanted_only=self._downstream is None and not self._relayed,
             on_sent=self._ledger.sent,
         )
@@ -239,7 +243,7 @@ class Session:
         """Queue a step, of `size` bytes of hidden states. `output_of`: the outputs, of what the job gives."""
         generation, outbox = self._generation, step.outbox
         nbytes = size + ITEM_BYTES * (1 + len(step.operations) + len(step.rows))
-        outbox.unsent += nbytes
+        outbox.accept(nbytes)
 
         def done(result: Buffer) -> None:
             if generation == self._generation:
@@ -321,7 +325,7 @@ class Session:
     async def _until_broken(self, stream: Stream, outbox: Outbox) -> None:
         """Send, and listen for the other side's last word at the same time."""
         try:
-            await until_first(_last_word(stream), outbox.drain(stream))
+            await until_first(_last_word(stream), outbox.drain(stream, self._context.config.stuck))
         finally:
             stream.close()
 
@@ -421,7 +425,7 @@ def _ledger(context: SessionContext, span: Span) -> Ledger:
         cost=functools.partial(runner.reserved_bytes, span),
         row_bytes=context.row_bytes,
         can_rollback=runner.can_rollback,
-        limits=SessionLimits(config.max_sequences, context.max_positions, context.budget.total),
+        limits=SessionLimits(config.max_sequences, context.max_positions, context.budget.per_client),
     )
 
 

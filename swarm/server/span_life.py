@@ -194,6 +194,7 @@ class SpanLife:
         if loaded.cache_bytes is not None:
             config = replace(config, cache_bytes=loaded.cache_bytes)
         self.hosted = Hosted(
+            flight=self._handler.flight,
             host=self._host,
             engine=self._make_engine(loaded.runner),
             contract=loaded.contract,

@@ -10,8 +10,9 @@ from typing import Any
 
 from swarm.client.session import Notice, Session
 from swarm.client.view import View
-from swarm.config import SCHEMES, ClientConfig, ServerConfig
+from swarm.config import SCHEMES, ClientConfig, PeerLimits, ServerConfig
 from swarm.contract import UNQUANTIZED, Contract
+from swarm.net.guard import Guard, GuardedHost
 from swarm.server.handler import Handler
 from swarm.server.hosted import Hosted, Limits
 from swarm.server.runner import Runner
@@ -89,6 +90,7 @@ class World:
         make_runner: Callable[[], Runner] = ExactRunner,
         arithmetic: Arithmetic | None = None,
         server_config: ServerConfig | None = None,
+        peer_limits: PeerLimits | None = None,
         step_seconds: Callable[[int], float] = lambda positions: 0.002 + 0.0002 * positions,
     ) -> None:
         self.network = SimulatedNetwork(seed, conditions)
@@ -99,6 +101,7 @@ class World:
         self.runners: list[Runner] = []
         self.arithmetic = arithmetic or Arithmetic(ROW.size, embed, token_of, lambda span: make_runner())
         self.model = ModelInfo("model", "exact", blocks, self.arithmetic.hidden_size, 4096)
+        self.peer_limits = peer_limits
         self.server_config = server_config or ServerConfig()
         self.step_seconds = step_seconds
         self._sessions: list[Session] = []
@@ -134,8 +137,12 @@ class World:
         limits = Limits(directory.verify, max_positions, codecs)
         self.runners.append(self.arithmetic.make_runner(span))
         engine = InlineEngine(self.runners[-1], seconds=self.step_seconds)
-        handler = Handler(host=host, config=self.server_config)
-        handler.add(Hosted(host=host, engine=engine, contract=contract, limits=limits, config=self.server_config))
+        guard = Guard(self.peer_limits)
+        door, config = GuardedHost(host, guard), self.server_config
+        handler = Handler(host=door, config=config, flight=guard.flight)
+        handler.add(
+            Hosted(host=door, engine=engine, contract=contract, limits=limits, config=config, flight=guard.flight)
+        )
         await handler.start()
         record = ServerRecord(
             name, contract.announced, addresses=tuple(host.addresses),

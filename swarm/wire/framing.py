@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from swarm.errors import FrameTooLarge, MalformedFrame, StreamClosed
 
@@ -45,16 +47,32 @@ class Length:
         return byte < 0x80
 
 
-async def read_frame(reader: asyncio.StreamReader, limit: int) -> bytes:
-    """The next frame. The limit is checked before the body is read.
+BODY_TIME, SLOWEST = 30.0, 50_000.0
+"""A frame that has begun must come within so many seconds, and as many more as it takes at so many bytes a second."""
 
-    Raises StreamClosed at the end of the stream, FrameTooLarge, MalformedFrame for a broken length.
+Reading = Callable[[int], AbstractAsyncContextManager[object]]
+
+
+def _at_once(size: int) -> AbstractAsyncContextManager[object]:
+    return nullcontext()
+
+
+async def read_frame(reader: asyncio.StreamReader, limit: int, reading: Reading = _at_once) -> bytes:
+    """The next frame. The limit is checked before the body is read, which `reading` is entered for with its size.
+
+    Raises StreamClosed at the end of the stream, and where a body comes too slowly; FrameTooLarge, MalformedFrame for a
+    broken length.
     """
     try:
         length = await _read_length(reader)
         if length > limit:
             raise FrameTooLarge(f"a frame of {length} bytes, above the limit of {limit}")
-        return await reader.readexactly(length)
+        if length < JOIN_BELOW:
+            return await reader.readexactly(length)
+        async with reading(length), asyncio.timeout(BODY_TIME + length / SLOWEST):
+            return await reader.readexactly(length)
+    except TimeoutError as error:
+        raise StreamClosed("a frame that had begun did not come to its end in time") from error
     except (asyncio.IncompleteReadError, OSError) as error:
         raise StreamClosed("the stream ended") from error
 

@@ -19,9 +19,10 @@ from swarm.net.forwarding import circuits, splice
 from swarm.net.forwarding import forwarding_pb2 as pb
 from swarm.net.forwarding.circuits import FRAME_LIMIT, Connect, Reserve, Status
 from swarm.net.forwarding.forwarder import ASKING, Forwarder
-from swarm.net.forwarding.quota import Pace, refusal
+from swarm.net.forwarding.quota import refusal
 from swarm.net.forwarding.splice import Ends
 from swarm.net.identity import Identity
+from swarm.net.quota import Bucket
 from swarm.wire.framing import read_frame, write_frame
 
 ALICE, BOB, CAROL = (Identity.generate().peer_id for _ in range(3))
@@ -95,13 +96,13 @@ def test_no_order_of_requests_exceeds_a_limit(
 
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 0.5)), min_size=1, max_size=50))
 def test_a_pace_is_kept_by_all_together(taken: list[tuple[int, float]]) -> None:
-    pace, now, total = Pace(1000.0), 0.0, 0
+    pace, now, total = Bucket(1000.0), 0.0, 0
     for count, later in taken:
         now += pace.take(count, now)
         total += count
         assert total <= 1000.0 * (now + 1.0) + 0.1
         now += later
-    assert Pace(0.0).take(10**12, 0.0) == 0.0
+    assert Bucket(0.0).take(10**12, 0.0) == 0.0
 
 
 # ---- circuits ---------------------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ def scenario(main: Callable[[Asker], Awaitable[None]], limits: ForwardConfig = L
             finally:
                 await asker.close()
         assert asker.forwarder.circuits == 0
-        assert not asker.forwarder._asking
+        assert not asker.forwarder._asking.held
 
     asyncio.run(run())
 
@@ -307,7 +308,7 @@ def test_one_peer_has_few_requests_under_way_and_each_ends() -> None:
         silent = [await pipe() for _ in range(3 * ASKING)]
         tasks = [asyncio.create_task(asker.forwarder.serve(ALICE, *theirs)) for _, theirs in silent]
         await asyncio.sleep(0)
-        assert asker.forwarder._asking[ALICE] == ASKING
+        assert asker.forwarder._asking.of(ALICE) == ASKING
         answer, _ = await asker.told(ask(0), CAROL)
         assert answer.status == pb.OK, "others are not held up"
         await asyncio.gather(*tasks)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from swarm.errors import StreamClosed
+from swarm.net.flight import Flight
 from swarm.server.outbox import Outbox
 from swarm.testing import Peer, World, run
 from swarm.types import Span
@@ -37,14 +38,21 @@ def test_a_small_step_does_not_overtake_a_large_one() -> None:
     counts, sent = [LARGE, 1, LARGE, 1, 1], list[pb.Step]()
 
     async def main() -> Collected:
-        outbox = Outbox(codec_of("int8", "float32", HIDDEN), 1 << 30, wanted_only=False, on_sent=sent.append)
+        outbox = Outbox(
+            codec_of("int8", "float32", HIDDEN),
+            1 << 30,
+            flight=Flight(1 << 30, 1 << 30),
+            client="c",
+            wanted_only=False,
+            on_sent=sent.append,
+        )
         stream: Any = Collected(len(counts))
         for number, count in enumerate(counts):
             rows = np.full((count, HIDDEN), number, "<f4").tobytes()
-            outbox.unsent += len(rows)
+            outbox.accept(len(rows))
             outbox.put((), [pb.Rows(sequence=number, count=count)], rows, len(rows))
         try:
-            await outbox.drain(stream)
+            await outbox.drain(stream, 60.0)
         except StreamClosed:
             return stream
         raise AssertionError("it ended")

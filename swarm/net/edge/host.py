@@ -32,11 +32,10 @@ from swarm.net.edge.listening import Listener
 from swarm.net.edge.negotiation import negotiate
 from swarm.net.edge.stream import PIECE, Bridge, EdgeStream, read_some, write_all
 from swarm.net.edge.transports import Transports
+from swarm.net.guard import REFUSALS
 from swarm.net.identity import Identity
 from swarm.tasks import Tasks
 from swarm.types import PeerId
-from swarm.wire import messages
-from swarm.wire import swarm_pb2 as pb
 from swarm.wire.framing import encode_length
 
 log = logging.getLogger(__name__)
@@ -52,11 +51,6 @@ _AGAIN = 5.0
 """Seconds until a thread that failed is replaced."""
 _CLOSING = 5.0
 """Seconds that the edge's thread may take to end."""
-
-REFUSALS: dict[str, Callable[[SwarmError], bytes]] = {
-    messages.QUERY_PROTOCOL: lambda error: pb.QueryReply(failure=messages.failure(error)).SerializeToString(),
-}
-"""What a peer is told, in the protocol's own words, when its stream is refused; others are closed."""
 
 
 class Edge:

@@ -11,8 +11,7 @@ import asyncio
 import logging
 import time
 from asyncio import StreamReader, StreamWriter
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Protocol
 
 import base58
@@ -21,8 +20,9 @@ from swarm.config import ForwardConfig
 from swarm.errors import MalformedFrame, SwarmError
 from swarm.net.forwarding import circuits
 from swarm.net.forwarding.circuits import FRAME_LIMIT, STOP_PROTOCOL, Connect, Reserve, Status
-from swarm.net.forwarding.quota import Pace, Pair, refusal
+from swarm.net.forwarding.quota import Pair, refusal
 from swarm.net.forwarding.splice import Ends, Splice
+from swarm.net.quota import Bucket, Places
 from swarm.types import PeerId
 from swarm.wire.framing import read_frame, write_frame
 
@@ -48,19 +48,26 @@ class Door(Protocol):
 
 
 class Forwarder:
-    """`addresses`: where we are dialled now, multiaddrs in bytes. `leaving`: whether new circuits are refused."""
+    """`addresses`: where we are dialled now, multiaddrs in bytes. `blocked`: whom it carries neither for nor to, by
+    default those of `limits`. `leaving`: whether new circuits are refused."""
 
-    def __init__(self, door: Door, limits: ForwardConfig, addresses: Callable[[], Sequence[bytes]]) -> None:
+    def __init__(
+        self,
+        door: Door,
+        limits: ForwardConfig,
+        addresses: Callable[[], Sequence[bytes]],
+        blocked: Container[PeerId] | None = None,
+    ) -> None:
         self.limits = limits
         self.leaving = False
         self.carried = 0
         """Bytes of circuits that have ended."""
         self._door = door
         self._addresses = addresses
-        self._blocked = frozenset(limits.blocked)
-        self._pace = Pace(limits.rate)
+        self._blocked: Container[PeerId] = frozenset(limits.blocked) if blocked is None else blocked
+        self._pace = Bucket(limits.rate)
         self._open: dict[object, Pair] = {}
-        self._asking: Counter[PeerId] = Counter()
+        self._asking = Places(ASKING, ASKING_ALL)
 
     @property
     def circuits(self) -> int:
@@ -74,19 +81,17 @@ class Forwarder:
 
     async def serve(self, caller: PeerId, reader: StreamReader, writer: StreamWriter) -> None:
         """Do what a peer asks in a stream of `HOP_PROTOCOL`. Never raises but cancellation; the stream is closed."""
-        if self._asking[caller] >= ASKING or self._asking.total() >= ASKING_ALL:
+        if not self._asking.allows(caller):
             writer.transport.abort()
             return
-        self._asking[caller] += 1
+        self._asking.take(caller)
         place = object()
         try:
             target = None
             try:
                 target = await self._asked(place, caller, reader, writer)
             finally:
-                self._asking[caller] -= 1
-                if not self._asking[caller]:
-                    del self._asking[caller]
+                self._asking.give(caller)
             if target is not None:
                 await self._carry(self._open[place], (reader, writer), target)
         except (SwarmError, OSError, TimeoutError) as error:

@@ -7,7 +7,7 @@ import contextlib
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Iterable
 
-from swarm.net.forwarding.quota import Pace
+from swarm.net.quota import Bucket
 from swarm.tasks import ended, until_first
 
 CHUNK = 256 * 1024
@@ -23,7 +23,7 @@ class Splice:
     `carried`: bytes so far, of both directions.
     """
 
-    def __init__(self, one: Ends, other: Ends, pace: Pace, idle: float) -> None:
+    def __init__(self, one: Ends, other: Ends, pace: Bucket, idle: float) -> None:
         self.carried = 0
         self._one, self._other = one, other
         self._pace = pace

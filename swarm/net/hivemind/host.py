@@ -24,6 +24,7 @@ from swarm.net.addresses import best_first, check, own, with_ports
 from swarm.net.base import HostStatistics, StreamHandler, serve_stream
 from swarm.net.forwarding.reach import Reach
 from swarm.net.forwarding.ways import answering, parted
+from swarm.net.guard import Guard
 from swarm.net.hivemind.callers import Caller, RawHandler
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
 from swarm.net.hivemind.reachability import Found, Reachability
@@ -62,6 +63,7 @@ class HivemindHost:
         """The initial peers that answered."""
         self.visible: tuple[str, ...] = ()
         """The addresses that p2pd believes to have."""
+        self.guard = Guard(config.limits)
         self.reachability = Reachability(self)
         self._p2p: P2P | None = None
         self._addresses: tuple[str, ...] = ()

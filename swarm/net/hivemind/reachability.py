@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ from swarm.net.forwarding.reach import (
 )
 from swarm.net.forwarding.tether import Tether
 from swarm.net.hivemind.callers import Caller
+from swarm.net.lists import Lists
 from swarm.types import PeerId
 from swarm.wire.framing import read_frame, write_frame
 
@@ -137,7 +138,10 @@ class Reachability:
         host, limits = self._host, self._host.config.forward
         if self.found.reach is Reach.PUBLIC:
             self.forwarder = Forwarder(
-                _Door(host), limits or ForwardConfig(), lambda: [_raw(address) for address in host.addresses]
+                _Door(host),
+                limits or ForwardConfig(),
+                lambda: [_raw(address) for address in host.addresses],
+                _Blocked(limits or ForwardConfig(), host.guard.lists),
             )
             # Refuses, lest go-libp2p's relay answer.
             self.forwarder.leaving = limits is None
@@ -242,6 +246,18 @@ class Reachability:
             most=forwarder.most,
             rate=forwarder.limits.rate,
         )
+
+
+class _Blocked(Container[PeerId]):
+    """Peers that nothing is carried for or to: those that the operator named for this, and whoever is not served."""
+
+    def __init__(self, limits: ForwardConfig, lists: Lists) -> None:
+        self._named = frozenset(limits.blocked)
+        self._lists = lists
+
+    def __contains__(self, peer_id: object) -> bool:
+        now = asyncio.get_running_loop().time()
+        return peer_id in self._named or not self._lists.admits(str(peer_id), now)
 
 
 class _Door:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from asyncio import StreamReader, StreamWriter
 
 from swarm.errors import FrameTooLarge, MalformedFrame, StreamClosed
@@ -56,7 +57,9 @@ class HivemindStream(PeerStream):
         if self._closed:
             raise StreamClosed(f"the stream from {self._peer_id} is closed")
         try:
-            return await read_frame(self._reader, limit)
+            if self._flight is None:
+                return await read_frame(self._reader, limit)
+            return await read_frame(self._reader, limit, functools.partial(self._flight.reading, self._peer_id))
         except (FrameTooLarge, MalformedFrame):
             self.close()
             raise
