@@ -21,6 +21,9 @@ from swarm.types import LONGEST_NAME, ModelInfo, PeerId, Route, ServerRecord, Sp
 log = logging.getLogger(__name__)
 
 NOTHING_YET = Needs(1, 1, 1)
+FORGETFUL = 60.0
+"""Seconds after the directory could not be read in which a reading without any server is not believed: who keeps it may
+have begun anew, and servers have not announced themselves yet."""
 MOST_NAMES = 8
 """Of models that are told of."""
 
@@ -43,7 +46,7 @@ class View:
         """Whether there has been a route that a session ran on."""
         self.others: list[ModelInfo] = []
         """What the swarm serves instead, if nobody serves this model."""
-        self._read_at = float("-inf")
+        self._read_at = self._doubted_until = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
     async def refresh(self, max_age: float, patience: float | None = None) -> None:
@@ -70,7 +73,13 @@ class View:
                 log.info("going on with the servers that were known: %s", error)
 
     async def _read(self) -> None:
-        found = await self.directory.lookup(self.model.key, self.model.blocks)
+        try:
+            found = await self.directory.lookup(self.model.key, self.model.blocks)
+        except NetworkError:
+            self._doubted_until = asyncio.get_running_loop().time() + FORGETFUL
+            raise
+        if not found and self.records and asyncio.get_running_loop().time() < self._doubted_until:
+            raise NetworkError("the directory, which could not be read before, has no servers")
         self.others = [] if found else await self._others()
         self.found = list({(r.peer_id, r.span): r for r in sorted(found, key=lambda r: r.expires)}.values())
         self.records = [record for record in found if self._fits(record)]

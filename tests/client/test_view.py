@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from swarm.client.view import View
 from swarm.config import ClientConfig
 from swarm.contract import Contract
+from swarm.errors import DaemonFailed, NetworkError
 from swarm.testing import run
 from swarm.types import ModelInfo, ServerRecord, Span
 
@@ -17,11 +20,17 @@ class CountingDirectory:
     def __init__(self, *records: ServerRecord) -> None:
         self.records = list(records)
         self.reads = 0
+        self.error: NetworkError | None = None
 
     async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
         self.reads += 1
         await asyncio.sleep(1.0)
+        if self.error is not None:
+            raise self.error
         return self.records
+
+    async def models(self) -> list[ModelInfo]:
+        return []
 
 
 def record(name: str, dtype: str = "float32") -> ServerRecord:
@@ -57,6 +66,31 @@ def test_a_reader_that_is_cancelled_does_not_take_the_reading_with_it() -> None:
         await patient
         assert directory.reads == 1
         assert view.records
+
+    run(main())
+
+
+def test_while_the_directory_cannot_be_read_and_has_just_begun_anew_the_servers_known_are_used() -> None:
+    async def main() -> None:
+        directory = CountingDirectory()
+        view = view_of(directory)
+        directory.error = NetworkError("nobody answers")
+        with pytest.raises(NetworkError):
+            await view.refresh(-1.0)
+        directory.error, directory.records = None, [record("a")]
+        await view.refresh(-1.0)
+        directory.error = NetworkError("nobody answers")
+        await view.refresh(-1.0)
+        directory.error, directory.records = None, []
+        await view.refresh(-1.0)
+        assert [known.peer_id for known in view.records] == ["a"]
+        directory.error = DaemonFailed("p2pd died")
+        with pytest.raises(DaemonFailed):
+            await view.refresh(-1.0)
+        directory.error = None
+        await asyncio.sleep(61.0)
+        await view.refresh(-1.0)
+        assert view.records == []
 
     run(main())
 

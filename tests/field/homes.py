@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -96,13 +98,32 @@ class Homes:
         self.wait(file.exists, name)
         self.peers[name] = next(line for line in file.read_text().splitlines() if "/tcp/" in line)
 
+    @property
+    def model(self) -> Path:
+        """A small model that takes 4,096 positions."""
+        folder = self.folder / "tiny-llama"
+        if not folder.exists():
+            shutil.copytree(MODEL, folder)
+            config = json.loads((MODEL / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+        return folder
+
     def start_server(self, name: str, at: str, blocks: str, *options: str) -> None:
-        """A server of blocks of a small model; does not wait until it is up."""
+        """A server of blocks of the model; does not wait until it is up."""
         self.start(
-            name, at, "-m", "swarm.cli.serve", MODEL, "--blocks", blocks, "--dtype", "float32",
+            name, at, "-m", "swarm.cli.serve", self.model, "--blocks", blocks, "--dtype", "float32",
             "--public-name", name, "--threads", "1", "--identity-path", self.folder / f"{name}.key",
             *(word for peer in self.peers.values() for word in ("--initial-peers", peer)), *options,
         )  # fmt: skip
+
+    def wait_until_online(self, name: str) -> None:
+        """Until a server has said that it serves."""
+        self.wait(lambda: "online: serving" in self.out(name).read_text(), name, 2 * PATIENCE)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL for a program and all that it started."""
+        os.killpg(self.processes[name].pid, signal.SIGKILL)
+        self.processes[name].wait()
 
     def config(self, **fields: Any) -> str:
         """What joins this swarm, as the scripts take it. Keeps to what NetworkConfig knows."""
@@ -120,7 +141,7 @@ class Homes:
 
     def start_writer(self, name: str, at: str, prompt: int, tokens: int, pause: float = 0.0) -> None:
         """Generate a text at a machine; does not wait."""
-        self.start(name, at, HERE / "writer.py", MODEL, ",".join(self.peers.values()), prompt, tokens, pause)
+        self.start(name, at, HERE / "writer.py", self.model, ",".join(self.peers.values()), prompt, tokens, pause)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """What a program has said so far, a line of JSON each."""
