@@ -98,6 +98,11 @@ class NetworkConfig:
     forward: ForwardConfig | None = None
     """Whether this peer carries between others that cannot dial each other, where everybody reaches it."""
     limits: PeerLimits = field(default_factory=PeerLimits)
+    lan: bool = False
+    """Whether peers on the local network are looked for where no initial peers are given, and hear of this one if it
+    is to be dialled."""
+    begins: bool = False
+    """Whether this peer begins a swarm where there is nobody to join through."""
     daemon_startup: float = 30.0
     dial_timeout: float = 10.0
     record_lifetime: float = 60.0

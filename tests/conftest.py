@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+os.environ["SWARM_LAN"] = "0"
+"""Nobody else's network is asked; tests of that turn it on."""
 
 settings.register_profile("swarm", derandomize=True, deadline=None)
 settings.load_profile("swarm")

@@ -15,14 +15,21 @@ import click
 from swarm.cli.command import Command
 from swarm.cli.conversation import ChatOptions, Conversation, Responder
 from swarm.cli.logs import quiet
-from swarm.cli.options import client_options, head_option, model_argument, model_options, network_options, together
+from swarm.cli.options import (
+    check_joins,
+    client_options,
+    head_option,
+    model_argument,
+    model_options,
+    network_options,
+    together,
+)
 from swarm.cli.screen import Screen
 from swarm.cli.streams import readable
 from swarm.cli.values import COUNT, SEED
 from swarm.config import ClientConfig, NetworkConfig
-from swarm.errors import DaemonFailed, InvalidInput, SwarmError
+from swarm.errors import DaemonFailed, SwarmError
 from swarm.models.texts import tokenizer_of
-from swarm.net.initial_peers import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
     from swarm.models.loading.checkpoint import Checkpoint
@@ -66,8 +73,7 @@ def main(
 
     Exit codes: 0 left, 1 an error that is printed, 2 wrong usage, 130 stopped by Ctrl-C in a pipe.
     """
-    if not network.initial_peers:
-        raise InvalidInput(HOW_TO_BEGIN)
+    check_joins(network)
     screen = Screen(talkative=not quiet())
     calm_logging()
     from swarm.client.swarm import connect
@@ -84,10 +90,12 @@ def main(
 
 
 def chosen(network: NetworkConfig) -> dict[str, Any]:
-    """Where to listen and what to announce, if it was said: a client listens otherwise than a server unless it is."""
+    """Whom to look for, and where to listen and what to announce, if it was said: a client listens otherwise than a
+    server unless it is."""
     usual = NetworkConfig()
     given = {"host_maddrs": network.host_maddrs, "announce_maddrs": network.announce_maddrs}
-    return {name: value for name, value in given.items() if value != getattr(usual, name)}
+    said = {name: value for name, value in given.items() if value != getattr(usual, name)}
+    return {"lan": network.lan, **said}
 
 
 def calm_logging() -> None:

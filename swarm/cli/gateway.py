@@ -16,6 +16,7 @@ from swarm.cli.logs import progress_bars
 from swarm.cli.network import edge_of, join, until
 from swarm.cli.options import (
     EdgeOptions,
+    check_joins,
     client_options,
     edge_options,
     head_option,
@@ -30,8 +31,6 @@ from swarm.cli.options import (
 from swarm.cli.signals import on_signals
 from swarm.cli.values import COUNT, THREADS, place_of
 from swarm.config import SPECULATIONS, ClientConfig, GatewayConfig, NetworkConfig, PeerLimits
-from swarm.errors import InvalidInput
-from swarm.net.initial_peers import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
     from swarm.gateway.life import Gateway, HttpPlace
@@ -121,8 +120,7 @@ def main(
 
     Exit codes: 0 stopped by a signal, 1 an error that is printed, 2 wrong usage, 128 + n by a second signal.
     """
-    if not network.initial_peers:
-        raise InvalidInput(HOW_TO_BEGIN)
+    check_joins(network)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = GatewayOptions(model, dtype, head, revision, token, threads, public_name, config, client)
     with identified(replace(network, dialled=True, limits=limits), identity_path, "gateway", "gateway") as network:

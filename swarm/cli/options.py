@@ -85,6 +85,13 @@ def network_options(host_maddrs: Sequence[str] = NetworkConfig().host_maddrs) ->
             metavar=MULTIADDR,
             help="Where others should dial, if that is not where this peer listens (port forwarding).",
         ),
+        click.option(
+            "--lan/--no-lan",
+            default=True,
+            envvar=joining.LAN_VARIABLE,
+            help="Where no initial peers are given, look for some on the local network; servers, query nodes and "
+            "bootstrap peers are announced there. By default they are.",
+        ),
     )
 
 
@@ -93,8 +100,10 @@ def _network(
     initial_peers: tuple[str, ...],
     host_maddrs: tuple[str, ...],
     announce_maddrs: tuple[str, ...],
+    lan: bool,
 ) -> NetworkConfig:
-    config = NetworkConfig(joining.initial_peers(initial_peers), host_maddrs or listen, announce_maddrs)
+    peers = joining.initial_peers(initial_peers)
+    config = NetworkConfig(peers, host_maddrs or listen, announce_maddrs, lan=lan)
     check(config)
     return config
 
@@ -206,6 +215,12 @@ def _limits(
         allow=allow,
         block=block,
     )
+
+
+def check_joins(network: NetworkConfig) -> None:
+    """Raises InvalidInput where there is nobody to join through, and nobody is looked for."""
+    if not network.initial_peers and not network.lan:
+        raise InvalidInput(joining.HOW_TO_BEGIN)
 
 
 def identity_option(function: Function) -> Function:

@@ -18,6 +18,7 @@ from swarm.cli.logs import progress_bars
 from swarm.cli.network import join, showing_metrics
 from swarm.cli.options import (
     DTYPES,
+    check_joins,
     forward_options,
     identity_option,
     limit_options,
@@ -36,7 +37,6 @@ from swarm.errors import InvalidInput
 from swarm.memory import size
 from swarm.net.addresses import best_first
 from swarm.net.base import Directory
-from swarm.net.initial_peers import HOW_TO_BEGIN
 from swarm.server.options import ServeOptions
 from swarm.tasks import first_of, in_daemon_thread
 from swarm.types import ServerState, Span
@@ -176,8 +176,8 @@ def main(
         raise click.UsageError("--blocks are of a MODEL: say which")
     if options.model and models:
         raise click.UsageError("--models is for a server that is told no MODEL")
-    if not network.initial_peers and not (dry_run and options.model):
-        raise InvalidInput(HOW_TO_BEGIN)
+    if not (dry_run and options.model):
+        check_joins(network)
     from swarm.server.hosting import Hosting
 
     hosting = Hosting(options, config, progress=progress_bars()) if options.model else None
@@ -191,7 +191,7 @@ def main(
     if dry_run:
         asyncio.run(foresee(network, choose))
         return
-    network = replace(network, dialled=True, forward=forward, limits=limits)
+    network = replace(network, dialled=True, forward=forward, limits=limits, begins=True)
     with identified(network, identity_path, "serve", "server") as network:
         hosting = asyncio.run(serve(choose, network, config, public_name, metrics))
     if hosting is None or hosting.loading:

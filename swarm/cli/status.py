@@ -15,13 +15,12 @@ import click
 from swarm import net
 from swarm.cli.command import Command
 from swarm.cli.logs import progress_bars, quiet
-from swarm.cli.options import folders, network_options
+from swarm.cli.options import check_joins, folders, network_options
 from swarm.cli.report import as_json, as_text, lacking, missing, served_by
 from swarm.cli.values import Seconds
 from swarm.config import NetworkConfig
 from swarm.errors import InvalidInput, ModelNotFound
 from swarm.net.base import Directory
-from swarm.net.initial_peers import HOW_TO_BEGIN
 from swarm.types import ModelInfo, ServerRecord
 
 POLL = 1.0
@@ -54,8 +53,7 @@ def main(
     """
     if (wait or watching) and model is None:
         raise click.UsageError("--wait and --watch need a MODEL")
-    if not network.initial_peers:
-        raise InvalidInput(HOW_TO_BEGIN)
+    check_joins(network)
     if watching and model is not None:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(follow(network, model))

@@ -24,7 +24,7 @@ SHORT = 16
 LATE, SILENT = 3.0, 8.0
 """So many times what all but one in a hundred steps took: it is looked into, it is suspected."""
 SOONEST_LATE, SOONEST_SILENT = 0.1, 1.0
-"""Seconds before which nothing is late or dead, however fast it was: garbage is collected, processes wait their turn."""
+"""Seconds before which nothing is late or dead, however fast it was: garbage is collected, processes wait for turns."""
 PROBES = 4
 """So many in the time in which a hop has to answer one."""
 

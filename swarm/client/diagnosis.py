@@ -61,7 +61,8 @@ def find_suspect(
     """The first hop or link in the chain that fails, or None: everybody works or there is reason to wait.
 
     `targets`: how far each sequence must come; `silence`: seconds for which a probe may be unanswered; `frame_bytes`:
-    the largest frame, which a slow link may take long for; `sent_bytes`: what went to the first hop and may still be on its way.
+    the largest frame, which a slow link may take long for; `sent_bytes`: what went to the first hop and may still be
+    on its way.
     """
     behind = min(sent_bytes, IN_FLIGHT) / config.slowest_rate
     for index, report in enumerate(reports):

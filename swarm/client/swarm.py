@@ -20,7 +20,7 @@ from swarm.client.view import View
 from swarm.config import SCHEMES, AskerConfig, ClientConfig, NetworkConfig
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
-from swarm.net.initial_peers import HOW_TO_BEGIN, initial_peers
+from swarm.net.initial_peers import HOW_TO_BEGIN, initial_peers, looks_on_lan
 from swarm.net.loop import LoopThread, shared_loop
 from swarm.net.network import Network
 from swarm.tasks import Tasks
@@ -190,16 +190,18 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def connect(peers: str | Sequence[str] = (), **network: Any) -> Swarm:
-    """Join a swarm through `peers`, else those in SWARM_INITIAL_PEERS, else those that came with the package.
+    """Join a swarm through `peers`, else those in SWARM_INITIAL_PEERS, else those that came with the package, else
+    those of the local network.
 
-    `peers`: multiaddrs, or one text of several. Further arguments are fields of `NetworkConfig`. Connecting twice in
+    `peers`: multiaddrs, or one text of several. Further arguments are fields of `NetworkConfig`; with `lan=False`, or
+    SWARM_LAN=0, nobody is looked for on the local network. Connecting twice in
     the same way gives the same Swarm; a process that was forked off connects anew. Raises InvalidInput when there is
     nobody to join through, PeerUnreachable when nobody answers, DaemonFailed.
     """
     joined = initial_peers(peers)
-    if not joined:
+    config = _network_config(joined, {"host_maddrs": ("/ip4/0.0.0.0/tcp/0",), "lan": looks_on_lan(), **network})
+    if not joined and not config.lan:
         raise InvalidInput(HOW_TO_BEGIN)
-    config = _network_config(joined, {"host_maddrs": ("/ip4/0.0.0.0/tcp/0",), **network})
     with _lock:
         swarm = _connected.get(config)
         if swarm is None or swarm.closed or not swarm.loop.usable:

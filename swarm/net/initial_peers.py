@@ -11,6 +11,7 @@ from swarm.errors import InvalidInput
 from swarm.net.addresses import joining_fault
 
 VARIABLE = "SWARM_INITIAL_PEERS"
+LAN_VARIABLE = "SWARM_LAN"
 
 HOW_TO_BEGIN = f"""no peers to join through: give --initial-peers (or set {VARIABLE}).
 To begin a swarm of your own, run on a machine that others can reach:
@@ -24,6 +25,11 @@ def packaged_peers() -> tuple[str, ...]:
     """The bootstrap peers that came with the package; may be none."""
     text = resources.files("swarm.net").joinpath("initial_peers.txt").read_text(encoding="utf-8")
     return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+
+
+def looks_on_lan(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether peers of the local network are looked for, unless it is said otherwise."""
+    return environment.get(LAN_VARIABLE, "1").strip().lower() not in ("0", "false", "no", "off")
 
 
 def initial_peers(given: str | Iterable[str] = (), environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from swarm.errors import InvalidInput, PeerUnreachable, SwarmError
 from swarm.net.guard import Guard, GuardedHost
+from swarm.net.initial_peers import HOW_TO_BEGIN
 
 if TYPE_CHECKING:
     from swarm.config import NetworkConfig
     from swarm.net.base import Directory, Host
+    from swarm.net.hivemind.directory import HivemindDirectory
+    from swarm.net.hivemind.host import HivemindHost
     from swarm.net.identity import Identity
+    from swarm.net.lan import Beacon, Seeker
+    from swarm.types import PeerId
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +47,14 @@ class Network:
     """Carry nothing new for others, because this peer is about to leave."""
     guard: Guard = field(default_factory=Guard)
     """What stands before the handlers of `host`."""
+    lan: Sequence[Beacon | Seeker] = ()
+    """What finds and is found on the local network."""
 
     async def close(self) -> None:
         """Leave. Waits for goodbyes, but not for ever: without its daemon nobody may answer."""
         try:
             async with asyncio.timeout(CLOSE_PATIENCE):
+                await asyncio.gather(*(each.close() for each in self.lan))
                 await self.directory.close()
                 await self.host.close()
         except TimeoutError:
@@ -61,17 +70,58 @@ class Network:
 async def open(config: NetworkConfig) -> Network:  # noqa: A001
     """Join the network.
 
-    Raises DaemonFailed when p2pd does not start, PeerUnreachable when no initial peer answers, InvalidInput when the
-    identity file or an address is broken, NetworkError when the directory cannot be joined.
+    Raises DaemonFailed when p2pd does not start, PeerUnreachable when no initial peer answers, InvalidInput when there
+    is none, or the identity file or an address is broken, NetworkError when the directory cannot be joined.
     """
+    if config.initial_peers or not config.lan or config.public:
+        return await _open(config)
+    from swarm.net.lan import find
+
+    found = await find()
+    # Who serves a local network is reached by all of it; nobody there could say how the outside sees this peer.
+    config = replace(config, public=config.dialled)
+    if not found and not config.begins:
+        raise InvalidInput(f"nobody was found on the local network, and there are {HOW_TO_BEGIN}")
+    if found:
+        log.info("joining through peers of the local network: %s", ", ".join(found))
+        try:
+            return await _open(replace(config, initial_peers=found), alone=True)
+        except PeerUnreachable as error:
+            if not config.begins:
+                raise
+            log.warning("nobody of the local network answers: %s", error)
+    return await _open(config, alone=True)
+
+
+async def _open(config: NetworkConfig, *, alone: bool = False) -> Network:
+    """`alone`: nobody was named to join through: whoever comes to the local network later is met."""
     from swarm.net.hivemind.directory import open_directory
     from swarm.net.hivemind.host import create_host  # its import takes a second
 
     host = await create_host(config)
     try:
         directory = await open_directory(host)
+        lan = await _on_lan(host, directory, meeting=alone) if config.lan else ()
     except BaseException:
         await host.close()
         raise
     host.keep_known(directory)
-    return Network(GuardedHost(host, host.guard), directory, host.identity, host.lost, host.retire, host.guard)
+    return Network(GuardedHost(host, host.guard), directory, host.identity, host.lost, host.retire, host.guard, lan)
+
+
+async def _on_lan(host: HivemindHost, directory: HivemindDirectory, *, meeting: bool) -> Sequence[Beacon | Seeker]:
+    from swarm.net.lan import Beacon, Seeker
+
+    async def meet(peer: PeerId, addresses: Sequence[str]) -> None:
+        if peer == host.peer_id:
+            return
+        try:
+            await host.dial(peer, list(addresses))
+            await directory.meet(peer)
+        except SwarmError as error:
+            log.info("a peer of the local network cannot be met: %s", error)
+
+    announces = host.config.public or host.config.dialled
+    beacon = await Beacon.start(host.peer_id, host.visible) if announces else None
+    seeker = await Seeker.start(meet) if meeting and announces else None
+    return [each for each in (beacon, seeker) if each is not None]

@@ -48,6 +48,8 @@ _WORKERS = 16
 """Peers that a read asks at the same time. A read of a deep model asks hundreds of questions."""
 _NEVER_ENOUGH = float("nan")
 """An expiration that no answer reaches, not even one that claims to live for ever: a read asks every node it meets."""
+_MOST_INITIAL = 64
+"""Peers that are greeted now and then."""
 _LATER = 0.001
 """By so many seconds an expiration must exceed the one that it replaces."""
 
@@ -149,7 +151,7 @@ class HivemindDirectory:
         self._node = node
         self._daemon = daemon
         self._identity = identity
-        self._initial = initial
+        self._initial = list(initial)
         self._config = config
         self._latest: dict[str, float] = {}
         self._twins = Twins(identity.peer_id, identity.instance, config.identity_path)
@@ -323,8 +325,16 @@ class HivemindDirectory:
     def verify(self, signed: bytes) -> ServerRecord:
         return records.verify_record(signed, now=time.time(), config=self._config)
 
+    async def meet(self, peer_id: PeerId) -> None:
+        """Take part in the directory together with a peer that this one is connected to; from now on it is greeted as
+        the initial peers are."""
+        peer = PeerID.from_base58(peer_id)
+        if peer not in self._initial and len(self._initial) < _MOST_INITIAL:
+            self._initial.append(peer)
+            await self._node.protocol.call_ping(peer)
+
     async def _stay_known(self) -> None:
-        while self._initial:
+        while True:
             await asyncio.sleep(self._config.rejoin)
             await self._greet()
 
