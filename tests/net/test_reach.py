@@ -182,6 +182,28 @@ def test_the_only_one_is_dialled_until_it_is_back() -> None:
     asyncio.run(main())
 
 
+def test_an_initial_peer_that_is_no_forwarder_is_not_announced_and_soon_left_alone() -> None:
+    class Plain(Line):
+        asked = 0
+
+        async def ask(self, peer_id: PeerId) -> tuple[pb.Seen, float]:
+            if peer_id != ONE:
+                return await super().ask(peer_id)
+            self.asked += 1
+            raise PeerUnreachable("protocols not supported")
+
+    async def main() -> None:
+        line = Plain()
+        tether = Tether(line, ME, 2, 2.0, lambda: None)
+        tether.learn({ONE: at(1), TWO: at(2)})
+        for _ in range(20):
+            await tether.look()
+        assert tether.through == [TWO]
+        assert line.asked <= 6
+
+    asyncio.run(main())
+
+
 def test_a_flood_of_forwarders_is_bounded() -> None:
     async def main() -> None:
         line = Line()

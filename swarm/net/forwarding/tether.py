@@ -24,6 +24,8 @@ MEASURED = 16
 """Forwarders of the directory whose delay is measured; others are candidates without one."""
 MOST = 256
 """Forwarders that are remembered."""
+UNANSWERED = 5
+"""So many times a peer that is connected is asked without an answer; then at the next look for better ones."""
 LOOK_AGAIN = 60.0
 """Seconds between two looks whether others would be better."""
 
@@ -102,13 +104,14 @@ class Tether:
             await self._measure(connected)
         self.held = choose((known.candidate for known in self._known.values()), self.held, self._wanted)
         self._settle(connected)
-        lost = [peer_id for peer_id in self.held if peer_id not in connected]
+        # Who is there and does not answer as a forwarder is none, after a few times.
+        lost = [p for p in self.held if p not in connected or 0 < self._known[p].candidate.failures < UNANSWERED]
         if lost:
             await asyncio.gather(*map(self._reach, lost))
             self._settle(await self._line.connected())
 
     def _settle(self, connected: set[PeerId]) -> None:
-        through = [peer_id for peer_id in self.held if peer_id in connected]
+        through = [p for p in self.held if p in connected and not self._known[p].candidate.failures]
         if through != self.through:
             self.through = through
             told = ", ".join(f"…{peer_id[-6:]}" for peer_id in through) or "nobody: all forwarders are lost"
