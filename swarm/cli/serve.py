@@ -44,6 +44,7 @@ from swarm.types import ServerState, Span
 if TYPE_CHECKING:
     from swarm.server.hosting import Hosting
     from swarm.server.needs import Need
+    from swarm.server.plan import Plan
     from swarm.server.span_life import SpanLife
 
 
@@ -53,7 +54,10 @@ if TYPE_CHECKING:
     ServeOptions,
     optional_model_argument,
     click.option("--blocks", callback=span_of, metavar="FIRST:LAST", help="Which to host, e.g. 10:20 for 10 to 19."),
-    click.option("--device", help="cpu, cuda, cuda:1, mps ...; by default the best there is."),
+    click.option(
+        "--device",
+        help="cpu, cuda, cuda:1, mps ..., or several that share the blocks, as cuda:0,cuda:1; by default the best.",
+    ),
     click.option(
         "--dtype",
         type=click.Choice(DTYPES),
@@ -178,36 +182,39 @@ def main(
         raise click.UsageError("--models is for a server that is told no MODEL")
     if not (dry_run and options.model):
         check_joins(network)
-    from swarm.server.hosting import Hosting
+    from swarm.server.hosting import hostings
 
-    hosting = Hosting(options, config, progress=progress_bars()) if options.model else None
-    if dry_run and hosting is not None:
-        click.echo("\n".join(outlook(hosting)))
+    given = hostings(options, config, progress=progress_bars()) if options.model else []
+    if dry_run and given:
+        click.echo("\n\n".join("\n".join(outlook(hosting)) for hosting in given))
         return
 
-    async def choose(directory: Directory) -> Hosting:
-        return hosting or await chosen(directory, options, models, config)
+    async def choose(directory: Directory) -> Sequence[Hosting]:
+        return given or await chosen(directory, options, models, config)
 
     if dry_run:
         asyncio.run(foresee(network, choose))
         return
     network = replace(network, dialled=True, forward=forward, limits=limits, begins=True)
     with identified(network, identity_path, "serve", "server") as network:
-        hosting = asyncio.run(serve(choose, network, config, public_name, metrics))
-    if hosting is None or hosting.loading:
+        hosted = asyncio.run(serve(choose, network, config, public_name, metrics))
+    if not hosted or any(hosting.loading for hosting in hosted):
         # It left before the span was chosen or loaded; the thread that does so cannot be stopped, nor need it be
         # waited for.
         sys.stdout.flush()
         os._exit(0)
 
 
-async def foresee(network: NetworkConfig, choose: Callable[[Directory], Awaitable[Hosting]]) -> None:
+async def foresee(network: NetworkConfig, choose: Callable[[Directory], Awaitable[Sequence[Hosting]]]) -> None:
     """Join, say what would be loaded, and leave. Raises SwarmError."""
     async with await join(network, asyncio.Event()) as joined:
-        click.echo("\n".join(outlook(await choose(joined.directory))))
+        found = await choose(joined.directory)
+        click.echo("\n\n".join("\n".join(outlook(hosting)) for hosting in found))
 
 
-async def chosen(directory: Directory, options: ServeOptions, models: Sequence[str], config: ServerConfig) -> Hosting:
+async def chosen(
+    directory: Directory, options: ServeOptions, models: Sequence[str], config: ServerConfig
+) -> Sequence[Hosting]:
     """The most needed model of the swarm that is allowed and fits, in the numbers that most of its servers compute in;
     where nothing is allowed, the one that is typed.
 
@@ -215,9 +222,9 @@ async def chosen(directory: Directory, options: ServeOptions, models: Sequence[s
     """
     from swarm.cli.offers import first_that_fits, folders_of, offers, source_of, table
     from swarm.models.loading.checkpoint import open_checkpoint
-    from swarm.server.hosting import Hosting
+    from swarm.server.hosting import hostings
 
-    def opened(one: Need, source: str) -> Hosting:
+    def opened(one: Need, source: str) -> Sequence[Hosting]:
         scheme = next((name for name, known in SCHEMES.items() if known == one.quantization), None)
         like = replace(
             options,
@@ -225,11 +232,11 @@ async def chosen(directory: Directory, options: ServeOptions, models: Sequence[s
             dtype=options.dtype or one.dtype or None,
             quantization=options.quantization or scheme,
         )
-        hosting = Hosting(like, config, progress=progress_bars())
-        if hosting.info.key != one.model.key:
+        found = hostings(like, config, progress=progress_bars())
+        if found[0].info.key != one.model.key:
             raise InvalidInput("the swarm serves other files under this name; pass the folder, or --revision")
-        hosting.choose([])
-        return hosting
+        found[0].choose([])
+        return found
 
     needs = await offers(directory)
     click.echo("\n".join(table(needs)))
@@ -251,13 +258,13 @@ def asked(needs: Sequence[Need]) -> Need:
 
 
 async def serve(
-    choose: Callable[[Directory], Awaitable[Hosting]],
+    choose: Callable[[Directory], Awaitable[Sequence[Hosting]]],
     network: NetworkConfig,
     config: ServerConfig,
     name: str,
     metrics: tuple[str, int] | None,
-) -> Hosting | None:
-    """Join, serve and leave; what was hosted, None where a signal came first. Raises SwarmError."""
+) -> Sequence[Hosting]:
+    """Join, serve and leave; what was hosted, nothing where a signal came first. Raises SwarmError."""
     from swarm.server.metrics import ServerMetrics
     from swarm.server.server import Server
 
@@ -267,18 +274,18 @@ async def serve(
         choosing: asyncio.Future[Any] = asyncio.ensure_future(choose(joined.directory))
         await first_of(choosing, leaving.wait())
         if choosing.cancelled():
-            return None
-        hosting: Hosting = choosing.result()
+            return ()
+        hosted: dict[Plan, Hosting] = {hosting.plan: hosting for hosting in choosing.result()}
         server = Server(
             host=joined.host,
             directory=joined.directory,
-            plans=[hosting.plan],
+            plans=list(hosted),
             config=config,
             network=network,
             name=name,
             lost=joined.lost,
             guard=joined.guard,
-            on_state=lambda life: say(life, joined.host.addresses, hosting, network),
+            on_state=lambda life: say(life, joined.host.addresses, hosted[life.plan], network),
         )
 
         def leave() -> None:
@@ -287,10 +294,10 @@ async def serve(
 
         on_signals(leave)
         if leaving.is_set():
-            return hosting
+            return list(hosted.values())
         async with showing_metrics(metrics, lambda registry: ServerMetrics(registry, server)):
             await server.run()
-    return hosting
+    return list(hosted.values())
 
 
 def say(life: SpanLife, addresses: Sequence[str], hosting: Hosting, network: NetworkConfig) -> None:

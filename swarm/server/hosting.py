@@ -29,6 +29,7 @@ from swarm.server.options import ServeOptions
 from swarm.server.placement import choose_span
 from swarm.server.plan import Loaded, Plan
 from swarm.server.rebalancing import better_span
+from swarm.server.sharing import split
 from swarm.server.sizing import Allowance, Footprint, Sizes, footprint
 from swarm.server.throughput import measure
 from swarm.tasks import in_daemon_thread
@@ -38,9 +39,19 @@ log = logging.getLogger(__name__)
 
 
 class Hosting:
-    """One model on one device. Raises ModelNotFound, BadCheckpoint, UnsupportedModel; InvalidInput for the device."""
+    """One model on one device. Raises ModelNotFound, BadCheckpoint, UnsupportedModel; InvalidInput for the device.
 
-    def __init__(self, options: ServeOptions, config: ServerConfig, *, progress: bool = True) -> None:
+    `opened`: the model's files, where they have been opened before.
+    """
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        config: ServerConfig,
+        *,
+        progress: bool = True,
+        opened: Checkpoint | None = None,
+    ) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.options = options
@@ -48,9 +59,9 @@ class Hosting:
         self.device = checked_device(options.device)
         self.progress = progress
         self.loading = False
-        self._checkpoint: Checkpoint = open_checkpoint(options.model, options.token, options.revision)
-        description = describe(self._checkpoint, dtype=options.dtype, quantization=options.quantization)
-        self.info: ModelInfo = _published(description.info, self._checkpoint)
+        self.checkpoint = opened or open_checkpoint(options.model, options.token, options.revision)
+        description = describe(self.checkpoint, dtype=options.dtype, quantization=options.quantization)
+        self.info: ModelInfo = _published(description.info, self.checkpoint)
         self.sizes = _sizes(description)
         self.dtype = str(description.dtype).removeprefix("torch.")
         self.quantization = description.quantization
@@ -77,6 +88,12 @@ class Hosting:
                 raise
             raise InvalidInput(f"{error}; {advice}") from error
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether any block fits."""
+        costs, room = self._room()
+        return min(costs) <= room
+
     def better(self, own: ServerRecord, others: Sequence[ServerRecord]) -> Span | None:
         """Where the swarm needs this server clearly more than where it is."""
         return better_span(own, others, *self._room(), self._rng)
@@ -99,7 +116,7 @@ class Hosting:
 
     def costs(self) -> list[Cost]:
         """What the model costs by each scheme that it can be had by here; the speed is measured now."""
-        stored = describe(self._checkpoint).weight_bytes if self._checkpoint.folder is None else None
+        stored = describe(self.checkpoint).weight_bytes if self.checkpoint.folder is None else None
         fetched = stored or (0,) * self.info.blocks
         return [self._cost(name, each, fetched) for name, each in self._by_scheme]
 
@@ -121,10 +138,10 @@ class Hosting:
     @cached_property
     def _by_scheme(self) -> list[tuple[str, Description]]:
         """What the model is by each scheme, for advice and for the table."""
-        own = FILE if self._checkpoint.quantized else UNQUANTIZED
+        own = FILE if self.checkpoint.quantized else UNQUANTIZED
         schemes = dict.fromkeys((self.options.quantization or own, own, UNQUANTIZED, INT8, INT4))
         known = sorted(schemes, key=list(SCHEMES).index)
-        return list(zip(known, describe_each(self._checkpoint, known, self.options.dtype), strict=True))
+        return list(zip(known, describe_each(self.checkpoint, known, self.options.dtype), strict=True))
 
     def _checked(self, span: Span) -> Span:
         """Blocks that were asked for by hand are refused only by a limit that was set by hand."""
@@ -152,7 +169,7 @@ class Hosting:
         gc.collect()  # what was hosted before makes room
         how = {"dtype": self.dtype, "device": self.device, "quantization": self.quantization}
         keep = None if self.options.max_disk == 0 else cache_dir() / "blocks"
-        model = load_span(self._checkpoint, span, **how, progress=self.progress, keep=keep)
+        model = load_span(self.checkpoint, span, **how, progress=self.progress, keep=keep)
         trim(cache_dir(), self.options.max_disk)
         speed = measure(model, span, model.hidden_size, model.row_bytes, model.max_positions)
         log.info(
@@ -175,6 +192,36 @@ class Hosting:
         """For so many positions as were asked for, with the room that a sequence of them takes."""
         tokens = self.options.cache_tokens
         return self.footprint(span).cache_bytes if tokens is None else model.reserved_bytes(span, tokens)
+
+
+def hostings(options: ServeOptions, config: ServerConfig, *, progress: bool = True) -> list[Hosting]:
+    """A hosting for each device that is named, separated by commas; blocks that are asked for are shared among them.
+
+    Where the blocks are not asked for, devices that hold not even one are left out. Raises as `Hosting`, and
+    InvalidInput where no device is left.
+    """
+    names: list[str | None] = list((options.device or "").split(",")) if options.device else [None]
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"--device {options.device}: each device once")
+    every: list[Hosting] = []
+    for name in names:
+        opened = every[0].checkpoint if every else None
+        every.append(Hosting(replace(options, device=name), config, progress=progress, opened=opened))
+    if len(every) == 1:
+        return every
+    if options.blocks is not None:
+        costs = every[0].allowance.block_bytes(every[0].sizes)
+        parts = split(options.blocks, costs, [each.allowance.memory for each in every])
+        for each, part in zip(every, parts, strict=True):
+            each.options = replace(each.options, blocks=part)
+        return every
+    fit = [each for each in every if each.holds_any]
+    for each in every:
+        if each not in fit:
+            log.warning("no block fits on %s; it is left out", each.device)
+    if not fit:
+        every[0].choose([])  # raises, with the reason
+    return fit
 
 
 def _sizes(description: Description) -> Sizes:
