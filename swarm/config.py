@@ -90,6 +90,8 @@ class NetworkConfig:
     host_maddrs: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1")
     announce_maddrs: tuple[str, ...] = ()
     identity_path: str | None = None
+    swarm_key: str | None = None
+    """File of the key without which nobody takes part: 64 hexadecimal digits. None: everybody may."""
     public: bool = False
     """Whether everybody is known to reach this peer, as bootstrap peers have to be."""
     dialled: bool = False

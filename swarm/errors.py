@@ -12,6 +12,7 @@ SwarmError
 │   ├── DaemonFailed          p2pd did not start, or died; the message holds its log and what to do
 │   ├── EdgeFailed            a listener for browsers did not start, or they all ended; the message says why
 │   ├── PeerUnreachable       nobody answers at the peer's addresses
+│   │   └── WrongSwarmKey     it answers, and does not have the key of our swarm
 │   ├── StreamClosed          the other side closed or lost the stream
 │   └── RecordRefused         a directory record is unsigned, forged, too big or too long-lived
 ├── ProtocolError             the other side broke the protocol
@@ -129,6 +130,10 @@ class EdgeFailed(NetworkError):
 
 class PeerUnreachable(NetworkError):
     """No connection to the peer could be made at any of its addresses."""
+
+
+class WrongSwarmKey(PeerUnreachable):
+    """The peer is there and does not prove that it has this swarm's key: it has another, or none."""
 
 
 class StreamClosed(NetworkError):

@@ -106,18 +106,21 @@ async def run(
         # Last, for these say that it is ready.
         await stack.enter_async_context(kept_written(browsers, files[1]))
         announce(
-            best_first(network.host.addresses), () if browsers is None else best_first(browsers.addresses), files[0]
+            best_first(network.host.addresses),
+            () if browsers is None else best_first(browsers.addresses),
+            files[0],
+            keyed=config.swarm_key is not None,
         )
         await until(leaving, network.lost())
         network.retire()
 
 
-def announce(addresses: Sequence[str], edges: Sequence[str], address_file: Path | None) -> None:
+def announce(addresses: Sequence[str], edges: Sequence[str], address_file: Path | None, *, keyed: bool = False) -> None:
     """Say how to join, and where browsers can dial; write the addresses for scripts."""
     lines = ["bootstrap peer is ready at", *(f"  {address}" for address in addresses)]
     if edges:
         lines += ["\nbrowsers can dial", *(f"  {address}" for address in edges)]
-    peers = f"--initial-peers {shlex.quote(addresses[0])}"
+    peers = f"--initial-peers {shlex.quote(addresses[0])}{' --swarm-key FILE' if keyed else ''}"
     lines += [f"\nto contribute a machine:  swarm-serve MODEL {peers}"]
     lines += [f"to see what is served:    swarm-status {peers}"]
     lines += [f"to talk to a model:       swarm-chat MODEL {peers}"]

@@ -90,10 +90,10 @@ def main(
 
 
 def chosen(network: NetworkConfig) -> dict[str, Any]:
-    """Whom to look for, and where to listen and what to announce, if it was said: a client listens otherwise than a
-    server unless it is."""
+    """Whom to look for, the swarm's key, and where to listen and what to announce, if it was said: a client listens
+    otherwise than a server unless it is."""
     usual = NetworkConfig()
-    given = {"host_maddrs": network.host_maddrs, "announce_maddrs": network.announce_maddrs}
+    given = {name: getattr(network, name) for name in ("host_maddrs", "announce_maddrs", "swarm_key")}
     said = {name: value for name, value in given.items() if value != getattr(usual, name)}
     return {"lan": network.lan, **said}
 

@@ -27,6 +27,7 @@ from swarm.errors import InvalidInput
 from swarm.net import initial_peers as joining
 from swarm.net.addresses import check, check_edge, is_peer_id
 from swarm.net.lists import Lists
+from swarm.net.swarm_key import SwarmKey
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -92,6 +93,13 @@ def network_options(host_maddrs: Sequence[str] = NetworkConfig().host_maddrs) ->
             help="Where no initial peers are given, look for some on the local network; servers, query nodes and "
             "bootstrap peers are announced there. By default they are.",
         ),
+        click.option(
+            "--swarm-key",
+            type=click.Path(),
+            metavar="FILE",
+            help="Take part in the swarm that has the key in FILE, 64 hexadecimal digits, as all its peers do: who "
+            "lacks it learns nothing of it.",
+        ),
     )
 
 
@@ -101,10 +109,13 @@ def _network(
     host_maddrs: tuple[str, ...],
     announce_maddrs: tuple[str, ...],
     lan: bool,
+    swarm_key: str | None,
 ) -> NetworkConfig:
     peers = joining.initial_peers(initial_peers)
-    config = NetworkConfig(peers, host_maddrs or listen, announce_maddrs, lan=lan)
+    config = NetworkConfig(peers, host_maddrs or listen, announce_maddrs, lan=lan, swarm_key=swarm_key)
     check(config)
+    if swarm_key is not None:
+        SwarmKey.load(swarm_key)
     return config
 
 
@@ -252,7 +263,9 @@ class EdgeOptions:
 
     def beside(self, network: NetworkConfig) -> EdgeConfig | None:
         """The rest from how the peer itself listens; None: no edge. Raises InvalidInput for what cannot work."""
-        if self.no_edge:
+        if network.swarm_key is not None and self.needed:
+            raise InvalidInput("--edge-maddrs cannot go with --swarm-key: browsers do not have the key")
+        if self.no_edge or network.swarm_key is not None:
             return None
         config = EdgeConfig(
             host_maddrs=self.edge_maddrs or edge_beside(network.host_maddrs),

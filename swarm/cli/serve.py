@@ -354,7 +354,10 @@ def computed(hosting: Hosting) -> str:
 def where(model: str, addresses: Sequence[str], network: NetworkConfig) -> list[str]:
     """Addresses, and how the next person joins: through those that we joined through, who are likely to stay."""
     through = (network.initial_peers or addresses)[:1]
-    command = shlex.join(["swarm-serve", model, *(word for peer in through for word in ("--initial-peers", peer))])
+    key = ["--swarm-key", "FILE"] if network.swarm_key is not None else []
+    command = shlex.join(
+        ["swarm-serve", model, *(word for peer in through for word in ("--initial-peers", peer)), *key]
+    )
     return [*(f"address  {address}" for address in addresses), f"to add a machine:  {command}"]
 
 

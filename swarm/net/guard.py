@@ -19,6 +19,7 @@ from swarm.net.base import Host, HostStatistics, Stream, StreamHandler
 from swarm.net.flight import Flight
 from swarm.net.lists import Lists
 from swarm.net.quota import Buckets, Places
+from swarm.net.swarm_key import SwarmKey
 from swarm.types import PeerId, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -72,10 +73,14 @@ class Guard:
 
 
 class GuardedHost:
-    """A host whose handlers see only what `guard` lets through; else as the host. Satisfies `Host`."""
+    """A host whose handlers see only what `guard` lets through, and who has `key`; else as the host.
 
-    def __init__(self, host: Host, guard: Guard) -> None:
+    Satisfies `Host`.
+    """
+
+    def __init__(self, host: Host, guard: Guard, key: SwarmKey | None = None) -> None:
         self._host = host
+        self._key = key
         self.guard = guard
 
     @property
@@ -87,7 +92,11 @@ class GuardedHost:
         return self._host.addresses
 
     async def open_stream(self, peer_id: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Stream:
-        return await self._host.open_stream(peer_id, protocol, addresses)
+        """As in `Host`. Raises WrongSwarmKey for who does not have the key."""
+        stream = await self._host.open_stream(peer_id, protocol, addresses)
+        if self._key is not None:
+            await self._key.prove_to(stream, protocol, self.peer_id)
+        return stream
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         await self._host.serve(protocol, functools.partial(self._admit, protocol, handler))
@@ -107,6 +116,10 @@ class GuardedHost:
         guard.streams.take(peer)
         try:
             stream.meter(guard.flight)
+            if self._key is not None and not await self._key.ask_of(stream, protocol, self.peer_id):
+                guard.refused["key"] += 1
+                log.info("%s opened a stream and does not have this swarm's key", peer)
+                return
             await handler(GuardedStream(stream, guard))
         finally:
             guard.streams.give(peer)
@@ -119,7 +132,10 @@ class GuardedHost:
         refusing.take(stream.peer_id)
         try:
             with contextlib.suppress(StreamClosed, TimeoutError):
-                await asyncio.wait_for(stream.send(words(error)), _LAST_WORD)
+                async with asyncio.timeout(_LAST_WORD):
+                    # Words are for those who have the key.
+                    if self._key is None or await self._key.ask_of(stream, protocol, self.peer_id):
+                        await stream.send(words(error))
         finally:
             refusing.give(stream.peer_id)
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from swarm.errors import InvalidInput, PeerUnreachable, SwarmError
+from swarm.errors import InvalidInput, NetworkError, PeerUnreachable, SwarmError, WrongSwarmKey
 from swarm.net.guard import Guard, GuardedHost
 from swarm.net.initial_peers import HOW_TO_BEGIN
+from swarm.net.swarm_key import NoSeal, SwarmKey
 
 if TYPE_CHECKING:
     from swarm.config import NetworkConfig
-    from swarm.net.base import Directory, Host
+    from swarm.net.base import Directory, Host, Stream
     from swarm.net.hivemind.directory import HivemindDirectory
     from swarm.net.hivemind.host import HivemindHost
     from swarm.net.identity import Identity
@@ -67,11 +68,42 @@ class Network:
         await self.close()
 
 
+MEMBER_PROTOCOL = "/swarm/member/1.0.0"
+"""Nothing is said under it but what begins each stream: that both sides have the swarm's key."""
+_AGAIN = (0.5, 1.0, 2.0)
+"""Seconds after which initial peers are asked again that do not know the protocol."""
+
+
+async def _show_key(host: Host, initial_peers: Sequence[str]) -> None:
+    """Be asked for the key, and ask the initial peers for it. Raises WrongSwarmKey where none of them has it."""
+
+    async def answer(stream: Stream) -> None:
+        pass
+
+    await host.serve(MEMBER_PROTOCOL, answer)
+    peers = {address.rpartition("/p2p/")[2] for address in initial_peers}
+    for pause in (*_AGAIN, None):
+        missed: list[NetworkError] = []
+        for peer_id in peers:
+            try:
+                (await host.open_stream(peer_id, MEMBER_PROTOCOL)).close()
+            except NetworkError as error:
+                missed.append(error)
+        if len(missed) < len(peers) or not peers:
+            return
+        if pause is None or any(isinstance(error, WrongSwarmKey) for error in missed):
+            text = "none of the initial peers has this swarm key; is it the key of their swarm, and do they have one?"
+            raise WrongSwarmKey(text) from missed[0]
+        # They may only just have begun.
+        await asyncio.sleep(pause)
+
+
 async def open(config: NetworkConfig) -> Network:  # noqa: A001
     """Join the network.
 
     Raises DaemonFailed when p2pd does not start, PeerUnreachable when no initial peer answers, InvalidInput when there
-    is none, or the identity file or an address is broken, NetworkError when the directory cannot be joined.
+    is none, or the identity file, the swarm key or an address is broken, WrongSwarmKey when no initial peer has that
+    key, NetworkError when the directory cannot be joined.
     """
     if config.initial_peers or not config.lan or config.public:
         return await _open(config)
@@ -98,18 +130,25 @@ async def _open(config: NetworkConfig, *, alone: bool = False) -> Network:
     from swarm.net.hivemind.directory import open_directory
     from swarm.net.hivemind.host import create_host  # its import takes a second
 
+    key = None if config.swarm_key is None else SwarmKey.load(config.swarm_key)
     host = await create_host(config)
     try:
-        directory = await open_directory(host)
-        lan = await _on_lan(host, directory, meeting=alone) if config.lan else ()
+        door = GuardedHost(host, host.guard, key)
+        if key is not None:
+            await _show_key(door, host.joined)
+        directory = await open_directory(host, key or NoSeal())
+        lan = await _on_lan(host, directory, None if key is None else door, meeting=alone) if config.lan else ()
     except BaseException:
         await host.close()
         raise
     host.keep_known(directory)
-    return Network(GuardedHost(host, host.guard), directory, host.identity, host.lost, host.retire, host.guard, lan)
+    return Network(door, directory, host.identity, host.lost, host.retire, host.guard, lan)
 
 
-async def _on_lan(host: HivemindHost, directory: HivemindDirectory, *, meeting: bool) -> Sequence[Beacon | Seeker]:
+async def _on_lan(
+    host: HivemindHost, directory: HivemindDirectory, keyed: Host | None, *, meeting: bool
+) -> Sequence[Beacon | Seeker]:
+    """`keyed`: the same host where who is met must have the swarm's key."""
     from swarm.net.lan import Beacon, Seeker
 
     async def meet(peer: PeerId, addresses: Sequence[str]) -> None:
@@ -117,6 +156,8 @@ async def _on_lan(host: HivemindHost, directory: HivemindDirectory, *, meeting: 
             return
         try:
             await host.dial(peer, list(addresses))
+            if keyed is not None:
+                (await keyed.open_stream(peer, MEMBER_PROTOCOL)).close()
             await directory.meet(peer)
         except SwarmError as error:
             log.info("a peer of the local network cannot be met: %s", error)

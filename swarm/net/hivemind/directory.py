@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import swarm.net.patches  # noqa: F401  isort: skip  (before hivemind)
@@ -28,6 +29,7 @@ from swarm.net.forwarding import forwarding_pb2 as fwd
 from swarm.net.forwarding.reach import Reach
 from swarm.net.identity import Identity
 from swarm.net.patches import bound_directory, remember_peer_ids
+from swarm.net.swarm_key import OVERHEAD, NoSeal, Seal
 from swarm.net.twins import Twins
 from swarm.tasks import Tasks
 from swarm.types import ModelInfo, PeerId, ServerRecord
@@ -63,8 +65,9 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
     What has expired passes: the storage drops it, and it must not take living records beside it along.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig, seal: Seal | None = None) -> None:
         self._config = config
+        self._seal = seal or NoSeal()
 
     def validate(self, record: DHTRecord) -> bool:
         """Whether a record as it is in the DHT may be stored or read. Never raises."""
@@ -76,15 +79,16 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
         return True
 
     def _check(self, record: DHTRecord) -> None:
-        if len(record.value) > self._config.record_max_bytes + 8:
+        if len(record.value) > self._config.record_max_bytes + OVERHEAD + 8:
             raise RecordRefused(f"a value of {len(record.value)} bytes")
         signed, subkey = msgpack.unpackb(record.value), msgpack.unpackb(record.subkey)
         if not isinstance(signed, bytes):
             raise RecordRefused("the value is not bytes")
+        signed = self._seal.open(record.key, signed)
         opened = records.open_signed(signed, now=time.time(), config=self._config)
-        if subkey != opened.peer_id:
+        if subkey != self._seal.name(opened.peer_id):
             raise RecordRefused(f"{opened.peer_id} signed what is stored under {subkey!r}")
-        if DHTID.generate(opened.key).to_bytes() != record.key:
+        if _place(self._seal.name(opened.key)) != record.key:
             raise RecordRefused(f"what {opened.peer_id} signed for {opened.key} is stored under another key")
         if opened.expires != record.expiration_time:
             raise RecordRefused(f"the life of a record of {opened.peer_id} was changed")
@@ -146,8 +150,15 @@ class HivemindDirectory:
     """The directory in the DHT; satisfies `Directory`."""
 
     def __init__(
-        self, node: DHTNode, daemon: Daemon, identity: Identity, initial: Sequence[PeerID], config: NetworkConfig
+        self,
+        node: DHTNode,
+        daemon: Daemon,
+        identity: Identity,
+        initial: Sequence[PeerID],
+        config: NetworkConfig,
+        seal: Seal,
     ) -> None:
+        self._seal = seal
         self._node = node
         self._daemon = daemon
         self._identity = identity
@@ -250,9 +261,10 @@ class HivemindDirectory:
         self._latest |= dict(zip(values, expires, strict=True))
         try:
             async with asyncio.timeout(_OPERATION_TIMEOUT):
-                stored = await self._node.store_many(
-                    list(values), list(signed), list(expires), subkeys=[self._identity.peer_id] * len(values)
-                )
+                names = [self._seal.name(key) for key in values]
+                sealed = [self._seal.close(_place(name), each) for name, each in zip(names, signed, strict=True)]
+                subkeys = [self._seal.name(self._identity.peer_id)] * len(names)
+                stored = await self._node.store_many(names, sealed, list(expires), subkeys=subkeys)
         except Exception as error:
             self._check_daemon()
             raise NetworkError(f"the directory cannot be written: {_words(error)}") from error
@@ -299,12 +311,19 @@ class HivemindDirectory:
         self._check_daemon()
         try:
             async with asyncio.timeout(_OPERATION_TIMEOUT):
-                found = await self._get(keys)
+                found = await self._get([self._seal.name(key) for key in keys])
         except Exception as error:
             self._check_daemon()
             raise NetworkError(f"the directory cannot be read: {_words(error)}") from error
-        entries = [entry.value for entry in found.values() if entry is not None and isinstance(entry.value, dict)]
-        return [item.value for entry in entries for item in entry.values() if isinstance(item.value, bytes)]
+        values = []
+        for name, entry in found.items():
+            if entry is None or not isinstance(entry.value, dict):
+                continue
+            for item in entry.value.values():
+                if isinstance(item.value, bytes):
+                    with contextlib.suppress(RecordRefused):
+                        values.append(self._seal.open(_place(name), item.value))
+        return values
 
     async def _get(self, keys: Sequence[str]) -> Mapping[str, Any]:
         """What is stored under keys, None where nothing is. Raises NetworkError when there is nobody to ask."""
@@ -349,11 +368,15 @@ class HivemindDirectory:
         await self._background.close()
 
 
-async def open_directory(host: HivemindHost) -> HivemindDirectory:
-    """Take part in the DHT, through the initial peers that `host` reached. Raises NetworkError, PeerUnreachable."""
+async def open_directory(host: HivemindHost, seal: Seal | None = None) -> HivemindDirectory:
+    """Take part in the DHT, through the initial peers that `host` reached; `seal`: how all stands in it.
+
+    Raises NetworkError, PeerUnreachable.
+    """
     config, initial_peers = host.config, host.joined
     initial = sorted({PeerID.from_base58(_last_peer(address)) for address in initial_peers})
-    validator = SignedRecords(config)
+    seal = seal or NoSeal()
+    validator = SignedRecords(config, seal)
     try:
         node = await DHTNode.create(
             p2p=await host.p2p(),
@@ -374,7 +397,7 @@ async def open_directory(host: HivemindHost) -> HivemindDirectory:
     except Exception as error:
         raise _not_joined(error, initial_peers) from error
     bound_directory(node, CappedStorage(config), NoCache(), validator.drop_invalid)
-    return HivemindDirectory(node, host.daemon, host.identity, initial, config)
+    return HivemindDirectory(node, host.daemon, host.identity, initial, config, seal)
 
 
 def _not_joined(error: Exception, initial_peers: Sequence[str]) -> NetworkError:
@@ -386,6 +409,12 @@ def _not_joined(error: Exception, initial_peers: Sequence[str]) -> NetworkError:
         )
     reason = "they do not answer there" if "bootstrap failed" in str(error) else _words(error)
     return PeerUnreachable(f"the directory cannot be joined through any of these peers: {reason}\n  {peers}")
+
+
+@lru_cache(16_384)
+def _place(name: str) -> bytes:
+    """Where a name stands in the DHT."""
+    return bytes(DHTID.generate(name).to_bytes())
 
 
 def _last_peer(address: str) -> PeerId:
