@@ -24,9 +24,13 @@ TOKENS = 16
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="Losses of each kind, after each prompt.")
 @click.option("--positions", multiple=True, type=int, default=(64, 512), show_default=True, help="Prompt lengths.")
+@click.option("--standby", multiple=True, type=click.IntRange(0, 1), help="Only without (0), only with one (1).")
 @output_options
-def main(rounds: int, positions: tuple[int, ...], as_json: bool, save: bool) -> None:
-    """Three hops of one thread each, a fourth server that can replace the middle one, which is killed or frozen."""
+def main(rounds: int, positions: tuple[int, ...], standby: tuple[int, ...], as_json: bool, save: bool) -> None:
+    """Three hops of one thread each, a fourth server that can replace the middle one, which is killed or frozen.
+
+    With a standby, the first and the last server compute everything twice: nobody else has their blocks.
+    """
     import torch
     from transformers import LlamaForCausalLM
 
@@ -41,9 +45,13 @@ def main(rounds: int, positions: tuple[int, ...], as_json: bool, save: bool) -> 
             processes.start_server(name, blocks)
         processes.wait_until_online("first", "last", "middle0", "middle1")
         with connect([processes.peer]) as swarm:
-            model = DistributedLlama.from_pretrained(path, swarm=swarm, dtype="float32", progress=False)
-            losses = [Loss(processes, model, kind) for kind in (signal.SIGKILL, signal.SIGSTOP)]
-            rows = [row(local, model, loss, length, rounds) for length in positions for loss in losses]
+            rows = []
+            for spare in standby or (0, 1):
+                model = DistributedLlama.from_pretrained(
+                    path, swarm=swarm, dtype="float32", progress=False, standby=spare
+                )
+                losses = [Loss(processes, model, kind) for kind in (signal.SIGKILL, signal.SIGSTOP)]
+                rows += [row(local, model, loss, length, rounds) for length in positions for loss in losses]
     report(result(rows), as_json, save)
 
 
@@ -125,7 +133,7 @@ def row(local: Any, model: Any, loss: Loss, length: int, rounds: int) -> dict[st
         lost.append(watch.until_next)
         loss.make_good()
     return {
-        "loss": f"{loss.kind.name}, prompt {length}",
+        "loss": f"{loss.kind.name}, prompt {length}{', standby' * loss.model.remote_blocks.view.config.standby}",
         "token s": ordinary,
         "until the next token s": lost,
         "tokens that it cost": ratios(lost, ordinary),
@@ -140,8 +148,8 @@ def result(rows: list[dict[str, Any]]) -> Result:
         title="Loss of the middle one of three servers in the middle of a generation",
         rows=rows,
         notes=[
-            "a killed process is missed at once; a frozen one after as much silence as ClientConfig.silence allows;",
-            "then the positions so far are computed again by the replacement; medians",
+            "a killed process is missed at once; a frozen one after some times of what steps took (deadlines.py);",
+            "then the positions so far are computed again by the replacement, unless a standby has them; medians",
         ],
         plot=["until the next token s"],
     )

@@ -257,6 +257,9 @@ class ClientConfig:
     retry_max: float = 5.0
     max_step_failures: int = 5
     """Failures of compute on one and the same step before it is given up."""
+    standby: int = 0
+    """1: a second route on other servers computes everything, too, a step behind, and goes on at once where the first
+    is late or fails. It costs the swarm twice the work and twice the KV cache; 0: none."""
     chunk_positions: int | None = None
     """Positions in one frame of a long prompt; None: as many as make it soonest, by what its servers announce."""
     quantization: str | None = None
@@ -267,6 +270,8 @@ class ClientConfig:
     `auto`, int8 on the links that would otherwise hold up a prompt, by a measurement when each server is opened."""
 
     def __post_init__(self) -> None:
+        if self.standby not in (0, 1):
+            raise InvalidInput(f"standby={self.standby!r}: there is 0 (none) and 1")
         if self.quantization not in (None, *QUANTIZATIONS):
             raise InvalidInput(f"quantization={self.quantization!r}: there is {', '.join(QUANTIZATIONS)}")
         if self.codec not in CODEC_CHOICES:

@@ -148,7 +148,8 @@ def draw_prefixes(seed: int) -> dict[str, Any]:
 class Scenario:
     """One seed's swarm, scripts and faults."""
 
-    def __init__(self, seed: int, arithmetic: Arithmetic | None = None) -> None:
+    def __init__(self, seed: int, arithmetic: Arithmetic | None = None, standby: int = 0) -> None:
+        self.standby = standby
         self.rng = rng = random.Random(seed)
         self.rollback = rng.random() < 0.85 or arithmetic is not None
         runner = ExactRunner if self.rollback else ForgetlessRunner
@@ -190,8 +191,12 @@ class Scenario:
         await self.settle()
         return "missing" if "missing" in ends else "exact"
 
+    @property
+    def config(self) -> ClientConfig:
+        return ClientConfig(max_wait=120.0 if self.scarce else None, chunk_positions=8, standby=self.standby)
+
     async def client(self, script: Sequence[Act]) -> str:
-        session = self.world.session(ClientConfig(max_wait=120.0 if self.scarce else None, chunk_positions=8))
+        session = self.world.session(self.config)
         await asyncio.sleep(self.rng.random())
         wanted = await expected(script, self.world.arithmetic)
         try:
@@ -298,18 +303,18 @@ class Scenario:
         asyncio.get_running_loop().call_later(self.rng.choice([0.3, 2.0, 8.0, 60.0]), mend)
 
 
-def play_seed(seed: int, arithmetic: Arithmetic | None = None) -> str:
+def play_seed(seed: int, arithmetic: Arithmetic | None = None, standby: int = 0) -> str:
     """Play one seed's scenario to its end on a loop of its own."""
 
     async def main() -> str:
-        return await Scenario(seed, arithmetic).play()
+        return await Scenario(seed, arithmetic, standby).play()
 
     return run(main())
 
 
-def outcome(seed: int, arithmetic: Callable[[], Arithmetic] | None = None) -> tuple[int, str]:
+def outcome(seed: int, arithmetic: Callable[[], Arithmetic] | None = None, standby: int = 0) -> tuple[int, str]:
     """How the scenario of a seed ended, or what went wrong in it. For processes beside this one."""
     try:
-        return seed, play_seed(seed, arithmetic and arithmetic())
+        return seed, play_seed(seed, arithmetic and arithmetic(), standby)
     except BaseException:
         return seed, traceback.format_exc(limit=-4)

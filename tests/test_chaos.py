@@ -46,6 +46,13 @@ def test_random_faults(processes: ProcessPoolExecutor, schedules: int) -> None:
     assert ends_of(processes.map(outcome, range(schedules), chunksize=25))["exact"] > 0.8 * schedules
 
 
+@pytest.mark.parametrize("schedules", [60, pytest.param(2000, marks=pytest.mark.soak)])
+def test_random_faults_with_a_standby(processes: ProcessPoolExecutor, schedules: int) -> None:
+    """Faults of what runs, of what stands by, of both, while it is filled."""
+    play = functools.partial(outcome, standby=1)
+    assert ends_of(processes.map(play, range(schedules), chunksize=10))["exact"] > 0.8 * schedules
+
+
 @pytest.mark.parametrize("schedules", [12, pytest.param(60, marks=pytest.mark.soak)])
 def test_random_faults_on_real_layers(processes: ProcessPoolExecutor, schedules: int) -> None:
     """On torch layers, cut out of one Llama."""

@@ -368,8 +368,8 @@ def client_options(function: Function) -> Function:
     return dtype(
         together(
             "client",
-            lambda quantization, codec, max_wait: ClientConfig(
-                quantization=quantization, codec=codec, max_wait=max_wait
+            lambda quantization, codec, standby, max_wait: ClientConfig(
+                quantization=quantization, codec=codec, standby=standby, max_wait=max_wait
             ),
             click.option(
                 "--quantization",
@@ -384,6 +384,13 @@ def client_options(function: Function) -> Function:
                 default=usual.codec,
                 help="How hidden states travel: exactly (raw), as 8-bit integers (int8: a quarter to a half of the "
                 "bytes, about half a percent off), or so on slow links only (auto).",
+            ),
+            click.option(
+                "--standby",
+                type=click.IntRange(0, 1),
+                default=usual.standby,
+                help="1: a second route on other servers computes the same a step behind, and goes on at once where "
+                "the first is late or fails; it costs the swarm twice the work and memory.",
             ),
             click.option(
                 "--max-wait",

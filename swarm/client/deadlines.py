@@ -17,23 +17,24 @@ from swarm.config import ClientConfig
 
 REMEMBERED = 256
 """Steps; those before them say little of how the servers are loaded now."""
-FEW = 8
+FEW = 4
 """Fewer steps than these say little: they count for half."""
 SHORT = 16
 """Positions up to which a step tells of others, and they of it: what guesses make of one token."""
-LATE, SILENT = 3.0, 8.0
-"""So many times what all but one in a hundred steps took: it is looked into, it is suspected."""
-SOONEST_LATE, SOONEST_SILENT = 0.1, 1.0
-"""Seconds before which nothing is late or dead, however fast it was: garbage is collected, processes wait for turns."""
+RACE, LATE, SILENT = 1.2, 3.0, 6.0
+"""So many times what all but one in a hundred steps took: it is raced, it is looked into, it is suspected."""
+SOONEST_RACE, SOONEST_LATE, SOONEST_SILENT = 0.03, 0.1, 1.0
+"""Seconds before which nothing is late or dead, however fast it was: garbage is collected, processes wait."""
 PROBES = 4
 """So many in the time in which a hop has to answer one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """In seconds: `late` without an output, then probes every `probe_interval`; a hop that answers none for `silence`
-    is taken for dead."""
+    """In seconds: after `race` without an output a standby computes the step, too; after `late` there are probes, every
+    `probe_interval`; a hop that answers none for `silence` is taken for dead."""
 
+    race: float
     late: float
     probe_interval: float
     silence: float
@@ -72,13 +73,14 @@ class Pace:
         """For `positions` that are under way. `expected`: seconds that a step takes by what the servers announce, which
         counts where it is more than what few steps say. Never later than the limits of `config`."""
         if positions > SHORT or self._replaying:
-            return Deadlines(config.late_after, config.probe_interval, config.silence)
+            return Deadlines(config.late_after, config.late_after, config.probe_interval, config.silence)
         usual, doubt = self.slowest or 0.0, 1.0
         if not self.known:
             usual, doubt = max(usual, expected), 2.0
         late = min(max(LATE * doubt * usual, SOONEST_LATE), config.late_after)
         silence = min(max(SILENT * doubt * usual, SOONEST_SILENT), config.silence)
-        return Deadlines(late, min(config.probe_interval, silence / PROBES), silence)
+        race = min(max(RACE * doubt * usual, SOONEST_RACE), late)
+        return Deadlines(race, late, min(config.probe_interval, silence / PROBES), silence)
 
 
 def expected_seconds(stages: Sequence[Stage], rtt_ms: Sequence[float]) -> float:

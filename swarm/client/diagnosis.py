@@ -57,12 +57,13 @@ def find_suspect(
     silence: float,
     frame_bytes: int = 0,
     sent_bytes: int = 0,
+    since: float = float("-inf"),
 ) -> Suspect | None:
     """The first hop or link in the chain that fails, or None: everybody works or there is reason to wait.
 
     `targets`: how far each sequence must come; `silence`: seconds for which a probe may be unanswered; `frame_bytes`:
-    the largest frame, which a slow link may take long for; `sent_bytes`: what went to the first hop and may still be
-    on its way.
+    the largest frame, which a slow link may take long for; `sent_bytes`: what went to the first hop and may still be on
+    its way; `since`: when the last outputs came: what was said before them is old.
     """
     behind = min(sent_bytes, IN_FLIGHT) / config.slowest_rate
     for index, report in enumerate(reports):
@@ -73,7 +74,7 @@ def find_suspect(
         return None
     stall = config.stall + frame_bytes / config.slowest_rate
     for index, report in enumerate(reports):
-        quiet = now - report.changed
+        quiet = now - max(report.changed, since)
         if _behind(report, targets, "received"):
             reason = f"nothing has come in for {quiet:.1f} s though the upstream sent"
             return Suspect(Fault.LINK, index, reason) if quiet > stall else None
@@ -83,7 +84,7 @@ def find_suspect(
         if _behind(report, targets, "forwarded"):
             reason = f"nothing has gone out for {quiet:.1f} s though it is computed"
             return Suspect(Fault.LINK, index + 1, reason) if quiet > stall else None
-    quiet = now - max((report.changed for report in reports), default=now)
+    quiet = now - max([since, *(report.changed for report in reports)]) if reports else 0.0
     if quiet > stall:
         return Suspect(Fault.LINK, len(reports), f"results have been on their way for {quiet:.1f} s")
     return None

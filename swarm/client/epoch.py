@@ -16,16 +16,18 @@ from swarm.client.blame import Blame, Parting, Verdict
 from swarm.client.chunks import best_chunk, grain_of, stage
 from swarm.client.encoding import choose_codecs
 from swarm.client.fitness import Misfit
+from swarm.client.given import Given
 from swarm.client.link import Event, HopLink
 from swarm.client.resume import HopPlan, HopState, plan_resume
 from swarm.client.sequences import Sequences, Snapshot
+from swarm.client.standby import SAME_PEER_MS
 from swarm.client.streams import EpochStreams
 from swarm.client.trust import Needs
 from swarm.client.view import View
 from swarm.errors import LimitExceeded, MissingBlocks, NoServerFits, StreamClosed, SwarmError
 from swarm.net.base import Host
 from swarm.tasks import Tasks
-from swarm.types import Route, Span
+from swarm.types import PeerId, Route, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import Codec, codec_of, offered
@@ -52,7 +54,16 @@ class Epochs:
     """
 
     def __init__(
-        self, host: Host, view: View, span: Span, sequences: Sequences, blame: Blame, tasks: Tasks, hearing: Hearing
+        self,
+        host: Host,
+        view: View,
+        span: Span,
+        sequences: Sequences,
+        blame: Blame,
+        tasks: Tasks,
+        hearing: Hearing,
+        pins: dict[int, bytes],
+        apart: Callable[[], Mapping[PeerId, float]] | None = None,
     ) -> None:
         self.number = 0
         self.route: Route | None = None
@@ -70,16 +81,19 @@ class Epochs:
         self._backlog: list[pb.Step] = []
         self._broken = -1
         self._leaving: set[HopLink] = set()
-        self._pins: dict[int, bytes] = {}
+        self._beginning = False
+        self._apart = apart
+        """What it costs to be on a peer, for a standby."""
+        self._pins = pins
         """The fingerprint of each block, of the first route: later hops must have the same weights."""
 
     # ---- the present one --------------------------------------------------------------------------------------
 
     def put(self, steps: Iterable[pb.Step]) -> None:
-        """Send steps to the first hop, now or when an epoch runs."""
+        """Send steps to the first hop, now or when the epoch that begins runs; a later one sends all there is."""
         if self.streams is not None:
             self.streams.put(steps)
-        else:
+        elif self._beginning:
             self._backlog.extend(steps)
 
     def chunk(self, positions: int) -> int:
@@ -180,17 +194,32 @@ class Epochs:
 
     async def begin(self) -> None:
         """One attempt. Raises SwarmError after blaming who failed; then no streams run."""
+        try:
+            await self._begin()
+        finally:
+            self._beginning = False
+
+    async def _begin(self) -> None:
         await self._reattach()
         route = self._choose()
+        self._check_apart(route)
         fresh = self._take(route)
         self.number += 1
         self._backlog.clear()
+        self._beginning = True
         snapshot = self._sequences.snapshot()
         self._blame.needs = self._needs
         codecs, states = await self._meet(route, fresh, snapshot)
         plan = plan_resume(states, snapshot.wanted)
         streams = EpochStreams(
-            route, self.links, self.number, codecs, self._hearing.result, self._hearing.broken, self._tasks
+            route,
+            self.links,
+            self.number,
+            codecs,
+            self._hearing.result,
+            self._hearing.broken,
+            self._tasks,
+            Given(snapshot.lengths, snapshot.wanted),
         )
         try:
             await self._open(streams)
@@ -222,17 +251,45 @@ class Epochs:
 
     def _choose(self) -> Route:
         """Keep what lives; fill the gaps; else begin anew. A hop that leaves is kept only if nobody can follow it."""
-        needs = self._needs
+        needs, apart = self._needs, self._keep_away()
         if self.route is None:
-            return self._view.route(self._span, needs, self._pins)
+            return self._view.route(self._span, needs, self._pins, apart)
         lost = {i for i, link in enumerate(self.links) if link.lost or link.limits.exceeded(needs)}
         leaving = {i for i, link in enumerate(self.links) if link in self._leaving}
         for gone in (lost | leaving, lost) if leaving else (lost,):
             try:
-                return self._view.repair(self.route, gone, needs, self._pins)
+                return self._view.repair(self.route, gone, needs, self._pins, apart)
             except MissingBlocks:
                 continue
-        return self._view.route(self._span, needs, self._pins)
+        return self._view.route(self._span, needs, self._pins, apart)
+
+    def _keep_away(self) -> Mapping[PeerId, float]:
+        return self._apart() if self._apart is not None else {}
+
+    @property
+    def shared(self) -> set[PeerId]:
+        """The peers on its route that are to be kept away from."""
+        apart = self._keep_away()
+        return {link.hop.peer_id for link in self.links if apart.get(link.hop.peer_id, 0.0) >= SAME_PEER_MS}
+
+    def part(self) -> bool:
+        """Whether there are other servers by now for hops on peers that are to be kept away from: then these are let
+        go in the next epoch."""
+        links, shared = self.links, self.shared
+        try:
+            route = self._view.route(self._span, self._needs, self._pins, self._keep_away())
+        except SwarmError:
+            return False
+        spared = shared - {hop.peer_id for hop in route.hops}
+        self._leaving |= {link for link in links if link.hop.peer_id in spared}
+        return bool(spared)
+
+    def _check_apart(self, route: Route) -> None:
+        """Raises MissingBlocks where a standby would be nowhere else than what it stands by for."""
+        apart = self._keep_away()
+        if apart and all(apart.get(hop.peer_id, 0.0) >= SAME_PEER_MS for hop in route.hops):
+            span = self._span
+            raise MissingBlocks(f"no other server hosts any of the blocks {span}", ((span.first, span.last),))
 
     def _take(self, route: Route) -> list[HopLink]:
         """A link for every hop, those that are open as they are; the others are let go. Returns which are new."""

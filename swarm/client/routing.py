@@ -35,7 +35,8 @@ _Indices = NDArray[np.int32]
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """What is known beyond the records. `rtt_ms`: measured round trips from here; `positions`: KV cache that the
-    session needs; `pins`: the fingerprint that each block must have; `avoid_links`: (from, to), not to be dialled."""
+    session needs; `pins`: the fingerprint that each block must have; `avoid_links`: (from, to), not to be dialled;
+    `apart`: in ms a block, what else it costs to be on a peer."""
 
     rtt_ms: Mapping[PeerId, float] = field(default_factory=dict)
     default_rtt_ms: float = 50.0
@@ -43,6 +44,7 @@ class Conditions:
     avoid_links: frozenset[tuple[PeerId, PeerId]] = frozenset()
     pins: Mapping[int, bytes] = field(default_factory=dict)
     positions: int = 0
+    apart: Mapping[PeerId, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ def _hosts(servers: Sequence[ServerRecord], span: Span, pins: Mapping[int, bytes
 
 def _costs(servers: Sequence[ServerRecord], conditions: Conditions) -> _Costs:
     rtt = [conditions.rtt_ms.get(server.peer_id, conditions.default_rtt_ms) for server in servers]
-    block = np.array([server.decode_ms for server in servers])
+    block = np.array([server.decode_ms + conditions.apart.get(server.peer_id, 0.0) for server in servers])
     return _Costs(
         np.minimum(block, LONGEST_MS),
         np.minimum([_arrival(server, conditions) for server in servers], LONGEST_MS),

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
+from swarm.client.given import Given
 from swarm.client.link import HopLink
 from swarm.config import FRAME_LIMIT
 from swarm.errors import MalformedFrame, SwarmError
@@ -23,6 +24,7 @@ class EpochStreams:
 
     `codecs`: of every link, from the one into the first hop to the one out of the last; `on_result(step)` takes
     results; `on_broken(index, error)` hears which hop's stream failed, at most once; `tasks` owns what sends and reads.
+    `given`: what it has been given, and what is still to come.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class EpochStreams:
         on_result: Callable[[pb.Step], None],
         on_broken: Callable[[int, SwarmError], None],
         tasks: Tasks,
+        given: Given,
     ) -> None:
+        self.given = given
         self.route = route
         self.links = links
         self.epoch = epoch
@@ -78,6 +82,7 @@ class EpochStreams:
         """Queue steps for the first hop."""
         for step in steps:
             self.unconfirmed += len(step.hidden)
+            self.given.put(step)
             self._outgoing.put_nowait(step)
 
     async def _send(self, stream: Stream) -> None:

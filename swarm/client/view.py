@@ -90,7 +90,9 @@ class View:
         models = await self.directory.models()
         return [] if any(info.key == self.model.key for info in models) else models
 
-    def conditions(self, needs: Needs, pins: Mapping[int, bytes]) -> Conditions:
+    def conditions(
+        self, needs: Needs, pins: Mapping[int, bytes], apart: Mapping[PeerId, float] = MappingProxyType({})
+    ) -> Conditions:
         now = asyncio.get_running_loop().time()
         small = [peer for peer, limits in self.trust.limits.items() if limits.exceeded(needs) is not None]
         return Conditions(
@@ -100,15 +102,23 @@ class View:
             avoid_links=frozenset(self.trust.links.active(now)),
             pins=pins,
             positions=needs.positions,
+            apart=apart,
         )
 
-    def route(self, span: Span, needs: Needs = NOTHING_YET, pins: Mapping[int, bytes] = MappingProxyType({})) -> Route:
-        """The best route now. `needs`: what it must hold; `pins`: fingerprints that blocks must have.
+    def route(
+        self,
+        span: Span,
+        needs: Needs = NOTHING_YET,
+        pins: Mapping[int, bytes] = MappingProxyType({}),
+        apart: Mapping[PeerId, float] = MappingProxyType({}),
+    ) -> Route:
+        """The best route now. `needs`: what it must hold; `pins`: fingerprints that blocks must have; `apart`: in ms a
+        block, what else it costs to be on a peer.
 
         Raises MissingBlocks with what is known of the servers that there are, NoServerFits where waiting is in vain.
         """
         try:
-            return find_route(self.records, span, self.conditions(needs, pins))
+            return find_route(self.records, span, self.conditions(needs, pins, apart))
         except MissingBlocks as missing:
             narrower = self._narrower(span, needs, pins)
             if narrower is not None:
@@ -132,9 +142,16 @@ class View:
         # Two parts of one server take as much of its cache as both together.
         return route if len({hop.peer_id for hop in route.hops}) == len(route.hops) else None
 
-    def repair(self, route: Route, lost: Iterable[int], needs: Needs, pins: Mapping[int, bytes]) -> Route:
+    def repair(
+        self,
+        route: Route,
+        lost: Iterable[int],
+        needs: Needs,
+        pins: Mapping[int, bytes],
+        apart: Mapping[PeerId, float] = MappingProxyType({}),
+    ) -> Route:
         """`route` with the hops at `lost` replaced. Raises MissingBlocks."""
-        return repair(route, lost, self.records, self.conditions(needs, pins))
+        return repair(route, lost, self.records, self.conditions(needs, pins, apart))
 
     def _fits(self, record: ServerRecord) -> bool:
         return record.contract.difference(self.contract.on(record.span)) is None

@@ -66,6 +66,8 @@ class Ledger:
         """What the sequences take, with all that is accepted."""
         self.history_bytes = 0
         self._peaks: dict[Accepted, int] = {}
+        self._passing: dict[int, None] = {}
+        """Sequences that operations make which are accepted and not done, and others may end that are so, too."""
 
     # ---- steps ------------------------------------------------------------------------------------------------
 
@@ -87,6 +89,7 @@ class Ledger:
             raise ServerBusy("the KV cache is full")
         self.kv_bytes += wanted
         self.received = after
+        self._passing.update((o.target, None) for o in known if o.kind != pb.Operation.FREE)
         accepted = Accepted(known, fresh, _ended(known), max(peak - max(growth, 0), 0))
         if accepted.peak:
             self._peaks[accepted] = accepted.peak
@@ -135,6 +138,8 @@ class Ledger:
         for operation in operations:
             operate(self.lengths, operation)
             self._operate_history(operation)
+            if operation.kind != pb.Operation.FREE:
+                self._passing.pop(operation.target, None)
         begin, view = 0, memoryview(output)
         for row in rows:
             end = begin + row.count * self.row_bytes
@@ -208,6 +213,7 @@ class Ledger:
             self.history[sequence].truncate(length)
         self.received = dict(self.lengths)
         self._peaks.clear()
+        self._passing.clear()
         self._weigh()
         return changes
 
@@ -240,8 +246,9 @@ class Ledger:
 
     def forget(self) -> list[int]:
         """Hold nothing. Returns the sequences that there were."""
-        gone = list({**self.lengths, **self.received})
+        gone = list({**self.lengths, **self.received, **self._passing})
         self._peaks.clear()
+        self._passing.clear()
         for table in (self.lengths, self.received, self.forwarded, self.history):
             table.clear()
         self._weigh()

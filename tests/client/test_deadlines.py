@@ -29,19 +29,19 @@ def pace(*seconds: float) -> Pace:
     ("steps", "positions", "late", "silence"),
     [
         pytest.param([0.07] * 20, 1, 0.21, 1.0, id="a few times a step, but not before a second"),
-        pytest.param([0.2] * 20, 1, 0.6, 1.6, id="slow steps have longer"),
-        pytest.param([0.07] * 20 + [0.3], 1, 0.9, 2.4, id="a stall is remembered"),
+        pytest.param([0.2] * 20, 1, 0.6, 1.2, id="slow steps have longer"),
+        pytest.param([0.07] * 20 + [0.3], 1, 0.9, 1.8, id="a stall is remembered"),
         pytest.param([0.3] + [0.07] * 256, 1, 0.21, 1.0, id="and forgotten"),
         pytest.param([0.001] * 20, 1, 0.1, 1.0, id="nothing is late at once"),
         pytest.param([2.0] * 20, 1, 1.0, 3.0, id="nor later than was said"),
         pytest.param([0.07] * 20, SHORT + 1, 1.0, 3.0, id="a prompt takes what it takes"),
-        pytest.param([0.1], 1, 0.6, 1.6, id="one step says little"),
-        pytest.param([0.001], 1, 0.48, 1.28, id="less than what the servers announce"),
-        pytest.param([], 1, 0.48, 1.28, id="which is all there is before the first"),
+        pytest.param([0.15], 1, 0.9, 1.8, id="one step says little"),
+        pytest.param([0.001], 1, 0.6, 1.2, id="less than what the servers announce"),
+        pytest.param([], 1, 0.6, 1.2, id="which is all there is before the first"),
     ],
 )
 def test_deadlines(steps: list[float], positions: int, late: float, silence: float) -> None:
-    found = pace(*steps).deadlines(positions, 0.08, CONFIG)
+    found = pace(*steps).deadlines(positions, 0.1, CONFIG)
     assert found.late == pytest.approx(late)
     assert found.silence == pytest.approx(silence)
     assert found.probe_interval == min(0.5, found.silence / 4)

@@ -70,6 +70,14 @@ def test_a_large_frame_over_a_slow_link_is_given_its_time() -> None:
     assert suspect(report(UNFED, quiet=15.1), frame_bytes=10_000) == is_link(0)
 
 
+def test_what_was_said_before_the_last_outputs_is_old() -> None:
+    """A hop is probed when a step is late; when the next one is, what it said then says nothing."""
+    told = [report(UNFED, quiet=60.0)]
+    assert find_suspect(told, {0: 10}, NOW, CONFIG, SILENCE, since=NOW - 5.1) is not None
+    assert find_suspect(told, {0: 10}, NOW, CONFIG, SILENCE, since=NOW - 4.9) is None
+    assert find_suspect([report(quiet=60.0)], {0: 10}, NOW, CONFIG, SILENCE, since=NOW - 4.9) is None
+
+
 def test_any_sequence_that_is_behind_counts_and_one_never_seen_is_behind() -> None:
     both = Report(None, NOW - 6.0, {0: DONE, 1: UNFED})
     assert find_suspect([both], {0: 10, 1: 10}, NOW, CONFIG, SILENCE) is not None

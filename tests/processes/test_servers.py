@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from swarm import DistributedLlama
-from swarm.client.swarm import connect
+from swarm.client.swarm import Swarm, connect
 from swarm.demo.local_swarm import LocalSwarm
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
@@ -36,10 +36,15 @@ def swarm() -> Iterator[LocalSwarm]:
 
 
 @pytest.fixture(scope="module")
-def model(swarm: LocalSwarm) -> Iterator[Any]:
+def joined(swarm: LocalSwarm) -> Iterator[Swarm]:
     joined = connect([swarm.peer])
-    yield DistributedLlama.from_pretrained(MODEL, swarm=joined, dtype="float32")
+    yield joined
     joined.close()
+
+
+@pytest.fixture(scope="module")
+def model(joined: Swarm) -> Any:
+    return DistributedLlama.from_pretrained(MODEL, swarm=joined, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,24 @@ def serving(swarm: LocalSwarm, model: Any, hop: int) -> str:
 def revive(swarm: LocalSwarm, name: str) -> None:
     swarm.start_server(name, "0:4" if name in "ac" else "4:8")
     swarm.wait_until_online(name)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGSTOP])
+def test_with_a_standby_a_server_is_lost(
+    swarm: LocalSwarm, joined: Swarm, right: list[int], kind: signal.Signals
+) -> None:
+    lost: list[str] = []
+    model: Any = DistributedLlama.from_pretrained(MODEL, swarm=joined, dtype="float32", standby=1)
+
+    def lose() -> None:
+        lost.append(serving(swarm, model, 1))
+        swarm.signal(lost[0], kind) if kind is signal.SIGSTOP else swarm.kill(lost[0])
+
+    assert generate(model, lose) == right
+    if kind is signal.SIGSTOP:
+        swarm.signal(lost[0], signal.SIGCONT)
+    else:
+        revive(swarm, lost[0])
 
 
 def test_the_swarm_generates_what_one_process_does(swarm: LocalSwarm, model: Any, right: list[int]) -> None:
