@@ -90,7 +90,7 @@ def _row(record: ServerRecord) -> tuple[str, ...]:
         record.peer_id[-8:],
         str(record.span),
         record.state.value,
-        reached(record),
+        reached(record.addresses),
         *(("-", "-", "-") if joining else (*speed, f"{record.free_tokens:,} tokens")),
         str(record.queue),
         record.contract.numbers,
@@ -98,9 +98,9 @@ def _row(record: ServerRecord) -> tuple[str, ...]:
     )
 
 
-def reached(record: ServerRecord) -> str:
-    """How others reach a server, in words."""
-    way, through = way_to(record.addresses), [f"…{peer_id[-6:]}" for peer_id in forwarders_of(record.addresses)]
+def reached(addresses: Sequence[str]) -> str:
+    """How others reach a peer that announces these addresses, in words."""
+    way, through = way_to(addresses), [f"…{peer_id[-6:]}" for peer_id in forwarders_of(addresses)]
     return f"{way} by {', '.join(through)}" if way == FORWARDED else way
 
 

@@ -29,6 +29,7 @@ from swarm.cli.options import (
     optional_model_argument,
     together,
 )
+from swarm.cli.report import reached
 from swarm.cli.signals import on_signals
 from swarm.cli.values import COUNT, SHARE, THREADS, Seconds, size_of, span_of
 from swarm.config import QUANTIZATIONS, SCHEMES, ForwardConfig, NetworkConfig, PeerLimits, ServerConfig
@@ -358,7 +359,8 @@ def where(model: str, addresses: Sequence[str], network: NetworkConfig) -> list[
     command = shlex.join(
         ["swarm-serve", model, *(word for peer in through for word in ("--initial-peers", peer)), *key]
     )
-    return [*(f"address  {address}" for address in addresses), f"to add a machine:  {command}"]
+    lines = [*(f"address  {address}" for address in addresses), f"reached  {reached(addresses)}"]
+    return [*lines, f"to add a machine:  {command}"]
 
 
 if __name__ == "__main__":
