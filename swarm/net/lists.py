@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from swarm.errors import InvalidInput
+from swarm.files import read_small
 from swarm.net.addresses import is_peer_id
 from swarm.types import PeerId
 
@@ -19,13 +20,9 @@ _LARGEST = 64 * 1024 * 1024
 def peers_of(path: Path) -> frozenset[PeerId]:
     """The peer ids in a file: one a line, what follows a `#` is a comment. Raises InvalidInput."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise InvalidInput(f"{path} is larger than a list of peers can be")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_small(path, _LARGEST).splitlines()
     except OSError as error:
         raise InvalidInput(f"the list of peers {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"the list of peers {path} is no text") from error
     found = set()
     for number, line in enumerate(lines, 1):
         peer_id = line.partition("#")[0].strip()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.errors import InvalidInput
+from swarm.files import read_small
 
 ENOUGH = "enough"
 SIZE = 1 << 20
@@ -51,15 +52,10 @@ NUMBERS = tuple(each.name for each in fields(Machine) if each.name not in ("name
 
 def read(path: Path) -> tuple[list[Machine], Client]:
     """The machines of a file, in its order. Raises InvalidInput, OSError."""
+    text = read_small(path, SIZE)
     try:
-        if path.exists() and not path.is_file():
-            raise InvalidInput("it is there and is not a file")
-        with path.open("rb") as file:
-            read = file.read(SIZE + 1)
-        if len(read) > SIZE:
-            raise InvalidInput(f"it is longer than {SIZE} bytes")
-        return parse(read.decode("utf-8"))
-    except (InvalidInput, UnicodeDecodeError) as error:
+        return parse(text)
+    except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error
 
 
