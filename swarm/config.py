@@ -15,6 +15,12 @@ SCHEMES: Mapping[str, str] = {UNQUANTIZED: UNQUANTIZED, INT8: "int8-g32-v1", INT
 """What the weights of linear layers are on: nothing, a grid of 8 or of 4 bits, the checkpoint's own; and what that is
 called in contracts, with all that decides the numbers."""
 QUANTIZATIONS = tuple(SCHEMES)
+BLOCK_FORMAT = 1
+"""Of the files in which quantized blocks are kept, and given to others."""
+ANY, PEERS, HUB = "any", "peers", "hub"
+BLOCK_SOURCES = (ANY, PEERS, HUB)
+"""Where a server gets quantized blocks: from other servers and, what these lack, from the checkpoint; or from one of
+the two."""
 MEMORY, DISK = "memory", "disk"
 HEADS = (MEMORY, DISK, FILE, INT8, INT4)
 """Where a model's head is that is computed here, in the checkpoint's numbers, or the grid that it is put on."""
@@ -223,6 +229,11 @@ class ServerConfig:
     stuck: float = 60.0
     """Who takes nothing of what is sent to it for so long is hung up on."""
     drain_timeout: float = 60.0
+    offer_rate: float = 32.0 * MIB
+    """Bytes a second of blocks that are given to servers that join; a quarter of it while there are sessions. 0: no
+    limit."""
+    offer_streams: int = 16
+    offer_streams_per_peer: int = 4
 
     def __post_init__(self) -> None:
         if not 0.0 < self.cache_share_per_peer <= 1.0:
@@ -326,5 +337,6 @@ PREFILL_POSITIONS = 128
 """Positions of the prefill by which servers measure the `prefill_rate` of their records, where their context allows."""
 FRAME_LIMIT = 64 * MIB
 QUERY_FRAME_LIMIT = 4 * MIB
+BLOCKS_FRAME_LIMIT = MIB + 64 * 1024
 CONTROL_FRAME_LIMIT = MIB
 MAP_FRAME_LIMIT = MIB

@@ -32,7 +32,16 @@ from swarm.cli.options import (
 from swarm.cli.report import reached
 from swarm.cli.signals import on_signals
 from swarm.cli.values import COUNT, SHARE, THREADS, Seconds, size_of, span_of
-from swarm.config import QUANTIZATIONS, SCHEMES, ForwardConfig, NetworkConfig, PeerLimits, ServerConfig
+from swarm.config import (
+    ANY,
+    BLOCK_SOURCES,
+    QUANTIZATIONS,
+    SCHEMES,
+    ForwardConfig,
+    NetworkConfig,
+    PeerLimits,
+    ServerConfig,
+)
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
 from swarm.memory import size
@@ -98,6 +107,20 @@ if TYPE_CHECKING:
         "first. By default it does.",
     ),
     click.option("--threads", type=THREADS, metavar="N", help="Compute threads on a CPU."),
+    click.option(
+        "--offer-blocks/--no-offer-blocks",
+        default=None,
+        help="Whether servers that join may have quantized blocks from this one: by default where everybody may have "
+        "the model from the hub; not of gated models and of folders.",
+    ),
+    click.option(
+        "--blocks-from",
+        type=click.Choice(BLOCK_SOURCES),
+        default=ANY,
+        show_default=True,
+        help="Where int8 and int4 blocks come from: the model's files (hub), other servers (peers), or these where "
+        "samples agree with the files, and the files where not (any).",
+    ),
     model_options,
 )
 @click.option(
@@ -114,11 +137,12 @@ if TYPE_CHECKING:
 @name_option("this server in swarm-status")
 @together(
     "config",
-    lambda drain_timeout, share_prefixes, max_sessions_per_peer, max_cache_per_peer: ServerConfig(
+    lambda drain_timeout, share_prefixes, max_sessions_per_peer, max_cache_per_peer, offer_rate: ServerConfig(
         drain_timeout=drain_timeout,
         share_prefixes=share_prefixes,
         max_sessions_per_peer=max_sessions_per_peer,
         cache_share_per_peer=max_cache_per_peer,
+        offer_rate=offer_rate,
     ),
     click.option(
         "--drain-timeout",
@@ -150,6 +174,14 @@ if TYPE_CHECKING:
         help="Let the beginning of one client's prompt, once computed, serve other clients' prompts that begin alike, "
         "say with the same system prompt. Without this it serves the same client only: how soon an answer comes would "
         "tell others whether somebody has asked the same.",
+    ),
+    click.option(
+        "--offer-rate",
+        callback=size_of,
+        default="32MiB",
+        show_default=True,
+        metavar="SIZE",
+        help="Bytes a second of blocks for servers that join, a quarter of it while there are sessions; 0: no limit.",
     ),
 )
 @metrics_option
@@ -277,6 +309,8 @@ async def serve(
         if choosing.cancelled():
             return ()
         hosted: dict[Plan, Hosting] = {hosting.plan: hosting for hosting in choosing.result()}
+        for hosting in hosted.values():
+            hosting.join(joined.host, joined.directory)
         server = Server(
             host=joined.host,
             directory=joined.directory,

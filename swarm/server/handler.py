@@ -28,6 +28,7 @@ from swarm.net.flight import Flight
 from swarm.net.guard import Guard
 from swarm.server.control import Control
 from swarm.server.hosted import Hosted
+from swarm.server.offering import Offering
 from swarm.server.session import Session
 from swarm.tasks import Tasks, ended
 from swarm.wire import messages
@@ -60,6 +61,7 @@ class Handler:
         """The bytes of all peers that are on their way through here."""
         self.config = config
         self.hosted: list[Hosted] = []
+        self.offering = Offering(lambda: self.hosted, config)
         self.draining = False
         self.refused: Counter[str] = Counter()
         self._one_ended = asyncio.Event()
@@ -71,6 +73,7 @@ class Handler:
         """Register the protocols."""
         await self.host.serve(messages.CONTROL_PROTOCOL, self._serve_control)
         await self.host.serve(messages.DATA_PROTOCOL, self._serve_data)
+        await self.host.serve(messages.BLOCKS_PROTOCOL, self.offering.serve)
 
     def add(self, hosted: Hosted) -> None:
         """From now on sessions are taken on this span, too."""

@@ -6,8 +6,9 @@ import asyncio
 import bisect
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from swarm.config import ServerConfig
 from swarm.contract import Contract
@@ -59,7 +60,8 @@ class HostedStatistics:
 
 class Hosted:
     """Serves sessions on what `contract` (with fingerprints of 32 bytes a block) says, with an engine and a budget of
-    their own. `flight`: where its clients' bytes on their way are counted."""
+    their own. `flight`: where its clients' bytes on their way are counted; `offered`: files of blocks that other
+    servers may have."""
 
     def __init__(
         self,
@@ -70,10 +72,12 @@ class Hosted:
         limits: Limits,
         config: ServerConfig,
         flight: Flight | None = None,
+        offered: Mapping[int, Path] | None = None,
     ) -> None:
         self.engine = engine
         self.contract = contract
         self.limits = limits
+        self.offered: Mapping[int, Path] = offered or {}
         self.config = config
         self.prefixes = PrefixCache(config.prefix_chunk, self._free_prefix)
         self.budget = CacheBudget(

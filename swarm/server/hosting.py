@@ -14,17 +14,22 @@ from pathlib import Path
 import torch
 
 from swarm.caches import cache_dir
-from swarm.config import FILE, INT4, INT8, SCHEMES, ServerConfig
+from swarm.config import FILE, HUB, INT4, INT8, PEERS, SCHEMES, ServerConfig
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
 from swarm.memory import available_memory, size
 from swarm.models.linear.rate import rate
+from swarm.models.linear.schemes import BITS
+from swarm.models.loading.block_cache import BlockCache
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import Description, describe, describe_each
 from swarm.models.loading.kept import trim
+from swarm.models.loading.source import BlockSource
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
+from swarm.net.base import Directory, Host
 from swarm.server.fit import Cost, roomier
+from swarm.server.gathering import Gathering
 from swarm.server.options import ServeOptions
 from swarm.server.placement import choose_span
 from swarm.server.plan import Loaded, Plan
@@ -59,12 +64,19 @@ class Hosting:
         self.device = checked_device(options.device)
         self.progress = progress
         self.loading = False
+        self.source: BlockSource | None = None
+        """Who may have quantized blocks, once the network is there."""
         self.checkpoint = opened or open_checkpoint(options.model, options.token, options.revision)
         description = describe(self.checkpoint, dtype=options.dtype, quantization=options.quantization)
         self.info: ModelInfo = _published(description.info, self.checkpoint)
         self.sizes = _sizes(description)
         self.dtype = str(description.dtype).removeprefix("torch.")
         self.quantization = description.quantization
+        if options.blocks_from == PEERS and (self.quantization not in BITS or options.max_disk == 0):
+            raise InvalidInput(
+                "--blocks-from peers: servers give each other blocks on a grid of swarm's own, which are kept on disk; "
+                "with --quantization int8 or int4, and not with --max-disk 0"
+            )
         self.contract = self.info.contract(self.dtype, quantization=SCHEMES[self.quantization])
         memory = options.memory if options.memory is not None else available_memory(self.device)
         self.allowance = Allowance(memory, config.cache_bytes, options.cache_tokens)
@@ -76,6 +88,14 @@ class Hosting:
         chooses = self.options.blocks is None
         better = self.better if chooses and self.options.rebalance else None
         return Plan(self.info, self.choose, self.load, self.contract, settle=chooses, better=better)
+
+    def join(self, host: Host, directory: Directory) -> None:
+        """From now on quantized blocks are had from other servers, as the options say; for a folder, whose files are
+        here anyway, only if they are asked for by name. On the event loop."""
+        strictly = self.options.blocks_from == PEERS
+        fetched = self.checkpoint.folder is None and self.options.blocks_from != HUB
+        if self.quantization in BITS and (strictly or fetched):
+            self.source = Gathering(host, directory, self.contract, strictly=strictly)
 
     def choose(self, others: Sequence[ServerRecord]) -> Span:
         """The blocks that were asked for, else as many as fit where the swarm has least. Raises InvalidInput."""
@@ -167,9 +187,16 @@ class Hosting:
 
     def _load(self, span: Span) -> Loaded:
         gc.collect()  # what was hosted before makes room
-        how = {"dtype": self.dtype, "device": self.device, "quantization": self.quantization}
-        keep = None if self.options.max_disk == 0 else cache_dir() / "blocks"
-        model = load_span(self.checkpoint, span, **how, progress=self.progress, keep=keep)
+        model = load_span(
+            self.checkpoint,
+            span,
+            dtype=self.dtype,
+            device=self.device,
+            quantization=self.quantization,
+            progress=self.progress,
+            keep=self._keep,
+            blocks_from=self.source,
+        )
         trim(cache_dir(), self.options.max_disk)
         speed = measure(model, span, model.hidden_size, model.row_bytes, model.max_positions)
         log.info(
@@ -186,7 +213,23 @@ class Hosting:
             throughput=speed,
             max_positions=model.max_positions or 0,
             cache_bytes=self._cache_bytes(model, span),
+            offered=self.offered(span),
         )
+
+    def offered(self, span: Span) -> dict[int, Path]:
+        """Where blocks are kept that other servers may have: of what everybody may have, or as the options say."""
+        wanted = self.options.offer_blocks
+        if self._keep is None or self.quantization not in BITS or wanted is False:
+            return {}
+        if wanted is None and not self.checkpoint.is_public:
+            return {}
+        cache = BlockCache(self._keep, self.checkpoint.key, SCHEMES[self.quantization])
+        return {block: cache.path(block) for block in span}
+
+    @property
+    def _keep(self) -> Path | None:
+        """The folder of quantized blocks."""
+        return None if self.options.max_disk == 0 else cache_dir() / "blocks"
 
     def _cache_bytes(self, model: SpanModel, span: Span) -> int:
         """For so many positions as were asked for, with the room that a sequence of them takes."""

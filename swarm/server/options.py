@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from swarm.config import ANY
 from swarm.types import Span
 
 
@@ -12,7 +13,8 @@ class ServeOptions:
     """What to host and how; None, or no model, leaves the choice to swarm. `memory` in bytes, `threads` on a CPU.
 
     `rebalance`: whether other blocks are hosted instead when the swarm needs these more. `max_disk`: bytes that may
-    stay on disk of what was fetched or quantized.
+    stay on disk of what was fetched or quantized. `offer_blocks`: whether other servers may have quantized blocks from
+    this one, by default where everybody may have the model from the hub; `blocks_from`: of `BLOCK_SOURCES`.
     """
 
     model: str
@@ -27,3 +29,5 @@ class ServeOptions:
     quantization: str | None = None
     max_disk: int | None = None
     rebalance: bool = True
+    offer_blocks: bool | None = None
+    blocks_from: str = ANY

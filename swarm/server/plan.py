@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from swarm.contract import Contract
 from swarm.server.runner import Runner
@@ -16,7 +17,7 @@ class Loaded:
     """A span that is ready to compute.
 
     `contract`: with fingerprints of 32 bytes a block; `max_positions`: 0 for no limit; `cache_bytes`: for KV cache and
-    history, when it depends on the span.
+    history, when it depends on the span; `offered`: the files of the blocks that other servers may have.
     """
 
     runner: Runner
@@ -24,6 +25,7 @@ class Loaded:
     throughput: Throughput
     max_positions: int = 0
     cache_bytes: int | None = None
+    offered: Mapping[int, Path] = field(default_factory=dict)
 
 
 Choose = Callable[[Sequence[ServerRecord]], Span]

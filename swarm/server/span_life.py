@@ -200,6 +200,7 @@ class SpanLife:
             contract=loaded.contract,
             limits=Limits(self._directory.verify, loaded.max_positions, codecs),
             config=config,
+            offered=loaded.offered,
         )
         self._handler.add(self.hosted)
 

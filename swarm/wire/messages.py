@@ -33,6 +33,7 @@ CONTROL_PROTOCOL = "/swarm/control/1.0.0"
 DATA_PROTOCOL = "/swarm/data/1.0.0"
 QUERY_PROTOCOL = "/swarm/query/1.0.0"
 MAP_PROTOCOL = "/swarm/map/1.0.0"
+BLOCKS_PROTOCOL = "/swarm/blocks/1.0.0"
 
 SESSION_BYTES = 16
 MAX_POSITION = 1 << 24
@@ -43,6 +44,11 @@ MAX_LIMIT_NAME = 32
 MAX_TEXT = 256
 """Characters of a name, a key and the like."""
 MAX_ADAPTERS = 16
+PIECE = 1 << 20
+"""Bytes of a block's file that are asked for at once."""
+MAX_PIECES = 1 << 15
+DIGEST = 32
+"""Bytes of a sha256."""
 
 M = TypeVar("M", bound=Message)
 
@@ -167,6 +173,22 @@ def check_step(step: pb.Step, row_bytes: int) -> pb.Step:
         require(not onto_itself, "a sequence cannot become itself")
         require(operation.length <= MAX_POSITION, "a position beyond any context")
     return step
+
+
+def check_block_wanted(message: pb.BlockWanted) -> pb.BlockWanted:
+    """Bounds of a BlockWanted. Raises MalformedFrame."""
+    require(0 < len(message.model) <= MAX_TEXT and len(message.quantization) <= MAX_TEXT, "this is no block's name")
+    require(message.block < MAX_POSITION, "a block beyond any model")
+    return message
+
+
+def check_block_manifest(message: pb.BlockManifest) -> pb.BlockManifest:
+    """Bounds of a BlockManifest, and that its pieces are as many as its size says. Raises MalformedFrame."""
+    require(len(message.fingerprint) == DIGEST, f"a fingerprint has {DIGEST} bytes")
+    count = -(-message.size // PIECE)
+    require(count <= MAX_PIECES, f"a block of {message.size} bytes")
+    require(len(message.pieces) == count * DIGEST, f"{DIGEST} bytes for each of {count} pieces")
+    return message
 
 
 def _distinct(ids: Iterable[int]) -> bool:

@@ -365,6 +365,46 @@ class Rows(_message.Message):
     want: int
     def __init__(self, sequence: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., want: _Optional[int] = ...) -> None: ...
 
+class BlocksRequest(_message.Message):
+    __slots__ = ("block", "piece")
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    block: BlockWanted
+    piece: int
+    def __init__(self, block: _Optional[_Union[BlockWanted, _Mapping]] = ..., piece: _Optional[int] = ...) -> None: ...
+
+class BlockWanted(_message.Message):
+    __slots__ = ("model", "block", "quantization", "format")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    block: int
+    quantization: str
+    format: int
+    def __init__(self, model: _Optional[str] = ..., block: _Optional[int] = ..., quantization: _Optional[str] = ..., format: _Optional[int] = ...) -> None: ...
+
+class BlocksReply(_message.Message):
+    __slots__ = ("manifest", "piece", "failure")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    manifest: BlockManifest
+    piece: bytes
+    failure: Failure
+    def __init__(self, manifest: _Optional[_Union[BlockManifest, _Mapping]] = ..., piece: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class BlockManifest(_message.Message):
+    __slots__ = ("fingerprint", "size", "pieces")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    size: int
+    pieces: bytes
+    def __init__(self, fingerprint: _Optional[bytes] = ..., size: _Optional[int] = ..., pieces: _Optional[bytes] = ...) -> None: ...
+
 class Query(_message.Message):
     __slots__ = ("id", "model", "text", "messages", "tokens", "tools", "sampling", "generated", "sent_bytes", "trace")
     ID_FIELD_NUMBER: _ClassVar[int]

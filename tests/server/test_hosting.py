@@ -15,6 +15,7 @@ from swarm.server.hosting import Hosting, checked_device
 from swarm.server.options import ServeOptions
 from swarm.tasks import in_daemon_thread
 from swarm.types import ServerRecord, Span
+from tests.hub import hub_of
 
 MODEL = str(Path(__file__).parents[2] / "models" / "tiny-llama")
 MIB = 1024**2
@@ -89,3 +90,27 @@ def test_what_breaks_a_load_reaches_who_waits() -> None:
 
     with pytest.raises(InvalidInput, match="no"):
         asyncio.run(in_daemon_thread(broken))
+
+
+def offered(model: str, **wishes: object) -> list[int]:
+    """The blocks that a server gives to others."""
+    options = ServeOptions(model, **{"device": "cpu", "quantization": "int8", **wishes})  # type: ignore[arg-type]
+    return list(Hosting(options, ServerConfig(), progress=False).offered(Span(2, 4)))
+
+
+def test_blocks_are_given_out_that_everybody_may_have_or_as_it_is_said(tmp_path: Path, monkeypatch) -> None:
+    assert offered(MODEL) == []
+    assert offered(MODEL, offer_blocks=True) == [2, 3]
+    assert offered(MODEL, offer_blocks=True, max_disk=0) == offered(MODEL, offer_blocks=True, quantization="none") == []
+    with hub_of(Path(MODEL), monkeypatch, tmp_path) as hub:
+        assert offered("org/model") == [2, 3]
+        assert offered("org/model", offer_blocks=False) == []
+        hub.token = "secret"
+        assert offered("org/model", token="secret") == []
+        assert offered("org/model", token="secret", offer_blocks=True) == [2, 3]
+
+
+def test_blocks_from_peers_alone_are_of_schemes_that_are_kept() -> None:
+    for wishes in ({"quantization": "none"}, {"quantization": "int8", "max_disk": 0}):
+        with pytest.raises(InvalidInput, match="--blocks-from peers"):
+            hosting(blocks_from="peers", **wishes)

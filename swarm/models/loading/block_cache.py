@@ -12,13 +12,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from swarm.config import BLOCK_FORMAT
 from swarm.errors import BadCheckpoint
 from swarm.models.linear.grid import Grid
 from swarm.models.loading.kept import UNFINISHED
@@ -26,8 +27,6 @@ from swarm.models.loading.safetensors import DTYPES, LENGTH, SafetensorsTensors,
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of how blocks are kept."""
 LEFT_FREE = 0.05
 """Of a disk: nothing is kept that would leave less."""
 PER_TENSOR = 700
@@ -46,12 +45,16 @@ class BlockCache:
 
     def __init__(self, folder: Path, key: str, scheme: str) -> None:
         self._folder = folder
-        self._made_of = f"swarm block {VERSION} {key} {scheme}"
+        self._made_of = f"swarm block {BLOCK_FORMAT} {key} {scheme}"
 
     def path(self, block: int) -> Path:
         """Where a block is kept."""
         digest = hashlib.sha256(f"{self._made_of} {block}".encode()).hexdigest()
         return self._folder / f"{digest[:40]}.safetensors"
+
+    def made_of(self, block: int) -> str:
+        """What the file of a block says of itself."""
+        return f"{self._made_of} {block}"
 
     def open(self, block: int, names: Mapping[str, bool]) -> KeptBlock | None:
         """A block that is kept; `names`: of all its tensors, and whether each is on a grid."""
@@ -59,7 +62,7 @@ class BlockCache:
         if not path.is_file():
             return None
         try:
-            kept = KeptBlock(path, f"{self._made_of} {block}")
+            kept = KeptBlock(path, self.made_of(block))
             if kept.names() != names:
                 raise Damaged("it has other tensors")
             path.touch()
@@ -76,10 +79,16 @@ class BlockCache:
             if usage.free - sum(sizes.values()) < LEFT_FREE * usage.total:
                 log.info("block %d is not kept: there is little room in %s", block, self._folder)
                 return None
-            return BlockWriter(self.path(block), f"{self._made_of} {block}", list(sizes))
+            return BlockWriter(self.path(block), self.made_of(block), list(sizes))
         except OSError as error:
             log.warning("block %d cannot be kept in %s: %s", block, self._folder, error)
             return None
+
+
+def header_bound(names: Collection[str]) -> int:
+    """Bytes before the tensors of a file, by the names of all."""
+    bound = LENGTH + PER_TENSOR + sum(3 * PER_TENSOR + 5 * len(name) for name in names)
+    return -(-bound // 8) * 8
 
 
 def drop(path: Path, why: object) -> None:
@@ -117,15 +126,25 @@ class KeptBlock:
         """A weight on a grid, some outputs after others; whoever takes it off checks it at the end."""
         outputs = self.outputs(name)
         width = self._tensors.shape(f"{name}|codes")[1]
-        least = f"{name}|least" if f"{name}|least" in self._tensors.names() else None
         many = max(1, CHUNK // max(1, width) // ROWS) * ROWS
         for first in range(0, outputs, many):
-            some = slice(first, first + many)
-            parts = (self._read(f"{name}|codes", some), self._read(f"{name}|scales", some))
-            try:
-                yield Grid(*parts, None if least is None else self._read(least, some))
-            except BadCheckpoint as error:
-                raise Damaged(str(error)) from error
+            yield self.rows(name, slice(first, first + many))
+
+    def rows(self, name: str, some: slice) -> Grid:
+        """Some outputs of a weight on a grid."""
+        least = f"{name}|least" if f"{name}|least" in self._tensors.names() else None
+        parts = (self._read(f"{name}|codes", some), self._read(f"{name}|scales", some))
+        try:
+            return Grid(*parts, None if least is None else self._read(least, some))
+        except BadCheckpoint as error:
+            raise Damaged(str(error)) from error
+
+    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor has this shape; of a weight on a grid, whether it may have, before it is read."""
+        stored = {part: self._tensors.shape(part) for part in self._tensors.names() if part.partition("|")[0] == name}
+        if name in stored:
+            return stored == {name: shape}
+        return all(len(part) == 2 and part[0] == shape[0] and 0 < part[1] <= shape[1] for part in stored.values())
 
     def check(self, name: str, digest: bytes) -> None:
         """Compare with what was kept."""
@@ -163,8 +182,7 @@ class BlockWriter:
         self._entries: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
         self._sums: dict[str, str] = {}
-        bound = LENGTH + PER_TENSOR + sum(3 * PER_TENSOR + 5 * len(name) for name in names)
-        self._begin = self._end = -(-bound // 8) * 8
+        self._begin = self._end = header_bound(names)
         self._part = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
         self._file: BinaryIO | None = self._part.open("wb")
 

@@ -26,7 +26,7 @@ from swarm.models.loading.files import ADAPTER, Picked, pick
 from swarm.models.loading.gguf.file import part_names
 from swarm.models.loading.gguf.model import GgufModel
 from swarm.models.loading.gguf.remote import check_remote
-from swarm.models.loading.hub import Access, HubFiles, NoSuchFile, Offline, download
+from swarm.models.loading.hub import Access, HubFiles, NoSuchFile, Offline, download, is_public
 from swarm.models.loading.identity import differences, digest
 from swarm.models.loading.layouts.choose import dense_dtype, layout_of, settings_of, with_settings
 from swarm.models.loading.layouts.stored import Combined
@@ -182,6 +182,12 @@ class Checkpoint:
     def tensors(self) -> Tensors:
         """What is in the files, by the names of the model. Raises BadCheckpoint, ModelNotFound, UnsupportedModel."""
         return layout_of(self.config, self.stored) if self.gguf is None else self.gguf.tensors
+
+    @property
+    def is_public(self) -> bool:
+        """Whether everybody may have it from the hub. Asks the hub, without a token."""
+        how = replace(self.reading, revision=self.commit)
+        return self.commit is not None and is_public(self._repository, self.reading.gguf_file or "config.json", how)
 
     @property
     def quantized(self) -> bool:

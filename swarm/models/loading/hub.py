@@ -115,6 +115,18 @@ def beginning(name: str, file: str, how: Access, count: int) -> bytes | None:
     return bytes(found[:count])
 
 
+def is_public(name: str, file: str, how: Access) -> bool:
+    """Whether the hub gives a file to everybody, also to those who have no token; False where it cannot be asked."""
+    if how.offline:
+        return False
+    where = "/".join(part for part in (how.subfolder, file) if part)
+    try:
+        get_hf_file_metadata(hf_hub_url(name, where, revision=how.revision), token=False)
+    except (HTTPError, OSError, ValueError):
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _told(name: str, file: str, how: Access) -> Iterator[None]:
     """What the library raises, as ModelNotFound in its own words, also for gated repositories."""

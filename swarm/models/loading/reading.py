@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,14 +26,21 @@ from swarm.models.linear.grid import Grid, GridDigest, as_dense
 from swarm.models.linear.packed import Packed, laid_out
 from swarm.models.linear.quantized import QuantizedLinear
 from swarm.models.linear.schemes import BITS, can_quantize, quantized
-from swarm.models.loading.block_cache import BlockCache, BlockWriter, Damaged, KeptBlock, drop
+from swarm.models.loading import fingerprint
+from swarm.models.loading.block_cache import BlockCache, BlockWriter, Damaged, KeptBlock, drop, header_bound
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.ends_plan import EndsFiles, EndsPlan
 from swarm.models.loading.partial import Absent, assemble, decoder_config, model_class, partial_class
+from swarm.models.loading.source import BlockSource, Wanted, fingerprint_of, opened
 from swarm.models.loading.stored_ends import StoredEnds
 from swarm.models.loading.tensors import Tensors
 
 T = TypeVar("T")
+
+SAMPLED = 2
+"""Outputs of each weight of a block from elsewhere that are compared with the checkpoint."""
+PER_NUMBER = 1.25
+"""Bytes that a number on a grid of ours takes at most, with its share of scales and minima."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,8 @@ class Reading:
     """A checkpoint being read, with a progress bar; and what of it each block was made of.
 
     `with_experts`: the blocks that have weights of experts to be put on a grid. `keep`: a folder of other blocks that a
-    scheme has put on its grid, which are read there, and kept there. `plan`: where embeddings and head are to be, by
+    scheme has put on its grid, which are read there, and kept there; `source`: where those may come from that are not
+    there. `plan`: where embeddings and head are to be, by
     what there is of them; by default in memory. Raises UnsupportedModel where nothing of the blocks can be
     quantized, and what `plan` raises.
     """
@@ -101,6 +109,7 @@ class Reading:
         progress: bool,
         keep: Path | None = None,
         plan: Callable[[EndsFiles], EndsPlan] | None = None,
+        source: BlockSource | None = None,
     ) -> None:
         self._checkpoint, self._dtype, self._quantization = checkpoint, dtype, quantization
         self._tensors, blocks = checkpoint.tensors, find_blocks(outline)
@@ -117,7 +126,12 @@ class Reading:
             raise UnsupportedModel(f"its blocks have no plain linear layers that {quantization} could be used for")
         cached = sorted(present.keys() - set(self.with_experts)) if by_scheme and keep is not None else []
         cache = BlockCache(keep, checkpoint.key, SCHEMES[quantization]) if keep is not None and cached else None
-        self._kept = {block: found for block in cached if cache and (found := cache.open(block, self._of(block)))}
+        self._kept = self._opened(cache, cached)
+        if source is not None:
+            rest = sorted(present.keys() - set(cached))
+            wanted = [self._wish(cache, block) for block in cached if cache and block not in self._kept]
+            source.fetch(wanted, rest)
+            self._kept |= self._opened(cache, [each.block for each in wanted])
         self._fetch(progress)
         self._writers = {
             block: writer
@@ -168,6 +182,42 @@ class Reading:
         """The tensors of a block, and whether each is put on a grid."""
         return {name: name in self._layers for name in self.wanted if self._block(name) == block}
 
+    def _opened(self, cache: BlockCache | None, blocks: Sequence[int]) -> dict[int, KeptBlock]:
+        """Those of the blocks that are kept."""
+        return {block: found for block in blocks if cache and (found := cache.open(block, self._of(block)))}
+
+    def _wish(self, cache: BlockCache, block: int) -> Wanted:
+        """What somebody must know who may have a block."""
+        names, made_of = self._of(block), cache.made_of(block)
+        shapes = {name: (self._tensors.shape(name), on_grid) for name, on_grid in names.items()}
+        sizes = (
+            PER_NUMBER * prod(shape) if on_grid else self._tensors.nbytes(name)
+            for name, (shape, on_grid) in shapes.items()
+        )
+        return Wanted(
+            block,
+            cache.path(block),
+            header_bound(names) + int(sum(sizes)),
+            lambda path: fingerprint_of(opened(path, made_of), block, shapes),
+            lambda path: self._compare(opened(path, made_of), names),
+        )
+
+    def _compare(self, kept: KeptBlock, names: Mapping[str, bool]) -> None:
+        """Whether a block was made of this checkpoint, at places that nobody knows before: all that is on no grid, and
+        some outputs of what is. Raises Damaged, and what reading the checkpoint raises."""
+        for name, on_grid in names.items():
+            if not on_grid:
+                ours, theirs = self._tensors.read(name), kept.plain(name)
+                if isinstance(ours, Grid) or ours.dtype != theirs.dtype or not torch.equal(ours, theirs):
+                    raise Damaged(f"{name} is not the checkpoint's")
+                continue
+            outputs, inputs = self._tensors.shape(name)
+            for at in random.SystemRandom().sample(range(outputs), min(SAMPLED, outputs)):
+                row = as_dense(self._tensors.read(name, slice(at, at + 1)))
+                (ours,) = quantized(lambda _, row=row: row, (1, inputs), self._quantization)  # type: ignore[misc]
+                if ours.digest() != kept.rows(name, slice(at, at + 1)).digest():
+                    raise Damaged(f"{name} was not made of the checkpoint's")
+
     def _bytes(self, name: str) -> int:
         """To be read of a tensor; those of a block that is kept count as nothing."""
         return 0 if self._block(name) in self._kept else self._tensors.nbytes(name)
@@ -193,7 +243,7 @@ class Reading:
                 writer.abandon()
             else:
                 writer.plain(name, read)
-        self._note(name, lambda relative: _digest(relative, read))
+        self._note(name, lambda block: fingerprint.of_tensor(name, block, read))
         return read.dense(self._dtype) if isinstance(read, Grid) else read
 
     def _put(self, model: PreTrainedModel, name: str, place: str) -> None:
@@ -207,7 +257,7 @@ class Reading:
         else:
             weight, found = self._kept_or(name, lambda kept: _lay_out_kept(kept, name), lambda: self._lay_out(name))
             setattr(owner, child, QuantizedLinear(weight, getattr(owner, child).bias, self._dtype).checked())
-        self._note(name, lambda relative: hashlib.sha256(f"{relative} ".encode() + found).digest())
+        self._note(name, lambda block: fingerprint.of_grid(name, block, found))
 
     def _lay_out(self, name: str) -> tuple[Packed | Grid, bytes]:
         """A weight out of the checkpoint, and its digest."""
@@ -252,11 +302,11 @@ class Reading:
             raise BadCheckpoint(f"{name} is not on a grid")
         return [read]
 
-    def _note(self, name: str, digest: Callable[[str], bytes]) -> None:
+    def _note(self, name: str, digest: Callable[[int], bytes]) -> None:
         self._bar.update(self._bytes(name))
         block = self._block(name)
         if block is not None:
-            self._prints[block].append(digest(_relative(name, block)))
+            self._prints[block].append(digest(block))
 
     @property
     def ends(self) -> EndsPlan | None:
@@ -265,7 +315,7 @@ class Reading:
 
     def fingerprints(self) -> dict[int, bytes]:
         """sha256 of the tensors of each block."""
-        return {block: hashlib.sha256(b"".join(sorted(parts))).digest() for block, parts in self._prints.items()}
+        return {block: fingerprint.of_block(parts) for block, parts in self._prints.items()}
 
 
 def _seen(parts: Iterable[Grid], digest: GridDigest) -> Iterator[Grid]:
@@ -286,17 +336,3 @@ def _block_of(place: str, prefix: str) -> int | None:
     if not place.startswith(prefix):
         return None
     return int(place.removeprefix(prefix).split(".", 1)[0])
-
-
-def _relative(name: str, block: int) -> str:
-    """A tensor's name within its block, whatever the checkpoint calls the model around it."""
-    parts = re.split(rf"(?:^|\.){block}\.", name, maxsplit=1)
-    return parts[-1]
-
-
-def _digest(name: str, tensor: torch.Tensor | Grid) -> bytes:
-    if isinstance(tensor, Grid):
-        return hashlib.sha256(f"{name} ".encode() + tensor.digest()).digest()
-    digest = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.digest()

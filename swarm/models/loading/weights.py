@@ -23,6 +23,7 @@ from swarm.models.loading.ends_plan import EndsFiles, EndsPlan, plan_ends
 from swarm.models.loading.partial import model_class, outline, partial_class
 from swarm.models.loading.reading import Reading
 from swarm.models.loading.refused import refuse, refuse_turned
+from swarm.models.loading.source import BlockSource
 from swarm.types import Span
 
 log = logging.getLogger(__name__)
@@ -84,14 +85,15 @@ def load_part(
     quantization: str = UNQUANTIZED,
     progress: bool = True,
     keep: Path | None = None,
+    source: BlockSource | None = None,
     head: str | None = None,
 ) -> PartialModel:
     """The blocks of `span`, and with `ends` also everything that is not a block.
 
     The list of blocks has its full length; blocks that are not loaded are `Absent`. `quantization`: linear layers of
     blocks are put on its grid as they are read, one after the other; `keep`: the folder in which blocks on it are kept
-    for the next time, if any. `head`: as in `plan_ends`. Raises BadCheckpoint, ModelNotFound,
-    UnsupportedModel, and NotEnoughMemory where the ends do not fit.
+    for the next time, if any; `source`: where those may come from that are not there. `head`: as in `plan_ends`. Raises
+    BadCheckpoint, ModelNotFound, UnsupportedModel, and NotEnoughMemory where the ends do not fit.
     """
     refuse(checkpoint.config)
     blocks = frozenset(span or ())
@@ -100,7 +102,7 @@ def load_part(
         raise UnsupportedModel(f"blocks {span} do not exist: the model has blocks 0:{total}")
     refuse_turned(checkpoint.config, shape)
     planned = partial(_plan, head, dtype, quantization, str(device), progress) if ends else None
-    with Reading(checkpoint, shape, dtype, quantization, progress, keep, planned) as reading:
+    with Reading(checkpoint, shape, dtype, quantization, progress, keep, planned, source) as reading:
         # A block with experts is read by itself: their weights are whole before they are on a grid.
         alone = sorted(reading.with_experts)
         shared = blocks - frozenset(alone[0 if ends or len(alone) < len(blocks) else 1 :])

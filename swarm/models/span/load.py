@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.loading.source import BlockSource
 from swarm.models.loading.weights import dtype_of, load_part, quantization_of
 from swarm.models.span.model import SpanModel
 from swarm.types import Span
@@ -24,13 +25,14 @@ def load_span(
     quantization: str | None = None,
     progress: bool = True,
     keep: Path | None = None,
+    blocks_from: BlockSource | None = None,
 ) -> SpanModel:
     """Load the blocks of `span` and nothing else, check that they can be served, and say what they are.
 
     `source`: a local folder, a name on the hub, or an opened checkpoint; `quantization`: one of `QUANTIZATIONS`, by
     default the checkpoint's own grid, where it has one; `dtype`: of hidden states, by default the checkpoint's own, or
-    float32 with quantized layers; `keep`: a folder in which blocks that were quantized here are kept for the next time.
-    Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
+    float32 with quantized layers; `keep`: a folder in which blocks that were quantized here are kept for the next time,
+    `blocks_from`: where those may come from that are not there. Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
     scheme = quantization_of(checkpoint, quantization)
@@ -41,6 +43,7 @@ def load_span(
         "quantization": scheme,
         "progress": progress,
         "keep": keep,
+        "source": blocks_from,
     }
     loaded = load_part(checkpoint, span, ends=False, **how)
     return SpanModel(loaded.model, span, [loaded.fingerprints[block] for block in span])

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file swarm/wire/swarm.proto.
  */
 export const file_swarm_wire_swarm: GenFile = /*@__PURE__*/
-  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSKrAQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDSLqAQoOQ29udHJvbFJlcXVlc3QSHgoEb3BlbhgBIAEoCzIOLnN3YXJtLnYxLk9wZW5IABIiCgZhdHRhY2gYAiABKAsyEC5zd2FybS52MS5BdHRhY2hIABIkCgdwcmVwYXJlGAMgASgLMhEuc3dhcm0udjEuUHJlcGFyZUgAEiIKBnJlc3VtZRgEIAEoCzIQLnN3YXJtLnYxLlJlc3VtZUgAEiAKBXByb2JlGAUgASgLMg8uc3dhcm0udjEuUHJvYmVIABIgCgVjbG9zZRgGIAEoCzIPLnN3YXJtLnYxLkNsb3NlSABCBgoEa2luZCJQCgRPcGVuEg8KB3Nlc3Npb24YASABKAwSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBIRCglwb3NpdGlvbnMYAyABKA0iGQoGQXR0YWNoEg8KB3Nlc3Npb24YASABKAwitwEKB1ByZXBhcmUSDQoFZXBvY2gYASABKAQSJQoJc2VxdWVuY2VzGAIgAygLMhIuc3dhcm0udjEuU2VxdWVuY2USEAoIdXBzdHJlYW0YAyABKAkSKAoKZG93bnN0cmVhbRgEIAEoCzIULnN3YXJtLnYxLkRvd25zdHJlYW0SDwoHcmVsYXllZBgFIAEoCBITCgtpbnB1dF9jb2RlYxgGIAEoCRIUCgxvdXRwdXRfY29kZWMYByABKAkiTQoIU2VxdWVuY2USCgoCaWQYASABKA0SDgoGbGVuZ3RoGAIgASgNEg4KBnBhcmVudBgDIAEoDRIVCg1wYXJlbnRfbGVuZ3RoGAQgASgNIi0KCkRvd25zdHJlYW0SDwoHc2Vzc2lvbhgBIAEoDBIOCgZyZWNvcmQYAiABKAwigQEKBlJlc3VtZRINCgVlcG9jaBgBIAEoBBIgCgRjdXRzGAIgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIwoHcmVwbGF5cxgDIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiEKBXdhbnRzGAQgAygLMhIuc3dhcm0udjEuUG9zaXRpb24iLgoIUG9zaXRpb24SEAoIc2VxdWVuY2UYASABKA0SEAoIcG9zaXRpb24YAiABKA0iTQoFUHJvYmUSDQoFbm9uY2UYASABKAQSDwoHcGFkZGluZxgCIAEoDBITCgtyZXBseV9ieXRlcxgDIAEoDRIPCgd0YWxsaWVzGAQgASgIIgcKBUNsb3NlIvcBCgxDb250cm9sUmVwbHkSIgoGb3BlbmVkGAEgASgLMhAuc3dhcm0udjEuT3BlbmVkSAASHgoEaGF2ZRgCIAEoCzIOLnN3YXJtLnYxLkhhdmVIABImCghwcm9ncmVzcxgDIAEoCzISLnN3YXJtLnYxLlByb2dyZXNzSAASJwoJbGlua19kb3duGAQgASgLMhIuc3dhcm0udjEuTGlua0Rvd25IABIkCgdsZWF2aW5nGAUgASgLMhEuc3dhcm0udjEuTGVhdmluZ0gAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCK2AQoGT3BlbmVkEg8KB3Nlc3Npb24YASABKAwSFAoMY2FuX3JvbGxiYWNrGAIgASgIEhUKDW1heF9wb3NpdGlvbnMYAyABKA0SFAoMZmluZ2VycHJpbnRzGAQgAygMEg4KBmNvZGVjcxgFIAMoCRIVCg1tYXhfc2VxdWVuY2VzGAYgASgNEhsKE21heF90b3RhbF9wb3NpdGlvbnMYByABKAQSFAoMcHJlZml4X2NodW5rGAggASgNIjMKBEhhdmUSDQoFZXBvY2gYASABKAQSHAoEaGVsZBgCIAMoCzIOLnN3YXJtLnYxLkhlbGQiOQoESGVsZBIQCghzZXF1ZW5jZRgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDwoHaGlzdG9yeRgDIAEoDSKYAQoIUHJvZ3Jlc3MSDQoFbm9uY2UYASABKAQSDQoFZXBvY2gYAiABKAQSDAoEYmVhdBgDIAEoBBIeCgVtb3ZlZBgEIAMoCzIPLnN3YXJtLnYxLk1vdmVkEg0KBXF1ZXVlGAUgASgNEg8KB3BhZGRpbmcYBiABKAwSIAoHdGFsbGllcxgHIAMoCzIPLnN3YXJtLnYxLlRhbGx5IpEBCgVUYWxseRIkCgVwaGFzZRgBIAEoDjIVLnN3YXJtLnYxLlRhbGx5LlBoYXNlEg0KBXN0ZXBzGAIgASgNEhEKCXBvc2l0aW9ucxgDIAEoDRINCgVxdWV1ZRgEIAEoARIPCgdjb21wdXRlGAUgASgBIiAKBVBoYXNlEgsKB1BSRUZJTEwQABIKCgZERUNPREUQASJQCgVNb3ZlZBIQCghzZXF1ZW5jZRgBIAEoDRIQCghyZWNlaXZlZBgCIAEoDRIQCghjb21wdXRlZBgDIAEoDRIRCglmb3J3YXJkZWQYBCABKA0iKQoITGlua0Rvd24SDQoFZXBvY2gYASABKAQSDgoGcmVhc29uGAIgASgJIhsKB0xlYXZpbmcSEAoIZGVhZGxpbmUYASABKAEi2QIKB0ZhaWx1cmUSJAoEY29kZRgBIAEoDjIWLnN3YXJtLnYxLkZhaWx1cmUuQ29kZRIPCgdtZXNzYWdlGAIgASgJEhMKC3JldHJ5X2FmdGVyGAMgASgBEg0KBWVwb2NoGAQgASgEEg0KBWxpbWl0GAUgASgJEg8KB2FsbG93ZWQYBiABKAQSDQoFYXNrZWQYByABKAQiwwEKBENvZGUSCwoHVU5LTk9XThAAEggKBEJVU1kQARIVChFTRVNTSU9OX05PVF9GT1VORBACEhUKEUNPTlRSQUNUX01JU01BVENIEAMSEgoOQ09NUFVURV9GQUlMRUQQBBINCglNQUxGT1JNRUQQBRIQCgxVTkFVVEhPUklaRUQQBhIHCgNHQVAQBxIMCghUT09fTE9ORxAIEgsKB0lOVkFMSUQQCRISCg5NSVNTSU5HX0JMT0NLUxAKEgkKBUxJTUlUEAsidgoERGF0YRIgCgVoZWxsbxgBIAEoCzIPLnN3YXJtLnYxLkhlbGxvSAASHgoEc3RlcBgCIAEoCzIOLnN3YXJtLnYxLlN0ZXBIABIkCgdmYWlsdXJlGAMgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQibAoFSGVsbG8SDwoHc2Vzc2lvbhgBIAEoDBINCgVlcG9jaBgCIAEoBBIiCgRyb2xlGAMgASgOMhQuc3dhcm0udjEuSGVsbG8uUm9sZSIfCgRSb2xlEgoKBklOUFVUUxAAEgsKB1JFU1VMVFMQASJdCgRTdGVwEicKCm9wZXJhdGlvbnMYASADKAsyEy5zd2FybS52MS5PcGVyYXRpb24SHAoEcm93cxgCIAMoCzIOLnN3YXJtLnYxLlJvd3MSDgoGaGlkZGVuGAMgASgMIokBCglPcGVyYXRpb24SJgoEa2luZBgBIAEoDjIYLnN3YXJtLnYxLk9wZXJhdGlvbi5LaW5kEg4KBnNvdXJjZRgCIAEoDRIOCgZ0YXJnZXQYAyABKA0SDgoGbGVuZ3RoGAQgASgNIiQKBEtpbmQSCAoERk9SSxAAEggKBE1PVkUQARIICgRGUkVFEAIiRAoEUm93cxIQCghzZXF1ZW5jZRgBIAEoDRINCgVzdGFydBgCIAEoDRINCgVjb3VudBgDIAEoDRIMCgR3YW50GAQgASgNIt8BCgVRdWVyeRIKCgJpZBgBIAEoDBINCgVtb2RlbBgCIAEoCRIOCgR0ZXh0GAMgASgJSAASEgoIbWVzc2FnZXMYBCABKAlIABIiCgZ0b2tlbnMYBSABKAsyEC5zd2FybS52MS5Ub2tlbnNIABINCgV0b29scxgGIAEoCRIkCghzYW1wbGluZxgHIAEoCzISLnN3YXJtLnYxLlNhbXBsaW5nEhEKCWdlbmVyYXRlZBgIIAMoDRISCgpzZW50X2J5dGVzGAkgASgNEg0KBXRyYWNlGAogASgIQggKBnByb21wdCIVCgZUb2tlbnMSCwoDaWRzGAEgAygNIuMDCghTYW1wbGluZxIXCgptYXhfdG9rZW5zGAEgASgNSACIAQESGAoLdGVtcGVyYXR1cmUYAiABKAJIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBXRvcF9rGAQgASgNSAOIAQESEgoFbWluX3AYBSABKAJIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAJIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgCSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAJIB4gBARIMCgRzZWVkGAkgASgEEgwKBHN0b3AYCiADKAkSEAoIbG9ncHJvYnMYCyABKAgSFAoMdG9wX2xvZ3Byb2JzGAwgASgNEhwKBGJpYXMYDSADKAsyDi5zd2FybS52MS5CaWFzEhIKCmlnbm9yZV9lb3MYDiABKAgSEwoLc3BlY3VsYXRpb24YDyABKAlCDQoLX21heF90b2tlbnNCDgoMX3RlbXBlcmF0dXJlQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5IiQKBEJpYXMSDQoFdG9rZW4YASABKA0SDQoFdmFsdWUYAiABKAIi+QEKClF1ZXJ5UmVwbHkSJgoIYWNjZXB0ZWQYASABKAsyEi5zd2FybS52MS5BY2NlcHRlZEgAEiAKBWRlbHRhGAIgASgLMg8uc3dhcm0udjEuRGVsdGFIABIlCgVyb3V0ZRgDIAEoCzIULnN3YXJtLnYxLlJvdXRlSW5Vc2VIABIkCgd3YWl0aW5nGAQgASgLMhEuc3dhcm0udjEuV2FpdGluZ0gAEiYKCGZpbmlzaGVkGAUgASgLMhIuc3dhcm0udjEuRmluaXNoZWRIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQiTAoIQWNjZXB0ZWQSDQoFbW9kZWwYASABKAkSDAoEbmFtZRgCIAEoCRIVCg1wcm9tcHRfdG9rZW5zGAMgASgNEgwKBHNlZWQYBCABKAQiXgoFRGVsdGESDgoGdG9rZW5zGAEgAygNEgwKBHRleHQYAiABKAkSIwoIbG9ncHJvYnMYAyADKAsyES5zd2FybS52MS5Mb2dwcm9iEhIKCnNlbnRfYnl0ZXMYBCABKA0iVwoHTG9ncHJvYhINCgV0b2tlbhgBIAEoDRIPCgdsb2dwcm9iGAIgASgCEgwKBHRleHQYAyABKAwSHgoDdG9wGAQgAygLMhEuc3dhcm0udjEuTG9ncHJvYiJQCgpSb3V0ZUluVXNlEiAKBGhvcHMYASADKAsyEi5zd2FybS52MS5Sb3V0ZUhvcBIQCghyZXJvdXRlcxgCIAEoDRIOCgZyZWFzb24YAyABKAkiRgoIUm91dGVIb3ASDwoHcGVlcl9pZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0iRAoHV2FpdGluZxINCgVmaXJzdBgBIAEoDRIMCgRsYXN0GAIgASgNEg0KBXNpbmNlGAMgASgBEg0KBXdvcmRzGAQgASgJIswBCghGaW5pc2hlZBIpCgZyZWFzb24YASABKA4yGS5zd2FybS52MS5GaW5pc2hlZC5SZWFzb24SFQoNcHJvbXB0X3Rva2VucxgCIAEoDRIZChFjb21wbGV0aW9uX3Rva2VucxgDIAEoDRIPCgdzZWNvbmRzGAQgASgBEiIKBXRyYWNlGAUgAygLMhMuc3dhcm0udjEuVHJhY2VTcGFuIi4KBlJlYXNvbhIICgRTVE9QEAASCgoGTEVOR1RIEAESDgoKVE9PTF9DQUxMUxACIlkKCVRyYWNlU3BhbhIMCgRuYW1lGAEgASgJEg8KB3BlZXJfaWQYAiABKAkSDQoFc3RhcnQYAyABKAESDwoHc2Vjb25kcxgEIAEoARINCgVjb3VudBgFIAEoDSIbCgpNYXBSZXF1ZXN0Eg0KBXdhdGNoGAEgASgIIoMBCghTd2FybU1hcBIMCgR0aW1lGAEgASgBEh8KBm1vZGVscxgCIAMoCzIPLnN3YXJtLnYxLk1vZGVsEiQKB3NlcnZlcnMYAyADKAsyEy5zd2FybS52MS5NYXBTZXJ2ZXISIgoFbm9kZXMYBCADKAsyEy5zd2FybS52MS5RdWVyeU5vZGUizgEKCU1hcFNlcnZlchIPCgdwZWVyX2lkGAEgASgJEiQKCGNvbnRyYWN0GAIgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDQoFc3RhdGUYAyABKAkSDAoEbmFtZRgEIAEoCRIRCglkZWNvZGVfbXMYBSABKAISFAoMcHJlZmlsbF9yYXRlGAYgASgCEg0KBXF1ZXVlGAcgASgNEhMKC2ZyZWVfdG9rZW5zGAggASgEEg8KB3ZlcnNpb24YCSABKAkSDwoHcmVsYXllZBgKIAEoCCLaAQoJUXVlcnlOb2RlEg8KB3BlZXJfaWQYASABKAkSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBIMCgRuYW1lGAMgASgJEhEKCWFkZHJlc3NlcxgEIAMoCRINCgVlZGdlcxgFIAMoCRIPCgdydW5uaW5nGAYgASgNEhAKCGNhcGFjaXR5GAcgASgNEg8KB3ZlcnNpb24YCCABKAkSEQoJY29udmVyc2VzGAkgASgIEg0KBWNvZGVjGAogASgJEhAKCGluc3RhbmNlGAsgASgNIooCCgZSZWNvcmQSJAoIY29udHJhY3QYASABKAsyEi5zd2FybS52MS5Db250cmFjdBINCgVzdGF0ZRgCIAEoCRIRCglhZGRyZXNzZXMYAyADKAkSEwoLZnJlZV90b2tlbnMYBCABKAQSEQoJZGVjb2RlX21zGAUgASgCEhQKDHByZWZpbGxfcmF0ZRgGIAEoAhINCgVxdWV1ZRgHIAEoDRIPCgdyZWxheWVkGAggASgIEg4KBmNvZGVjcxgJIAMoCRIPCgd2ZXJzaW9uGAogASgJEgwKBG5hbWUYCyABKAkSGQoRcHJlZmlsbF9wb3NpdGlvbnMYDCABKA0SEAoIaW5zdGFuY2UYDSABKA0iYwoMU2lnbmVkUmVjb3JkEhIKCnB1YmxpY19rZXkYASABKAwSDgoGcmVjb3JkGAIgASgMEg8KB2V4cGlyZXMYAyABKAESCwoDa2V5GAQgASgJEhEKCXNpZ25hdHVyZRgFIAEoDCJfCgVNb2RlbBILCgNrZXkYASABKAkSDAoEbmFtZRgCIAEoCRIOCgZibG9ja3MYAyABKA0SEwoLaGlkZGVuX3NpemUYBCABKA0SFgoOY29udGV4dF9sZW5ndGgYBSABKA1iBnByb3RvMw");
+  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSKrAQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDSLqAQoOQ29udHJvbFJlcXVlc3QSHgoEb3BlbhgBIAEoCzIOLnN3YXJtLnYxLk9wZW5IABIiCgZhdHRhY2gYAiABKAsyEC5zd2FybS52MS5BdHRhY2hIABIkCgdwcmVwYXJlGAMgASgLMhEuc3dhcm0udjEuUHJlcGFyZUgAEiIKBnJlc3VtZRgEIAEoCzIQLnN3YXJtLnYxLlJlc3VtZUgAEiAKBXByb2JlGAUgASgLMg8uc3dhcm0udjEuUHJvYmVIABIgCgVjbG9zZRgGIAEoCzIPLnN3YXJtLnYxLkNsb3NlSABCBgoEa2luZCJQCgRPcGVuEg8KB3Nlc3Npb24YASABKAwSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBIRCglwb3NpdGlvbnMYAyABKA0iGQoGQXR0YWNoEg8KB3Nlc3Npb24YASABKAwitwEKB1ByZXBhcmUSDQoFZXBvY2gYASABKAQSJQoJc2VxdWVuY2VzGAIgAygLMhIuc3dhcm0udjEuU2VxdWVuY2USEAoIdXBzdHJlYW0YAyABKAkSKAoKZG93bnN0cmVhbRgEIAEoCzIULnN3YXJtLnYxLkRvd25zdHJlYW0SDwoHcmVsYXllZBgFIAEoCBITCgtpbnB1dF9jb2RlYxgGIAEoCRIUCgxvdXRwdXRfY29kZWMYByABKAkiTQoIU2VxdWVuY2USCgoCaWQYASABKA0SDgoGbGVuZ3RoGAIgASgNEg4KBnBhcmVudBgDIAEoDRIVCg1wYXJlbnRfbGVuZ3RoGAQgASgNIi0KCkRvd25zdHJlYW0SDwoHc2Vzc2lvbhgBIAEoDBIOCgZyZWNvcmQYAiABKAwigQEKBlJlc3VtZRINCgVlcG9jaBgBIAEoBBIgCgRjdXRzGAIgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIwoHcmVwbGF5cxgDIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiEKBXdhbnRzGAQgAygLMhIuc3dhcm0udjEuUG9zaXRpb24iLgoIUG9zaXRpb24SEAoIc2VxdWVuY2UYASABKA0SEAoIcG9zaXRpb24YAiABKA0iTQoFUHJvYmUSDQoFbm9uY2UYASABKAQSDwoHcGFkZGluZxgCIAEoDBITCgtyZXBseV9ieXRlcxgDIAEoDRIPCgd0YWxsaWVzGAQgASgIIgcKBUNsb3NlIvcBCgxDb250cm9sUmVwbHkSIgoGb3BlbmVkGAEgASgLMhAuc3dhcm0udjEuT3BlbmVkSAASHgoEaGF2ZRgCIAEoCzIOLnN3YXJtLnYxLkhhdmVIABImCghwcm9ncmVzcxgDIAEoCzISLnN3YXJtLnYxLlByb2dyZXNzSAASJwoJbGlua19kb3duGAQgASgLMhIuc3dhcm0udjEuTGlua0Rvd25IABIkCgdsZWF2aW5nGAUgASgLMhEuc3dhcm0udjEuTGVhdmluZ0gAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCK2AQoGT3BlbmVkEg8KB3Nlc3Npb24YASABKAwSFAoMY2FuX3JvbGxiYWNrGAIgASgIEhUKDW1heF9wb3NpdGlvbnMYAyABKA0SFAoMZmluZ2VycHJpbnRzGAQgAygMEg4KBmNvZGVjcxgFIAMoCRIVCg1tYXhfc2VxdWVuY2VzGAYgASgNEhsKE21heF90b3RhbF9wb3NpdGlvbnMYByABKAQSFAoMcHJlZml4X2NodW5rGAggASgNIjMKBEhhdmUSDQoFZXBvY2gYASABKAQSHAoEaGVsZBgCIAMoCzIOLnN3YXJtLnYxLkhlbGQiOQoESGVsZBIQCghzZXF1ZW5jZRgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDwoHaGlzdG9yeRgDIAEoDSKYAQoIUHJvZ3Jlc3MSDQoFbm9uY2UYASABKAQSDQoFZXBvY2gYAiABKAQSDAoEYmVhdBgDIAEoBBIeCgVtb3ZlZBgEIAMoCzIPLnN3YXJtLnYxLk1vdmVkEg0KBXF1ZXVlGAUgASgNEg8KB3BhZGRpbmcYBiABKAwSIAoHdGFsbGllcxgHIAMoCzIPLnN3YXJtLnYxLlRhbGx5IpEBCgVUYWxseRIkCgVwaGFzZRgBIAEoDjIVLnN3YXJtLnYxLlRhbGx5LlBoYXNlEg0KBXN0ZXBzGAIgASgNEhEKCXBvc2l0aW9ucxgDIAEoDRINCgVxdWV1ZRgEIAEoARIPCgdjb21wdXRlGAUgASgBIiAKBVBoYXNlEgsKB1BSRUZJTEwQABIKCgZERUNPREUQASJQCgVNb3ZlZBIQCghzZXF1ZW5jZRgBIAEoDRIQCghyZWNlaXZlZBgCIAEoDRIQCghjb21wdXRlZBgDIAEoDRIRCglmb3J3YXJkZWQYBCABKA0iKQoITGlua0Rvd24SDQoFZXBvY2gYASABKAQSDgoGcmVhc29uGAIgASgJIhsKB0xlYXZpbmcSEAoIZGVhZGxpbmUYASABKAEi2QIKB0ZhaWx1cmUSJAoEY29kZRgBIAEoDjIWLnN3YXJtLnYxLkZhaWx1cmUuQ29kZRIPCgdtZXNzYWdlGAIgASgJEhMKC3JldHJ5X2FmdGVyGAMgASgBEg0KBWVwb2NoGAQgASgEEg0KBWxpbWl0GAUgASgJEg8KB2FsbG93ZWQYBiABKAQSDQoFYXNrZWQYByABKAQiwwEKBENvZGUSCwoHVU5LTk9XThAAEggKBEJVU1kQARIVChFTRVNTSU9OX05PVF9GT1VORBACEhUKEUNPTlRSQUNUX01JU01BVENIEAMSEgoOQ09NUFVURV9GQUlMRUQQBBINCglNQUxGT1JNRUQQBRIQCgxVTkFVVEhPUklaRUQQBhIHCgNHQVAQBxIMCghUT09fTE9ORxAIEgsKB0lOVkFMSUQQCRISCg5NSVNTSU5HX0JMT0NLUxAKEgkKBUxJTUlUEAsidgoERGF0YRIgCgVoZWxsbxgBIAEoCzIPLnN3YXJtLnYxLkhlbGxvSAASHgoEc3RlcBgCIAEoCzIOLnN3YXJtLnYxLlN0ZXBIABIkCgdmYWlsdXJlGAMgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQibAoFSGVsbG8SDwoHc2Vzc2lvbhgBIAEoDBINCgVlcG9jaBgCIAEoBBIiCgRyb2xlGAMgASgOMhQuc3dhcm0udjEuSGVsbG8uUm9sZSIfCgRSb2xlEgoKBklOUFVUUxAAEgsKB1JFU1VMVFMQASJdCgRTdGVwEicKCm9wZXJhdGlvbnMYASADKAsyEy5zd2FybS52MS5PcGVyYXRpb24SHAoEcm93cxgCIAMoCzIOLnN3YXJtLnYxLlJvd3MSDgoGaGlkZGVuGAMgASgMIokBCglPcGVyYXRpb24SJgoEa2luZBgBIAEoDjIYLnN3YXJtLnYxLk9wZXJhdGlvbi5LaW5kEg4KBnNvdXJjZRgCIAEoDRIOCgZ0YXJnZXQYAyABKA0SDgoGbGVuZ3RoGAQgASgNIiQKBEtpbmQSCAoERk9SSxAAEggKBE1PVkUQARIICgRGUkVFEAIiRAoEUm93cxIQCghzZXF1ZW5jZRgBIAEoDRINCgVzdGFydBgCIAEoDRINCgVjb3VudBgDIAEoDRIMCgR3YW50GAQgASgNIlAKDUJsb2Nrc1JlcXVlc3QSJgoFYmxvY2sYASABKAsyFS5zd2FybS52MS5CbG9ja1dhbnRlZEgAEg8KBXBpZWNlGAIgASgNSABCBgoEa2luZCJRCgtCbG9ja1dhbnRlZBINCgVtb2RlbBgBIAEoCRINCgVibG9jaxgCIAEoDRIUCgxxdWFudGl6YXRpb24YAyABKAkSDgoGZm9ybWF0GAQgASgNInkKC0Jsb2Nrc1JlcGx5EisKCG1hbmlmZXN0GAEgASgLMhcuc3dhcm0udjEuQmxvY2tNYW5pZmVzdEgAEg8KBXBpZWNlGAIgASgMSAASJAoHZmFpbHVyZRgDIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIkIKDUJsb2NrTWFuaWZlc3QSEwoLZmluZ2VycHJpbnQYASABKAwSDAoEc2l6ZRgCIAEoBBIOCgZwaWVjZXMYAyABKAwi3wEKBVF1ZXJ5EgoKAmlkGAEgASgMEg0KBW1vZGVsGAIgASgJEg4KBHRleHQYAyABKAlIABISCghtZXNzYWdlcxgEIAEoCUgAEiIKBnRva2VucxgFIAEoCzIQLnN3YXJtLnYxLlRva2Vuc0gAEg0KBXRvb2xzGAYgASgJEiQKCHNhbXBsaW5nGAcgASgLMhIuc3dhcm0udjEuU2FtcGxpbmcSEQoJZ2VuZXJhdGVkGAggAygNEhIKCnNlbnRfYnl0ZXMYCSABKA0SDQoFdHJhY2UYCiABKAhCCAoGcHJvbXB0IhUKBlRva2VucxILCgNpZHMYASADKA0i4wMKCFNhbXBsaW5nEhcKCm1heF90b2tlbnMYASABKA1IAIgBARIYCgt0ZW1wZXJhdHVyZRgCIAEoAkgBiAEBEhIKBXRvcF9wGAMgASgCSAKIAQESEgoFdG9wX2sYBCABKA1IA4gBARISCgVtaW5fcBgFIAEoAkgEiAEBEh8KEnJlcGV0aXRpb25fcGVuYWx0eRgGIAEoAkgFiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYByABKAJIBogBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgIIAEoAkgHiAEBEgwKBHNlZWQYCSABKAQSDAoEc3RvcBgKIAMoCRIQCghsb2dwcm9icxgLIAEoCBIUCgx0b3BfbG9ncHJvYnMYDCABKA0SHAoEYmlhcxgNIAMoCzIOLnN3YXJtLnYxLkJpYXMSEgoKaWdub3JlX2VvcxgOIAEoCBITCgtzcGVjdWxhdGlvbhgPIAEoCUINCgtfbWF4X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHkiJAoEQmlhcxINCgV0b2tlbhgBIAEoDRINCgV2YWx1ZRgCIAEoAiL5AQoKUXVlcnlSZXBseRImCghhY2NlcHRlZBgBIAEoCzISLnN3YXJtLnYxLkFjY2VwdGVkSAASIAoFZGVsdGEYAiABKAsyDy5zd2FybS52MS5EZWx0YUgAEiUKBXJvdXRlGAMgASgLMhQuc3dhcm0udjEuUm91dGVJblVzZUgAEiQKB3dhaXRpbmcYBCABKAsyES5zd2FybS52MS5XYWl0aW5nSAASJgoIZmluaXNoZWQYBSABKAsyEi5zd2FybS52MS5GaW5pc2hlZEgAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJMCghBY2NlcHRlZBINCgVtb2RlbBgBIAEoCRIMCgRuYW1lGAIgASgJEhUKDXByb21wdF90b2tlbnMYAyABKA0SDAoEc2VlZBgEIAEoBCJeCgVEZWx0YRIOCgZ0b2tlbnMYASADKA0SDAoEdGV4dBgCIAEoCRIjCghsb2dwcm9icxgDIAMoCzIRLnN3YXJtLnYxLkxvZ3Byb2ISEgoKc2VudF9ieXRlcxgEIAEoDSJXCgdMb2dwcm9iEg0KBXRva2VuGAEgASgNEg8KB2xvZ3Byb2IYAiABKAISDAoEdGV4dBgDIAEoDBIeCgN0b3AYBCADKAsyES5zd2FybS52MS5Mb2dwcm9iIlAKClJvdXRlSW5Vc2USIAoEaG9wcxgBIAMoCzISLnN3YXJtLnYxLlJvdXRlSG9wEhAKCHJlcm91dGVzGAIgASgNEg4KBnJlYXNvbhgDIAEoCSJGCghSb3V0ZUhvcBIPCgdwZWVyX2lkGAEgASgJEgwKBG5hbWUYAiABKAkSDQoFZmlyc3QYAyABKA0SDAoEbGFzdBgEIAEoDSJECgdXYWl0aW5nEg0KBWZpcnN0GAEgASgNEgwKBGxhc3QYAiABKA0SDQoFc2luY2UYAyABKAESDQoFd29yZHMYBCABKAkizAEKCEZpbmlzaGVkEikKBnJlYXNvbhgBIAEoDjIZLnN3YXJtLnYxLkZpbmlzaGVkLlJlYXNvbhIVCg1wcm9tcHRfdG9rZW5zGAIgASgNEhkKEWNvbXBsZXRpb25fdG9rZW5zGAMgASgNEg8KB3NlY29uZHMYBCABKAESIgoFdHJhY2UYBSADKAsyEy5zd2FybS52MS5UcmFjZVNwYW4iLgoGUmVhc29uEggKBFNUT1AQABIKCgZMRU5HVEgQARIOCgpUT09MX0NBTExTEAIiWQoJVHJhY2VTcGFuEgwKBG5hbWUYASABKAkSDwoHcGVlcl9pZBgCIAEoCRINCgVzdGFydBgDIAEoARIPCgdzZWNvbmRzGAQgASgBEg0KBWNvdW50GAUgASgNIhsKCk1hcFJlcXVlc3QSDQoFd2F0Y2gYASABKAgigwEKCFN3YXJtTWFwEgwKBHRpbWUYASABKAESHwoGbW9kZWxzGAIgAygLMg8uc3dhcm0udjEuTW9kZWwSJAoHc2VydmVycxgDIAMoCzITLnN3YXJtLnYxLk1hcFNlcnZlchIiCgVub2RlcxgEIAMoCzITLnN3YXJtLnYxLlF1ZXJ5Tm9kZSLOAQoJTWFwU2VydmVyEg8KB3BlZXJfaWQYASABKAkSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBINCgVzdGF0ZRgDIAEoCRIMCgRuYW1lGAQgASgJEhEKCWRlY29kZV9tcxgFIAEoAhIUCgxwcmVmaWxsX3JhdGUYBiABKAISDQoFcXVldWUYByABKA0SEwoLZnJlZV90b2tlbnMYCCABKAQSDwoHdmVyc2lvbhgJIAEoCRIPCgdyZWxheWVkGAogASgIItoBCglRdWVyeU5vZGUSDwoHcGVlcl9pZBgBIAEoCRIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EgwKBG5hbWUYAyABKAkSEQoJYWRkcmVzc2VzGAQgAygJEg0KBWVkZ2VzGAUgAygJEg8KB3J1bm5pbmcYBiABKA0SEAoIY2FwYWNpdHkYByABKA0SDwoHdmVyc2lvbhgIIAEoCRIRCgljb252ZXJzZXMYCSABKAgSDQoFY29kZWMYCiABKAkSEAoIaW5zdGFuY2UYCyABKA0iigIKBlJlY29yZBIkCghjb250cmFjdBgBIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0Eg0KBXN0YXRlGAIgASgJEhEKCWFkZHJlc3NlcxgDIAMoCRITCgtmcmVlX3Rva2VucxgEIAEoBBIRCglkZWNvZGVfbXMYBSABKAISFAoMcHJlZmlsbF9yYXRlGAYgASgCEg0KBXF1ZXVlGAcgASgNEg8KB3JlbGF5ZWQYCCABKAgSDgoGY29kZWNzGAkgAygJEg8KB3ZlcnNpb24YCiABKAkSDAoEbmFtZRgLIAEoCRIZChFwcmVmaWxsX3Bvc2l0aW9ucxgMIAEoDRIQCghpbnN0YW5jZRgNIAEoDSJjCgxTaWduZWRSZWNvcmQSEgoKcHVibGljX2tleRgBIAEoDBIOCgZyZWNvcmQYAiABKAwSDwoHZXhwaXJlcxgDIAEoARILCgNrZXkYBCABKAkSEQoJc2lnbmF0dXJlGAUgASgMIl8KBU1vZGVsEgsKA2tleRgBIAEoCRIMCgRuYW1lGAIgASgJEg4KBmJsb2NrcxgDIAEoDRITCgtoaWRkZW5fc2l6ZRgEIAEoDRIWCg5jb250ZXh0X2xlbmd0aBgFIAEoDWIGcHJvdG8z");
 
 /**
  * What is computed. One message wherever it is said: in a record, by who opens a session, by a query node, on a map.
@@ -1146,6 +1146,147 @@ export const RowsSchema: GenMessage<Rows> = /*@__PURE__*/
   messageDesc(file_swarm_wire_swarm, 25);
 
 /**
+ * First a block, then pieces of it, by number; each is answered before the next is read.
+ *
+ * @generated from message swarm.v1.BlocksRequest
+ */
+export type BlocksRequest = Message<"swarm.v1.BlocksRequest"> & {
+  /**
+   * @generated from oneof swarm.v1.BlocksRequest.kind
+   */
+  kind: {
+    /**
+     * @generated from field: swarm.v1.BlockWanted block = 1;
+     */
+    value: BlockWanted;
+    case: "block";
+  } | {
+    /**
+     * @generated from field: uint32 piece = 2;
+     */
+    value: number;
+    case: "piece";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message swarm.v1.BlocksRequest.
+ * Use `create(BlocksRequestSchema)` to create a new message.
+ */
+export const BlocksRequestSchema: GenMessage<BlocksRequest> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 26);
+
+/**
+ * @generated from message swarm.v1.BlockWanted
+ */
+export type BlockWanted = Message<"swarm.v1.BlockWanted"> & {
+  /**
+   * key
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * @generated from field: uint32 block = 2;
+   */
+  block: number;
+
+  /**
+   * as in the contract
+   *
+   * @generated from field: string quantization = 3;
+   */
+  quantization: string;
+
+  /**
+   * version of the file
+   *
+   * @generated from field: uint32 format = 4;
+   */
+  format: number;
+};
+
+/**
+ * Describes the message swarm.v1.BlockWanted.
+ * Use `create(BlockWantedSchema)` to create a new message.
+ */
+export const BlockWantedSchema: GenMessage<BlockWanted> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 27);
+
+/**
+ * @generated from message swarm.v1.BlocksReply
+ */
+export type BlocksReply = Message<"swarm.v1.BlocksReply"> & {
+  /**
+   * @generated from oneof swarm.v1.BlocksReply.kind
+   */
+  kind: {
+    /**
+     * @generated from field: swarm.v1.BlockManifest manifest = 1;
+     */
+    value: BlockManifest;
+    case: "manifest";
+  } | {
+    /**
+     * 1 MiB, the last may be shorter
+     *
+     * @generated from field: bytes piece = 2;
+     */
+    value: Uint8Array;
+    case: "piece";
+  } | {
+    /**
+     * @generated from field: swarm.v1.Failure failure = 3;
+     */
+    value: Failure;
+    case: "failure";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message swarm.v1.BlocksReply.
+ * Use `create(BlocksReplySchema)` to create a new message.
+ */
+export const BlocksReplySchema: GenMessage<BlocksReply> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 28);
+
+/**
+ * What a server has of a block, on its own word: whoever fetches it computes the fingerprint of what has come.
+ *
+ * @generated from message swarm.v1.BlockManifest
+ */
+export type BlockManifest = Message<"swarm.v1.BlockManifest"> & {
+  /**
+   * all 32 bytes
+   *
+   * @generated from field: bytes fingerprint = 1;
+   */
+  fingerprint: Uint8Array;
+
+  /**
+   * of the file; 0: it is not given out
+   *
+   * @generated from field: uint64 size = 2;
+   */
+  size: bigint;
+
+  /**
+   * sha256 of each piece
+   *
+   * @generated from field: bytes pieces = 3;
+   */
+  pieces: Uint8Array;
+};
+
+/**
+ * Describes the message swarm.v1.BlockManifest.
+ * Use `create(BlockManifestSchema)` to create a new message.
+ */
+export const BlockManifestSchema: GenMessage<BlockManifest> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 29);
+
+/**
  * The only frame is a Query. The asker keeps its side of the stream open as long as it wants the answer.
  *
  * @generated from message swarm.v1.Query
@@ -1229,7 +1370,7 @@ export type Query = Message<"swarm.v1.Query"> & {
  * Use `create(QuerySchema)` to create a new message.
  */
 export const QuerySchema: GenMessage<Query> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 26);
+  messageDesc(file_swarm_wire_swarm, 30);
 
 /**
  * @generated from message swarm.v1.Tokens
@@ -1246,7 +1387,7 @@ export type Tokens = Message<"swarm.v1.Tokens"> & {
  * Use `create(TokensSchema)` to create a new message.
  */
 export const TokensSchema: GenMessage<Tokens> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 27);
+  messageDesc(file_swarm_wire_swarm, 31);
 
 /**
  * What is absent is as the model's authors recommend; what they do not say is greedy.
@@ -1347,7 +1488,7 @@ export type Sampling = Message<"swarm.v1.Sampling"> & {
  * Use `create(SamplingSchema)` to create a new message.
  */
 export const SamplingSchema: GenMessage<Sampling> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 28);
+  messageDesc(file_swarm_wire_swarm, 32);
 
 /**
  * @generated from message swarm.v1.Bias
@@ -1369,7 +1510,7 @@ export type Bias = Message<"swarm.v1.Bias"> & {
  * Use `create(BiasSchema)` to create a new message.
  */
 export const BiasSchema: GenMessage<Bias> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 29);
+  messageDesc(file_swarm_wire_swarm, 33);
 
 /**
  * @generated from message swarm.v1.QueryReply
@@ -1430,7 +1571,7 @@ export type QueryReply = Message<"swarm.v1.QueryReply"> & {
  * Use `create(QueryReplySchema)` to create a new message.
  */
 export const QueryReplySchema: GenMessage<QueryReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 30);
+  messageDesc(file_swarm_wire_swarm, 34);
 
 /**
  * @generated from message swarm.v1.Accepted
@@ -1464,7 +1605,7 @@ export type Accepted = Message<"swarm.v1.Accepted"> & {
  * Use `create(AcceptedSchema)` to create a new message.
  */
 export const AcceptedSchema: GenMessage<Accepted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 31);
+  messageDesc(file_swarm_wire_swarm, 35);
 
 /**
  * Some tokens more. Their text may come later: a character can have several tokens, a stop text is held back. Without
@@ -1503,7 +1644,7 @@ export type Delta = Message<"swarm.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 32);
+  messageDesc(file_swarm_wire_swarm, 36);
 
 /**
  * @generated from message swarm.v1.Logprob
@@ -1537,7 +1678,7 @@ export type Logprob = Message<"swarm.v1.Logprob"> & {
  * Use `create(LogprobSchema)` to create a new message.
  */
 export const LogprobSchema: GenMessage<Logprob> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 33);
+  messageDesc(file_swarm_wire_swarm, 37);
 
 /**
  * @generated from message swarm.v1.RouteInUse
@@ -1568,7 +1709,7 @@ export type RouteInUse = Message<"swarm.v1.RouteInUse"> & {
  * Use `create(RouteInUseSchema)` to create a new message.
  */
 export const RouteInUseSchema: GenMessage<RouteInUse> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 34);
+  messageDesc(file_swarm_wire_swarm, 38);
 
 /**
  * @generated from message swarm.v1.RouteHop
@@ -1600,7 +1741,7 @@ export type RouteHop = Message<"swarm.v1.RouteHop"> & {
  * Use `create(RouteHopSchema)` to create a new message.
  */
 export const RouteHopSchema: GenMessage<RouteHop> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 35);
+  messageDesc(file_swarm_wire_swarm, 39);
 
 /**
  * @generated from message swarm.v1.Waiting
@@ -1636,7 +1777,7 @@ export type Waiting = Message<"swarm.v1.Waiting"> & {
  * Use `create(WaitingSchema)` to create a new message.
  */
 export const WaitingSchema: GenMessage<Waiting> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 36);
+  messageDesc(file_swarm_wire_swarm, 40);
 
 /**
  * @generated from message swarm.v1.Finished
@@ -1675,7 +1816,7 @@ export type Finished = Message<"swarm.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 37);
+  messageDesc(file_swarm_wire_swarm, 41);
 
 /**
  * @generated from enum swarm.v1.Finished.Reason
@@ -1703,7 +1844,7 @@ export enum Finished_Reason {
  * Describes the enum swarm.v1.Finished.Reason.
  */
 export const Finished_ReasonSchema: GenEnum<Finished_Reason> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 37, 0);
+  enumDesc(file_swarm_wire_swarm, 41, 0);
 
 /**
  * Where time went, in the terms of OpenTelemetry's spans: seconds since the query was taken.
@@ -1748,7 +1889,7 @@ export type TraceSpan = Message<"swarm.v1.TraceSpan"> & {
  * Use `create(TraceSpanSchema)` to create a new message.
  */
 export const TraceSpanSchema: GenMessage<TraceSpan> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 38);
+  messageDesc(file_swarm_wire_swarm, 42);
 
 /**
  * The swarm as a peer sees it, for those who take no part in the directory. The asker sends one MapRequest; the peer
@@ -1768,7 +1909,7 @@ export type MapRequest = Message<"swarm.v1.MapRequest"> & {
  * Use `create(MapRequestSchema)` to create a new message.
  */
 export const MapRequestSchema: GenMessage<MapRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 39);
+  messageDesc(file_swarm_wire_swarm, 43);
 
 /**
  * @generated from message swarm.v1.SwarmMap
@@ -1802,7 +1943,7 @@ export type SwarmMap = Message<"swarm.v1.SwarmMap"> & {
  * Use `create(SwarmMapSchema)` to create a new message.
  */
 export const SwarmMapSchema: GenMessage<SwarmMap> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 40);
+  messageDesc(file_swarm_wire_swarm, 44);
 
 /**
  * @generated from message swarm.v1.MapServer
@@ -1868,7 +2009,7 @@ export type MapServer = Message<"swarm.v1.MapServer"> & {
  * Use `create(MapServerSchema)` to create a new message.
  */
 export const MapServerSchema: GenMessage<MapServer> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 41);
+  messageDesc(file_swarm_wire_swarm, 45);
 
 /**
  * A query node's announcement, under `queries/<model key>`; in a map with its `peer_id`.
@@ -1953,7 +2094,7 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
  * Use `create(QueryNodeSchema)` to create a new message.
  */
 export const QueryNodeSchema: GenMessage<QueryNode> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 42);
+  messageDesc(file_swarm_wire_swarm, 46);
 
 /**
  * What a server announces. The key and the subkey it is stored under are part of what is signed.
@@ -2040,7 +2181,7 @@ export type Record = Message<"swarm.v1.Record"> & {
  * Use `create(RecordSchema)` to create a new message.
  */
 export const RecordSchema: GenMessage<Record> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 43);
+  messageDesc(file_swarm_wire_swarm, 47);
 
 /**
  * @generated from message swarm.v1.SignedRecord
@@ -2087,7 +2228,7 @@ export type SignedRecord = Message<"swarm.v1.SignedRecord"> & {
  * Use `create(SignedRecordSchema)` to create a new message.
  */
 export const SignedRecordSchema: GenMessage<SignedRecord> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 44);
+  messageDesc(file_swarm_wire_swarm, 48);
 
 /**
  * @generated from message swarm.v1.Model
@@ -2126,5 +2267,5 @@ export type Model = Message<"swarm.v1.Model"> & {
  * Use `create(ModelSchema)` to create a new message.
  */
 export const ModelSchema: GenMessage<Model> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 45);
+  messageDesc(file_swarm_wire_swarm, 49);
 
