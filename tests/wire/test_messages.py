@@ -13,7 +13,7 @@ from swarm import errors
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 
-KINDS = [pb.ControlRequest, pb.ControlReply, pb.Data]
+KINDS = [pb.ControlRequest, pb.ControlReply, pb.Data, pb.BlocksRequest, pb.BlocksReply]
 UINT32, UINT64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 BYTES, TEXT = st.binary(max_size=40), st.text(max_size=20)
 SPECIAL = st.sampled_from([0, 1, messages.MAX_POSITION - 1, messages.MAX_POSITION, 2**32 - 1])
@@ -226,3 +226,31 @@ def test_every_code_has_an_error_of_its_own(code: pb.Failure.Code) -> None:
 def test_a_novel_is_not_carried_in_an_error() -> None:
     assert len(messages.failure(errors.ComputeFailed("x" * 10**6)).message) == 1000
     assert len(str(messages.error_of(pb.Failure(message="x" * 10**6), "peer"))) < 1100
+
+
+@given(
+    st.builds(
+        pb.BlockManifest,
+        fingerprint=st.sampled_from([b"", bytes(8), bytes(32)]),
+        size=UINT64 | st.integers(0, 4 * messages.PIECE),
+        pieces=st.integers(0, 5).map(lambda count: bytes(32 * count)) | BYTES,
+    )
+)
+def test_a_manifest_has_as_many_pieces_as_its_size_says_or_is_malformed(manifest: pb.BlockManifest) -> None:
+    try:
+        messages.check_block_manifest(manifest)
+    except errors.MalformedFrame:
+        return
+    assert len(manifest.fingerprint) == 32
+    assert (
+        len(manifest.pieces) // 32 * messages.PIECE >= manifest.size > (len(manifest.pieces) // 32 - 1) * messages.PIECE
+    )
+
+
+@given(st.builds(pb.BlockWanted, model=TEXT | st.text(max_size=400), block=NUMBER, quantization=TEXT))
+def test_a_block_that_is_wanted_has_a_name_within_bounds_or_is_malformed(wanted: pb.BlockWanted) -> None:
+    try:
+        messages.check_block_wanted(wanted)
+    except errors.MalformedFrame:
+        return
+    assert 0 < len(wanted.model) <= messages.MAX_TEXT and wanted.block < messages.MAX_POSITION
