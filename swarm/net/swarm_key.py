@@ -81,14 +81,14 @@ class SwarmKey:
         path = Path(path)
         try:
             if not path.is_file() or path.stat().st_size > _LARGEST:
-                raise InvalidInput(f"there is no swarm key in {path}; {HOW_TO_MAKE}")
+                raise InvalidInput(f"there is no swarm key in {str(path)!r}; {HOW_TO_MAKE}")
             secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
         except OSError as error:
-            raise InvalidInput(f"the swarm key {path} cannot be read: {error.strerror}") from error
+            raise InvalidInput(f"the swarm key {str(path)!r} cannot be read: {error.strerror}") from error
         except ValueError:
             secret = b""
         if len(secret) != 32:
-            raise InvalidInput(f"{path} holds no swarm key, which is 64 hexadecimal digits; {HOW_TO_MAKE}")
+            raise InvalidInput(f"{str(path)!r} holds no swarm key, which is 64 hexadecimal digits; {HOW_TO_MAKE}")
         return cls(secret)
 
     # ---- the directory ----------------------------------------------------------------------------------------
