@@ -257,6 +257,7 @@ def test_a_reservation_needs_nothing_and_stays_until_the_other_side_closes() -> 
         (ask(1, RAW[CAROL]), pb.CONNECTION_FAILED),
         (ask(1, RAW[ALICE]), pb.CONNECTION_FAILED),
     ],
+    ids=["no message", "no peer id", "an answer", "not connected", "the caller"],
 )
 def test_what_cannot_be_is_refused_in_the_specifications_words(frame: bytes, code: int) -> None:
     async def main(asker: Asker) -> None:
