@@ -34,14 +34,12 @@ class SessionLimits:
 class Accepted:
     """What is new of a step: operations to be made, in order, then rows to be computed.
 
-    `ended`: sequences that these operations end, and up to which position others go on with them; `peak`: bytes that
-    the operations take for a moment beyond what they leave, for copies whose sources end after them.
+    `ended`: sequences that these operations end, and up to which position others go on with them.
     """
 
     operations: Sequence[pb.Operation]
     rows: Sequence[pb.Rows]
     ended: Mapping[int, int]
-    peak: int = 0
 
 
 class Ledger:
@@ -63,11 +61,10 @@ class Ledger:
         self.forwarded: dict[int, int] = {}
         self.history: dict[int, RowLog] = {}
         self.kv_bytes = 0
-        """What the sequences take, with all that is accepted."""
+        """What the sequences take when it is most: now, or while what is accepted is being done."""
         self.history_bytes = 0
-        self._peaks: dict[Accepted, int] = {}
-        self._passing: dict[int, None] = {}
-        """Sequences that operations make which are accepted and not done, and others may end that are so, too."""
+        self._waiting: dict[Accepted, int] = {}
+        """Steps accepted and not done, in order, and what all sequences take while each is, when it is most."""
 
     # ---- steps ------------------------------------------------------------------------------------------------
 
@@ -76,30 +73,28 @@ class Ledger:
 
         Raises Gap, ContextTooLong, LimitExceeded and ServerBusy; then nothing was taken.
         """
-        after = dict(self.received)
-        known, growth, peak = self._operated(operations, after)
+        before, after = self._taken(self.received), dict(self.received)
+        known, peak = self._operated(operations, after)
         fresh = _fresh(rows, after)
         if not (known or fresh):
             return None
-        growth += sum(self.cost(row.start + row.count) - self.cost(after.get(row.sequence, 0)) for row in fresh)
         after.update((row.sequence, row.start + row.count) for row in fresh)
-        wanted = max(growth, peak, 0)
+        most = max(before + peak, self._taken(after))
         self._check(fresh, after)
-        if not room(wanted):
+        if not room(max(most - self.kv_bytes, 0)):
             raise ServerBusy("the KV cache is full")
-        self.kv_bytes += wanted
+        self.kv_bytes = max(self.kv_bytes, most)
         self.received = after
-        self._passing.update((o.target, None) for o in known if o.kind != pb.Operation.FREE)
-        accepted = Accepted(known, fresh, _ended(known), max(peak - max(growth, 0), 0))
-        if accepted.peak:
-            self._peaks[accepted] = accepted.peak
+        accepted = Accepted(known, fresh, _ended(known))
+        self._waiting[accepted] = most
         return accepted
 
-    def _operated(
-        self, operations: Iterable[pb.Operation], after: dict[int, int]
-    ) -> tuple[list[pb.Operation], int, int]:
-        """Apply operations to a table of lengths. Returns those whose source is held, by how many bytes the sequences
-        grow, and by how many they have grown when it is most."""
+    def _taken(self, lengths: Mapping[int, int]) -> int:
+        return sum(map(self.cost, lengths.values()))
+
+    def _operated(self, operations: Iterable[pb.Operation], after: dict[int, int]) -> tuple[list[pb.Operation], int]:
+        """Apply operations to a table of lengths. Returns those whose source is held, and by how many bytes the
+        sequences have grown when it is most: a copy is there before its source ends."""
         known, growth, peak = list[pb.Operation](), 0, 0
         for operation in operations:
             source, before = after.get(operation.source, 0), after.get(operation.target, 0)
@@ -114,7 +109,7 @@ class Ledger:
                 growth -= self.cost(source)
             if operation.kind != pb.Operation.FREE:
                 growth -= self.cost(before)
-        return known, growth, peak
+        return known, peak
 
     def _check(self, rows: Iterable[pb.Rows], after: Mapping[int, int]) -> None:
         """Whether a session may have the lengths `after`, however much room there is."""
@@ -126,7 +121,7 @@ class Ledger:
         if len(after) > limits.sequences:
             text = f"{len(after)} sequences in one session; it may have {limits.sequences}"
             raise LimitExceeded(text, "sequences", limits.sequences, len(after))
-        asked, most = sum(map(self.cost, after.values())), limits.cache_bytes
+        asked, most = self._taken(after), limits.cache_bytes
         if asked > most:
             what = f"{sum(after.values())} positions of {len(after)} sequences in one session"
             raise LimitExceeded(f"{what} take {asked} bytes of KV cache; there are {most}", "cache_bytes", most, asked)
@@ -138,8 +133,6 @@ class Ledger:
         for operation in operations:
             operate(self.lengths, operation)
             self._operate_history(operation)
-            if operation.kind != pb.Operation.FREE:
-                self._passing.pop(operation.target, None)
         begin, view = 0, memoryview(output)
         for row in rows:
             end = begin + row.count * self.row_bytes
@@ -147,7 +140,9 @@ class Ledger:
             self._remember(row, view[begin:end])
             begin = end
         if operations:
-            self._peaks.pop(accepted, None)
+            self._weigh_history()
+        if all(self.lengths.get(row.sequence, 0) >= row.start + row.count for row in accepted.rows):
+            self._waiting.pop(accepted, None)
             self._weigh()
 
     def _remember(self, row: pb.Rows, output: Buffer) -> None:
@@ -212,9 +207,9 @@ class Ledger:
             self.lengths[sequence] = length
             self.history[sequence].truncate(length)
         self.received = dict(self.lengths)
-        self._peaks.clear()
-        self._passing.clear()
+        self._waiting.clear()
         self._weigh()
+        self._weigh_history()
         return changes
 
     def begin(self) -> None:
@@ -246,12 +241,12 @@ class Ledger:
 
     def forget(self) -> list[int]:
         """Hold nothing. Returns the sequences that there were."""
-        gone = list({**self.lengths, **self.received, **self._passing})
-        self._peaks.clear()
-        self._passing.clear()
+        passing = [o.target for step in self._waiting for o in step.operations if o.kind != pb.Operation.FREE]
+        gone = list(dict.fromkeys([*self.lengths, *self.received, *passing]))
+        self._waiting.clear()
         for table in (self.lengths, self.received, self.forwarded, self.history):
             table.clear()
-        self._weigh()
+        self.kv_bytes = self.history_bytes = 0
         return gone
 
     # ---- what there is ----------------------------------------------------------------------------------------
@@ -274,10 +269,10 @@ class Ledger:
         ]
 
     def _weigh(self) -> None:
-        """Recount what is held; computed and still queued positions alike."""
-        both = {*self.lengths, *self.received}
-        held = sum(self.cost(max(self.lengths.get(s, 0), self.received.get(s, 0))) for s in both)
-        self.kv_bytes = held + max(self._peaks.values(), default=0)
+        """Recount what is held, and what will be while that which waits is being done."""
+        self.kv_bytes = max(self._taken(self.lengths), *self._waiting.values(), 0)
+
+    def _weigh_history(self) -> None:
         self.history_bytes = sum(rows.nbytes for rows in self.history.values())
 
 

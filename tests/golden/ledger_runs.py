@@ -206,7 +206,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rollback": True,
         "limits": {"sequences": 4, "positions": 14, "cache_bytes": 220},
         "cost": {"fixed": 10, "position": 2, "room": 4},
-        "budget": 180,
+        "budget": 110,
     },
     "forgetless": {
         "rollback": False,

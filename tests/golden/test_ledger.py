@@ -90,10 +90,8 @@ def test_what_is_held_is_what_was_accepted_and_takes_what_is_counted(name: str, 
         assert state["computed"] == {str(s): len(held) for s, held in sorted(labels.computed.items())}
         assert state["kv_bytes"] <= setting["budget"]
         held = sum(cost(len(held)) for held in labels.computed.values())
-        # While steps wait, what others of them end is not always counted any more: a fault, of at most what waits.
-        assert held <= state["kv_bytes"] or player.waiting, "whatever is held is counted"
-        if not player.waiting:
-            assert held == state["kv_bytes"] or kind == "computed"
+        assert held <= state["kv_bytes"], "whatever is held is counted"
+        assert held == state["kv_bytes"] or player.waiting
 
 
 def reconciled(labels: Labels, player: Player) -> None:

@@ -37,10 +37,11 @@ export interface Ledger {
   readonly computed: Lengths;
   readonly forwarded: Lengths;
   readonly history: ReadonlyMap<number, Kept>;
+  /** What the sequences take when it is most: now, or while what is accepted is being done. */
   readonly kvBytes: number;
   readonly historyBytes: number;
-  /** Bytes that accepted steps take for a moment, for copies whose sources end after them. */
-  readonly peaks: ReadonlyMap<Accepted, number>;
+  /** Steps that are accepted and not done, and what all sequences take while each is, when it is most. */
+  readonly waiting: ReadonlyMap<Accepted, number>;
 }
 
 /** What is new of a step. `ended`: sequences that it ends, and up to which position others go on with them. */
@@ -71,7 +72,7 @@ export const EMPTY: Ledger = {
   history: new Map(),
   kvBytes: 0,
   historyBytes: 0,
-  peaks: new Map(),
+  waiting: new Map(),
 };
 
 // ---- steps ----------------------------------------------------------------------------------------------------------
@@ -84,27 +85,28 @@ export function accept(
   rows: readonly Rows[],
 ): [Ledger, Accepted | undefined] {
   const after = new Map(ledger.received);
-  const { known, growth: operated, peak } = operateAll(operations, after, rules.cost);
+  const { known, peak } = operateAll(operations, after, rules.cost);
   const fresh = freshOf(rows, after);
   if (known.length === 0 && fresh.length === 0) return [ledger, undefined];
-  const grown = fresh.map(([sequence, start, count]) => rules.cost(start + count) - rules.cost(after.get(sequence) ?? 0));
-  const growth = operated + grown.reduce((sum, each) => sum + each, 0);
   for (const [sequence, start, count] of fresh) after.set(sequence, start + count);
+  const most = Math.max(taken(ledger.received, rules.cost) + peak, taken(after, rules.cost));
   check(fresh, after, rules);
-  const wanted = Math.max(growth, peak, 0);
-  if (!rules.room(ledger.kvBytes, wanted)) throw new Refused("BUSY");
+  if (!rules.room(ledger.kvBytes, Math.max(most - ledger.kvBytes, 0))) throw new Refused("BUSY");
   const accepted = { operations: known, rows: fresh, ended: endedBy(known) };
-  const beyond = Math.max(peak - Math.max(growth, 0), 0);
-  const peaks = beyond > 0 ? new Map(ledger.peaks).set(accepted, beyond) : ledger.peaks;
-  return [{ ...ledger, received: after, kvBytes: ledger.kvBytes + wanted, peaks }, accepted];
+  const waiting = new Map(ledger.waiting).set(accepted, most);
+  return [{ ...ledger, received: after, kvBytes: Math.max(ledger.kvBytes, most), waiting }, accepted];
 }
 
-/** Apply operations to a table: those whose source is held, by how much it grows, and by how much when that is most. */
+function taken(lengths: Lengths, cost: Rules["cost"]): number {
+  return [...lengths.values()].reduce((sum, length) => sum + cost(length), 0);
+}
+
+/** Apply operations to a table: those whose source is held, and by how much it grows when that is most. */
 function operateAll(
   operations: readonly Operation[],
   after: Map<number, number>,
   cost: Rules["cost"],
-): { known: Operation[]; growth: number; peak: number } {
+): { known: Operation[]; peak: number } {
   const known: Operation[] = [];
   let growth = 0, peak = 0;
   for (const operation of operations) {
@@ -117,7 +119,7 @@ function operateAll(
     else growth -= cost(source);
     if (kind !== "FREE") growth -= cost(before);
   }
-  return { known, growth, peak };
+  return { known, peak };
 }
 
 function operate(lengths: Map<number, number>, [kind, source, target, length]: Operation): boolean {
@@ -141,8 +143,7 @@ function freshOf(rows: readonly Rows[], held: Lengths): Rows[] {
 function check(rows: readonly Rows[], after: Lengths, { limits, cost }: Rules): void {
   if (limits.positions > 0 && rows.some(([, start, count]) => start + count > limits.positions)) throw new Refused("TOO_LONG");
   if (after.size > limits.sequences) throw new Refused("LIMIT");
-  const asked = [...after.values()].reduce((sum, length) => sum + cost(length), 0);
-  if (asked > limits.cacheBytes) throw new Refused("LIMIT");
+  if (taken(after, cost) > limits.cacheBytes) throw new Refused("LIMIT");
 }
 
 function endedBy(operations: readonly Operation[]): Map<number, number> {
@@ -155,7 +156,7 @@ function endedBy(operations: readonly Operation[]): Map<number, number> {
 
 /** What was accepted is done. */
 export function compute(ledger: Ledger, rules: Rules, accepted: Accepted): Ledger {
-  const computed = new Map(ledger.computed), history = new Map(ledger.history), peaks = new Map(ledger.peaks);
+  const computed = new Map(ledger.computed), history = new Map(ledger.history), waiting = new Map(ledger.waiting);
   for (const operation of accepted.operations) {
     operate(computed, operation);
     operateHistory(history, operation);
@@ -167,10 +168,9 @@ export function compute(ledger: Ledger, rules: Rules, accepted: Accepted): Ledge
     history.set(sequence, { first: kept.first, last: kept.last + count });
     historyBytes += count * rules.rowBytes;
   }
-  const done = { ...ledger, computed, history, historyBytes };
-  if (accepted.operations.length === 0) return done;
-  peaks.delete(accepted);
-  return weigh({ ...done, peaks }, rules);
+  waiting.delete(accepted);
+  const done = weigh({ ...ledger, computed, history, historyBytes, waiting }, rules);
+  return accepted.operations.length === 0 ? done : weighHistory(done, rules);
 }
 
 function operateHistory(history: Map<number, Kept>, [kind, source, target, length]: Operation): void {
@@ -253,7 +253,8 @@ function change(ledger: Ledger, rules: Rules, changes: Changes): [Ledger, Change
     computed.set(sequence, length);
     history.set(sequence, shorter(history.get(sequence) ?? { first: length, last: length }, length));
   }
-  return [weigh({ ...ledger, computed, history, received: computed, peaks: new Map() }, rules), changes];
+  const changed = weigh({ ...ledger, computed, history, received: computed, waiting: new Map() }, rules);
+  return [weighHistory(changed, rules), changes];
 }
 
 /** Outputs once more from `start` on, of which the client wants those from `wantFrom` on. Throws Refused: a gap. */
@@ -281,16 +282,17 @@ export function dropHistory(ledger: Ledger): Ledger {
 
 /** Hold nothing: also tells the sequences that there were. */
 export function forget(ledger: Ledger): [Ledger, number[]] {
-  return [EMPTY, [...new Set([...ledger.computed.keys(), ...ledger.received.keys()])]];
+  const passing = [...ledger.waiting.keys()].flatMap(({ operations }) => operations.filter(([kind]) => kind !== "FREE"));
+  const made = passing.map(([, , target]) => target);
+  return [EMPTY, [...new Set([...ledger.computed.keys(), ...ledger.received.keys(), ...made])]];
 }
 
-/** Recount what is held; computed and still queued positions alike. */
-function weigh(ledger: Ledger, { cost, rowBytes }: Rules): Ledger {
-  const { computed, received } = ledger;
-  const held = [...new Set([...computed.keys(), ...received.keys()])].map((sequence) =>
-    cost(Math.max(computed.get(sequence) ?? 0, received.get(sequence) ?? 0)),
-  );
-  const kvBytes = held.reduce((sum, each) => sum + each, 0) + Math.max(0, ...ledger.peaks.values());
+/** Recount what is held, and what will be while that which waits is being done. */
+function weigh(ledger: Ledger, { cost }: Rules): Ledger {
+  return { ...ledger, kvBytes: Math.max(taken(ledger.computed, cost), ...ledger.waiting.values()) };
+}
+
+function weighHistory(ledger: Ledger, { rowBytes }: Rules): Ledger {
   const rows = [...ledger.history.values()].reduce((sum, { first, last }) => sum + last - first, 0);
-  return { ...ledger, kvBytes, historyBytes: rows * rowBytes };
+  return { ...ledger, historyBytes: rows * rowBytes };
 }
