@@ -26,6 +26,7 @@ SwarmError
 │   ├── Gap                   the session is there, positions before those that came are not; they are sent again
 │   ├── ContractMismatch      model, fingerprints, dtype or span differ from what the session needs
 │   ├── ComputeFailed         the server's engine failed on this step
+│   ├── Implausible           what a server sent cannot be hidden states; `position` of `sequence` is the first
 │   └── FrameRejected         the server calls our frame malformed or unauthorised: a bug, here or there
 ├── MissingBlocks             `max_wait` passed and some blocks still have no server
 │   └── NoServerFits          there are servers, and none computes what is asked; said at once, with each one's reason
@@ -197,6 +198,19 @@ class ContractMismatch(RemoteError):
 
 class ComputeFailed(RemoteError):
     """The server's engine failed on this step."""
+
+
+class Implausible(RemoteError):
+    """What a server sent cannot be hidden states of this text: `position` of `sequence` is the first such.
+
+    `twin`: the position whose hidden state it is, where it is that of another.
+    """
+
+    def __init__(self, message: str, sequence: int = 0, position: int = 0, twin: int | None = None) -> None:
+        super().__init__(message)
+        self.sequence = sequence
+        self.position = position
+        self.twin = twin
 
 
 class FrameRejected(RemoteError):

@@ -21,6 +21,7 @@ from swarm.errors import (
     FrameRejected,
     Gap,
     GenerationFailed,
+    Implausible,
     LimitExceeded,
     NetworkError,
     PeerUnreachable,
@@ -153,6 +154,26 @@ class Blame:
                 self.doubt(hops[index - 1], PATIENCE_BEFORE_GAP)
             return NOTHING
         return self._give_up(hop, now, why)
+
+    def implausible(
+        self, hops: Sequence[Hop], index: int, suspicion: Implausible, now: float, accuser: int | None
+    ) -> Verdict:
+        """What hop `index` sent cannot be right (-1: what the client sent), by hop `accuser`, or as is seen here.
+
+        All that was computed from it is forgotten, too. Who accuses one after the other is avoided as well.
+        """
+        if accuser is not None:
+            accused = self._trust.accused.setdefault(hops[accuser].peer_id, set())
+            accused.add(hops[index].peer_id if index >= 0 else "")
+            if index < 0 or len(accused) > 1:
+                verdict = self._give_up(hops[accuser], now, "accuses others of what they send")
+                return verdict if index < 0 else _both(self._wrong(hops, index, suspicion, now), verdict)
+        return self._wrong(hops, index, suspicion, now)
+
+    def _wrong(self, hops: Sequence[Hop], index: int, suspicion: Implausible, now: float) -> Verdict:
+        self._give_up(hops[index], now, f"sends what cannot be right: {suspicion.message}")
+        partings = {hop.key: Parting.CLOSED for hop in hops[index:]}
+        return Verdict(partings, self._count_failure(suspicion))
 
     def stream_failed(self, hops: Sequence[Hop], index: int, error: SwarmError, now: float) -> Verdict:
         """A data stream between hop `index` and this client ended with this error."""

@@ -23,6 +23,7 @@ from swarm.client.sequences import Sequences, Snapshot
 from swarm.client.standby import SAME_PEER_MS
 from swarm.client.streams import EpochStreams
 from swarm.client.trust import Needs
+from swarm.client.vetting import Vetting
 from swarm.client.view import View
 from swarm.errors import LimitExceeded, MissingBlocks, NoServerFits, StreamClosed, SwarmError
 from swarm.net.base import Host
@@ -62,6 +63,7 @@ class Epochs:
         blame: Blame,
         tasks: Tasks,
         hearing: Hearing,
+        vetting: Vetting,
         pins: dict[int, bytes],
         apart: Callable[[], Mapping[PeerId, float]] | None = None,
     ) -> None:
@@ -78,6 +80,7 @@ class Epochs:
         self._goodbyes = Tasks(log)
         """Hops that are told that their session ends."""
         self._hearing = hearing
+        self._vetting = vetting
         self._backlog: list[pb.Step] = []
         self._broken = -1
         self._leaving: set[HopLink] = set()
@@ -378,6 +381,7 @@ class Epochs:
             relayed = index in route.relayed_links
             request = pb.Prepare(epoch=self.number, sequences=snapshot.manifest, relayed=relayed)
             request.input_codec, request.output_codec = codecs[index], codecs[index + 1]
+            request.check_inputs = index > 0 and self._vetting.enabled
             if index > 0 and index - 1 not in route.relayed_links:
                 request.upstream = links[index - 1].hop.peer_id
             if following is not None and not relayed:

@@ -26,8 +26,9 @@ from swarm.client.link import Event, HopLink
 from swarm.client.patience import MISSING_PAUSES, Patience, pause
 from swarm.client.sequences import Sequences
 from swarm.client.streams import EpochStreams
+from swarm.client.vetting import Vetting
 from swarm.client.view import View
-from swarm.errors import MissingBlocks, SwarmError
+from swarm.errors import Implausible, MissingBlocks, SwarmError
 from swarm.net.base import Host
 from swarm.tasks import Tasks, ended
 from swarm.types import PeerId, Route, Span
@@ -87,8 +88,9 @@ class Lane:
         self.late = False
         """Whether its outputs are later than they used to be."""
         self.blame = Blame(view.trust, view.config)
+        self.vetting = Vetting(view.contract, sequences)
         hearing = Hearing(self._on_result, self._on_broken, self._on_event)
-        self.epochs = Epochs(host, view, span, sequences, self.blame, tasks, hearing, pins, apart)
+        self.epochs = Epochs(host, view, span, sequences, self.blame, tasks, hearing, self.vetting, pins, apart)
         self.held = Held()
         self._hears = hears
         self._random = rng
@@ -211,7 +213,13 @@ class Lane:
 
     def _on_result(self, step: pb.Step) -> None:
         streams = self.epochs.streams
+        try:
+            self.vetting.look(step)
+        except Implausible as suspicion:
+            self._on_suspicion(len(self.epochs.links) - 1, suspicion)
+            return
         self._hears.result(self, step)
+        self.vetting.passed()
         if streams is None or not streams.given.came(step):
             return
         self._pace.note(_now() - self._last_sign, self._under_way(streams))
@@ -251,14 +259,32 @@ class Lane:
         elif isinstance(event, pb.LinkDown):
             self.blame.link_down(route, index, _now(), closed_here=self.epochs.is_broken)
         elif isinstance(event, pb.Failure):
-            self._carry_out(self.blame.failed(route.hops, index, link.error_of(event), _now()))
+            error = link.error_of(event)
+            if isinstance(error, Implausible):
+                self._on_suspicion(index - 1, error, accuser=index)
+                return
+            self._carry_out(self.blame.failed(route.hops, index, error, _now()))
         else:
             self.blame.doubt(link.hop)
+        self._break()
+
+    def _on_suspicion(self, index: int, suspicion: Implausible, *, accuser: int | None = None) -> None:
+        """What hop `index` sent cannot be right: by what came here, or on the word of the hop behind it."""
+        links = self.epochs.links
+        if links[max(index, 0)].ended:
+            return
+        log.warning("%s: %s", links[max(index, 0)], suspicion.message)
+        told, hops = accuser is not None, [link.hop for link in links]
+        if index < 0 or self.vetting.convinced(suspicion, hops[index].peer_id, told=told):
+            self._carry_out(self.blame.implausible(hops, index, suspicion, _now(), accuser))
         self._break()
 
     def _on_broken(self, index: int, error: SwarmError) -> None:
         """A data stream between a hop and this client failed."""
         log.info("the data stream with hop %d failed: %s", index, error)
+        if isinstance(error, Implausible):
+            self._on_suspicion(index - 1, error, accuser=index)
+            return
         hops = [link.hop for link in self.epochs.links]
         self._carry_out(self.blame.stream_failed(hops, index, error, _now()))
         self._break()

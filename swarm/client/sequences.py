@@ -121,6 +121,11 @@ class Sequences:
         entry = self._table.get(sequence)
         return entry.log.last if entry else 0
 
+    def inputs(self, sequence: int, start: int, stop: int) -> bytes:
+        """The inputs of positions start .. stop, as far as the sequence has them."""
+        entry = self._table.get(sequence)
+        return b"" if entry is None else entry.log.read(min(start, entry.log.last), min(stop, entry.log.last))
+
     @property
     def positions(self) -> int:
         return sum(entry.log.last for entry in self._table.values())

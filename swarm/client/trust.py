@@ -135,10 +135,12 @@ class Limits:
 class Trust:
     """What all sessions of a client on one model know of the others; `Blame` alone writes it.
 
-    `limits`: what one session may have at a server, of those that were opened.
+    `limits`: what one session may have at a server, of those that were opened; `accused`: of whom a server says that
+    what they send cannot be right.
     """
 
     def __init__(self, config: ClientConfig) -> None:
         self.limits: dict[PeerId, Limits] = {}
+        self.accused: dict[PeerId, set[PeerId]] = {}
         self.peers = Avoidance[PeerId](config.avoid_peer, config.max_avoid)
         self.links = Avoidance[Link](config.avoid_link, config.max_avoid)

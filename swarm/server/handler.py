@@ -15,6 +15,7 @@ from swarm.errors import (
     ContextTooLong,
     ContractMismatch,
     Gap,
+    Implausible,
     LimitExceeded,
     MalformedFrame,
     ServerBusy,
@@ -40,7 +41,7 @@ HELLO_LIMIT = 4096
 MOST_REASONS = 4
 """Spans of which a client is told why they are not what it asks for."""
 
-TOLD_TO_CLIENT = (ServerBusy, Gap, ContextTooLong, LimitExceeded)
+TOLD_TO_CLIENT = (ServerBusy, Gap, ContextTooLong, LimitExceeded, Implausible)
 """Trouble with a step that the client must hear of, whoever sent the step."""
 
 

@@ -107,6 +107,7 @@ class Hosted:
             prefixes=self.prefixes,
             tasks=self._tasks,
             flight=flight or Guard().flight,
+            dtype=contract.dtype,
         )
 
     def __str__(self) -> str:

@@ -31,6 +31,7 @@ from swarm.types import PeerId, Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import RAW, Codec
+from swarm.wire.plausible import Plausible
 from swarm.wire.rows import Buffer
 from swarm.wire.transcode import decoded
 
@@ -58,6 +59,7 @@ class SessionContext:
     prefixes: PrefixCache
     tasks: Tasks
     flight: Flight
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class Session:
         self._upstream: PeerId = client
         self._downstream: pb.Downstream | None = None
         self._relayed = False
+        self._check: Plausible | None = None
+        """What is to be looked at of the inputs, if another server computes them."""
         self._input_codec = self._output_codec = context.codec(RAW)
         self._resumed = asyncio.Event()
         self._outbox: Outbox | None = None
@@ -132,6 +136,7 @@ class Session:
         self._upstream = message.upstream or self.client
         self._downstream = message.downstream if message.HasField("downstream") else None
         self._relayed = message.relayed
+        self._check = Plausible(self._context.dtype, self._context.row_bytes) if message.check_inputs else None
         self._input_codec, self._output_codec = input_codec, output_codec
         return pb.Have(epoch=message.epoch, held=self._ledger.have())
 
@@ -191,6 +196,9 @@ class Session:
             if data.WhichOneof("kind") != "step":
                 raise MalformedFrame("only steps may follow the hello")
             step = await decoded(data.step, self._input_codec)
+            if self._check is not None:
+                self._check.look(step)
+                self._check.remember()
             if epoch == self.epoch:
                 await self._accept(step)
 

@@ -124,10 +124,15 @@ class World:
         decode_ms: float = 1.0,
         codecs: tuple[str, ...] | None = None,
         max_positions: int = 4096,
+        runner: Runner | None = None,
+        addresses: tuple[str, ...] = (),
         **changes: Any,
     ) -> SimulatedServer:
-        """Start a server and wait until it is announced. `codecs`: those that it offers; None: all it can;
-        `max_positions`: of one sequence; `changes`: fields of its contract that differ from the others'."""
+        """Start a server and wait until it is announced.
+
+        `codecs`: those that it offers; None: all it can; `max_positions`: of one sequence; `runner`: its own;
+        `addresses`: beside its own; `changes`: fields of its contract that differ from the others'.
+        """
         host = self.network.host(name)
         directory = self.network.directory(host)
         prints = tuple(fingerprint.ljust(32, b"\0") or bytes(32) for _ in span)
@@ -135,7 +140,7 @@ class World:
         codecs = offered(dtype, size) if codecs is None else codecs
         contract = replace(self.contract.on(span), fingerprints=prints, **changes)
         limits = Limits(directory.verify, max_positions, codecs)
-        self.runners.append(self.arithmetic.make_runner(span))
+        self.runners.append(self.arithmetic.make_runner(span) if runner is None else runner)
         engine = InlineEngine(self.runners[-1], seconds=self.step_seconds)
         guard = Guard(self.peer_limits)
         door, config = GuardedHost(host, guard), self.server_config
@@ -145,7 +150,7 @@ class World:
         )
         await handler.start()
         record = ServerRecord(
-            name, contract.announced, addresses=tuple(host.addresses),
+            name, contract.announced, addresses=(*host.addresses, *addresses),
             free_tokens=10_000, decode_ms=decode_ms, codecs=codecs,
         )  # fmt: skip
         server = SimulatedServer(self, name, span, host, directory, handler, record)

@@ -166,6 +166,14 @@ def offered(dtype: str, hidden_size: int) -> tuple[str, ...]:
     return CODECS if int8.row_bytes < int8.raw_bytes else (RAW,)
 
 
+def values_of(buffer: Buffer, dtype: str, row_bytes: int) -> Array | None:
+    """The numbers of raw positions, float32 [count, values]; None for a dtype that is not known here."""
+    known = _DTYPES.get(dtype)
+    if known is None:
+        return None
+    return known[1](np.frombuffer(buffer, np.uint8).reshape(count_of(buffer, row_bytes), row_bytes))
+
+
 def encode_step(step: pb.Step, codec: Codec) -> pb.Step:
     """A step as it travels."""
     if codec.name == RAW:

@@ -14,6 +14,7 @@ from swarm.errors import (
     ContractMismatch,
     FrameRejected,
     Gap,
+    Implausible,
     InvalidInput,
     LimitExceeded,
     MalformedFrame,
@@ -64,6 +65,7 @@ _ERRORS: dict[pb.Failure.Code, type[SwarmError]] = {
     pb.Failure.INVALID: InvalidInput,
     pb.Failure.MISSING_BLOCKS: MissingBlocks,
     pb.Failure.LIMIT: LimitExceeded,
+    pb.Failure.IMPLAUSIBLE: Implausible,
 }
 
 
@@ -207,6 +209,9 @@ def failure(error: SwarmError, epoch: int = 0) -> pb.Failure:
         told.retry_after = error.retry_after
     elif isinstance(error, LimitExceeded):
         told.limit, told.allowed, told.asked = error.limit, error.allowed, error.asked
+    elif isinstance(error, Implausible):
+        told.sequence, told.position = error.sequence, error.position
+        told.twin = 0 if error.twin is None else error.twin + 1
     return told
 
 
@@ -223,6 +228,8 @@ def _error_of(message: pb.Failure, where: str) -> SwarmError:
         return ServerBusy(text, retry_after=min(max(message.retry_after, 0.0), 60.0))
     if message.code == pb.Failure.LIMIT:
         return LimitExceeded(text, printable(message.limit[:MAX_LIMIT_NAME]), message.allowed, message.asked)
+    if message.code == pb.Failure.IMPLAUSIBLE:
+        return Implausible(text, message.sequence, message.position, message.twin - 1 if message.twin else None)
     if message.code in (pb.Failure.MALFORMED, pb.Failure.UNAUTHORIZED):
         return FrameRejected(text)
     return _ERRORS.get(message.code, RemoteError)(text)

@@ -62,7 +62,7 @@ class Attach(_message.Message):
     def __init__(self, session: _Optional[bytes] = ...) -> None: ...
 
 class Prepare(_message.Message):
-    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed", "input_codec", "output_codec")
+    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed", "input_codec", "output_codec", "check_inputs")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     UPSTREAM_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,7 @@ class Prepare(_message.Message):
     RELAYED_FIELD_NUMBER: _ClassVar[int]
     INPUT_CODEC_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_CODEC_FIELD_NUMBER: _ClassVar[int]
+    CHECK_INPUTS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     sequences: _containers.RepeatedCompositeFieldContainer[Sequence]
     upstream: str
@@ -77,7 +78,8 @@ class Prepare(_message.Message):
     relayed: bool
     input_codec: str
     output_codec: str
-    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ..., input_codec: _Optional[str] = ..., output_codec: _Optional[str] = ...) -> None: ...
+    check_inputs: bool
+    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ..., input_codec: _Optional[str] = ..., output_codec: _Optional[str] = ..., check_inputs: _Optional[bool] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "length", "parent", "parent_length")
@@ -254,7 +256,7 @@ class Leaving(_message.Message):
     def __init__(self, deadline: _Optional[float] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("code", "message", "retry_after", "epoch", "limit", "allowed", "asked")
+    __slots__ = ("code", "message", "retry_after", "epoch", "limit", "allowed", "asked", "sequence", "position", "twin")
     class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[Failure.Code]
@@ -269,6 +271,7 @@ class Failure(_message.Message):
         INVALID: _ClassVar[Failure.Code]
         MISSING_BLOCKS: _ClassVar[Failure.Code]
         LIMIT: _ClassVar[Failure.Code]
+        IMPLAUSIBLE: _ClassVar[Failure.Code]
     UNKNOWN: Failure.Code
     BUSY: Failure.Code
     SESSION_NOT_FOUND: Failure.Code
@@ -281,6 +284,7 @@ class Failure(_message.Message):
     INVALID: Failure.Code
     MISSING_BLOCKS: Failure.Code
     LIMIT: Failure.Code
+    IMPLAUSIBLE: Failure.Code
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
@@ -288,6 +292,9 @@ class Failure(_message.Message):
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_FIELD_NUMBER: _ClassVar[int]
     ASKED_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TWIN_FIELD_NUMBER: _ClassVar[int]
     code: Failure.Code
     message: str
     retry_after: float
@@ -295,7 +302,10 @@ class Failure(_message.Message):
     limit: str
     allowed: int
     asked: int
-    def __init__(self, code: _Optional[_Union[Failure.Code, str]] = ..., message: _Optional[str] = ..., retry_after: _Optional[float] = ..., epoch: _Optional[int] = ..., limit: _Optional[str] = ..., allowed: _Optional[int] = ..., asked: _Optional[int] = ...) -> None: ...
+    sequence: int
+    position: int
+    twin: int
+    def __init__(self, code: _Optional[_Union[Failure.Code, str]] = ..., message: _Optional[str] = ..., retry_after: _Optional[float] = ..., epoch: _Optional[int] = ..., limit: _Optional[str] = ..., allowed: _Optional[int] = ..., asked: _Optional[int] = ..., sequence: _Optional[int] = ..., position: _Optional[int] = ..., twin: _Optional[int] = ...) -> None: ...
 
 class Data(_message.Message):
     __slots__ = ("hello", "step", "failure")
