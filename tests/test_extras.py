@@ -16,7 +16,10 @@ from swarm.cli.extras import PACKAGES, how_to_have
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-WITH_EXTRAS = {"gateway": ("swarm/gateway/openai/", "swarm/gateway/life.py"), "edge": ("swarm/net/edge/",)}
+WITH_EXTRAS = {
+    "gateway": ("swarm/gateway/openai/", "swarm/gateway/constrained/", "swarm/gateway/life.py"),
+    "edge": ("swarm/net/edge/",),
+}
 """Whose code may import what an extra brings."""
 PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWSPfVm14AFBKqmwqBxnKhjQyMJDjYc7vKSPj54QZyHkUe"
 BROUGHT_ALONG = {"pydantic", "aioice", "aioquic", "aiortc"}

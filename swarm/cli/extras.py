@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PACKAGES = {
-    "gateway": ("fastapi", "openai", "pydantic", "starlette", "uvicorn"),
+    "gateway": ("fastapi", "llguidance", "openai", "pydantic", "starlette", "uvicorn"),
     "edge": ("aioice", "aioquic", "aiortc", "libp2p", "trio", "wsproto"),
 }
 """By extra, what its code imports."""

@@ -108,7 +108,7 @@ class _Run:
 
     async def replies(self) -> AsyncGenerator[pb.QueryReply, None]:
         """Until it is over. Raises what it fails with."""
-        await self._on(Nodes(await self._asker.look(())))
+        await self._on(await self._nodes())
         while not self.state.over:
             event = await self._event()
             if isinstance(event, Broke | Tick) or (isinstance(event, Reply) and event.reply.HasField("failure")):
@@ -120,12 +120,17 @@ class _Run:
         if self.state.error is not None:
             raise self.state.error
 
+    async def _nodes(self) -> Nodes:
+        """Who could answer this query, as the directory has it now."""
+        known = await self._asker.look(self.state.nodes)
+        return Nodes([node for node in known if asking.can_answer(node, self._query)])
+
     async def _event(self) -> Event:
         """What comes next; where nobody is asked, another look into the directory after a pause."""
         if self.state.phase is Phase.CHOOSING:
             await asyncio.sleep(self._pause)
             self._pause = min(2 * self._pause, self._asker.config.retry_max)
-            return Nodes(await self._asker.look(self.state.nodes))
+            return await self._nodes()
         try:
             async with asyncio.timeout(TICK):
                 return await self._events.get()
@@ -135,7 +140,7 @@ class _Run:
     async def _refresh(self, event: Event) -> None:
         """Know who is there before another is chosen."""
         if not isinstance(event, Tick) or asking.is_silent(self.state, self._clock(), self._asker.config):
-            await self._on(Nodes(await self._asker.look(self.state.nodes)))
+            await self._on(await self._nodes())
 
     async def _on(self, event: Event) -> bool:
         """Take a step; returns whether the node that was asked is still listened to, or has finished."""

@@ -151,6 +151,12 @@ def way_of(node: pb.QueryNode) -> str:
     return messages.contract_of(node.contract).numbers + sent
 
 
+def can_answer(node: pb.QueryNode, query: pb.Query) -> bool:
+    """Whether a node knows all that a query asks for: one that does not would pass it over."""
+    formed = query.HasField("tool_choice") or query.sampling.HasField("constraint")
+    return node.constrains or not formed
+
+
 def pick(asking: Asking, now: float) -> pb.QueryNode | None:
     """The node with the most room, of those that did not fail just now; those that failed lately come last."""
     usable = [node for node in _alike(asking) if asking.avoided.get(node.peer_id, 0.0) <= now]

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from swarm.errors import InvalidInput
 from swarm.gateway.sampling import Sampler, logprobs
 
 if TYPE_CHECKING:
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ChosenToken:
-    """The next token of a sequence, and if asked for its log-probability and those of the most likely tokens."""
+    """The next token of a sequence, and if asked for its log-probability and those of the most likely tokens. `last`:
+    nothing may follow, by the form that is asked for."""
 
     token: int
     logprob: float = 0.0
     top: Sequence[tuple[int, float]] = ()
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,9 @@ class EndsBatcher:
                 self._fail(works, error)
                 continue
             for work, result in zip(works, results, strict=True):
-                if not work.done.done():
+                if isinstance(result, InvalidInput):
+                    self._fail([work], result)
+                elif not work.done.done():
                     work.done.set_result(result)
         self._task = None
 
@@ -114,29 +119,40 @@ class EndsBatcher:
         self._thread.shutdown()
 
 
-def compute(ends: Ends, asks: Sequence[Choose | Embed]) -> list[Done]:
-    """One pass over all: the head, the choices, and the embeddings of what was chosen and of texts."""
+def compute(ends: Ends, asks: Sequence[Choose | Embed]) -> list[Done | InvalidInput]:
+    """One pass over all: the head, the choices, and the embeddings of what was chosen and of texts.
+
+    Where an answer cannot go on as is asked, that is its own affair.
+    """
     chosen = iter(choose(ends, [ask for ask in asks if isinstance(ask, Choose)]))
     choices = [next(chosen) if isinstance(ask, Choose) else [] for ask in asks]
-    texts = [_last(ask, each) if isinstance(ask, Choose) else ask for ask, each in zip(asks, choices, strict=True)]
-    hidden = ends.embed([text.tokens for text in texts], [text.start for text in texts])
-    return [Done(states, each) for states, each in zip(hidden, choices, strict=True)]
+    texts = [
+        _last(ask, each) if isinstance(ask, Choose) else ask
+        for ask, each in zip(asks, choices, strict=True)
+        if not isinstance(each, InvalidInput)
+    ]
+    hidden = iter(ends.embed([text.tokens for text in texts], [text.start for text in texts]) if texts else ())
+    return [each if isinstance(each, InvalidInput) else Done(next(hidden), each) for each in choices]
 
 
 def _last(ask: Choose, choices: Sequence[ChosenToken]) -> Embed:
     return Embed([choices[-1].token], ask.position + len(choices) - 1)
 
 
-def choose(ends: Ends, asks: Sequence[Choose]) -> list[list[ChosenToken]]:
-    """The next tokens of each."""
+def choose(ends: Ends, asks: Sequence[Choose]) -> list[list[ChosenToken] | InvalidInput]:
+    """The next tokens of each, or why there are none."""
     if not asks:
         return []
     logits = ends.logits([row for ask in asks for row in ask.rows])
     best = logits.argmax(dim=-1).tolist()
-    results, first = [], 0
+    results: list[list[ChosenToken] | InvalidInput] = []
+    first = 0
     for ask in asks:
         last = first + len(ask.rows)
-        results.append(_in_turn(ask, logits[first:last], best[first:last]))
+        try:
+            results.append(_in_turn(ask, logits[first:last], best[first:last]))
+        except InvalidInput as error:
+            results.append(error)
         first = last
     return results
 
@@ -144,10 +160,10 @@ def choose(ends: Ends, asks: Sequence[Choose]) -> list[list[ChosenToken]]:
 def _in_turn(ask: Choose, logits: torch.Tensor, best: Sequence[int]) -> list[ChosenToken]:
     choices: list[ChosenToken] = []
     for index, scores in enumerate(logits):
-        token = best[index] if ask.sampler.settings.plain else ask.sampler.choose(scores)
+        token = best[index] if ask.sampler.plain else ask.sampler.choose(scores)
         ask.sampler.take(token)
-        told = (0.0, ()) if ask.alternatives is None else logprobs(scores, token, ask.alternatives)
-        choices.append(ChosenToken(token, *told))
-        if index >= len(ask.drafts) or ask.drafts[index] != token:
+        logprob, top = (0.0, []) if ask.alternatives is None else logprobs(scores, token, ask.alternatives)
+        choices.append(ChosenToken(token, logprob, top, ask.sampler.over))
+        if choices[-1].last or index >= len(ask.drafts) or ask.drafts[index] != token:
             break
     return choices

@@ -12,6 +12,8 @@ from swarm.client.session import Session
 from swarm.client.view import View
 from swarm.config import GatewayConfig, check_speculation
 from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, NetworkError, ServerBusy
+from swarm.gateway.constrained.compiler import Compiler
+from swarm.gateway.constrained.grammars import grammar_of
 from swarm.gateway.ends_batcher import EndsBatcher
 from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.notices import Notices
@@ -52,6 +54,7 @@ class Generator:
         self._ends = ends
         self._recommended = recommended
         self._metrics = metrics or QueryMetrics(CollectorRegistry())
+        self._compiler = Compiler(texts, ends.ends.vocabulary, recommended.ends)
 
     @property
     def model(self) -> ModelInfo:
@@ -80,6 +83,10 @@ class Generator:
                 # All who ask at a time share one reading.
                 await self.view.refresh(0.0)
         return self.missing
+
+    def close(self) -> None:
+        """Answer nothing more."""
+        self._compiler.close()
 
     async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         """See `Answerer`."""
@@ -128,21 +135,37 @@ class Generator:
         settings = settings_of(sampling, self._recommended.values, vocabulary)
         prompt = await asyncio.to_thread(self.texts.prompt, query, vocabulary)
         most = self._most(len(prompt), sampling)
+        grammar = self._grammar(query)
         tokens = list(query.generated)
         if len(tokens) > most or any(token >= vocabulary for token in tokens):
             raise InvalidInput(f"{len(tokens)} tokens generated of at most {most}, each below {vocabulary}")
+        constraint = None if grammar is None else await self._compiler.compile(*grammar, tokens)
         return PreparedQuery(
             prompt=prompt,
             tokens=tokens,
             most=most,
             ends=frozenset() if sampling.ignore_eos else self._recommended.ends,
-            sampler=Sampler(settings, prompt, tokens),
+            sampler=Sampler(settings, prompt, tokens, constraint),
             answer=Answer(self.texts, prompt, sampling.stop, query.sent_bytes),
             alternatives=min(sampling.top_logprobs, MOST_ALTERNATIVES) if sampling.logprobs else None,
             pacer=pacer_of(sampling.speculation or self.config.speculation),
             clock=Stopwatch(asyncio.get_running_loop().time()),
             traced=query.trace,
+            complete=constraint is not None and constraint.over,
         )
+
+    def _grammar(self, query: pb.Query) -> tuple[str, str] | None:
+        """What the answer must look like, and the field that says so. Raises InvalidInput."""
+        sampling = query.sampling
+        constraint = sampling.constraint if sampling.HasField("constraint") else None
+        choice = query.tool_choice if query.HasField("tool_choice") else None
+        grammar = grammar_of(constraint, self.texts.tools(query), choice, self.texts.tool_style)
+        if grammar is None:
+            return None
+        if sampling.ignore_eos:
+            words = "ignore_eos: an answer of a certain form ends where the form does"
+            raise InvalidInput(words, field="ignore_eos")
+        return grammar
 
     def _most(self, prompt: int, sampling: pb.Sampling) -> int:
         """How many tokens the answer may have. Raises ContextTooLong."""

@@ -128,6 +128,7 @@ class Gateway:
         try:
             yield generator
         finally:
+            generator.close()
             await ends.close()
             await view.close()
 

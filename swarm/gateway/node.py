@@ -147,4 +147,5 @@ def record_of(
         version=version,
         converses=answerer.converses,
         codec=codec,
+        constrains=True,
     )

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ import torch
 from swarm.config import SAMPLING
 from swarm.errors import InvalidInput
 from swarm.wire import swarm_pb2 as pb
+
+if TYPE_CHECKING:
+    from swarm.gateway.constrained.constraint import Constraint
 
 MOST_ALTERNATIVES = 20
 MOST_BIASES = 1024
@@ -71,30 +74,63 @@ def settings_of(sampling: pb.Sampling, recommended: Mapping[str, Any], vocabular
 
 
 class Sampler:
-    """Chooses the tokens of one answer. `prompt` and `generated`: token ids so far."""
+    """Chooses the tokens of one answer. `prompt` and `generated`: token ids so far, which `constraint` knows, too."""
 
-    def __init__(self, settings: Settings, prompt: Sequence[int], generated: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        prompt: Sequence[int],
+        generated: Sequence[int] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
         self.settings = settings
+        self.constraint: Constraint | None = None
         self._position = len(prompt)
         self._seen = set(prompt)
         self._generated: Counter[int] = Counter()
         for token in generated:
             self.take(token)
+        self.constraint = constraint
+
+    @property
+    def plain(self) -> bool:
+        """Whether the best token is taken and nothing else looked at."""
+        return self.settings.plain and self.constraint is None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing may follow."""
+        return self.constraint is not None and self.constraint.over
 
     def take(self, token: int) -> None:
         """This one is the next."""
+        if self.constraint is not None:
+            self.constraint.take(token)
         self._position += 1
         self._generated[token] += 1
         self._seen.add(token)
 
     def choose(self, logits: torch.Tensor) -> int:
-        """The next token by its logits `[vocabulary]`, float32. The same for the same settings, position and logits."""
-        if self.settings.plain:
+        """The next token by its logits `[vocabulary]`, float32. The same for the same settings, position and logits.
+
+        What may not come is out before anything is counted or drawn, so that the noise of a token is the same whatever
+        else may come. Raises InvalidInput where nothing may.
+        """
+        if self.plain:
             return int(logits.argmax())
         scores = self._penalised(logits.clone())
+        if self.constraint is None:
+            return self._drawn(torch.arange(len(scores)), scores)
+        allowed = self.constraint.allowed()
+        allowed = allowed[allowed < len(scores)]
+        return self._drawn(allowed, scores[allowed])
+
+    def _drawn(self, tokens: torch.Tensor, scores: torch.Tensor) -> int:
+        """One of `tokens` `[count]`, by their `scores` `[count]`."""
         if self.settings.temperature == 0.0:
-            return int(scores.argmax())
-        tokens, scores = truncate(scores / self.settings.temperature, self.settings)
+            return int(tokens[scores.argmax()])
+        kept, scores = truncate(scores / self.settings.temperature, self.settings)
+        tokens = tokens[kept]
         draws = gumbel(self.settings.seed, self._position, tokens.numpy())
         return int(tokens[int(np.argmax(scores.double().numpy() + draws))])
 
@@ -115,7 +151,7 @@ class Sampler:
 
 
 def truncate(scores: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that may be drawn, `[kept]`, and their scores, of `scores` `[vocabulary]`.
+    """The places of those that may be drawn, `[kept]`, and their scores, of `scores` `[count]`.
 
     The `top_k` best, of them those that make up `top_p` of the probability, of them those at least `min_p` times as
     likely as the best; always the best one.

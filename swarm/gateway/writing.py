@@ -17,13 +17,17 @@ from swarm.models.texts import Answer
 from swarm.speculation.pacer import Pacer
 from swarm.wire import swarm_pb2 as pb
 
+FORCED = -1
+"""The kind of guesses that the form of an answer leaves no choice about: they cost nothing to make, and are right."""
+
 
 @dataclass(slots=True)
 class PreparedQuery:
     """A query that was looked through, and how far its answer is.
 
     `most`: tokens that the answer may have; `ends`: tokens that end it; `alternatives`: how many tokens to tell the
-    log-probabilities of beside the chosen one, None: of none; `pacer`: what decides on guesses, if there are any.
+    log-probabilities of beside the chosen one, None: of none; `pacer`: what decides on guesses, if there are any;
+    `complete`: it has the form that is asked for, and nothing may follow.
     """
 
     prompt: Sequence[int]
@@ -36,6 +40,7 @@ class PreparedQuery:
     pacer: Pacer | None
     clock: Stopwatch
     traced: bool = False
+    complete: bool = False
 
     @property
     def length(self) -> int:
@@ -50,7 +55,7 @@ class PreparedQuery:
     @property
     def over(self) -> pb.Finished.Reason | None:
         """Why the answer ends here, if it does."""
-        if self.answer.stopped or (self.tokens and self.tokens[-1] in self.ends):
+        if self.answer.stopped or self.complete or (self.tokens and self.tokens[-1] in self.ends):
             return pb.Finished.STOP
         return pb.Finished.LENGTH if len(self.tokens) >= self.most else None
 
@@ -130,7 +135,7 @@ class Writing:
         return done.hidden
 
     def _verified(self, kind: int | None, *, right: bool) -> None:
-        if self._query.pacer is not None:
+        if self._query.pacer is not None and kind != FORCED:
             self._query.pacer.verified(kind, right=right)
             self._metrics.verified(right=right)
 
@@ -139,7 +144,7 @@ class Writing:
         query, windows = self._query, self._flight.windows
         while True:
             certain = [] if windows else [(query.tokens[-1], None)]
-            drafts = self._guess()
+            drafts = await self._guess()
             if not certain and not drafts:
                 return
             states = hidden if certain else b""
@@ -151,21 +156,34 @@ class Writing:
             if not drafts or windows.full:
                 return
 
-    def _guess(self) -> list[tuple[int, int]]:
+    async def _guess(self) -> list[tuple[int, int]]:
         query, windows = self._query, self._flight.windows
-        if query.pacer is None or not self._session.can_rollback:
+        constraint = query.sampler.constraint
+        if (query.pacer is None and constraint is None) or not self._session.can_rollback:
+            return []
+        room = query.most - len(query.tokens) - 1
+        flying = windows.drafts
+        if constraint is not None:
+            # Nothing else asks it now: the next choice is made when this is sent.
+            forced = await asyncio.to_thread(constraint.forced, flying)
+            if forced := forced[: max(min(room - len(flying), windows.largest), 0)]:
+                return [(token, FORCED) for token in forced]
+        if query.pacer is None:
             return []
         text = query.text
         query.pacer.drafter.learn(text)
-        room = query.most - len(query.tokens) - 1
-        flying = windows.drafts
-        return query.pacer.drafts([*text, *flying], len(flying), room, windows.largest)
+        drafts = query.pacer.drafts([*text, *flying], len(flying), room, windows.largest)
+        if constraint is not None and drafts:
+            fitting = constraint.fitting([*flying, *(token for token, _ in drafts)])
+            drafts = drafts[: max(fitting - len(flying), 0)]
+        return drafts
 
     def _tell(self, choice: ChosenToken) -> None:
         """One token more."""
         query = self._query
         self._metrics.token(query.clock.token(), first=query.clock.tokens == 1)
         query.tokens.append(choice.token)
+        query.complete = choice.last
         text = query.answer.add(choice.token)
         delta = pb.Delta(tokens=[choice.token], text=text, sent_bytes=query.answer.sent)
         if query.alternatives is not None:

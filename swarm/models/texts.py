@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swarm.errors import BadCheckpoint, InvalidInput
-from swarm.models.chat import ChatTemplate
+from swarm.models.chat import ChatTemplate, plain_tools
 from swarm.models.token_bytes import TokenBytes
+from swarm.models.tool_calls import ToolStyle, style_of
 from swarm.wire import swarm_pb2 as pb
 
 if TYPE_CHECKING:
@@ -79,6 +80,15 @@ class Texts:
             words = f"prompt: {max(ids)} is no token of this model, which has {vocabulary}: 0 to {vocabulary - 1}"
             raise InvalidInput(words, field="prompt")
         return ids
+
+    def tools(self, query: pb.Query) -> list[dict[str, Any]]:
+        """The tools that a query tells of. Raises InvalidInput."""
+        return plain_tools(_list_of(query.tools, "tools")) if query.tools else []
+
+    @property
+    def tool_style(self) -> ToolStyle:
+        """How the model writes calls."""
+        return style_of(getattr(self.tokenizer, "chat_template", None))
 
     def conversation(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
         """Chat messages through the model's template. Raises InvalidInput."""

@@ -416,7 +416,7 @@ class BlockManifest(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., size: _Optional[int] = ..., pieces: _Optional[bytes] = ...) -> None: ...
 
 class Query(_message.Message):
-    __slots__ = ("id", "model", "text", "messages", "tokens", "tools", "sampling", "generated", "sent_bytes", "trace")
+    __slots__ = ("id", "model", "text", "messages", "tokens", "tools", "sampling", "generated", "sent_bytes", "trace", "tool_choice")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -427,6 +427,7 @@ class Query(_message.Message):
     GENERATED_FIELD_NUMBER: _ClassVar[int]
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     model: str
     text: str
@@ -437,7 +438,16 @@ class Query(_message.Message):
     generated: _containers.RepeatedScalarFieldContainer[int]
     sent_bytes: int
     trace: bool
-    def __init__(self, id: _Optional[bytes] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., messages: _Optional[str] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., tools: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., generated: _Optional[_Iterable[int]] = ..., sent_bytes: _Optional[int] = ..., trace: _Optional[bool] = ...) -> None: ...
+    tool_choice: ToolChoice
+    def __init__(self, id: _Optional[bytes] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., messages: _Optional[str] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., tools: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., generated: _Optional[_Iterable[int]] = ..., sent_bytes: _Optional[int] = ..., trace: _Optional[bool] = ..., tool_choice: _Optional[_Union[ToolChoice, _Mapping]] = ...) -> None: ...
+
+class ToolChoice(_message.Message):
+    __slots__ = ("names", "single")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    SINGLE_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    single: bool
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., single: _Optional[bool] = ...) -> None: ...
 
 class Tokens(_message.Message):
     __slots__ = ("ids",)
@@ -446,7 +456,7 @@ class Tokens(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "stop", "logprobs", "top_logprobs", "bias", "ignore_eos", "speculation")
+    __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "stop", "logprobs", "top_logprobs", "bias", "ignore_eos", "speculation", "constraint")
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -462,6 +472,7 @@ class Sampling(_message.Message):
     BIAS_FIELD_NUMBER: _ClassVar[int]
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     temperature: float
     top_p: float
@@ -477,7 +488,18 @@ class Sampling(_message.Message):
     bias: _containers.RepeatedCompositeFieldContainer[Bias]
     ignore_eos: bool
     speculation: str
-    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., bias: _Optional[_Iterable[_Union[Bias, _Mapping]]] = ..., ignore_eos: _Optional[bool] = ..., speculation: _Optional[str] = ...) -> None: ...
+    constraint: Constraint
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., bias: _Optional[_Iterable[_Union[Bias, _Mapping]]] = ..., ignore_eos: _Optional[bool] = ..., speculation: _Optional[str] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ...) -> None: ...
+
+class Constraint(_message.Message):
+    __slots__ = ("json_schema", "regex", "grammar")
+    JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    json_schema: str
+    regex: str
+    grammar: str
+    def __init__(self, json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ...) -> None: ...
 
 class Bias(_message.Message):
     __slots__ = ("token", "value")
@@ -652,7 +674,7 @@ class MapServer(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., name: _Optional[str] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., free_tokens: _Optional[int] = ..., version: _Optional[str] = ..., relayed: _Optional[bool] = ...) -> None: ...
 
 class QueryNode(_message.Message):
-    __slots__ = ("peer_id", "contract", "name", "addresses", "edges", "running", "capacity", "version", "converses", "codec", "instance")
+    __slots__ = ("peer_id", "contract", "name", "addresses", "edges", "running", "capacity", "version", "converses", "codec", "instance", "constrains")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -664,6 +686,7 @@ class QueryNode(_message.Message):
     CONVERSES_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINS_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     contract: Contract
     name: str
@@ -675,7 +698,8 @@ class QueryNode(_message.Message):
     converses: bool
     codec: str
     instance: int
-    def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ..., instance: _Optional[int] = ...) -> None: ...
+    constrains: bool
+    def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ..., instance: _Optional[int] = ..., constrains: _Optional[bool] = ...) -> None: ...
 
 class Record(_message.Message):
     __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance")

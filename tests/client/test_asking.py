@@ -33,6 +33,14 @@ def node_of(told: dict[str, Any]) -> pb.QueryNode:
     )
 
 
+def test_a_node_that_would_pass_over_what_an_answer_must_look_like_is_not_asked() -> None:
+    old, new = pb.QueryNode(), pb.QueryNode(constrains=True)
+    formed = pb.Query(sampling=pb.Sampling(constraint=pb.Constraint(json_schema="")))
+    for query in (formed, pb.Query(tool_choice=pb.ToolChoice())):
+        assert (asking.can_answer(old, query), asking.can_answer(new, query)) == (False, True)
+    assert asking.can_answer(old, pb.Query(sampling=pb.Sampling(seed=1)))
+
+
 def reply_of(told: dict[str, Any]) -> pb.QueryReply:
     ((kind, value),) = told.items()
     match kind:

@@ -24,7 +24,7 @@ from swarm.gateway.openai.requests import ChatRequest, CompletionRequest, Stream
 from swarm.wire import swarm_pb2 as pb
 from tests.gateway.scripted import Scripted
 
-OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "speculation"}
+OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "speculation", "structured_outputs"}
 """Fields that OpenAI's API does not have."""
 NEEDED: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "tiny", "prompt": "x"},
@@ -57,6 +57,7 @@ BOTH: dict[str, tuple[Any, Becomes, Any]] = {
     "stream": (False, lambda query: None, None),
     "stream_options": ({"include_usage": True}, lambda query: None, None),
     "user": ("me", lambda query: None, None),
+    "structured_outputs": ({"regex": "a+"}, lambda query: query.sampling.constraint.regex, "a+"),
 }
 """What is honoured: a value, and what becomes of it in a query; what is told in the answer is tested with answers."""
 HONOURED: dict[str, dict[str, tuple[Any, Becomes, Any]]] = {
@@ -78,7 +79,12 @@ HONOURED: dict[str, dict[str, tuple[Any, Becomes, Any]]] = {
         "logprobs": (True, lambda query: query.sampling.logprobs, True),
         "top_logprobs": (2, lambda query: query.sampling.top_logprobs, 2),
         "tools": (TOOLS, lambda query: json.loads(query.tools), TOOLS),
-        "tool_choice": ("auto", lambda query: None, None),
+        "tool_choice": ("auto", lambda query: query.HasField("tool_choice"), False),
+        "response_format": (
+            {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}},
+            lambda query: query.sampling.constraint.json_schema,
+            '{"type": "object"}',
+        ),
         "parallel_tool_calls": (False, lambda query: None, None),
         "metadata": ({"a": "b"}, lambda query: None, None),
         "safety_identifier": ("me", lambda query: None, None),
@@ -99,18 +105,16 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "prompt_cache_options": [{"mode": "implicit"}],
         "prompt_cache_retention": ["24h"],
         "reasoning_effort": ["low", "none"],
-        "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "x"}}],
         "service_tier": ["flex"],
         "store": [True],
         "verbosity": ["low"],
         "web_search_options": [{}],
-        "tool_choice": ["required", {"type": "function", "function": {"name": "f"}}],
     },
 }
 CHANGE_NOTHING: dict[str, dict[str, Any]] = {
     "/v1/completions": {"echo": False, "suffix": "", "best_of": 1},
     "/v1/chat/completions": {
-        "modalities": ["text"], "functions": [], "function_call": "none", "response_format": {"type": "text"},
+        "modalities": ["text"], "functions": [], "function_call": "none",
         "service_tier": "auto", "store": False, "verbosity": "medium", "prompt_cache_retention": "in_memory",
     },
 }  # fmt: skip
@@ -203,6 +207,44 @@ def test_null_is_left_out_within_fields() -> None:
     assert json.loads(query.tools)[0]["function"] == {"name": "f", "parameters": {"default": None}}
 
 
+FORMS: list[tuple[dict[str, Any], pb.Constraint | None]] = [
+    ({"response_format": {"type": "text"}}, None),
+    ({"response_format": {"type": "json_object"}}, pb.Constraint(json_schema="")),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": True}}},
+     pb.Constraint(json_schema="")),
+    ({"structured_outputs": {"json": {"type": "null"}}}, pb.Constraint(json_schema='{"type": "null"}')),
+    ({"structured_outputs": {"json": "{}", "json_object": False}}, pb.Constraint(json_schema="{}")),
+    ({"structured_outputs": {"json_object": True}}, pb.Constraint(json_schema="")),
+    ({"structured_outputs": {"choice": ["a", '"']}}, pb.Constraint(grammar='start: "a" | "\\""')),
+    ({"structured_outputs": {"grammar": "start: x"}}, pb.Constraint(grammar="start: x")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "constraint"), FORMS, ids=lambda part: str(part)[:60] if part else "")
+def test_forms_of_answers_are_handed_on(fields: dict[str, Any], constraint: pb.Constraint | None) -> None:
+    path = "/v1/chat/completions"
+    status, answer, (query,) = post(path, {**NEEDED[path], **fields})
+    assert status == 200, answer
+    assert (query.sampling.constraint if query.sampling.HasField("constraint") else None) == constraint
+
+
+F, G = ({"type": "function", "function": {"name": name}} for name in "fg")
+CHOICES: list[tuple[Any, dict[str, Any], pb.ToolChoice | None]] = [
+    ("none", {}, None), ("auto", {}, None), ("required", {}, pb.ToolChoice()),
+    (F, {}, pb.ToolChoice(names="f", single=True)),
+    ("required", {"parallel_tool_calls": False}, pb.ToolChoice(single=True)),
+    ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [F, G]}}, {}, pb.ToolChoice(names="fg")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("choice", "fields", "wanted"), CHOICES, ids=lambda part: str(part)[:60])
+def test_choices_of_tools_are_handed_on(choice: Any, fields: dict[str, Any], wanted: pb.ToolChoice | None) -> None:
+    path = "/v1/chat/completions"
+    status, answer, (query,) = post(path, {**NEEDED[path], "tools": [F, G], "tool_choice": choice, **fields})
+    assert status == 200, answer
+    assert (query.tool_choice if query.HasField("tool_choice") else None) == wanted
+
+
 WRONG = [
     ({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [-1]}, "prompt"),
     ({"prompt": [[]]}, "prompt"),
@@ -225,6 +267,12 @@ WRONG = [
     ({"logit_bias": []}, "logit_bias"),
     ({"seed": 1 << 64}, "seed"), ({"seed": "x"}, "seed"), ({"model": 5}, "model"), ({"model": None}, "model"),
     ({"user": 5}, "user"), ({"speculation": "x"}, "speculation"), ({"tempreature": 1}, "tempreature"),
+    ({"structured_outputs": {}}, "structured_outputs"), ({"structured_outputs": {"regex": 5}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "grammar": "b"}}, "structured_outputs"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs"), ({"structured_outputs": 5}, "structured_outputs"),
+    ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
+    ({"structured_outputs": {"tag": "x"}}, "structured_outputs"),
+    ({"structured_outputs": {"json": 5}}, "structured_outputs"),
 ]  # fmt: skip
 
 
@@ -245,6 +293,17 @@ CHAT_WRONG = [
     ({"tools": [5]}, "tools"),
     ({"top_logprobs": 2}, "top_logprobs"), ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
     ({"logprobs": 5}, "logprobs"), ({"tool_choice": "sometimes"}, "tool_choice"), ({"metadata": 5}, "metadata"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": 5}}}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": TOOLS}}},
+     "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [5]}}},
+     "tool_choice"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"), ({"response_format": {}}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format"), ({"response_format": "json"}, "response_format"),
+    ({"response_format": {"type": "json_object", "json_schema": {"name": "x"}}}, "response_format"),
+    ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from swarm.gateway.openai.app import create_app
 from swarm.gateway.openai.guard import HttpSettings
 from swarm.gateway.openai.replies import ChatShape, Choice, CompletionShape
 from swarm.gateway.openai.server import serve_http
-from swarm.gateway.openai.tools import ToolCall, ToolCallParser
+from swarm.models.tool_calls import ToolCall, ToolCallParser
 from swarm.wire import swarm_pb2 as pb
 from tests.gateway.scripted import Scripted
 

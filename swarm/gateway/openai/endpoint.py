@@ -19,7 +19,7 @@ from swarm.gateway.openai.replies import Choice, Shape
 from swarm.gateway.openai.requests import ChatRequest, CompletionRequest, queries_of
 from swarm.gateway.openai.schema import Health
 from swarm.gateway.openai.streams import ClientGone, EventStream, events_of, merged, unless_gone
-from swarm.gateway.openai.tools import ToolCallParser
+from swarm.models.tool_calls import ToolCallParser
 from swarm.types import is_called
 from swarm.wire import swarm_pb2 as pb
 

@@ -103,7 +103,11 @@ def _about_biases(value: Any) -> str | None:
 
 def _about_tool_choice(value: Any) -> str | None:
     known = isinstance(value, dict) or value in ("none", "auto", "required")
-    return None if known else "none or auto is needed"
+    return None if known else "none, auto, required or a tool is needed"
+
+
+def _about_schema(value: Any) -> str | None:
+    return None if isinstance(value, dict | str) else "a schema is an object, or a text with one"
 
 
 def _shown(value: Any) -> str:
@@ -115,6 +119,7 @@ Tokens = list[Annotated[int, Field(ge=0, le=MOST_TOKENS)]]
 Prompt = Annotated[str | Tokens | list[str] | list[Tokens], _checked(_about_prompt)]
 Stop = Annotated[str | list[str], _checked(_about_stop)]
 ToolChoice = Annotated[str | dict[str, Any], _checked(_about_tool_choice)]
+Schema = Annotated[dict[str, Any] | str, _checked(_about_schema)]
 Biases = Annotated[dict[str, float], _checked(_about_biases)]
 
 

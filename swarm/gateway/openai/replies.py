@@ -12,7 +12,7 @@ from typing import Any
 
 from openai.types import CompletionUsage
 
-from swarm.gateway.openai.tools import ToolCall, ToolCallParser
+from swarm.models.tool_calls import ToolCall, ToolCallParser
 from swarm.wire import swarm_pb2 as pb
 
 REASONS = {pb.Finished.STOP: "stop", pb.Finished.LENGTH: "length", pb.Finished.TOOL_CALLS: "tool_calls"}

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from swarm.errors import InvalidInput
+from swarm.gateway.openai.constraints import ResponseFormat, StructuredOutputs, constraint_of, tool_choice_of
 from swarm.gateway.openai.errors import ApiError, api_error
 from swarm.gateway.openai.fields import (
     MOST_CHOICES,
@@ -43,7 +44,6 @@ UNAVAILABLE: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "prompt_cache_options": ((), "what is kept of prompts is for the servers to say"),
     "prompt_cache_retention": (("in_memory", "in-memory"), "nothing is kept for longer than in memory"),
     "reasoning_effort": ((), "how a model thinks is its template's affair"),
-    "response_format": (({"type": "text"},), "answers are plain text, which is not constrained"),
     "service_tier": (("auto", "default"), "all are served alike"),
     "store": ((False,), "answers are not kept"),
     "verbosity": (("medium",), "say it in the prompt"),
@@ -81,6 +81,7 @@ class Request(Fields):
     speculation: Annotated[
         Literal["none", "ngram"] | None, Field(description="ngram: send guesses ahead; the text stays the same")
     ] = None
+    structured_outputs: StructuredOutputs | None = None
     user: Annotated[str | None, Field(description="Not looked at.")] = None
 
 
@@ -125,7 +126,7 @@ class ChatRequest(Request):
     prompt_cache_options: Unavailable = None
     prompt_cache_retention: Unavailable = None
     reasoning_effort: Unavailable = None
-    response_format: Unavailable = None
+    response_format: ResponseFormat | None = None
     service_tier: Unavailable = None
     store: Unavailable = None
     verbosity: Unavailable = None
@@ -164,8 +165,6 @@ def unavailable(name: str, why: str) -> ApiError:
 
 
 def _chat(request: ChatRequest) -> list[pb.Query]:
-    if request.tool_choice not in (None, "none", "auto"):
-        raise unavailable("tool_choice", "tools are the model's own choice, auto or none")
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs need logprobs", param="top_logprobs")
     limits = {request.max_tokens, request.max_completion_tokens} - {None}
@@ -176,7 +175,11 @@ def _chat(request: ChatRequest) -> list[pb.Query]:
     sampling.top_logprobs = request.top_logprobs or 0
     messages = json.dumps(plain_messages([message.model_dump() for message in request.messages]))
     tools = json.dumps(plain_tools(request.usable_tools)) if request.usable_tools else ""
-    return [_query(sampling, index, messages=messages, tools=tools) for index in range(request.n or 1)]
+    choice = tool_choice_of(request.tool_choice, single=request.parallel_tool_calls is False)
+    if choice is not None and not request.usable_tools:
+        raise ApiError(400, "tool_choice: there are no tools to choose from", param="tool_choice")
+    prompt = {"messages": messages, "tools": tools, "tool_choice": choice}
+    return [_query(sampling, index, **prompt) for index in range(request.n or 1)]
 
 
 def _completion(request: CompletionRequest) -> list[pb.Query]:
@@ -212,6 +215,10 @@ def _sampling(request: Request, most: int | None) -> pb.Sampling:
     sampling.stop.extend([request.stop] if isinstance(request.stop, str) else request.stop or [])
     sampling.ignore_eos = bool(request.ignore_eos)
     sampling.speculation = request.speculation or ""
+    wanted = request.response_format if isinstance(request, ChatRequest) else None
+    constraint = constraint_of(wanted, request.structured_outputs)
+    if constraint is not None:
+        sampling.constraint.CopyFrom(constraint)
     for token, value in (request.logit_bias or {}).items():
         sampling.bias.add(token=int(token), value=value)
     return sampling

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file swarm/wire/swarm.proto.
  */
 export const file_swarm_wire_swarm: GenFile = /*@__PURE__*/
-  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSKrAQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDSLqAQoOQ29udHJvbFJlcXVlc3QSHgoEb3BlbhgBIAEoCzIOLnN3YXJtLnYxLk9wZW5IABIiCgZhdHRhY2gYAiABKAsyEC5zd2FybS52MS5BdHRhY2hIABIkCgdwcmVwYXJlGAMgASgLMhEuc3dhcm0udjEuUHJlcGFyZUgAEiIKBnJlc3VtZRgEIAEoCzIQLnN3YXJtLnYxLlJlc3VtZUgAEiAKBXByb2JlGAUgASgLMg8uc3dhcm0udjEuUHJvYmVIABIgCgVjbG9zZRgGIAEoCzIPLnN3YXJtLnYxLkNsb3NlSABCBgoEa2luZCJQCgRPcGVuEg8KB3Nlc3Npb24YASABKAwSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBIRCglwb3NpdGlvbnMYAyABKA0iGQoGQXR0YWNoEg8KB3Nlc3Npb24YASABKAwizQEKB1ByZXBhcmUSDQoFZXBvY2gYASABKAQSJQoJc2VxdWVuY2VzGAIgAygLMhIuc3dhcm0udjEuU2VxdWVuY2USEAoIdXBzdHJlYW0YAyABKAkSKAoKZG93bnN0cmVhbRgEIAEoCzIULnN3YXJtLnYxLkRvd25zdHJlYW0SDwoHcmVsYXllZBgFIAEoCBITCgtpbnB1dF9jb2RlYxgGIAEoCRIUCgxvdXRwdXRfY29kZWMYByABKAkSFAoMY2hlY2tfaW5wdXRzGHggASgIIk0KCFNlcXVlbmNlEgoKAmlkGAEgASgNEg4KBmxlbmd0aBgCIAEoDRIOCgZwYXJlbnQYAyABKA0SFQoNcGFyZW50X2xlbmd0aBgEIAEoDSItCgpEb3duc3RyZWFtEg8KB3Nlc3Npb24YASABKAwSDgoGcmVjb3JkGAIgASgMIoEBCgZSZXN1bWUSDQoFZXBvY2gYASABKAQSIAoEY3V0cxgCIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiMKB3JlcGxheXMYAyADKAsyEi5zd2FybS52MS5Qb3NpdGlvbhIhCgV3YW50cxgEIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uIi4KCFBvc2l0aW9uEhAKCHNlcXVlbmNlGAEgASgNEhAKCHBvc2l0aW9uGAIgASgNIk0KBVByb2JlEg0KBW5vbmNlGAEgASgEEg8KB3BhZGRpbmcYAiABKAwSEwoLcmVwbHlfYnl0ZXMYAyABKA0SDwoHdGFsbGllcxgEIAEoCCIHCgVDbG9zZSL3AQoMQ29udHJvbFJlcGx5EiIKBm9wZW5lZBgBIAEoCzIQLnN3YXJtLnYxLk9wZW5lZEgAEh4KBGhhdmUYAiABKAsyDi5zd2FybS52MS5IYXZlSAASJgoIcHJvZ3Jlc3MYAyABKAsyEi5zd2FybS52MS5Qcm9ncmVzc0gAEicKCWxpbmtfZG93bhgEIAEoCzISLnN3YXJtLnYxLkxpbmtEb3duSAASJAoHbGVhdmluZxgFIAEoCzIRLnN3YXJtLnYxLkxlYXZpbmdIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQitgEKBk9wZW5lZBIPCgdzZXNzaW9uGAEgASgMEhQKDGNhbl9yb2xsYmFjaxgCIAEoCBIVCg1tYXhfcG9zaXRpb25zGAMgASgNEhQKDGZpbmdlcnByaW50cxgEIAMoDBIOCgZjb2RlY3MYBSADKAkSFQoNbWF4X3NlcXVlbmNlcxgGIAEoDRIbChNtYXhfdG90YWxfcG9zaXRpb25zGAcgASgEEhQKDHByZWZpeF9jaHVuaxgIIAEoDSIzCgRIYXZlEg0KBWVwb2NoGAEgASgEEhwKBGhlbGQYAiADKAsyDi5zd2FybS52MS5IZWxkIjkKBEhlbGQSEAoIc2VxdWVuY2UYASABKA0SDgoGbGVuZ3RoGAIgASgNEg8KB2hpc3RvcnkYAyABKA0imAEKCFByb2dyZXNzEg0KBW5vbmNlGAEgASgEEg0KBWVwb2NoGAIgASgEEgwKBGJlYXQYAyABKAQSHgoFbW92ZWQYBCADKAsyDy5zd2FybS52MS5Nb3ZlZBINCgVxdWV1ZRgFIAEoDRIPCgdwYWRkaW5nGAYgASgMEiAKB3RhbGxpZXMYByADKAsyDy5zd2FybS52MS5UYWxseSKRAQoFVGFsbHkSJAoFcGhhc2UYASABKA4yFS5zd2FybS52MS5UYWxseS5QaGFzZRINCgVzdGVwcxgCIAEoDRIRCglwb3NpdGlvbnMYAyABKA0SDQoFcXVldWUYBCABKAESDwoHY29tcHV0ZRgFIAEoASIgCgVQaGFzZRILCgdQUkVGSUxMEAASCgoGREVDT0RFEAEiUAoFTW92ZWQSEAoIc2VxdWVuY2UYASABKA0SEAoIcmVjZWl2ZWQYAiABKA0SEAoIY29tcHV0ZWQYAyABKA0SEQoJZm9yd2FyZGVkGAQgASgNIikKCExpbmtEb3duEg0KBWVwb2NoGAEgASgEEg4KBnJlYXNvbhgCIAEoCSIbCgdMZWF2aW5nEhAKCGRlYWRsaW5lGAEgASgBIpwDCgdGYWlsdXJlEiQKBGNvZGUYASABKA4yFi5zd2FybS52MS5GYWlsdXJlLkNvZGUSDwoHbWVzc2FnZRgCIAEoCRITCgtyZXRyeV9hZnRlchgDIAEoARINCgVlcG9jaBgEIAEoBBINCgVsaW1pdBgFIAEoCRIPCgdhbGxvd2VkGAYgASgEEg0KBWFza2VkGAcgASgEEhAKCHNlcXVlbmNlGHggASgNEhAKCHBvc2l0aW9uGHkgASgNEgwKBHR3aW4YeiABKA0i1AEKBENvZGUSCwoHVU5LTk9XThAAEggKBEJVU1kQARIVChFTRVNTSU9OX05PVF9GT1VORBACEhUKEUNPTlRSQUNUX01JU01BVENIEAMSEgoOQ09NUFVURV9GQUlMRUQQBBINCglNQUxGT1JNRUQQBRIQCgxVTkFVVEhPUklaRUQQBhIHCgNHQVAQBxIMCghUT09fTE9ORxAIEgsKB0lOVkFMSUQQCRISCg5NSVNTSU5HX0JMT0NLUxAKEgkKBUxJTUlUEAsSDwoLSU1QTEFVU0lCTEUQeCJ2CgREYXRhEiAKBWhlbGxvGAEgASgLMg8uc3dhcm0udjEuSGVsbG9IABIeCgRzdGVwGAIgASgLMg4uc3dhcm0udjEuU3RlcEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJsCgVIZWxsbxIPCgdzZXNzaW9uGAEgASgMEg0KBWVwb2NoGAIgASgEEiIKBHJvbGUYAyABKA4yFC5zd2FybS52MS5IZWxsby5Sb2xlIh8KBFJvbGUSCgoGSU5QVVRTEAASCwoHUkVTVUxUUxABIl0KBFN0ZXASJwoKb3BlcmF0aW9ucxgBIAMoCzITLnN3YXJtLnYxLk9wZXJhdGlvbhIcCgRyb3dzGAIgAygLMg4uc3dhcm0udjEuUm93cxIOCgZoaWRkZW4YAyABKAwiiQEKCU9wZXJhdGlvbhImCgRraW5kGAEgASgOMhguc3dhcm0udjEuT3BlcmF0aW9uLktpbmQSDgoGc291cmNlGAIgASgNEg4KBnRhcmdldBgDIAEoDRIOCgZsZW5ndGgYBCABKA0iJAoES2luZBIICgRGT1JLEAASCAoETU9WRRABEggKBEZSRUUQAiJECgRSb3dzEhAKCHNlcXVlbmNlGAEgASgNEg0KBXN0YXJ0GAIgASgNEg0KBWNvdW50GAMgASgNEgwKBHdhbnQYBCABKA0iUAoNQmxvY2tzUmVxdWVzdBImCgVibG9jaxgBIAEoCzIVLnN3YXJtLnYxLkJsb2NrV2FudGVkSAASDwoFcGllY2UYAiABKA1IAEIGCgRraW5kIlEKC0Jsb2NrV2FudGVkEg0KBW1vZGVsGAEgASgJEg0KBWJsb2NrGAIgASgNEhQKDHF1YW50aXphdGlvbhgDIAEoCRIOCgZmb3JtYXQYBCABKA0ieQoLQmxvY2tzUmVwbHkSKwoIbWFuaWZlc3QYASABKAsyFy5zd2FybS52MS5CbG9ja01hbmlmZXN0SAASDwoFcGllY2UYAiABKAxIABIkCgdmYWlsdXJlGAMgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQiQgoNQmxvY2tNYW5pZmVzdBITCgtmaW5nZXJwcmludBgBIAEoDBIMCgRzaXplGAIgASgEEg4KBnBpZWNlcxgDIAEoDCLfAQoFUXVlcnkSCgoCaWQYASABKAwSDQoFbW9kZWwYAiABKAkSDgoEdGV4dBgDIAEoCUgAEhIKCG1lc3NhZ2VzGAQgASgJSAASIgoGdG9rZW5zGAUgASgLMhAuc3dhcm0udjEuVG9rZW5zSAASDQoFdG9vbHMYBiABKAkSJAoIc2FtcGxpbmcYByABKAsyEi5zd2FybS52MS5TYW1wbGluZxIRCglnZW5lcmF0ZWQYCCADKA0SEgoKc2VudF9ieXRlcxgJIAEoDRINCgV0cmFjZRgKIAEoCEIICgZwcm9tcHQiFQoGVG9rZW5zEgsKA2lkcxgBIAMoDSLjAwoIU2FtcGxpbmcSFwoKbWF4X3Rva2VucxgBIAEoDUgAiAEBEhgKC3RlbXBlcmF0dXJlGAIgASgCSAGIAQESEgoFdG9wX3AYAyABKAJIAogBARISCgV0b3BfaxgEIAEoDUgDiAEBEhIKBW1pbl9wGAUgASgCSASIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAYgASgCSAWIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgHIAEoAkgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgCSAeIAQESDAoEc2VlZBgJIAEoBBIMCgRzdG9wGAogAygJEhAKCGxvZ3Byb2JzGAsgASgIEhQKDHRvcF9sb2dwcm9icxgMIAEoDRIcCgRiaWFzGA0gAygLMg4uc3dhcm0udjEuQmlhcxISCgppZ25vcmVfZW9zGA4gASgIEhMKC3NwZWN1bGF0aW9uGA8gASgJQg0KC19tYXhfdG9rZW5zQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX3BCCAoGX3RvcF9rQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5QhMKEV9wcmVzZW5jZV9wZW5hbHR5QhQKEl9mcmVxdWVuY3lfcGVuYWx0eSIkCgRCaWFzEg0KBXRva2VuGAEgASgNEg0KBXZhbHVlGAIgASgCIvkBCgpRdWVyeVJlcGx5EiYKCGFjY2VwdGVkGAEgASgLMhIuc3dhcm0udjEuQWNjZXB0ZWRIABIgCgVkZWx0YRgCIAEoCzIPLnN3YXJtLnYxLkRlbHRhSAASJQoFcm91dGUYAyABKAsyFC5zd2FybS52MS5Sb3V0ZUluVXNlSAASJAoHd2FpdGluZxgEIAEoCzIRLnN3YXJtLnYxLldhaXRpbmdIABImCghmaW5pc2hlZBgFIAEoCzISLnN3YXJtLnYxLkZpbmlzaGVkSAASJAoHZmFpbHVyZRgGIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIkwKCEFjY2VwdGVkEg0KBW1vZGVsGAEgASgJEgwKBG5hbWUYAiABKAkSFQoNcHJvbXB0X3Rva2VucxgDIAEoDRIMCgRzZWVkGAQgASgEIl4KBURlbHRhEg4KBnRva2VucxgBIAMoDRIMCgR0ZXh0GAIgASgJEiMKCGxvZ3Byb2JzGAMgAygLMhEuc3dhcm0udjEuTG9ncHJvYhISCgpzZW50X2J5dGVzGAQgASgNIlcKB0xvZ3Byb2ISDQoFdG9rZW4YASABKA0SDwoHbG9ncHJvYhgCIAEoAhIMCgR0ZXh0GAMgASgMEh4KA3RvcBgEIAMoCzIRLnN3YXJtLnYxLkxvZ3Byb2IiUAoKUm91dGVJblVzZRIgCgRob3BzGAEgAygLMhIuc3dhcm0udjEuUm91dGVIb3ASEAoIcmVyb3V0ZXMYAiABKA0SDgoGcmVhc29uGAMgASgJIkYKCFJvdXRlSG9wEg8KB3BlZXJfaWQYASABKAkSDAoEbmFtZRgCIAEoCRINCgVmaXJzdBgDIAEoDRIMCgRsYXN0GAQgASgNIkQKB1dhaXRpbmcSDQoFZmlyc3QYASABKA0SDAoEbGFzdBgCIAEoDRINCgVzaW5jZRgDIAEoARINCgV3b3JkcxgEIAEoCSLMAQoIRmluaXNoZWQSKQoGcmVhc29uGAEgASgOMhkuc3dhcm0udjEuRmluaXNoZWQuUmVhc29uEhUKDXByb21wdF90b2tlbnMYAiABKA0SGQoRY29tcGxldGlvbl90b2tlbnMYAyABKA0SDwoHc2Vjb25kcxgEIAEoARIiCgV0cmFjZRgFIAMoCzITLnN3YXJtLnYxLlRyYWNlU3BhbiIuCgZSZWFzb24SCAoEU1RPUBAAEgoKBkxFTkdUSBABEg4KClRPT0xfQ0FMTFMQAiJZCglUcmFjZVNwYW4SDAoEbmFtZRgBIAEoCRIPCgdwZWVyX2lkGAIgASgJEg0KBXN0YXJ0GAMgASgBEg8KB3NlY29uZHMYBCABKAESDQoFY291bnQYBSABKA0iGwoKTWFwUmVxdWVzdBINCgV3YXRjaBgBIAEoCCKDAQoIU3dhcm1NYXASDAoEdGltZRgBIAEoARIfCgZtb2RlbHMYAiADKAsyDy5zd2FybS52MS5Nb2RlbBIkCgdzZXJ2ZXJzGAMgAygLMhMuc3dhcm0udjEuTWFwU2VydmVyEiIKBW5vZGVzGAQgAygLMhMuc3dhcm0udjEuUXVlcnlOb2RlIs4BCglNYXBTZXJ2ZXISDwoHcGVlcl9pZBgBIAEoCRIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0Eg0KBXN0YXRlGAMgASgJEgwKBG5hbWUYBCABKAkSEQoJZGVjb2RlX21zGAUgASgCEhQKDHByZWZpbGxfcmF0ZRgGIAEoAhINCgVxdWV1ZRgHIAEoDRITCgtmcmVlX3Rva2VucxgIIAEoBBIPCgd2ZXJzaW9uGAkgASgJEg8KB3JlbGF5ZWQYCiABKAgi2gEKCVF1ZXJ5Tm9kZRIPCgdwZWVyX2lkGAEgASgJEiQKCGNvbnRyYWN0GAIgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDAoEbmFtZRgDIAEoCRIRCglhZGRyZXNzZXMYBCADKAkSDQoFZWRnZXMYBSADKAkSDwoHcnVubmluZxgGIAEoDRIQCghjYXBhY2l0eRgHIAEoDRIPCgd2ZXJzaW9uGAggASgJEhEKCWNvbnZlcnNlcxgJIAEoCBINCgVjb2RlYxgKIAEoCRIQCghpbnN0YW5jZRgLIAEoDSKKAgoGUmVjb3JkEiQKCGNvbnRyYWN0GAEgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDQoFc3RhdGUYAiABKAkSEQoJYWRkcmVzc2VzGAMgAygJEhMKC2ZyZWVfdG9rZW5zGAQgASgEEhEKCWRlY29kZV9tcxgFIAEoAhIUCgxwcmVmaWxsX3JhdGUYBiABKAISDQoFcXVldWUYByABKA0SDwoHcmVsYXllZBgIIAEoCBIOCgZjb2RlY3MYCSADKAkSDwoHdmVyc2lvbhgKIAEoCRIMCgRuYW1lGAsgASgJEhkKEXByZWZpbGxfcG9zaXRpb25zGAwgASgNEhAKCGluc3RhbmNlGA0gASgNImMKDFNpZ25lZFJlY29yZBISCgpwdWJsaWNfa2V5GAEgASgMEg4KBnJlY29yZBgCIAEoDBIPCgdleHBpcmVzGAMgASgBEgsKA2tleRgEIAEoCRIRCglzaWduYXR1cmUYBSABKAwiXwoFTW9kZWwSCwoDa2V5GAEgASgJEgwKBG5hbWUYAiABKAkSDgoGYmxvY2tzGAMgASgNEhMKC2hpZGRlbl9zaXplGAQgASgNEhYKDmNvbnRleHRfbGVuZ3RoGAUgASgNYgZwcm90bzM");
+  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSKrAQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDSLqAQoOQ29udHJvbFJlcXVlc3QSHgoEb3BlbhgBIAEoCzIOLnN3YXJtLnYxLk9wZW5IABIiCgZhdHRhY2gYAiABKAsyEC5zd2FybS52MS5BdHRhY2hIABIkCgdwcmVwYXJlGAMgASgLMhEuc3dhcm0udjEuUHJlcGFyZUgAEiIKBnJlc3VtZRgEIAEoCzIQLnN3YXJtLnYxLlJlc3VtZUgAEiAKBXByb2JlGAUgASgLMg8uc3dhcm0udjEuUHJvYmVIABIgCgVjbG9zZRgGIAEoCzIPLnN3YXJtLnYxLkNsb3NlSABCBgoEa2luZCJQCgRPcGVuEg8KB3Nlc3Npb24YASABKAwSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBIRCglwb3NpdGlvbnMYAyABKA0iGQoGQXR0YWNoEg8KB3Nlc3Npb24YASABKAwizQEKB1ByZXBhcmUSDQoFZXBvY2gYASABKAQSJQoJc2VxdWVuY2VzGAIgAygLMhIuc3dhcm0udjEuU2VxdWVuY2USEAoIdXBzdHJlYW0YAyABKAkSKAoKZG93bnN0cmVhbRgEIAEoCzIULnN3YXJtLnYxLkRvd25zdHJlYW0SDwoHcmVsYXllZBgFIAEoCBITCgtpbnB1dF9jb2RlYxgGIAEoCRIUCgxvdXRwdXRfY29kZWMYByABKAkSFAoMY2hlY2tfaW5wdXRzGHggASgIIk0KCFNlcXVlbmNlEgoKAmlkGAEgASgNEg4KBmxlbmd0aBgCIAEoDRIOCgZwYXJlbnQYAyABKA0SFQoNcGFyZW50X2xlbmd0aBgEIAEoDSItCgpEb3duc3RyZWFtEg8KB3Nlc3Npb24YASABKAwSDgoGcmVjb3JkGAIgASgMIoEBCgZSZXN1bWUSDQoFZXBvY2gYASABKAQSIAoEY3V0cxgCIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiMKB3JlcGxheXMYAyADKAsyEi5zd2FybS52MS5Qb3NpdGlvbhIhCgV3YW50cxgEIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uIi4KCFBvc2l0aW9uEhAKCHNlcXVlbmNlGAEgASgNEhAKCHBvc2l0aW9uGAIgASgNIk0KBVByb2JlEg0KBW5vbmNlGAEgASgEEg8KB3BhZGRpbmcYAiABKAwSEwoLcmVwbHlfYnl0ZXMYAyABKA0SDwoHdGFsbGllcxgEIAEoCCIHCgVDbG9zZSL3AQoMQ29udHJvbFJlcGx5EiIKBm9wZW5lZBgBIAEoCzIQLnN3YXJtLnYxLk9wZW5lZEgAEh4KBGhhdmUYAiABKAsyDi5zd2FybS52MS5IYXZlSAASJgoIcHJvZ3Jlc3MYAyABKAsyEi5zd2FybS52MS5Qcm9ncmVzc0gAEicKCWxpbmtfZG93bhgEIAEoCzISLnN3YXJtLnYxLkxpbmtEb3duSAASJAoHbGVhdmluZxgFIAEoCzIRLnN3YXJtLnYxLkxlYXZpbmdIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQitgEKBk9wZW5lZBIPCgdzZXNzaW9uGAEgASgMEhQKDGNhbl9yb2xsYmFjaxgCIAEoCBIVCg1tYXhfcG9zaXRpb25zGAMgASgNEhQKDGZpbmdlcnByaW50cxgEIAMoDBIOCgZjb2RlY3MYBSADKAkSFQoNbWF4X3NlcXVlbmNlcxgGIAEoDRIbChNtYXhfdG90YWxfcG9zaXRpb25zGAcgASgEEhQKDHByZWZpeF9jaHVuaxgIIAEoDSIzCgRIYXZlEg0KBWVwb2NoGAEgASgEEhwKBGhlbGQYAiADKAsyDi5zd2FybS52MS5IZWxkIjkKBEhlbGQSEAoIc2VxdWVuY2UYASABKA0SDgoGbGVuZ3RoGAIgASgNEg8KB2hpc3RvcnkYAyABKA0imAEKCFByb2dyZXNzEg0KBW5vbmNlGAEgASgEEg0KBWVwb2NoGAIgASgEEgwKBGJlYXQYAyABKAQSHgoFbW92ZWQYBCADKAsyDy5zd2FybS52MS5Nb3ZlZBINCgVxdWV1ZRgFIAEoDRIPCgdwYWRkaW5nGAYgASgMEiAKB3RhbGxpZXMYByADKAsyDy5zd2FybS52MS5UYWxseSKRAQoFVGFsbHkSJAoFcGhhc2UYASABKA4yFS5zd2FybS52MS5UYWxseS5QaGFzZRINCgVzdGVwcxgCIAEoDRIRCglwb3NpdGlvbnMYAyABKA0SDQoFcXVldWUYBCABKAESDwoHY29tcHV0ZRgFIAEoASIgCgVQaGFzZRILCgdQUkVGSUxMEAASCgoGREVDT0RFEAEiUAoFTW92ZWQSEAoIc2VxdWVuY2UYASABKA0SEAoIcmVjZWl2ZWQYAiABKA0SEAoIY29tcHV0ZWQYAyABKA0SEQoJZm9yd2FyZGVkGAQgASgNIikKCExpbmtEb3duEg0KBWVwb2NoGAEgASgEEg4KBnJlYXNvbhgCIAEoCSIbCgdMZWF2aW5nEhAKCGRlYWRsaW5lGAEgASgBIpwDCgdGYWlsdXJlEiQKBGNvZGUYASABKA4yFi5zd2FybS52MS5GYWlsdXJlLkNvZGUSDwoHbWVzc2FnZRgCIAEoCRITCgtyZXRyeV9hZnRlchgDIAEoARINCgVlcG9jaBgEIAEoBBINCgVsaW1pdBgFIAEoCRIPCgdhbGxvd2VkGAYgASgEEg0KBWFza2VkGAcgASgEEhAKCHNlcXVlbmNlGHggASgNEhAKCHBvc2l0aW9uGHkgASgNEgwKBHR3aW4YeiABKA0i1AEKBENvZGUSCwoHVU5LTk9XThAAEggKBEJVU1kQARIVChFTRVNTSU9OX05PVF9GT1VORBACEhUKEUNPTlRSQUNUX01JU01BVENIEAMSEgoOQ09NUFVURV9GQUlMRUQQBBINCglNQUxGT1JNRUQQBRIQCgxVTkFVVEhPUklaRUQQBhIHCgNHQVAQBxIMCghUT09fTE9ORxAIEgsKB0lOVkFMSUQQCRISCg5NSVNTSU5HX0JMT0NLUxAKEgkKBUxJTUlUEAsSDwoLSU1QTEFVU0lCTEUQeCJ2CgREYXRhEiAKBWhlbGxvGAEgASgLMg8uc3dhcm0udjEuSGVsbG9IABIeCgRzdGVwGAIgASgLMg4uc3dhcm0udjEuU3RlcEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJsCgVIZWxsbxIPCgdzZXNzaW9uGAEgASgMEg0KBWVwb2NoGAIgASgEEiIKBHJvbGUYAyABKA4yFC5zd2FybS52MS5IZWxsby5Sb2xlIh8KBFJvbGUSCgoGSU5QVVRTEAASCwoHUkVTVUxUUxABIl0KBFN0ZXASJwoKb3BlcmF0aW9ucxgBIAMoCzITLnN3YXJtLnYxLk9wZXJhdGlvbhIcCgRyb3dzGAIgAygLMg4uc3dhcm0udjEuUm93cxIOCgZoaWRkZW4YAyABKAwiiQEKCU9wZXJhdGlvbhImCgRraW5kGAEgASgOMhguc3dhcm0udjEuT3BlcmF0aW9uLktpbmQSDgoGc291cmNlGAIgASgNEg4KBnRhcmdldBgDIAEoDRIOCgZsZW5ndGgYBCABKA0iJAoES2luZBIICgRGT1JLEAASCAoETU9WRRABEggKBEZSRUUQAiJECgRSb3dzEhAKCHNlcXVlbmNlGAEgASgNEg0KBXN0YXJ0GAIgASgNEg0KBWNvdW50GAMgASgNEgwKBHdhbnQYBCABKA0iUAoNQmxvY2tzUmVxdWVzdBImCgVibG9jaxgBIAEoCzIVLnN3YXJtLnYxLkJsb2NrV2FudGVkSAASDwoFcGllY2UYAiABKA1IAEIGCgRraW5kIlEKC0Jsb2NrV2FudGVkEg0KBW1vZGVsGAEgASgJEg0KBWJsb2NrGAIgASgNEhQKDHF1YW50aXphdGlvbhgDIAEoCRIOCgZmb3JtYXQYBCABKA0ieQoLQmxvY2tzUmVwbHkSKwoIbWFuaWZlc3QYASABKAsyFy5zd2FybS52MS5CbG9ja01hbmlmZXN0SAASDwoFcGllY2UYAiABKAxIABIkCgdmYWlsdXJlGAMgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQiQgoNQmxvY2tNYW5pZmVzdBITCgtmaW5nZXJwcmludBgBIAEoDBIMCgRzaXplGAIgASgEEg4KBnBpZWNlcxgDIAEoDCKLAgoFUXVlcnkSCgoCaWQYASABKAwSDQoFbW9kZWwYAiABKAkSDgoEdGV4dBgDIAEoCUgAEhIKCG1lc3NhZ2VzGAQgASgJSAASIgoGdG9rZW5zGAUgASgLMhAuc3dhcm0udjEuVG9rZW5zSAASDQoFdG9vbHMYBiABKAkSJAoIc2FtcGxpbmcYByABKAsyEi5zd2FybS52MS5TYW1wbGluZxIRCglnZW5lcmF0ZWQYCCADKA0SEgoKc2VudF9ieXRlcxgJIAEoDRINCgV0cmFjZRgKIAEoCBIqCgt0b29sX2Nob2ljZRigASABKAsyFC5zd2FybS52MS5Ub29sQ2hvaWNlQggKBnByb21wdCIrCgpUb29sQ2hvaWNlEg0KBW5hbWVzGAEgAygJEg4KBnNpbmdsZRgCIAEoCCIVCgZUb2tlbnMSCwoDaWRzGAEgAygNIo4ECghTYW1wbGluZxIXCgptYXhfdG9rZW5zGAEgASgNSACIAQESGAoLdGVtcGVyYXR1cmUYAiABKAJIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBXRvcF9rGAQgASgNSAOIAQESEgoFbWluX3AYBSABKAJIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAJIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgCSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAJIB4gBARIMCgRzZWVkGAkgASgEEgwKBHN0b3AYCiADKAkSEAoIbG9ncHJvYnMYCyABKAgSFAoMdG9wX2xvZ3Byb2JzGAwgASgNEhwKBGJpYXMYDSADKAsyDi5zd2FybS52MS5CaWFzEhIKCmlnbm9yZV9lb3MYDiABKAgSEwoLc3BlY3VsYXRpb24YDyABKAkSKQoKY29uc3RyYWludBigASABKAsyFC5zd2FybS52MS5Db25zdHJhaW50Qg0KC19tYXhfdG9rZW5zQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX3BCCAoGX3RvcF9rQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5QhMKEV9wcmVzZW5jZV9wZW5hbHR5QhQKEl9mcmVxdWVuY3lfcGVuYWx0eSJPCgpDb25zdHJhaW50EhUKC2pzb25fc2NoZW1hGAEgASgJSAASDwoFcmVnZXgYAiABKAlIABIRCgdncmFtbWFyGAMgASgJSABCBgoEa2luZCIkCgRCaWFzEg0KBXRva2VuGAEgASgNEg0KBXZhbHVlGAIgASgCIvkBCgpRdWVyeVJlcGx5EiYKCGFjY2VwdGVkGAEgASgLMhIuc3dhcm0udjEuQWNjZXB0ZWRIABIgCgVkZWx0YRgCIAEoCzIPLnN3YXJtLnYxLkRlbHRhSAASJQoFcm91dGUYAyABKAsyFC5zd2FybS52MS5Sb3V0ZUluVXNlSAASJAoHd2FpdGluZxgEIAEoCzIRLnN3YXJtLnYxLldhaXRpbmdIABImCghmaW5pc2hlZBgFIAEoCzISLnN3YXJtLnYxLkZpbmlzaGVkSAASJAoHZmFpbHVyZRgGIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIkwKCEFjY2VwdGVkEg0KBW1vZGVsGAEgASgJEgwKBG5hbWUYAiABKAkSFQoNcHJvbXB0X3Rva2VucxgDIAEoDRIMCgRzZWVkGAQgASgEIl4KBURlbHRhEg4KBnRva2VucxgBIAMoDRIMCgR0ZXh0GAIgASgJEiMKCGxvZ3Byb2JzGAMgAygLMhEuc3dhcm0udjEuTG9ncHJvYhISCgpzZW50X2J5dGVzGAQgASgNIlcKB0xvZ3Byb2ISDQoFdG9rZW4YASABKA0SDwoHbG9ncHJvYhgCIAEoAhIMCgR0ZXh0GAMgASgMEh4KA3RvcBgEIAMoCzIRLnN3YXJtLnYxLkxvZ3Byb2IiUAoKUm91dGVJblVzZRIgCgRob3BzGAEgAygLMhIuc3dhcm0udjEuUm91dGVIb3ASEAoIcmVyb3V0ZXMYAiABKA0SDgoGcmVhc29uGAMgASgJIkYKCFJvdXRlSG9wEg8KB3BlZXJfaWQYASABKAkSDAoEbmFtZRgCIAEoCRINCgVmaXJzdBgDIAEoDRIMCgRsYXN0GAQgASgNIkQKB1dhaXRpbmcSDQoFZmlyc3QYASABKA0SDAoEbGFzdBgCIAEoDRINCgVzaW5jZRgDIAEoARINCgV3b3JkcxgEIAEoCSLMAQoIRmluaXNoZWQSKQoGcmVhc29uGAEgASgOMhkuc3dhcm0udjEuRmluaXNoZWQuUmVhc29uEhUKDXByb21wdF90b2tlbnMYAiABKA0SGQoRY29tcGxldGlvbl90b2tlbnMYAyABKA0SDwoHc2Vjb25kcxgEIAEoARIiCgV0cmFjZRgFIAMoCzITLnN3YXJtLnYxLlRyYWNlU3BhbiIuCgZSZWFzb24SCAoEU1RPUBAAEgoKBkxFTkdUSBABEg4KClRPT0xfQ0FMTFMQAiJZCglUcmFjZVNwYW4SDAoEbmFtZRgBIAEoCRIPCgdwZWVyX2lkGAIgASgJEg0KBXN0YXJ0GAMgASgBEg8KB3NlY29uZHMYBCABKAESDQoFY291bnQYBSABKA0iGwoKTWFwUmVxdWVzdBINCgV3YXRjaBgBIAEoCCKDAQoIU3dhcm1NYXASDAoEdGltZRgBIAEoARIfCgZtb2RlbHMYAiADKAsyDy5zd2FybS52MS5Nb2RlbBIkCgdzZXJ2ZXJzGAMgAygLMhMuc3dhcm0udjEuTWFwU2VydmVyEiIKBW5vZGVzGAQgAygLMhMuc3dhcm0udjEuUXVlcnlOb2RlIs4BCglNYXBTZXJ2ZXISDwoHcGVlcl9pZBgBIAEoCRIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0Eg0KBXN0YXRlGAMgASgJEgwKBG5hbWUYBCABKAkSEQoJZGVjb2RlX21zGAUgASgCEhQKDHByZWZpbGxfcmF0ZRgGIAEoAhINCgVxdWV1ZRgHIAEoDRITCgtmcmVlX3Rva2VucxgIIAEoBBIPCgd2ZXJzaW9uGAkgASgJEg8KB3JlbGF5ZWQYCiABKAgi7wEKCVF1ZXJ5Tm9kZRIPCgdwZWVyX2lkGAEgASgJEiQKCGNvbnRyYWN0GAIgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDAoEbmFtZRgDIAEoCRIRCglhZGRyZXNzZXMYBCADKAkSDQoFZWRnZXMYBSADKAkSDwoHcnVubmluZxgGIAEoDRIQCghjYXBhY2l0eRgHIAEoDRIPCgd2ZXJzaW9uGAggASgJEhEKCWNvbnZlcnNlcxgJIAEoCBINCgVjb2RlYxgKIAEoCRIQCghpbnN0YW5jZRgLIAEoDRITCgpjb25zdHJhaW5zGKABIAEoCCKKAgoGUmVjb3JkEiQKCGNvbnRyYWN0GAEgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDQoFc3RhdGUYAiABKAkSEQoJYWRkcmVzc2VzGAMgAygJEhMKC2ZyZWVfdG9rZW5zGAQgASgEEhEKCWRlY29kZV9tcxgFIAEoAhIUCgxwcmVmaWxsX3JhdGUYBiABKAISDQoFcXVldWUYByABKA0SDwoHcmVsYXllZBgIIAEoCBIOCgZjb2RlY3MYCSADKAkSDwoHdmVyc2lvbhgKIAEoCRIMCgRuYW1lGAsgASgJEhkKEXByZWZpbGxfcG9zaXRpb25zGAwgASgNEhAKCGluc3RhbmNlGA0gASgNImMKDFNpZ25lZFJlY29yZBISCgpwdWJsaWNfa2V5GAEgASgMEg4KBnJlY29yZBgCIAEoDBIPCgdleHBpcmVzGAMgASgBEgsKA2tleRgEIAEoCRIRCglzaWduYXR1cmUYBSABKAwiXwoFTW9kZWwSCwoDa2V5GAEgASgJEgwKBG5hbWUYAiABKAkSDgoGYmxvY2tzGAMgASgNEhMKC2hpZGRlbl9zaXplGAQgASgNEhYKDmNvbnRleHRfbGVuZ3RoGAUgASgNYgZwcm90bzM");
 
 /**
  * What is computed. One message wherever it is said: in a record, by who opens a session, by a query node, on a map.
@@ -1398,6 +1398,13 @@ export type Query = Message<"swarm.v1.Query"> & {
    * @generated from field: bool trace = 10;
    */
   trace: boolean;
+
+  /**
+   * the answer calls tools; absent: if and as the model likes
+   *
+   * @generated from field: swarm.v1.ToolChoice tool_choice = 160;
+   */
+  toolChoice?: ToolChoice | undefined;
 };
 
 /**
@@ -1406,6 +1413,34 @@ export type Query = Message<"swarm.v1.Query"> & {
  */
 export const QuerySchema: GenMessage<Query> = /*@__PURE__*/
   messageDesc(file_swarm_wire_swarm, 30);
+
+/**
+ * That tools are called. Query nodes that do so announce `constrains`.
+ *
+ * @generated from message swarm.v1.ToolChoice
+ */
+export type ToolChoice = Message<"swarm.v1.ToolChoice"> & {
+  /**
+   * one of these; none: of any
+   *
+   * @generated from field: repeated string names = 1;
+   */
+  names: string[];
+
+  /**
+   * no more than one call
+   *
+   * @generated from field: bool single = 2;
+   */
+  single: boolean;
+};
+
+/**
+ * Describes the message swarm.v1.ToolChoice.
+ * Use `create(ToolChoiceSchema)` to create a new message.
+ */
+export const ToolChoiceSchema: GenMessage<ToolChoice> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 31);
 
 /**
  * @generated from message swarm.v1.Tokens
@@ -1422,7 +1457,7 @@ export type Tokens = Message<"swarm.v1.Tokens"> & {
  * Use `create(TokensSchema)` to create a new message.
  */
 export const TokensSchema: GenMessage<Tokens> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 31);
+  messageDesc(file_swarm_wire_swarm, 32);
 
 /**
  * What is absent is as the model's authors recommend; what they do not say is greedy.
@@ -1516,6 +1551,13 @@ export type Sampling = Message<"swarm.v1.Sampling"> & {
    * @generated from field: string speculation = 15;
    */
   speculation: string;
+
+  /**
+   * what the answer must look like; query nodes that hold it to that announce `constrains`
+   *
+   * @generated from field: swarm.v1.Constraint constraint = 160;
+   */
+  constraint?: Constraint | undefined;
 };
 
 /**
@@ -1523,7 +1565,48 @@ export type Sampling = Message<"swarm.v1.Sampling"> & {
  * Use `create(SamplingSchema)` to create a new message.
  */
 export const SamplingSchema: GenMessage<Sampling> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 32);
+  messageDesc(file_swarm_wire_swarm, 33);
+
+/**
+ * @generated from message swarm.v1.Constraint
+ */
+export type Constraint = Message<"swarm.v1.Constraint"> & {
+  /**
+   * @generated from oneof swarm.v1.Constraint.kind
+   */
+  kind: {
+    /**
+     * JSON; empty: any object
+     *
+     * @generated from field: string json_schema = 1;
+     */
+    value: string;
+    case: "jsonSchema";
+  } | {
+    /**
+     * of the whole answer, as Rust's regex crate has them
+     *
+     * @generated from field: string regex = 2;
+     */
+    value: string;
+    case: "regex";
+  } | {
+    /**
+     * Lark or GBNF
+     *
+     * @generated from field: string grammar = 3;
+     */
+    value: string;
+    case: "grammar";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message swarm.v1.Constraint.
+ * Use `create(ConstraintSchema)` to create a new message.
+ */
+export const ConstraintSchema: GenMessage<Constraint> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 34);
 
 /**
  * @generated from message swarm.v1.Bias
@@ -1545,7 +1628,7 @@ export type Bias = Message<"swarm.v1.Bias"> & {
  * Use `create(BiasSchema)` to create a new message.
  */
 export const BiasSchema: GenMessage<Bias> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 33);
+  messageDesc(file_swarm_wire_swarm, 35);
 
 /**
  * @generated from message swarm.v1.QueryReply
@@ -1606,7 +1689,7 @@ export type QueryReply = Message<"swarm.v1.QueryReply"> & {
  * Use `create(QueryReplySchema)` to create a new message.
  */
 export const QueryReplySchema: GenMessage<QueryReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 34);
+  messageDesc(file_swarm_wire_swarm, 36);
 
 /**
  * @generated from message swarm.v1.Accepted
@@ -1640,7 +1723,7 @@ export type Accepted = Message<"swarm.v1.Accepted"> & {
  * Use `create(AcceptedSchema)` to create a new message.
  */
 export const AcceptedSchema: GenMessage<Accepted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 35);
+  messageDesc(file_swarm_wire_swarm, 37);
 
 /**
  * Some tokens more. Their text may come later: a character can have several tokens, a stop text is held back. Without
@@ -1679,7 +1762,7 @@ export type Delta = Message<"swarm.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 36);
+  messageDesc(file_swarm_wire_swarm, 38);
 
 /**
  * @generated from message swarm.v1.Logprob
@@ -1713,7 +1796,7 @@ export type Logprob = Message<"swarm.v1.Logprob"> & {
  * Use `create(LogprobSchema)` to create a new message.
  */
 export const LogprobSchema: GenMessage<Logprob> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 37);
+  messageDesc(file_swarm_wire_swarm, 39);
 
 /**
  * @generated from message swarm.v1.RouteInUse
@@ -1744,7 +1827,7 @@ export type RouteInUse = Message<"swarm.v1.RouteInUse"> & {
  * Use `create(RouteInUseSchema)` to create a new message.
  */
 export const RouteInUseSchema: GenMessage<RouteInUse> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 38);
+  messageDesc(file_swarm_wire_swarm, 40);
 
 /**
  * @generated from message swarm.v1.RouteHop
@@ -1776,7 +1859,7 @@ export type RouteHop = Message<"swarm.v1.RouteHop"> & {
  * Use `create(RouteHopSchema)` to create a new message.
  */
 export const RouteHopSchema: GenMessage<RouteHop> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 39);
+  messageDesc(file_swarm_wire_swarm, 41);
 
 /**
  * @generated from message swarm.v1.Waiting
@@ -1812,7 +1895,7 @@ export type Waiting = Message<"swarm.v1.Waiting"> & {
  * Use `create(WaitingSchema)` to create a new message.
  */
 export const WaitingSchema: GenMessage<Waiting> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 40);
+  messageDesc(file_swarm_wire_swarm, 42);
 
 /**
  * @generated from message swarm.v1.Finished
@@ -1851,7 +1934,7 @@ export type Finished = Message<"swarm.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 41);
+  messageDesc(file_swarm_wire_swarm, 43);
 
 /**
  * @generated from enum swarm.v1.Finished.Reason
@@ -1879,7 +1962,7 @@ export enum Finished_Reason {
  * Describes the enum swarm.v1.Finished.Reason.
  */
 export const Finished_ReasonSchema: GenEnum<Finished_Reason> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 41, 0);
+  enumDesc(file_swarm_wire_swarm, 43, 0);
 
 /**
  * Where time went, in the terms of OpenTelemetry's spans: seconds since the query was taken.
@@ -1924,7 +2007,7 @@ export type TraceSpan = Message<"swarm.v1.TraceSpan"> & {
  * Use `create(TraceSpanSchema)` to create a new message.
  */
 export const TraceSpanSchema: GenMessage<TraceSpan> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 42);
+  messageDesc(file_swarm_wire_swarm, 44);
 
 /**
  * The swarm as a peer sees it, for those who take no part in the directory. The asker sends one MapRequest; the peer
@@ -1944,7 +2027,7 @@ export type MapRequest = Message<"swarm.v1.MapRequest"> & {
  * Use `create(MapRequestSchema)` to create a new message.
  */
 export const MapRequestSchema: GenMessage<MapRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 43);
+  messageDesc(file_swarm_wire_swarm, 45);
 
 /**
  * @generated from message swarm.v1.SwarmMap
@@ -1978,7 +2061,7 @@ export type SwarmMap = Message<"swarm.v1.SwarmMap"> & {
  * Use `create(SwarmMapSchema)` to create a new message.
  */
 export const SwarmMapSchema: GenMessage<SwarmMap> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 44);
+  messageDesc(file_swarm_wire_swarm, 46);
 
 /**
  * @generated from message swarm.v1.MapServer
@@ -2044,7 +2127,7 @@ export type MapServer = Message<"swarm.v1.MapServer"> & {
  * Use `create(MapServerSchema)` to create a new message.
  */
 export const MapServerSchema: GenMessage<MapServer> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 45);
+  messageDesc(file_swarm_wire_swarm, 47);
 
 /**
  * A query node's announcement, under `queries/<model key>`; in a map with its `peer_id`.
@@ -2122,6 +2205,13 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
    * @generated from field: uint32 instance = 11;
    */
   instance: number;
+
+  /**
+   * it holds answers to a constraint or a tool choice
+   *
+   * @generated from field: bool constrains = 160;
+   */
+  constrains: boolean;
 };
 
 /**
@@ -2129,7 +2219,7 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
  * Use `create(QueryNodeSchema)` to create a new message.
  */
 export const QueryNodeSchema: GenMessage<QueryNode> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 46);
+  messageDesc(file_swarm_wire_swarm, 48);
 
 /**
  * What a server announces. The key and the subkey it is stored under are part of what is signed.
@@ -2216,7 +2306,7 @@ export type Record = Message<"swarm.v1.Record"> & {
  * Use `create(RecordSchema)` to create a new message.
  */
 export const RecordSchema: GenMessage<Record> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 47);
+  messageDesc(file_swarm_wire_swarm, 49);
 
 /**
  * @generated from message swarm.v1.SignedRecord
@@ -2263,7 +2353,7 @@ export type SignedRecord = Message<"swarm.v1.SignedRecord"> & {
  * Use `create(SignedRecordSchema)` to create a new message.
  */
 export const SignedRecordSchema: GenMessage<SignedRecord> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 48);
+  messageDesc(file_swarm_wire_swarm, 50);
 
 /**
  * @generated from message swarm.v1.Model
@@ -2302,5 +2392,5 @@ export type Model = Message<"swarm.v1.Model"> & {
  * Use `create(ModelSchema)` to create a new message.
  */
 export const ModelSchema: GenMessage<Model> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 49);
+  messageDesc(file_swarm_wire_swarm, 51);
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
-TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
+BETWEEN_TAGS = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 PYTHON_TAG = "<|python_tag|>"
 
 
@@ -22,6 +22,26 @@ class ToolCall:
 
     name: str
     arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStyle:
+    """How a model writes calls: what stands before, between (None: one call is all there may be) and behind them, and
+    what the arguments are called."""
+
+    before: str
+    between: str | None
+    after: str
+    arguments: str
+
+
+TAGGED = ToolStyle(f"{OPENING}\n", "\n", f"\n{CLOSING}", "arguments")
+BARE = ToolStyle("", None, "", "parameters")
+
+
+def style_of(template: Any) -> ToolStyle:
+    """The style of a chat template, or of several under their names: what it shows of calls, the model has learned."""
+    return TAGGED if OPENING in str(template) else BARE
 
 
 class ToolCallParser:
@@ -62,7 +82,7 @@ def held_from(text: str) -> int:
 def calls_in(text: str) -> list[ToolCall]:
     """The calls in a whole answer; none where anything in them is not as it should be."""
     if OPENING in text:
-        calls = [_call(match) for match in TAGGED.findall(text)]
+        calls = [_call(match) for match in BETWEEN_TAGS.findall(text)]
     else:
         calls = [_call(text.strip().removeprefix(PYTHON_TAG).strip())]
     return [call for call in calls if call is not None] if all(calls) else []

@@ -1,0 +1,1 @@
+"""Answers of a given form: which tokens may come next, and which must."""
