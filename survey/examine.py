@@ -58,7 +58,7 @@ class Recorder:
     def _run(self, row: Rows) -> bytes:
         start = self.lengths.get(row.sequence, 0)
         count = len(row.hidden) // (self.spans[0].hidden_size * self.spans[0].dtype.itemsize)
-        output = through(self.spans, [Segment((self.session, row.sequence), start, count)], row.hidden)
+        output = through(self.spans, [Segment((self.session, row.sequence), start, count, row.places)], row.hidden)
         self.lengths[row.sequence] = start + count
         self.steps.append((row.hidden, output))
         return output[len(output) * (count - row.want) // count :]

@@ -18,7 +18,8 @@ class Contract:
 
     `model`: key; `fingerprints`: one a block, the sha256 of its tensors or its beginning, or none if any weights will
     do; `adapters`: hex digests of the adapters that are applied, in order; `row_bytes`: bytes of one position's hidden
-    state; `hidden_size` and `row_bytes` are 0 where they are not known yet.
+    state; `hidden_size` and `row_bytes` are 0 where they are not known yet. `places`: integers behind each hidden state
+    that say where its position stands; who offers takes as many, or fewer.
     """
 
     model: str
@@ -29,6 +30,7 @@ class Contract:
     adapters: tuple[str, ...] = ()
     hidden_size: int = 0
     row_bytes: int = 0
+    places: int = 0
 
     def on(self, span: Span) -> Contract:
         """The same on other blocks: fingerprints are kept if those of all blocks of `span` are known."""
@@ -63,11 +65,19 @@ class Contract:
             return "applies other adapters"
         if self.row_bytes and asked.row_bytes and self.row_bytes != asked.row_bytes:
             return f"computes with {self.row_bytes} bytes a position, not {asked.row_bytes}"
+        if asked.places > self.places:
+            return without_places(self.places, asked.places)
         other = _unlike(self.on(asked.span).fingerprints, asked.fingerprints)
         if other:
             blocks = ", ".join(str(asked.span.first + place) for place in other)
             return f"has other weights in blocks {blocks}"
         return None
+
+
+def without_places(offered: int, asked: int) -> str:
+    """In words, why who takes so many places a position cannot compute what is asked."""
+    takes = f"takes {offered} numbers of its own a position" if offered else "counts positions one by one"
+    return f"{takes}, and {asked} are needed for these position_ids"
 
 
 def _unlike(ours: Sequence[bytes], theirs: Sequence[bytes]) -> list[int]:

@@ -18,20 +18,34 @@ SequenceKey = tuple[bytes, int]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """`count` consecutive positions of one sequence, from absolute position `start`, inside a row of tokens."""
+    """`count` consecutive positions of one sequence, from absolute position `start`, inside a row of tokens.
+
+    `places`: where they stand, as in `Rows`; none: as they are counted.
+    """
 
     sequence: SequenceKey
     start: int
     count: int
+    places: bytes = b""
+
+    def part(self, first: int, count: int) -> Segment:
+        """`count` positions from its position `first` on."""
+        size = len(self.places) // self.count
+        return Segment(self.sequence, self.start + first, count, self.places[first * size : (first + count) * size])
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """New positions of one sequence: their hidden states as bytes, and how many of the last outputs are wanted."""
+    """New positions of one sequence: their hidden states as bytes, and how many of the last outputs are wanted.
+
+    `places`: where they stand, little-endian int32, one a position, or several, all of one position behind each other;
+    none where they are counted from 0 on.
+    """
 
     sequence: int
     hidden: bytes
     want: int
+    places: bytes = b""
 
 
 class ServerState(enum.Enum):

@@ -166,6 +166,7 @@ class Served:
         contract = replace(
             self.info.contract(self.dtype, model.row_bytes, SCHEMES[self.quantization]).on(span),
             fingerprints=tuple(model.fingerprints),
+            places=model.proven.places,
         )
         limits, config = Limits(directory.verify, model.max_positions or 0, self.codecs), ServerConfig()
         hosted = Hosted(host=host, engine=ThreadEngine(model), contract=contract, limits=limits, config=config)
@@ -186,6 +187,14 @@ class Served:
         """The distributed model."""
         options = {"swarm": self.swarm, "dtype": self.dtype, "quantization": self.quantization, **options}
         return DistributedModelForCausalLM.from_pretrained(str(self.folder), **options)
+
+    def kill(self, name: str) -> None:
+        """As SIGKILL does to a server; its record stays."""
+
+        async def kill() -> None:
+            self.network.kill(name)
+
+        shared_loop().run(kill())
 
     def held(self) -> list[tuple[int, int]]:
         """Sessions, and bytes of KV cache that are not the prefix cache's, by server."""

@@ -32,6 +32,7 @@ from swarm.types import PeerId, Route, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import Codec, codec_of, offered
+from swarm.wire.places import placed
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,17 @@ class Epochs:
             self.streams.close()
             self.streams = None
 
+    def renew(self) -> None:
+        """Open all hops anew in the next epoch: rows are laid out otherwise from now on."""
+        self.end()
+        for link in self.links:
+            self._let_go(link)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one position, as it is kept."""
+        return self._sequences.row_bytes
+
     def index_of(self, link: HopLink) -> int | None:
         """Which hop of the route it is; None: none any more."""
         return self.links.index(link) if link in self.links else None
@@ -166,7 +178,7 @@ class Epochs:
 
     @property
     def _needs(self) -> Needs:
-        return Needs.of(self._sequences.lengths)
+        return Needs.of(self._sequences.lengths, self._sequences.layout.planes)
 
     def admit(self, needs: Needs) -> None:
         """See to it that the hops may hold so much: what is too much for one of them ends the present epoch.
@@ -350,7 +362,7 @@ class Epochs:
     def _open_request(self, link: HopLink) -> pb.Open:
         span = link.hop.span
         prints = link.hop.server.contract.on(span).fingerprints
-        asked = replace(self._view.contract.on(span), fingerprints=prints)
+        asked = replace(self._view.contract.on(span), fingerprints=prints, places=self._sequences.layout.planes)
         return pb.Open(contract=messages.contract_message(asked), positions=self._sequences.positions)
 
     async def _all(self, links: Sequence[HopLink], asks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -370,7 +382,8 @@ class Epochs:
         asked, row_bytes = self._view.contract, self._view.contract.row_bytes
         ends, speak = [link.link_end for link in links], offered(asked.dtype, asked.hidden_size)
         names = choose_codecs(self._view.config.codec, ends, row_bytes, speak)
-        return [codec_of(name, asked.dtype, asked.hidden_size, row_bytes) for name in names]
+        codecs = [codec_of(name, asked.dtype, asked.hidden_size, row_bytes) for name in names]
+        return [placed(codec, self._sequences.layout.planes) for codec in codecs]
 
     def _prepares(
         self, route: Route, links: Sequence[HopLink], snapshot: Snapshot, codecs: Sequence[str]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from swarm.client.routing import ranges, told
 from swarm.client.trust import Excess, Limits, Needs, Trust
-from swarm.contract import Contract
+from swarm.contract import Contract, without_places
 from swarm.errors import ContextTooLong, LimitExceeded, MissingBlocks, NoServerFits, SwarmError
 from swarm.types import PeerId, ServerRecord, ServerState, printable
 
@@ -39,6 +39,8 @@ def misfit(
     difference = record.contract.difference(asked.on(record.span))
     if difference is not None:
         return Misfit(record, difference, lasting=True)
+    if needs.places > record.contract.places:
+        return Misfit(record, without_places(record.contract.places, needs.places), lasting=True)
     beyond = trust.limits.get(record.peer_id, Limits()).exceeded(needs)
     if beyond is not None:
         return Misfit(record, _words_of(*beyond), lasting=True, beyond=beyond)

@@ -129,6 +129,11 @@ class Lane:
         self.epochs.put(steps)
         self._watch()
 
+    def renew(self) -> None:
+        """Go on with rows of another layout: every hop is opened anew, and gets everything again."""
+        self.epochs.renew()
+        self._break()
+
     def ensure(self) -> None:
         """See to it that it runs, or will. A spare lane that failed of late is left alone."""
         if self.running or _now() < self._not_before:
@@ -209,7 +214,7 @@ class Lane:
 
     def _under_way(self, streams: EpochStreams) -> int:
         """Positions that were sent since the last outputs came."""
-        return streams.unconfirmed // self.view.contract.row_bytes
+        return streams.unconfirmed // self.epochs.row_bytes
 
     def _on_result(self, step: pb.Step) -> None:
         streams = self.epochs.streams
@@ -235,7 +240,7 @@ class Lane:
 
     def _look_into(self, streams: EpochStreams, silence: float) -> None:
         """Ask every hop how far it is, and judge by what they last said: dead, who was silent for `silence` seconds."""
-        frame = (self.config.chunk_positions or LARGEST) * self.view.contract.row_bytes
+        frame = (self.config.chunk_positions or LARGEST) * self.epochs.row_bytes
         reports, lengths = [link.report() for link in streams.links], streams.given.lengths
         suspect = find_suspect(
             reports, lengths, _now(), self.config, silence, frame, streams.unconfirmed, self._last_sign

@@ -9,6 +9,7 @@ from swarm.client.chunks import GRAIN
 from swarm.errors import InvalidInput, MalformedFrame
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.places import RowLayout
 from swarm.wire.rows import RowLog
 
 
@@ -111,10 +112,26 @@ def pack(pieces: Iterable[Piece], logs: Mapping[int, RowLog], limit: int, grain:
 class Sequences:
     """The living sequences of one session."""
 
-    def __init__(self, row_bytes: int) -> None:
-        self.row_bytes = row_bytes
+    def __init__(self, hidden_bytes: int) -> None:
+        self.layout = RowLayout(hidden_bytes)
         self._table: dict[int, _Sequence] = {}
         self._ended: set[int] = set()
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one position, as it is kept and sent."""
+        return self.layout.row_bytes
+
+    def widen(self, planes: int) -> None:
+        """From now on each position has so many places; those that had none are where they are counted, and one place
+        becomes as many. Raises InvalidInput where they had others."""
+        old, wider = self.layout, RowLayout(self.layout.hidden_bytes, planes)
+        logs = {sequence: _widened(entry.log, old, wider) for sequence, entry in self._table.items()}
+        self.layout = wider
+        for sequence, entry in self._table.items():
+            entry.log = logs[sequence]
+            for expected in entry.expected:
+                expected.pieces = [bytes(old.widened(piece, 0, wider)) for piece in expected.pieces]
 
     def length(self, sequence: int) -> int:
         """Positions issued so far; 0 for a sequence that does not exist yet."""
@@ -122,9 +139,10 @@ class Sequences:
         return entry.log.last if entry else 0
 
     def inputs(self, sequence: int, start: int, stop: int) -> bytes:
-        """The inputs of positions start .. stop, as far as the sequence has them."""
+        """The hidden states of positions start .. stop, as far as the sequence has them."""
         entry = self._table.get(sequence)
-        return b"" if entry is None else entry.log.read(min(start, entry.log.last), min(stop, entry.log.last))
+        rows = b"" if entry is None else entry.log.read(min(start, entry.log.last), min(stop, entry.log.last))
+        return self.hidden(rows)
 
     @property
     def positions(self) -> int:
@@ -177,8 +195,11 @@ class Sequences:
     def append(self, rows: Rows) -> tuple[Piece, Expected]:
         """Take new inputs; returns what has to be sent, and what will come of it: the last `want` outputs."""
         entry = self._table.setdefault(rows.sequence, _Sequence(RowLog(self.row_bytes)))
-        start = entry.log.last
-        entry.log.append(rows.hidden)
+        start, count = entry.log.last, len(rows.hidden) // self.layout.hidden_bytes
+        if self.layout.planes:
+            entry.log.append(self.layout.join(rows.hidden, self.layout.fitted(rows.places, start, count)))
+        else:
+            entry.log.append(rows.hidden)
         expected = Expected(entry.log.last - rows.want, entry.log.last)
         if rows.want:
             entry.expected.append(expected)
@@ -217,6 +238,10 @@ class Sequences:
                 del entry.expected[0]
         return news
 
+    def hidden(self, outputs: bytes) -> bytes:
+        """The hidden states of rows that came back."""
+        return bytes(self.layout.part(outputs)[0])
+
     def give_up(self, abandoned: Iterable[Expected]) -> None:
         """Nobody waits for these any more."""
         gone = set(abandoned)
@@ -232,3 +257,10 @@ class Sequences:
             for s, e in self._table.items()
         )
         return Snapshot(logs, wanted, manifest)
+
+
+def _widened(log: RowLog, old: RowLayout, wider: RowLayout) -> RowLog:
+    """The same rows with places. Logs of a client begin at position 0."""
+    twin = RowLog(wider.row_bytes, log.first)
+    twin.append(old.widened(log.read(log.first, log.last), log.first, wider))
+    return twin

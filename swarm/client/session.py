@@ -27,6 +27,7 @@ from swarm.net.base import Host
 from swarm.tasks import Tasks
 from swarm.types import Hop, PeerId, Route, Rows, Span
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.places import planes_in
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ class Session:
         SessionClosed.
         """
         needs = self._check(rows, self._sequences.preview(operations))
+        self._widen(needs.places)
         self._lane.epochs.admit(needs)
         if self._spare is not None:
             with contextlib.suppress(SwarmError):
@@ -166,7 +168,23 @@ class Session:
         expected = [outputs for _, outputs in issued]
         if not all(outputs.complete for outputs in expected):
             await self._outputs(expected)
-        return [outputs.outputs for outputs in expected]
+        return [self._sequences.hidden(outputs.outputs) for outputs in expected]
+
+    def _planes(self, rows: Sequence[Rows]) -> int:
+        """How many places each position has, these included. Raises InvalidInput for other ones than there were."""
+        given = {planes_in(row.places, len(row.hidden) // self.row_bytes) for row in rows} | {
+            self._sequences.layout.planes
+        }
+        if len(given - {0, 1}) > 1:
+            raise InvalidInput(f"positions of one session have {max(given)} places, or {min(given - {0, 1})}, not both")
+        return max(given)
+
+    def _widen(self, planes: int) -> None:
+        """Make room for places, where these are the first."""
+        if self._sequences.layout.planes < planes:
+            self._sequences.widen(planes)
+            for lane in self._lanes:
+                lane.renew()
 
     def _check(self, rows: Sequence[Rows], lengths: Mapping[int, int]) -> Needs:
         """Whether these rows can follow sequences of these lengths; what the session then holds."""
@@ -184,7 +202,7 @@ class Session:
             after[row.sequence] = total = lengths.get(row.sequence, 0) + count
             if limit is not None and total > limit:
                 raise ContextTooLong(f"{total} positions are more than the {limit} of {self.view.model.name}")
-        return Needs.of(after)
+        return Needs.of(after, self._planes(rows))
 
     def _issue(self, pieces: Sequence[Piece], operations: Sequence[pb.Operation]) -> None:
         epochs = self._lane.epochs

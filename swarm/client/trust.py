@@ -66,16 +66,18 @@ what is asked."""
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a session holds: so many sequences at once, positions of all together, and positions of the longest."""
+    """What a session holds: so many sequences at once, positions of all together, and positions of the longest; and how
+    many places each position has."""
 
     sequences: int = 0
     positions: int = 0
     longest: int = 0
+    places: int = 0
 
     @classmethod
-    def of(cls, lengths: Mapping[int, int]) -> Needs:
+    def of(cls, lengths: Mapping[int, int], places: int = 0) -> Needs:
         """Of sequences of these lengths."""
-        return cls(len(lengths), sum(lengths.values()), max(lengths.values(), default=0))
+        return cls(len(lengths), sum(lengths.values()), max(lengths.values(), default=0), places)
 
     def covers(self, other: Needs) -> bool:
         """Whether this is as much in every respect."""
@@ -87,6 +89,7 @@ class Needs:
             max(self.sequences, other.sequences),
             max(self.positions, other.positions),
             max(self.longest, other.longest),
+            max(self.places, other.places),
         )
 
 

@@ -14,6 +14,7 @@ from swarm.errors import Implausible
 from swarm.types import PeerId
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import values_of
+from swarm.wire.places import bare
 from swarm.wire.plausible import Plausible
 
 
@@ -30,6 +31,7 @@ class Vetting:
     def look(self, step: pb.Step) -> None:
         """Raises Implausible for outputs that no blocks compute from the session's inputs; of what is none of its
         sequences', nothing is known."""
+        step = bare(step, self._sequences.layout)
         known = all(row.start + row.count <= self._sequences.length(row.sequence) for row in step.rows)
         if not self.enabled or not step.hidden or not known:
             return

@@ -95,6 +95,7 @@ class View:
     ) -> Conditions:
         now = asyncio.get_running_loop().time()
         small = [peer for peer, limits in self.trust.limits.items() if limits.exceeded(needs) is not None]
+        small += [record.peer_id for record in self.records if record.contract.places < needs.places]
         return Conditions(
             rtt_ms=self.rtt_ms,
             default_rtt_ms=min(self.rtt_ms.values(), default=50.0),
@@ -134,7 +135,8 @@ class View:
         if not any(each.most_blocks(needs) for each in limits.values()):
             return None
         parts = [part for record in self.records for part in parts_of(record, limits.get(record.peer_id), needs)]
-        avoided = frozenset(self.trust.peers.active(asyncio.get_running_loop().time()))
+        unfit = (record.peer_id for record in self.records if record.contract.places < needs.places)
+        avoided = frozenset([*self.trust.peers.active(asyncio.get_running_loop().time()), *unfit])
         try:
             route = find_route(parts, span, replace(self.conditions(needs, pins), avoid_peers=avoided))
         except MissingBlocks:

@@ -49,15 +49,22 @@ def context_length(config: Any) -> int | None:
     With rotary embeddings that change for all positions once one passes a threshold, the threshold: what is cached
     then would have to be computed anew.
     """
+    return min(filter(None, (rotary_threshold(config), _positions(config))), default=None)
+
+
+def _positions(config: Any) -> int | None:
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    length = next((int(value) for name in names if (value := getattr(config, name, None))), None)
+    return next((int(value) for name in names if (value := getattr(config, name, None))), None)
+
+
+def rotary_threshold(config: Any) -> int | None:
+    """From which position on rotary embeddings are others for all positions; None: they never change."""
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
         if parameters.get("rope_type") in ("longrope", "dynamic"):
             first = parameters.get("original_max_position_embeddings")
-            first = first or getattr(config, "original_max_position_embeddings", None)
-            length = min(filter(None, (first, length)), default=None)
-    return length
+            return first or getattr(config, "original_max_position_embeddings", None) or _positions(config)
+    return None
 
 
 def find_blocks(model: nn.Module) -> Blocks:

@@ -132,7 +132,7 @@ class Hosted:
     def open(self, id: bytes, client: PeerId, asked: Contract, positions: int) -> Session:
         """Begin a session of a client. Raises ServerBusy, and LimitExceeded for what will never be had here."""
         self._check_admission(positions, asked.span, client)
-        session = self.sessions[id] = Session(id, client, asked.span, self._context)
+        session = self.sessions[id] = Session(id, client, asked.span, self._context, asked.places)
         self.opened += 1
         self.budget.holders.append(session)
         return session

@@ -209,7 +209,12 @@ class Hosting:
             log.warning("sessions are computed one at a time: %s", model.proven.why_unbatched)
         return Loaded(
             runner=model,
-            contract=replace(self.contract.on(span), fingerprints=tuple(model.fingerprints), row_bytes=model.row_bytes),
+            contract=replace(
+                self.contract.on(span),
+                fingerprints=tuple(model.fingerprints),
+                row_bytes=model.row_bytes,
+                places=model.proven.places,
+            ),
             throughput=speed,
             max_positions=model.max_positions or 0,
             cache_bytes=self._cache_bytes(model, span),

@@ -31,6 +31,7 @@ from swarm.types import PeerId, Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import RAW, Codec
+from swarm.wire.places import PLACE_BYTES, RowLayout, bare, check_places, placed
 from swarm.wire.plausible import Plausible
 from swarm.wire.rows import Buffer
 from swarm.wire.transcode import decoded
@@ -76,9 +77,10 @@ class SessionStatistics:
 
 
 class Session:
-    """A client's session on `span`. `tell` puts a reply on the control stream, if there is one."""
+    """A client's session on `span`, of rows with so many `places`. `tell` puts a reply on the control stream, if there
+    is one."""
 
-    def __init__(self, id: bytes, client: PeerId, span: Span, context: SessionContext) -> None:
+    def __init__(self, id: bytes, client: PeerId, span: Span, context: SessionContext, places: int = 0) -> None:
         self.id = id
         self.client = client
         self.span = span
@@ -87,7 +89,8 @@ class Session:
         self.tell: Callable[[pb.ControlReply], None] = lambda reply: None
         self.last_used = asyncio.get_running_loop().time()
         self._context = context
-        self._ledger = _ledger(context, span)
+        self._layout = RowLayout(context.row_bytes, places)
+        self._ledger = _ledger(context, span, self._layout.row_bytes)
         self._prompts = _prompts(id, client, span, context, self._ledger)
         self._tallies = Tallies()
         self._upstream: PeerId = client
@@ -127,8 +130,8 @@ class Session:
 
         Raises ContractMismatch for a codec that is not spoken here.
         """
-        codec = self._context.codec
-        input_codec, output_codec = codec(message.input_codec), codec(message.output_codec)
+        names = message.input_codec, message.output_codec
+        input_codec, output_codec = (placed(self._context.codec(name), self._layout.planes) for name in names)
         await self._context.engine.settle(self.id)
         if message.epoch != self.epoch:
             return None
@@ -197,7 +200,7 @@ class Session:
                 raise MalformedFrame("only steps may follow the hello")
             step = await decoded(data.step, self._input_codec)
             if self._check is not None:
-                self._check.look(step)
+                self._check.look(bare(step, self._layout))
                 self._check.remember()
             if epoch == self.epoch:
                 await self._accept(step)
@@ -212,13 +215,15 @@ class Session:
         outbox = self._outbox
         if outbox is None:
             return
+        if self._layout.planes:
+            check_places(self._layout.part(step.hidden)[1])
         accepted = self._ledger.accept(step.operations, step.rows, self._room_or_busy)
         if accepted is None:
             return
         for sequence, length in accepted.ended.items():
             # Windows of a speculation that turned out wrong need not be computed any more.
             self._context.engine.void((self.id, sequence), length)
-        self._take_up(accepted, fresh_hidden(step, accepted.rows, self._context.row_bytes), outbox)
+        self._take_up(accepted, fresh_hidden(step, accepted.rows, self._layout.row_bytes), outbox)
         await outbox.room()
 
     def _room_or_busy(self, wanted: int) -> bool:
@@ -236,9 +241,18 @@ class Session:
             self._submit(step, Copy(adopted.copies), lambda _: adopted.output, len(adopted.output), adopted.over)
             operations = ()
         if rows or operations:
-            segments = [Segment((self.id, row.sequence), row.start, row.count) for row in rows]
-            job = Forward(self.span, segments, hidden) if rows else Copy()
-            self._submit(_Step(accepted, operations, rows, found, outbox), job, lambda output: output, len(hidden))
+            states, places = self._layout.part(hidden)
+            job = Forward(self.span, self._segments(rows, places), memoryview(states)) if rows else Copy()
+            rejoined: Callable[[Buffer], Buffer] = lambda output: self._layout.join(output, places)  # noqa: E731
+            self._submit(_Step(accepted, operations, rows, found, outbox), job, rejoined, len(hidden))
+
+    def _segments(self, rows: Sequence[pb.Rows], places: bytes) -> list[Segment]:
+        segments, begin = [], 0
+        for row in rows:
+            end = begin + row.count * self._layout.planes * PLACE_BYTES
+            segments.append(Segment((self.id, row.sequence), row.start, row.count, places[begin:end]))
+            begin = end
+        return segments
 
     def _submit(
         self,
@@ -427,11 +441,11 @@ class _Step:
     outbox: Outbox
 
 
-def _ledger(context: SessionContext, span: Span) -> Ledger:
+def _ledger(context: SessionContext, span: Span, row_bytes: int) -> Ledger:
     runner, config = context.engine.runner, context.config
     return Ledger(
         cost=functools.partial(runner.reserved_bytes, span),
-        row_bytes=context.row_bytes,
+        row_bytes=row_bytes,
         can_rollback=runner.can_rollback,
         limits=SessionLimits(config.max_sequences, context.max_positions, context.budget.per_client),
     )
@@ -440,7 +454,7 @@ def _ledger(context: SessionContext, span: Span) -> Ledger:
 def _prompts(id: bytes, client: PeerId, span: Span, context: SessionContext, ledger: Ledger) -> Prompts:
     config = context.config
     seed = seed_of(span, client, shared=config.share_prefixes)
-    chains = Chains(seed, context.row_bytes, config.prefix_chunk)
+    chains = Chains(seed, ledger.row_bytes, config.prefix_chunk)
     # What a running state was at the end of a chunk is gone when the next one has been computed.
     enabled = config.prefix_share > 0 and ledger.can_rollback
     return Prompts(id, chains, context.prefixes, context.budget, ledger, enabled=enabled)

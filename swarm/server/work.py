@@ -86,6 +86,6 @@ def cut(work: Work, positions: int) -> Share:
         begin, skip = min(skip, segment.count), max(skip - segment.count, 0)
         count = min(segment.count - begin, left)
         if count:
-            segments.append(Segment(segment.sequence, segment.start + begin, count))
+            segments.append(segment.part(begin, count))
             left -= count
     return Share(work, segments, work.taken, work.taken + positions)

@@ -43,6 +43,9 @@ class ExactRunner(ByteRunner):
 
     def _through(self, span: Span, segment: Segment, rows: list[int]) -> list[int]:
         blocks = self.states.setdefault(segment.sequence, {})
+        numbers = memoryview(segment.places).cast("i").tolist()
+        planes = len(numbers) // segment.count
+        places = [numbers[i * planes : (i + 1) * planes] for i in range(segment.count)]
         for block in span:
             past = blocks.setdefault(block, [])
             if len(past) != segment.start:
@@ -50,8 +53,8 @@ class ExactRunner(ByteRunner):
                 raise AssertionError(self.complaints[-1])
             state = past[-1] if past else block
             after = []
-            for row in rows:
-                state = hash((state, row, block)) & MASK
+            for row, place in zip(rows, places, strict=True):
+                state = hash((state, row, block, *place)) & MASK
                 after.append(state)
             past += after
             rows = after

@@ -45,6 +45,8 @@ MAX_LIMIT_NAME = 32
 MAX_TEXT = 256
 """Characters of a name, a key and the like."""
 MAX_ADAPTERS = 16
+MAX_PLACES = 8
+"""Integers that say where one position stands."""
 PIECE = 1 << 20
 """Bytes of a block's file that are asked for at once."""
 MAX_PIECES = 1 << 15
@@ -108,6 +110,7 @@ def contract_message(contract: Contract) -> pb.Contract:
         adapters=contract.adapters,
         hidden_size=contract.hidden_size,
         row_bytes=contract.row_bytes,
+        places=contract.places,
     )
 
 
@@ -118,6 +121,7 @@ def contract_of(message: pb.Contract) -> Contract:
     require(len(prints) in (0, width * blocks), f"one fingerprint of {width} bytes a block")
     require(0 < len(message.model) <= MAX_TEXT and "/" not in message.model, "this is no model's key")
     require(len(message.adapters) <= MAX_ADAPTERS, "too many adapters")
+    require(message.places <= MAX_PLACES, "more places than a position can have")
     texts = (message.model, message.dtype, message.quantization, *message.adapters)
     require(all(len(text) <= MAX_TEXT and text.isprintable() for text in texts), "texts of a contract are too long")
     return Contract(
@@ -129,6 +133,7 @@ def contract_of(message: pb.Contract) -> Contract:
         adapters=tuple(message.adapters),
         hidden_size=message.hidden_size,
         row_bytes=message.row_bytes,
+        places=message.places,
     )
 
 

@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -101,7 +101,10 @@ def watch(model: nn.Module, owner: nn.Module) -> None:
 def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Before each forward: what the remote span must know of it. Raises InvalidInput for what cannot be had."""
     if current.module is not None and vars(current.module).get("swarm_blocks") is module:
-        return  # a part of the model that is being called
+        # A part of the model that is being called, which knows best where its positions stand.
+        inner = {**dict(zip(_parameters(module), args, strict=False)), **kwargs}
+        current.call = replace(current.call, positions=inner.get("position_ids"))
+        return
     arguments = {**dict(zip(_parameters(module), args, strict=False)), **kwargs}
     _check(module, arguments)
     keep = arguments.get("logits_to_keep", 0)

@@ -1,11 +1,13 @@
 """Which columns of a batch are tokens, and whether remote blocks see them as the caller wants them seen.
 
-Servers count the tokens of a row one by one and let each see all before it: padding never travels. What a mask or
-positions say beyond that cannot be honoured, and is refused by name.
+Servers count the tokens of a row one by one and let each see all before it: padding never travels. Where positions say
+otherwise they are sent along, if blocks take them. What a mask says beyond that cannot be honoured, and is refused by
+name.
 """
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,27 +15,40 @@ import torch
 from torch import nn
 
 from swarm.errors import InvalidInput
+from swarm.models.blocks import rotary_threshold
+from swarm.wire.messages import MAX_POSITION
 
 SCALED = ("beam", "hunyuan_v1", "inkling", "llama4", "ministral3", "mistral4", "mistral_large4")
 """What the names of types begin with whose blocks scale by a token's position, not only by distances."""
 HOW_TO_COUNT = "pass position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0), or none with text that has no padding"
+FARTHEST = MAX_POSITION
+"""From where on a position is beyond every model's context."""
 ROTARY = ("rope", "rotary", "alibi")
 
 
 @dataclass(frozen=True, slots=True)
 class Habits:
     """How a model's blocks look at columns. `counts`: at positions, other than those that came with the embeddings;
-    `shifts`: only at distances between these; `skips`: each at all columns, so that padding between tokens is nothing.
+    `shifts`: only at distances between these; `skips`: each at all columns, so that padding between tokens is nothing;
+    `takes`: at positions as they are told; `farthest`: from which on there are none.
     """
 
     counts: bool = True
     shifts: bool = True
     skips: bool = True
+    takes: bool = True
+    farthest: int = FARTHEST
 
 
 def habits(model: nn.Module, owner: nn.Module, config: Any) -> Habits:
     """Of a model's blocks, which `owner` has; `config`: of the decoder."""
-    return Habits(_counts(owner, config), _shifts(config), _skips(model, config))
+    farthest = min(rotary_threshold(config) or FARTHEST, FARTHEST)
+    return Habits(_counts(owner, config), _shifts(config), _skips(model, config), _takes(owner, config), farthest)
+
+
+def _takes(owner: nn.Module, config: Any) -> bool:
+    """Distances that are built from the mask (ALiBi) cannot be told otherwise."""
+    return "position_ids" in inspect.signature(type(owner).forward).parameters and not getattr(config, "alibi", False)
 
 
 def _counts(owner: nn.Module, config: Any) -> bool:
@@ -42,10 +57,7 @@ def _counts(owner: nn.Module, config: Any) -> bool:
 
 
 def _shifts(config: Any) -> bool:
-    rope = getattr(config, "rope_parameters", None) or {}
-    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
-    grows = any(part.get("rope_type") in ("dynamic", "longrope") for part in parts)
-    return not grows and not config.model_type.startswith(SCALED)
+    return rotary_threshold(config) is None and not config.model_type.startswith(SCALED)
 
 
 def _skips(model: nn.Module, config: Any) -> bool:
@@ -88,48 +100,66 @@ def _has_holes(real: torch.Tensor) -> bool:
     return bool((begun & ended & ~real).any())
 
 
-def offsets(
+def places(
     positions: torch.Tensor | None, seen: torch.Tensor, real: torch.Tensor, known: list[int | None], how: Habits
-) -> list[int | None]:
-    """What each row's positions are beyond its tokens' numbers; None before its first token. `known`: so far.
+) -> tuple[list[int | None], list[torch.Tensor | None]]:
+    """What each row's positions are beyond its tokens' numbers (None before its first token; `known`: so far), and
+    where its new tokens stand, `[planes, tokens]`; None: they are numbered one by one.
 
-    `positions` `[batch or 1, T]`, or several equal planes of it; None: as the library counts columns, padding too.
-    Raises InvalidInput where they do not go on one by one.
+    `positions` `[batch or 1, T]`, or `[planes, batch or 1, T]`; None: as the library counts columns, padding too.
+    Blocks that look only at distances are told of places without what is known beyond. Raises InvalidInput for what
+    these blocks cannot be told.
     """
     if not how.counts:
-        return known
+        return known, [None] * len(known)
     given = _given(positions, seen, real)
     numbers = seen.sum(dim=1, keepdim=True) + real.cumsum(1) - 1
-    beyond = given - numbers
-    return [_offset(row, beyond[row][real[row]], known[row], how) for row in range(real.shape[0])]
+    rows = [
+        _placed(row, given[:, row, real[row]], numbers[row, real[row]], known[row], how) for row in range(len(real))
+    ]
+    return [offset for offset, _ in rows], [place for _, place in rows]
 
 
 def _given(positions: torch.Tensor | None, seen: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """`[planes, batch, T]`, as few planes as say the same."""
     batch, count = real.shape
     if positions is None:
-        return torch.arange(seen.shape[1], seen.shape[1] + count).expand(batch, count)
-    if not isinstance(positions, torch.Tensor):
-        raise InvalidInput(f"position_ids must be a tensor [batch, {count}]")
+        return torch.arange(seen.shape[1], seen.shape[1] + count).expand(1, batch, count)
+    if not isinstance(positions, torch.Tensor) or positions.is_floating_point() or positions.dtype == torch.bool:
+        raise InvalidInput(f"position_ids must be a tensor of integers [batch, {count}]")
     planes = positions.detach().cpu()
-    if planes.ndim == 3 and bool((planes == planes[:1]).all()):
-        planes = planes[0]
-    if planes.ndim != 2 or planes.shape[0] not in (1, batch) or planes.shape[1] != count:
+    if planes.ndim == 2:
+        planes = planes.unsqueeze(0)
+    if planes.ndim != 3 or planes.shape[1] not in (1, batch) or planes.shape[2] != count:
         raise InvalidInput(f"position_ids is {tuple(positions.shape)}, expected {(batch, count)}")
-    return planes.expand(batch, count)
+    if bool((planes == planes[:1]).all()):
+        planes = planes[:1]
+    return planes.expand(-1, batch, count)
 
 
-def _offset(row: int, beyond: torch.Tensor, known: int | None, how: Habits) -> int | None:
-    if not beyond.numel():
-        return known
-    first = int(beyond[0])
-    if bool((beyond != first).any()) or (known is not None and first != known):
+def _placed(
+    row: int, given: torch.Tensor, numbers: torch.Tensor, known: int | None, how: Habits
+) -> tuple[int | None, torch.Tensor | None]:
+    """Of one row's new tokens: `given` `[planes, tokens]`, `numbers` `[tokens]`."""
+    if not numbers.numel():
+        return known, None
+    beyond = given - numbers
+    first = int(beyond[0, 0])
+    if bool((beyond == first).all()) and known in (None, first) and (how.shifts or first == 0):
+        return first, None
+    if not how.takes:
         raise InvalidInput(
             f"position_ids: those of row {row} do not go on one by one from token to token, "
-            f"and remote blocks count so; {HOW_TO_COUNT}"
+            f"and these blocks count so; {HOW_TO_COUNT}"
         )
-    if first != 0 and not how.shifts:
-        raise InvalidInput(f"position_ids: the first token of row {row} must be at 0 with these blocks; {HOW_TO_COUNT}")
-    return first
+    least, most = int(given.min()), int(given.max())
+    if not 0 <= least <= most < how.farthest:
+        what = f"position_ids: {least if least < 0 else most} in row {row}"
+        raise InvalidInput(f"{what} is no position of this model; there are 0 to {how.farthest - 1}")
+    offset = known or 0
+    if least < offset:
+        raise InvalidInput(f"position_ids: those of row {row} go back to {least}, before its first token's {offset}")
+    return offset, given - offset
 
 
 def check_wanted(real: torch.Tensor, keep: int, labels: torch.Tensor | None, next_tokens: bool) -> None:

@@ -19,6 +19,7 @@ from swarm.models.blocks import find_blocks, recount, text_config
 from swarm.models.cache_layers import state_in
 from swarm.models.ends.calls import ELSEWHERE, Call, current, follow, watch
 from swarm.models.ends.columns import Habits, check_wanted, habits
+from swarm.models.ends.packing import Texts, texts_in
 from swarm.models.ends.remote_cache import RemoteLayer, RemoteSession
 
 
@@ -63,9 +64,14 @@ class RemoteSpan(nn.Module):
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
         keep = call.logits_to_keep if self.index == self.layers - 1 else 0
         if cache is None:
-            layer = RemoteLayer(self.open_session())
+            layer, texts = RemoteLayer(self.open_session()), None
+            if call.mask is None:
+                texts = texts_in(call.positions, _square_mask((*kwargs.values(), *args), hidden_states))
             try:
-                output = self._step(layer, hidden_states, call, keep)
+                if texts is None:
+                    output = self._step(layer, hidden_states, call, keep)
+                else:
+                    output = self._step_apart(layer, hidden_states, call, texts)
             finally:
                 layer.close()
         else:
@@ -80,6 +86,14 @@ class RemoteSpan(nn.Module):
         except BaseException:
             current.end()  # hooks are not called after an interrupt
             raise
+
+    def _step_apart(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call, texts: Texts) -> torch.Tensor:
+        """Several texts in a row, each by itself."""
+        planes = call.positions if call.positions.ndim == 3 else call.positions.unsqueeze(0)
+        wide = planes.expand(-1, hidden.shape[0], -1)
+        apart = torch.stack([texts.apart(plane) for plane in wide])
+        spread = self._step(layer, texts.apart(hidden), Call(texts.mask, apart), 0)
+        return texts.together(spread, hidden)
 
     def _admitted(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call, keep: int) -> torch.Tensor:
         real = layer.admit(call, hidden.shape[0], hidden.shape[1], self.habits)
@@ -102,6 +116,13 @@ class RemoteSpan(nn.Module):
         remote = RemoteLayer(self.open_session())
         cache.layers[:] = [*before, remote, *(_fresh_layer() for _ in range(self.layers - self.index - 1))]
         return remote
+
+
+def _square_mask(values: Sequence[Any], hidden: torch.Tensor) -> torch.Tensor | None:
+    """The mask `[batch, 1, T, T]` among what a block is called with."""
+    shape = (hidden.shape[1], hidden.shape[1])
+    tensors = (value for value in values if isinstance(value, torch.Tensor) and value.ndim == 4)
+    return next((mask for mask in tensors if mask.shape[2:] == shape), None)
 
 
 def _fresh_layer() -> DynamicLayer:

@@ -15,7 +15,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from swarm.errors import InvalidInput, StepVoid, UnsupportedModel
 from swarm.models.ends.calls import Call, current
-from swarm.models.ends.columns import Habits, offsets, tokens
+from swarm.models.ends.columns import Habits, places, tokens
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
 
@@ -55,6 +55,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.sequences: list[int] = []
         self.real = torch.zeros(0, 0, dtype=torch.bool)
         self.offsets: list[int | None] = []
+        self._places: list[torch.Tensor | None] = []
         self.operations: list[pb.Operation] = []
         self._next_id = 0
         self._finalizer = weakref.finalize(self, session.close)
@@ -77,7 +78,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Which of `count` new columns are tokens, `[batch, count]`. Raises InvalidInput for what cannot be had."""
         self._begin(batch)
         real = tokens(call.mask, self.real, batch, count, how)
-        self.offsets = offsets(call.positions, self.real, real, self.offsets, how)
+        self.offsets, self._places = places(call.positions, self.real, real, self.offsets, how)
         return real
 
     def step(
@@ -95,7 +96,11 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             wanted[:, :-keep] = False
         plain = hidden.detach().to("cpu", dtype or hidden.dtype).contiguous()
         filled = [i for i in range(len(self.sequences)) if bool(real[i].any())]
-        rows = [Rows(self.sequences[i], _bytes(plain[i, real[i]]), int(wanted[i].sum())) for i in filled]
+        placed, self._places = self._places or [None] * len(self.sequences), []
+        rows = [
+            Rows(self.sequences[i], _bytes(plain[i, real[i]]), int(wanted[i].sum()), _place_bytes(placed[i]))
+            for i in filled
+        ]
         outputs = self._compute(rows, real)
         result = torch.zeros_like(plain)
         for index, output in zip(filled, outputs, strict=True):
@@ -222,6 +227,11 @@ class _NoSession:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _place_bytes(places: torch.Tensor | None) -> bytes:
+    """`[planes, tokens]` as they travel."""
+    return b"" if places is None else _bytes(places.T.flatten().to(torch.int32))
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

@@ -75,6 +75,11 @@ class BaseModel:
         self._module.eval()
         self._make_transparent()
 
+    @property
+    def takes_positions(self) -> bool:
+        """Whether it can be told where positions stand."""
+        return "position_ids" in self._accepts
+
     # ---- running ----------------------------------------------------------------------------------------------
 
     def narrow(self, span: Span) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.jobs import Backward, Forward
-from swarm.models.blocks import context_length
+from swarm.models.blocks import context_length, rotary_threshold
 from swarm.models.loading.refused import refuse
 from swarm.models.span.attention.base import Lane
 from swarm.models.span.attention.ragged import RaggedAttention
@@ -103,7 +103,7 @@ class SpanModel:
         self._check_rows(job.positions, job.rows)
         self._check_segments(job.segments)
         self._model.narrow(job.span)
-        lanes = [Lane(s.start, s.count, self._cache(s.sequence)) for s in job.segments]
+        lanes = [Lane(s.start, s.count, self._cache(s.sequence), self._places(s)) for s in job.segments]
         return self._passes.run(lanes, job.rows.unsqueeze(0))[0]
 
     def _backward(self, job: Backward[torch.Tensor]) -> torch.Tensor:
@@ -129,6 +129,23 @@ class SpanModel:
                 raise InvalidInput(f"{segment} does not continue a sequence of {held} positions")
             if self.max_positions is not None and segment.start + segment.count > self.max_positions:
                 raise InvalidInput(f"{segment} leaves the model's context of {self.max_positions} positions")
+
+    def _places(self, segment: Segment) -> torch.Tensor | None:
+        """`[planes, count]`. Raises InvalidInput for places that these blocks do not take."""
+        if not segment.places:
+            return None
+        numbers = torch.frombuffer(bytearray(segment.places), dtype=torch.int32)
+        planes, rest = divmod(len(numbers), segment.count)
+        if rest or planes > self.proven.places:
+            raise InvalidInput(
+                f"{segment.count} positions with {len(numbers)} places; {self.proven.places} each at most"
+            )
+        threshold = rotary_threshold(self._model.config)
+        if threshold is not None and int(numbers.max()) >= threshold:
+            raise InvalidInput(
+                f"place {int(numbers.max())} is beyond {threshold}, where these rotary embeddings change"
+            )
+        return numbers.view(segment.count, planes).T.to(self.device, torch.long)
 
     def length(self, sequence: SequenceKey) -> int:
         """Positions held of a sequence; 0 if it is unknown."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import pad
@@ -37,6 +37,9 @@ class Batched:
 
     def run(self, lanes: Sequence[Lane[KeyValueCache]], hidden: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden_size]` → the same shape."""
+        if len({lane.planes for lane in lanes if lane.planes > 1}) > 1:
+            parts = torch.split(hidden, [lane.count for lane in lanes], dim=1)
+            return torch.cat([self.run([lane], part) for lane, part in zip(lanes, parts, strict=True)], dim=1)
         count, fewest = hidden.shape[1], self._model.fewest_rows
         if count < fewest:  # the rest of the row belongs to nobody
             hidden = pad(hidden, (0, 0, 0, fewest - count))
@@ -71,22 +74,33 @@ class Unbatched:
     def run(self, lanes: Sequence[Lane[LibraryCache]], hidden: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden_size]` → the same shape."""
         parts = torch.split(hidden, [lane.count for lane in lanes], dim=1)
-        outputs = [self.run_alone(lane.cache, part) for lane, part in zip(lanes, parts, strict=True)]
+        outputs = [self.run_alone(lane.cache, part, lane.places) for lane, part in zip(lanes, parts, strict=True)]
         return torch.cat(outputs, dim=1)
 
-    def run_alone(self, cache: LibraryCache, hidden: torch.Tensor) -> torch.Tensor:
+    def run_alone(self, cache: LibraryCache, hidden: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         """The next positions of one sequence, `[1, T, hidden_size]` → the same shape."""
         end = cache.length + hidden.shape[1]
-        positions = torch.arange(cache.length, end, device=hidden.device).unsqueeze(0)
+        positions = _positions([Lane(cache.length, hidden.shape[1], cache, places)], hidden.device)
         output = self._model.run(hidden, positions, past_key_values=cache.cache, use_cache=True)
         cache.length = end
         cache.release()
         return output
 
 
-def _positions(lanes: Sequence[Lane[KeyValueCache]], device: torch.device) -> torch.Tensor:
-    """`[1, T]`: each lane's own absolute positions."""
+def _positions(lanes: Sequence[Lane[Any]], device: torch.device) -> torch.Tensor:
+    """`[1, T]`, or `[planes, 1, T]` where positions have several places: each lane's own."""
+    planes = max(lane.planes for lane in lanes)
+    if planes:
+        whole = torch.cat([_places(lane, planes, device) for lane in lanes], dim=1)
+        return whole if planes == 1 else whole.unsqueeze(1)
     if len(lanes) == 1:
         return torch.arange(lanes[0].start, lanes[0].start + lanes[0].count, device=device).unsqueeze(0)
     positions = [position for lane in lanes for position in range(lane.start, lane.start + lane.count)]
     return torch.tensor([positions], device=device)
+
+
+def _places(lane: Lane[Any], planes: int, device: torch.device) -> torch.Tensor:
+    """`[planes, count]` of one lane."""
+    if lane.places is None:
+        return torch.arange(lane.start, lane.start + lane.count, device=device).expand(planes, -1)
+    return lane.places.expand(planes, -1)

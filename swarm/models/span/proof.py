@@ -15,6 +15,7 @@ from swarm.models.span.kv.base import KeyValueCache
 from swarm.models.span.kv.cost import OBJECT_BYTES, Cost, linear_cost
 from swarm.models.span.kv.library import LibraryCache
 from swarm.models.span.passes import Batched, Unbatched
+from swarm.models.span.places import proven_places
 from swarm.models.span.probe import close, random_states, run_whole
 from swarm.types import Span
 
@@ -32,13 +33,15 @@ NO_INTERFACE = "its attention does not go through the library's interface"
 class Proven:
     """What was found. `batched`: whether several sequences may share a forward pass, else `why_unbatched` not.
 
-    `can_rollback`: whether single positions can be forgotten. `costs`: what a sequence takes in each block.
+    `can_rollback`: whether single positions can be forgotten. `costs`: what a sequence takes in each block. `places`:
+    numbers of its own that a position may have at most, as `position_ids` say it; 0: blocks count by themselves.
     """
 
     batched: bool
     why_unbatched: str
     can_rollback: bool
     costs: tuple[Cost, ...]
+    places: int = 0
 
 
 @torch.inference_mode()
@@ -53,13 +56,15 @@ def prove(model: BaseModel, attention: Attention) -> Proven:
     why = NOT_PLAIN
     if cache.is_plain:
         try:
-            return Proven(True, "", True, _check_batched(model, attention, strangers, alone))
+            costs = _check_batched(model, attention, strangers, alone)
+            return Proven(True, "", True, costs, proven_places(model, Batched(model, attention)))
         except Exception as error:
             why = str(error) if isinstance(error, Unbatchable) else NO_INTERFACE
             log.debug("why not batched: %r", error)
             log.info("every sequence runs by itself: %s", why)
             model.use_own_attention()
-    return Proven(False, why, cache.can_rollback, _costs_alone(model, strangers[0]))
+    costs = _costs_alone(model, strangers[0])
+    return Proven(False, why, cache.can_rollback, costs, proven_places(model, Unbatched(model)))
 
 
 def _costs_alone(model: BaseModel, hidden: torch.Tensor) -> tuple[Cost, ...]:

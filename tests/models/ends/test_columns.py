@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from swarm.errors import InvalidInput
-from tests.checkpoints import GREEDY, Served, left_padded, prompt
+from swarm.errors import InvalidInput, NoServerFits
+from tests.checkpoints import GREEDY, Served, left_padded, prompt, reference, save, spans_of
 
 Serve = Callable[[str, int], Served]
 Whole = Callable[[str], Any]
@@ -40,15 +41,21 @@ HONOURED: dict[str, dict[str, Any]] = {
     "both sides": {"attention_mask": LEFT * RIGHT, "position_ids": counted(LEFT * RIGHT)},
     "a hole that positions pass over": {"attention_mask": HOLE, "position_ids": counted(HOLE)},
     "columns": {"cache_position": torch.arange(T)},
+    "gaps": {"position_ids": torch.arange(T)[None] * 2},
+    "backwards": {"position_ids": torch.arange(T).flip(0)[None]},
+    "backwards, in one text": {"position_ids": torch.arange(T).flip(0)[None], "attention_mask": torch.ones(1, T)},
+    "two texts in one row": {"position_ids": torch.arange(T)[None] % 5, "use_cache": False},
+    "two texts that begin elsewhere": {"position_ids": torch.arange(T)[None] % 6 + 3, "use_cache": False},
+    "a hole that positions count": {"attention_mask": HOLE},
+    "gaps between padding": {"attention_mask": LEFT * RIGHT, "position_ids": counted(LEFT * RIGHT) * 3 + 1},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "gaps": ({"position_ids": torch.arange(T)[None] * 2}, "position_ids"),
-    "backwards": ({"position_ids": torch.arange(T).flip(0)[None]}, "position_ids"),
-    "two texts in one row": ({"position_ids": torch.arange(T)[None] % 5}, "position_ids"),
+    "before the first": ({"position_ids": torch.arange(T)[None] * 2 - 3}, "position_ids: -3 in row 0"),
+    "beyond every context": ({"position_ids": torch.arange(T)[None] * (1 << 40)}, "position_ids: .* is no position"),
+    "fractions": ({"position_ids": torch.arange(T)[None] * 0.5}, "position_ids must be"),
     "one dimension": ({"position_ids": torch.arange(T)}, "position_ids is"),
     "too few positions": ({"position_ids": torch.arange(T - 1)[None]}, "position_ids is"),
-    "planes that differ": ({"position_ids": torch.arange(3 * T).view(3, 1, T)}, "position_ids is"),
-    "a hole that positions count": ({"attention_mask": HOLE}, "position_ids: .*cumsum"),
+    "planes of another length": ({"position_ids": torch.zeros(3, 1, T + 1, dtype=torch.long)}, "position_ids is"),
     "4-D bool": ({"attention_mask": torch.ones(1, 1, T, T, dtype=torch.bool).tril()}, "attention_mask must be 2-D"),
     "other numbers": ({"attention_mask": torch.full((1, T), 0.5)}, "attention_mask holds other numbers"),
     "4-D float": ({"attention_mask": torch.zeros(1, 1, T, T)}, "attention_mask must be 2-D"),
@@ -77,7 +84,10 @@ def test_honoured(served: Serve, whole: Whole, kind: str, name: str) -> None:
     options = HONOURED[name]
     if "position_ids" in options and kind.startswith("bloom"):
         pytest.skip("it takes no positions")
-    if "hole" in name and kind.startswith("gemma2"):
+    if name == "a hole that positions count" and kind.startswith("bloom"):
+        with pytest.raises(InvalidInput, match="position_ids: those of row 0"):
+            compared(served, whole, kind, options)
+    elif "hole" in name and kind.startswith("gemma2"):
         with pytest.raises(InvalidInput, match="no padding between tokens"):
             compared(served, whole, kind, options)
     else:
@@ -106,7 +116,7 @@ def test_arguments_that_are_given_in_order_are_the_same(served: Serve, whole: Wh
     expected, got = (each(prompt(T), LEFT).logits[LEFT.bool()] for each in (whole("llama"), model))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(InvalidInput, match="position_ids"):
-        model(prompt(T), LEFT, torch.arange(T)[None] * 2)
+        model(prompt(T), LEFT, torch.arange(T)[None] * 2.0)
 
 
 @torch.no_grad()
@@ -146,8 +156,8 @@ def test_a_step_that_goes_on(served: Serve, whole: Whole, positions: torch.Tenso
         ({}, "there was padding before"),
         ({"attention_mask": torch.ones(3, 3)}, r"attention_mask is \(3, 3\)"),
         ({"attention_mask": torch.ones(3, 12)}, "cannot become"),
-        ({"attention_mask": WHOLE, "position_ids": ON}, "position_ids: those of row 1"),
-        ({"attention_mask": WHOLE, "position_ids": ON + 4}, "position_ids: those of row 0"),
+        ({"attention_mask": WHOLE, "position_ids": ON - 9}, "position_ids: -.* in row 1"),
+        ({"attention_mask": WHOLE, "position_ids": ON - 4}, "position_ids: those of row 1 go back to 0"),
     ],
 )
 def test_a_step_that_does_not_go_on(served: Serve, options: dict[str, Any], words: str) -> None:
@@ -156,6 +166,43 @@ def test_a_step_that_does_not_go_on(served: Serve, options: dict[str, Any], word
     cache = model(**BEFORE, use_cache=True).past_key_values
     with pytest.raises(InvalidInput, match=words):
         model(prompt(3, 5, 3), past_key_values=cache, **options)
+
+
+@torch.no_grad()
+def test_positions_that_no_server_takes(served: Serve) -> None:
+    planes = torch.stack([torch.arange(T), torch.arange(T) * 2, torch.arange(T)])[:, None]
+    with pytest.raises(NoServerFits, match="takes 1 numbers of its own a position, and 3 are needed"):
+        served("llama", 2).model()(prompt(T), position_ids=planes, attention_mask=torch.ones(1, T))
+
+
+SPREAD = torch.tensor([[0, 1, 4, 5, 6, 11, 12, 13, 20, 21, 22, 22, 25, 26]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_oss", "phi3", "llama4", "qwen3_next", "ministral3"])
+@pytest.mark.parametrize("before", [0, 5])
+def test_positions_of_its_own_survive_a_server(tmp_path: Path, kind: str, before: int) -> None:
+    """What was counted, what has places, and what follows, on one cache, while a server dies between any two."""
+    folder = save(tmp_path, kind)
+    servers = Served(folder, [*spans_of(2), *spans_of(2)])
+    logits = []
+    for model in (reference(folder), servers.model()):
+        cache, outputs = None, []
+        for first, last in [(0, before), (before, 12), (12, 13), (13, 14)]:
+            if first == last:
+                continue
+            ids = prompt(14)[:, first:last]
+            positions = torch.arange(first, last)[None]
+            if first >= before:
+                positions = before + SPREAD[:, first - before : last - before]
+            output = model(ids, position_ids=positions, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            outputs.append(output.logits)
+            if model is not None and getattr(model, "route", None) and last in (12, 13):
+                servers.kill(model.route.hops[last - 12].peer_id)
+        logits.append(torch.cat(outputs, dim=1))
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+    servers.close()
 
 
 @torch.no_grad()

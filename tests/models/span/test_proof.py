@@ -31,7 +31,7 @@ def proven(kind: str, span: str = "1:4", change: Any = None) -> Proven:
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_oss"])
 def test_batched(kind: str) -> None:
-    assert proven(kind) == Proven(True, "", True, (BLOCK,) * 3)
+    assert proven(kind) == Proven(True, "", True, (BLOCK,) * 3, places=1)
 
 
 def test_attention_of_its_own_is_unbatched() -> None:

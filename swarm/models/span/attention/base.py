@@ -30,11 +30,21 @@ class Unbatchable(Exception):
 
 @dataclass(slots=True)
 class Lane(Generic[C]):
-    """One sequence's part of a row: `count` positions from absolute position `start`, and the sequence's cache."""
+    """One sequence's part of a row: `count` positions from absolute position `start`, and the sequence's cache.
+
+    `places`: `[planes, count]`, where the positions stand for rotary embeddings and the like; None: as they are
+    counted.
+    """
 
     start: int
     count: int
     cache: C
+    places: torch.Tensor | None = None
+
+    @property
+    def planes(self) -> int:
+        """Places that each position has; 0: none of its own."""
+        return 0 if self.places is None else len(self.places)
 
 
 @dataclass(slots=True)
