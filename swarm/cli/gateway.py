@@ -154,8 +154,8 @@ class HttpSide:
 
     def place(self) -> HttpPlace:
         """The same as the gateway takes it. Raises InvalidInput."""
+        from swarm.gateway.http.guard import HttpSettings
         from swarm.gateway.life import HttpPlace
-        from swarm.gateway.openai.guard import HttpSettings
 
         return HttpPlace(self.host, self.port, HttpSettings(self.hosts, self.origins, self.keys))
 

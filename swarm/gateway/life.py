@@ -17,13 +17,13 @@ from swarm.config import ClientConfig, GatewayConfig, NetworkConfig
 from swarm.errors import MissingBlocks, NetworkError
 from swarm.gateway.ends_batcher import EndsBatcher
 from swarm.gateway.generation import Generator
+from swarm.gateway.http.app import create_app
+from swarm.gateway.http.guard import HttpSettings
+from swarm.gateway.http.server import serve_http
 from swarm.gateway.loading import LoadedModel
 from swarm.gateway.map import MapService
 from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.node import Announcer, QueryService, record_of
-from swarm.gateway.openai.app import create_app
-from swarm.gateway.openai.guard import HttpSettings
-from swarm.gateway.openai.server import serve_http
 from swarm.metrics import exposition
 from swarm.net import Network
 from swarm.net.addresses import best_first

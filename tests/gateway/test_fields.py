@@ -18,8 +18,8 @@ from openai.types import completion_create_params as completions
 from openai.types.chat import ChatCompletionStreamOptionsParam
 from openai.types.chat import completion_create_params as chat
 
-from swarm.gateway.openai.app import create_app
-from swarm.gateway.openai.guard import HttpSettings
+from swarm.gateway.http.app import create_app
+from swarm.gateway.http.guard import HttpSettings
 from swarm.gateway.openai.requests import ChatRequest, CompletionRequest, StreamOptions
 from swarm.wire import swarm_pb2 as pb
 from tests.gateway.scripted import Scripted

@@ -24,10 +24,11 @@ from swarm.errors import (
     NoServerFits,
     ServerBusy,
 )
-from swarm.gateway.openai.app import create_app
-from swarm.gateway.openai.guard import HttpSettings
-from swarm.gateway.openai.replies import ChatShape, Choice, CompletionShape
-from swarm.gateway.openai.server import serve_http
+from swarm.gateway.http.app import create_app
+from swarm.gateway.http.choice import Choice
+from swarm.gateway.http.guard import HttpSettings
+from swarm.gateway.http.server import serve_http
+from swarm.gateway.openai.replies import ChatShape, CompletionShape
 from swarm.models.tool_calls import ToolCall, ToolCallParser
 from swarm.wire import swarm_pb2 as pb
 from tests.gateway.scripted import Scripted

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
-from swarm.gateway.openai.app import create_app
-from swarm.gateway.openai.guard import HttpSettings
+from swarm.gateway.http.app import create_app
+from swarm.gateway.http.guard import HttpSettings
 from tests.gateway.scripted import Scripted
 
 EXPECTED = (502, 503)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from swarm.errors import InvalidInput
 from swarm.gateway.constrained.grammars import choice_grammar
-from swarm.gateway.openai.fields import Fields, Schema, YesNo
+from swarm.gateway.http.fields import Fields, Schema, YesNo
 from swarm.wire import swarm_pb2 as pb
 
 MOST_TEXTS = 10_000

@@ -3,76 +3,20 @@
 from __future__ import annotations
 
 import abc
-import codecs
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from openai.types import CompletionUsage
 
-from swarm.models.tool_calls import ToolCall, ToolCallParser
+from swarm.gateway.http.choice import Choice
+from swarm.gateway.http.errors import ApiError
+from swarm.gateway.http.streams import event_of, waiting
+from swarm.models.tool_calls import ToolCall
 from swarm.wire import swarm_pb2 as pb
 
-REASONS = {pb.Finished.STOP: "stop", pb.Finished.LENGTH: "length", pb.Finished.TOOL_CALLS: "tool_calls"}
-
-UTF8 = codecs.getincrementaldecoder("utf-8")
-
-
-@dataclass(slots=True)
-class Choice:
-    """One answer as far as it has come. `parser`: where tools may be called."""
-
-    index: int
-    parser: ToolCallParser | None = None
-    text: str = ""
-    logprobs: list[pb.Logprob] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    """Where in the text the token of each of `logprobs` begins, in characters; one that goes on with a character: where
-    that begins."""
-    calls: list[ToolCall] = field(default_factory=list)
-    reason: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seed: int = 0
-    _decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
-    )
-    _length: int = 0
-
-    def take(self, reply: pb.QueryReply) -> str:
-        """Take in one reply; returns the text that may be shown now."""
-        match reply.WhichOneof("kind"):
-            case "accepted":
-                self.prompt_tokens, self.seed = reply.accepted.prompt_tokens, reply.accepted.seed
-            case "delta":
-                self._locate(reply.delta.logprobs)
-                self.completion_tokens += len(reply.delta.tokens)
-                return self._show(reply.delta.text if self.parser is None else self.parser.add(reply.delta.text))
-            case "finished":
-                return self._end(reply.finished)
-        return ""
-
-    def _locate(self, logprobs: Iterable[pb.Logprob]) -> None:
-        for told in logprobs:
-            self.logprobs.append(told)
-            self.offsets.append(self._length)
-            self._length += len(self._decoder.decode(told.text))
-
-    def _end(self, finished: pb.Finished) -> str:
-        self.completion_tokens = finished.completion_tokens
-        self.reason = REASONS[finished.reason]
-        if self.parser is None:
-            return ""
-        rest, self.calls = self.parser.end()
-        if self.calls:
-            self.reason = "tool_calls"
-        return self._show(rest)
-
-    def _show(self, text: str) -> str:
-        self.text += text
-        return text
+DONE = b"data: [DONE]\n\n"
 
 
 def usage_of(choices: Iterable[Choice], per_prompt: int) -> CompletionUsage:
@@ -84,13 +28,18 @@ def usage_of(choices: Iterable[Choice], per_prompt: int) -> CompletionUsage:
 
 
 class Shape(abc.ABC):
-    """What is the same in all objects of one answer."""
+    """What is the same in all objects of one answer. A `Telling`.
+
+    `per_prompt`: answers of each prompt; `usage`: whether a stream tells it.
+    """
 
     object = ""
     chunk = ""
     prefix = ""
 
-    def __init__(self, model: str, fingerprint: str) -> None:
+    def __init__(self, model: str, fingerprint: str, per_prompt: int = 1, *, usage: bool = False) -> None:
+        self.per_prompt = per_prompt
+        self.usage = usage
         self.head: dict[str, Any] = {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -98,15 +47,41 @@ class Shape(abc.ABC):
             "system_fingerprint": fingerprint,
         }
 
-    def whole(self, choices: Sequence[Choice], per_prompt: int) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The answer to a request that is not a stream."""
-        usage = usage_of(choices, per_prompt).model_dump(exclude_none=True)
+        usage = usage_of(choices, self.per_prompt).model_dump(exclude_none=True)
         made = [self.choice(choice) for choice in choices]
         return {**self.head, "object": self.object, "choices": made, "usage": usage, "seed": choices[0].seed}
 
-    def event(self, choices: Sequence[dict[str, Any]], **told: Any) -> dict[str, Any]:
-        """One chunk of a stream. `told`: what it says of the whole."""
-        return {**self.head, "object": self.chunk, "choices": list(choices), **told}
+    def events(self, choice: Choice, reply: pb.QueryReply) -> list[bytes]:
+        """Chunks, and how the answer ended."""
+        kind = reply.WhichOneof("kind")
+        before = len(choice.logprobs)
+        text = choice.take(reply)
+        if kind == "accepted":
+            first = self.first(choice)
+            return [] if first is None else [self._chunk([first])]
+        if kind == "waiting":
+            return [waiting(reply)]
+        made = []
+        if text or len(choice.logprobs) > before:
+            made.append(self._chunk([self.delta(choice, text, choice.logprobs[before:])]))
+        if kind == "finished":
+            made.append(self._chunk([self.last(choice)], seed=choice.seed))
+        return made
+
+    def end(self, choices: Sequence[Choice]) -> list[bytes]:
+        """The usage if it is asked for, and [DONE]."""
+        if not self.usage:
+            return [DONE]
+        return [self._chunk([], usage=usage_of(choices, self.per_prompt).model_dump(exclude_none=True)), DONE]
+
+    def failed(self, error: ApiError) -> list[bytes]:
+        """The error, and no [DONE]."""
+        return [event_of(error.body)]
+
+    def _chunk(self, choices: Sequence[dict[str, Any]], **told: Any) -> bytes:
+        return event_of({**self.head, "object": self.chunk, "choices": list(choices), **told})
 
     @abc.abstractmethod
     def choice(self, choice: Choice) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from swarm.errors import InvalidInput
-from swarm.gateway.openai.constraints import ResponseFormat, StructuredOutputs, constraint_of, tool_choice_of
-from swarm.gateway.openai.errors import ApiError, api_error
-from swarm.gateway.openai.fields import (
+from swarm.gateway.http.asked import Asked
+from swarm.gateway.http.errors import ApiError, api_error
+from swarm.gateway.http.fields import (
     MOST_CHOICES,
     MOST_TOKENS,
     Biases,
@@ -25,6 +25,8 @@ from swarm.gateway.openai.fields import (
     number,
     whole,
 )
+from swarm.gateway.openai.constraints import ResponseFormat, StructuredOutputs, constraint_of, tool_choice_of
+from swarm.gateway.openai.replies import ChatShape, CompletionShape
 from swarm.models.chat import plain_messages, plain_tools
 from swarm.wire import swarm_pb2 as pb
 
@@ -138,13 +140,24 @@ class ChatRequest(Request):
         return [] if self.tool_choice == "none" else self.tools or []
 
 
-def queries_of(request: CompletionRequest | ChatRequest) -> list[pb.Query]:
-    """One query for each choice, in order. Each has a seed of its own. Raises ApiError."""
+def asked_of(request: CompletionRequest | ChatRequest) -> Asked:
+    """What is asked: one query for each choice, in order, each with a seed of its own. Raises ApiError."""
     _refuse_unavailable(request)
+    chat = request if isinstance(request, ChatRequest) else None
     try:
-        return _chat(request) if isinstance(request, ChatRequest) else _completion(request)
+        queries = _completion(request) if isinstance(request, CompletionRequest) else _chat(request)
     except InvalidInput as error:
         raise api_error(error) from error
+    shape = CompletionShape if chat is None else ChatShape
+    usage = request.stream_options is not None and bool(request.stream_options.include_usage)
+    return Asked(
+        request.model,
+        queries,
+        bool(request.stream),
+        lambda model: shape(request.model, f"fp_{model.key[:12]}", request.n or 1, usage=usage),
+        tools=chat is not None and bool(chat.usable_tools),
+        calls=1 if chat is not None and chat.parallel_tool_calls is False else None,
+    )
 
 
 def _refuse_unavailable(request: Request) -> None:

@@ -24,7 +24,7 @@ from swarm.errors import (
     SwarmError,
     Unauthorized,
 )
-from swarm.gateway.openai.fields import words_of
+from swarm.gateway.http.fields import words_of
 
 WAIT_FOR_BLOCKS = 5.0
 """Seconds after which to look again whether somebody serves what is missing."""

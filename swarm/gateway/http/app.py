@@ -15,14 +15,13 @@ from starlette.responses import Response
 
 from swarm._version import __version__
 from swarm.gateway.answers import Answerer
-from swarm.gateway.openai.body import JsonRoute
-from swarm.gateway.openai.endpoint import Endpoint
-from swarm.gateway.openai.errors import handle_errors
-from swarm.gateway.openai.guard import HttpSettings, protect
-from swarm.gateway.openai.page import add_page, add_words
-from swarm.gateway.openai.replies import ChatShape, CompletionShape
-from swarm.gateway.openai.requests import ChatRequest, CompletionRequest
-from swarm.gateway.openai.schema import STATUSES, Health, ModelList, Version, errors
+from swarm.gateway.http.body import JsonRoute
+from swarm.gateway.http.endpoint import Endpoint
+from swarm.gateway.http.errors import handle_errors
+from swarm.gateway.http.guard import HttpSettings, protect
+from swarm.gateway.http.page import add_page, add_words
+from swarm.gateway.http.schema import STATUSES, Health, ModelList, Version, errors
+from swarm.gateway.openai.requests import ChatRequest, CompletionRequest, asked_of
 
 
 def create_app(
@@ -74,12 +73,12 @@ def _completions(endpoint: Endpoint) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat(request: ChatRequest, http: HttpRequest) -> Response:
         """Go on with a conversation."""
-        return await endpoint.serve(request, http, ChatShape)
+        return await endpoint.serve(asked_of(request), http)
 
     @router.post("/v1/completions", response_model=CompletionObject)
     async def completions(request: CompletionRequest, http: HttpRequest) -> Response:
         """Go on with a text."""
-        return await endpoint.serve(request, http, CompletionShape)
+        return await endpoint.serve(asked_of(request), http)
 
     return router
 

@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from swarm.errors import SwarmError
 from swarm.gateway.heartbeat import Heartbeat
-from swarm.gateway.openai.errors import ApiError, api_error
-from swarm.gateway.openai.replies import Choice, Shape, usage_of
+from swarm.gateway.http.choice import Choice
+from swarm.gateway.http.errors import ApiError, api_error
 from swarm.tasks import ended, first_of
 from swarm.wire import swarm_pb2 as pb
 
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DONE = b"data: [DONE]\n\n"
 ALIVE = b": still here\n\n"
 
 
@@ -96,49 +95,47 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
+class Telling(Protocol):
+    """How an API tells of answers: as one object, or as events, each a piece of a stream of server-sent events."""
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """All answers, once they are there."""
+
+    def events(self, choice: Choice, reply: pb.QueryReply) -> list[bytes]:
+        """What a stream says of one reply, which `choice` has yet to take."""
+
+    def end(self, choices: Sequence[Choice]) -> list[bytes]:
+        """What it says when all has been told."""
+
+    def failed(self, error: ApiError) -> list[bytes]:
+        """What it says when no more will come, for this reason."""
+
+
 async def events_of(
-    replies: AsyncGenerator[tuple[int, pb.QueryReply], None],
-    choices: Sequence[Choice],
-    shape: Shape,
-    per_prompt: int,
-    *,
-    usage: bool,
+    replies: AsyncGenerator[tuple[int, pb.QueryReply], None], choices: Sequence[Choice], telling: Telling
 ) -> AsyncGenerator[bytes, None]:
-    """Chunks, then how each answer ended, the usage if it is asked for, and [DONE]. An error ends the stream."""
+    """All replies as events. An error ends the stream."""
     try:
         async with contextlib.aclosing(replies):
             async for place, reply in replies:
-                for event in pieces(choices[place], reply, shape):
+                for event in telling.events(choices[place], reply):
                     yield event
-        if usage:
-            yield _data(shape.event([], usage=usage_of(choices, per_prompt).model_dump(exclude_none=True)))
+        last = telling.end(choices)
     except SwarmError as error:
-        yield _data(api_error(error).body)
-        return
+        last = telling.failed(api_error(error))
     except Exception:
         log.exception("an answer ended by an error of ours")
-        yield _data(ApiError(500, "the gateway failed", "server_error").body)
-        return
-    yield DONE
+        last = telling.failed(ApiError(500, "the gateway failed", "server_error"))
+    for event in last:
+        yield event
 
 
-def pieces(choice: Choice, reply: pb.QueryReply, shape: Shape) -> list[bytes]:
-    """What a stream says of one reply."""
-    kind = reply.WhichOneof("kind")
-    before = len(choice.logprobs)
-    text = choice.take(reply)
-    if kind == "accepted":
-        first = shape.first(choice)
-        return [] if first is None else [_data(shape.event([first]))]
-    if kind == "waiting":
-        return [f": {' '.join(reply.waiting.words.split())}\n\n".encode()]
-    made = []
-    if text or len(choice.logprobs) > before:
-        made.append(_data(shape.event([shape.delta(choice, text, choice.logprobs[before:])])))
-    if kind == "finished":
-        made.append(_data(shape.event([shape.last(choice)], seed=choice.seed)))
-    return made
+def waiting(reply: pb.QueryReply) -> bytes:
+    """A comment on what an answer waits for."""
+    return f": {' '.join(reply.waiting.words.split())}\n\n".encode()
 
 
-def _data(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n\n"
+def event_of(value: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One event, of a name where the API names them."""
+    named = b"" if name is None else f"event: {name}\n".encode()
+    return named + b"data: " + json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n\n"

@@ -13,13 +13,12 @@ from starlette.responses import Response
 
 from swarm.errors import SwarmError
 from swarm.gateway.answers import Answerer
-from swarm.gateway.openai.errors import ApiError, api_error
-from swarm.gateway.openai.guard import HttpSettings
-from swarm.gateway.openai.replies import Choice, Shape
-from swarm.gateway.openai.requests import ChatRequest, CompletionRequest, queries_of
-from swarm.gateway.openai.schema import Health
-from swarm.gateway.openai.streams import ClientGone, EventStream, events_of, merged, unless_gone
-from swarm.models.tool_calls import ToolCallParser
+from swarm.gateway.http.asked import Asked
+from swarm.gateway.http.choice import Choice
+from swarm.gateway.http.errors import ApiError, api_error
+from swarm.gateway.http.guard import HttpSettings
+from swarm.gateway.http.schema import Health
+from swarm.gateway.http.streams import ClientGone, EventStream, Telling, events_of, merged, unless_gone
 from swarm.types import is_called
 from swarm.wire import swarm_pb2 as pb
 
@@ -62,48 +61,36 @@ class Endpoint:
         running = sum(answerer.running for answerer in self.answerers.values())
         return Health(status="waiting" if words else "ok", detail="; ".join(words), running=running)
 
-    async def serve(self, request: ChatRequest | CompletionRequest, http: HttpRequest, kind: type[Shape]) -> Response:
+    async def serve(self, asked: Asked, http: HttpRequest) -> Response:
         """Answer a request, whole or as a stream. Raises ApiError."""
-        answerer = self.answerer(request.model)
-        queries = queries_of(request)
+        answerer = self.answerer(asked.model)
         gap = await answerer.look()
         if gap is not None:
             raise api_error(gap)
-        choices = [Choice(index, _parser(request)) for index in range(len(queries))]
-        replies = merged([answerer.answer(query) for query in queries])
-        shape = kind(request.model, f"fp_{answerer.model.key[:12]}")
-        per_prompt = request.n or 1
+        choices = [Choice(index, asked.parser()) for index in range(len(asked.queries))]
+        replies = merged([answerer.answer(query) for query in asked.queries])
+        telling = asked.telling(answerer.model)
         try:
-            if not request.stream:
-                return await unless_gone(_whole(replies, choices, shape, per_prompt), http.receive)
+            if not asked.stream:
+                return await unless_gone(_whole(replies, choices, telling), http.receive)
             first = await unless_gone(anext(replies), http.receive)
         except SwarmError as error:
             raise api_error(error) from error
         except ClientGone:
             return Response(status_code=GONE)
         finally:
-            if not request.stream:
+            if not asked.stream:
                 await replies.aclose()
-        usage = request.stream_options is not None and bool(request.stream_options.include_usage)
-        events = events_of(_behind(first, replies), choices, shape, per_prompt, usage=usage)
+        events = events_of(_behind(first, replies), choices, telling)
         return EventStream(events, self.settings.heartbeat, self.settings.stuck)
 
 
-def _parser(request: ChatRequest | CompletionRequest) -> ToolCallParser | None:
-    if not isinstance(request, ChatRequest) or not request.usable_tools:
-        return None
-    return ToolCallParser(1 if request.parallel_tool_calls is False else None)
-
-
 async def _whole(
-    replies: AsyncGenerator[tuple[int, pb.QueryReply], None],
-    choices: Sequence[Choice],
-    shape: Shape,
-    per_prompt: int,
+    replies: AsyncGenerator[tuple[int, pb.QueryReply], None], choices: Sequence[Choice], telling: Telling
 ) -> Response:
     async for place, reply in replies:
         choices[place].take(reply)
-    body = json.dumps(shape.whole(choices, per_prompt), ensure_ascii=False).encode(errors="replace")
+    body = json.dumps(telling.whole(choices), ensure_ascii=False).encode(errors="replace")
     return Response(body, media_type="application/json")
 
 

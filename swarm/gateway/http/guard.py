@@ -16,7 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from swarm.errors import InvalidInput
-from swarm.gateway.openai.errors import ApiError
+from swarm.gateway.http.errors import ApiError
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 LOOPBACK_ORIGINS = rf"https?://({'|'.join(map(re.escape, LOOPBACK))})(:\d+)?"

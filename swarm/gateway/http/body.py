@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from swarm.gateway.openai.errors import ApiError
+from swarm.gateway.http.errors import ApiError
 
 
 class JsonRoute(APIRoute):
