@@ -234,6 +234,14 @@ class ServerConfig:
     limit."""
     offer_streams: int = 16
     offer_streams_per_peer: int = 4
+    training_bytes: int = 512 * MIB
+    """For what is kept of training passes, and what of them is under way. 0: no training is served."""
+    training_share_per_peer: float = 0.5
+    """Of `training_bytes`, what one peer may have."""
+    training_expiry: float = 600.0
+    """Inputs whose gradients nobody asks for within so long are forgotten."""
+    training_streams: int = 128
+    training_streams_per_peer: int = 32
 
     def __post_init__(self) -> None:
         if not 0.0 < self.cache_share_per_peer <= 1.0:
@@ -340,3 +348,4 @@ QUERY_FRAME_LIMIT = 4 * MIB
 BLOCKS_FRAME_LIMIT = MIB + 64 * 1024
 CONTROL_FRAME_LIMIT = MIB
 MAP_FRAME_LIMIT = MIB
+TRAINING_FRAME_LIMIT = MIB + 64 * 1024

@@ -30,6 +30,24 @@ class Forward(Generic[R]):
 
 
 @dataclass(frozen=True, slots=True)
+class Afresh(Generic[R]):
+    """What the blocks of `span` make of whole sequences, which are kept nowhere.
+
+    `counts`: positions of each sequence; `inputs`: their hidden states, one sequence behind the other. It gives as many
+    rows.
+    """
+
+    span: Span
+    counts: Sequence[int]
+    inputs: R
+
+    @property
+    def positions(self) -> int:
+        """Rows that come in."""
+        return sum(self.counts)
+
+
+@dataclass(frozen=True, slots=True)
 class Backward(Generic[R]):
     """Gradients for the inputs of sequences that are computed again from their beginning, and kept nowhere.
 
@@ -119,7 +137,7 @@ class Computes(Protocol):
     def get(self, rows: Any) -> memoryview:
         """The bytes of rows."""
 
-    def run(self, job: Forward[Any] | Backward[Any]) -> Any:
+    def run(self, job: Forward[Any] | Afresh[Any] | Backward[Any]) -> Any:
         """Rows of outputs."""
 
 

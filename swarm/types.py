@@ -118,7 +118,7 @@ class ServerRecord:
     `contract`: what it computes, of each fingerprint the first 8 bytes; `addresses`: multiaddrs with or without
     /p2p/; `free_tokens`: positions of KV cache that are free for the whole span; `decode_ms`: milliseconds per block
     for one decode step; `prefill_rate`: positions per second through one block, in a pass of
-    `prefill_positions` (0: not said); `queue`: steps waiting; `signed`: the
+    `prefill_positions` (0: not said); `queue`: steps waiting; `training`: whether it gives gradients; `signed`: the
     record as it was signed, to be shown to others; `expires`: unix seconds.
     """
 
@@ -136,6 +136,7 @@ class ServerRecord:
     version: str = ""
     name: str = ""
     instance: int = 0
+    training: bool = False
     expires: float = 0.0
     signed: bytes = field(default=b"", repr=False)
 

@@ -179,7 +179,13 @@ class Served:
         expires = asyncio.get_running_loop().time() + 1e6
         addresses = tuple(host.addresses)
         record = ServerRecord(
-            name, contract.announced, addresses=addresses, free_tokens=10_000, expires=expires, codecs=self.codecs
+            name,
+            contract.announced,
+            addresses=addresses,
+            free_tokens=10_000,
+            expires=expires,
+            codecs=self.codecs,
+            training=hosted.trains,
         )
         await directory.announce(record, self.info)
 

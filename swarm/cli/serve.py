@@ -137,12 +137,15 @@ if TYPE_CHECKING:
 @name_option("this server in swarm-status")
 @together(
     "config",
-    lambda drain_timeout, share_prefixes, max_sessions_per_peer, max_cache_per_peer, offer_rate: ServerConfig(
-        drain_timeout=drain_timeout,
-        share_prefixes=share_prefixes,
-        max_sessions_per_peer=max_sessions_per_peer,
-        cache_share_per_peer=max_cache_per_peer,
-        offer_rate=offer_rate,
+    lambda drain_timeout, share_prefixes, max_sessions_per_peer, max_cache_per_peer, offer_rate, training_budget: (
+        ServerConfig(
+            drain_timeout=drain_timeout,
+            share_prefixes=share_prefixes,
+            max_sessions_per_peer=max_sessions_per_peer,
+            cache_share_per_peer=max_cache_per_peer,
+            offer_rate=offer_rate,
+            training_bytes=training_budget,
+        )
     ),
     click.option(
         "--drain-timeout",
@@ -174,6 +177,21 @@ if TYPE_CHECKING:
         help="Let the beginning of one client's prompt, once computed, serve other clients' prompts that begin alike, "
         "say with the same system prompt. Without this it serves the same client only: how soon an answer comes would "
         "tell others whether somebody has asked the same.",
+    ),
+    click.option(
+        "--training-budget",
+        callback=size_of,
+        default="512MiB",
+        show_default=True,
+        metavar="SIZE",
+        help="Main memory for the passes of clients who train, half of it for one client; they keep what is trained "
+        "themselves.",
+    ),
+    click.option(
+        "--no-training",
+        "training_budget",
+        flag_value="0",
+        help="Give no gradients: the same as --training-budget 0.",
     ),
     click.option(
         "--offer-rate",

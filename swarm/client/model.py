@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from swarm.client.remote_blocks import RemoteBlocks
+from swarm.client.remote_blocks import BlockingTraining, RemoteBlocks
 from swarm.client.session import Notice
 from swarm.client.swarm import Swarm, connect
 from swarm.config import ClientConfig
@@ -116,7 +116,8 @@ def attach(
     view = swarm.view(info, str(model.dtype).removeprefix("torch."), row_bytes, config)
     blocks = RemoteBlocks(swarm, view, remote, parameters)
     blocks.on_notice = on_notice
-    span = RemoteSpan(blocks.open, returns_tuple=returns_tuple(model), dtype=model.dtype)
+    how: dict[str, Any] = {"dtype": model.dtype, "training_through": BlockingTraining(blocks)}
+    span = RemoteSpan(blocks.open, returns_tuple=returns_tuple(model), **how)
     local = list(find_blocks(model).layers)
     originals = [*range(remote.first), remote.first, *range(remote.last, info.blocks)]
     rearrange(model, [*local[: remote.first], span, *local[remote.first :]], originals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 from swarm.client.session import Notice, Session
 from swarm.client.swarm import Swarm
+from swarm.client.training import Passed, Training
 from swarm.client.view import View
 from swarm.types import ModelInfo, Route, Rows, Span
 from swarm.wire import swarm_pb2 as pb
@@ -130,6 +132,10 @@ class RemoteBlocks:
             self._current.sessions.append(session)
         return session
 
+    def training(self) -> Training:
+        """What computes whole sequences, and gradients; servers are asked with its first pass."""
+        return self.swarm.training(self.view, self.span, self._hear)
+
     def _open_one(self) -> BlockingSession:
         return BlockingSession(self.swarm, self.swarm.session(self.view, self.span, self._hear))
 
@@ -157,3 +163,26 @@ class RemoteBlocks:
         self.route = notice.route or self.route
         if self.on_notice is not None:
             self.on_notice(notice)
+
+
+class BlockingTraining:
+    """Training passes in the network thread, for the thread that runs the model; begun when the first is made."""
+
+    def __init__(self, blocks: RemoteBlocks) -> None:
+        self._blocks = blocks
+        self._training: Training | None = None
+
+    def forward(self, sequences: Sequence[bytes]) -> Passed:
+        """As `Training.forward`."""
+        if self._training is None:
+            self._training = self._blocks.training()
+        return self._blocks.swarm.loop.run(self._training.forward(sequences))
+
+    def backward(self, passed: Passed, gradients: Sequence[bytes]) -> list[bytes]:
+        """As `Training.backward`."""
+        assert self._training is not None
+        return self._blocks.swarm.loop.run(self._training.backward(passed, gradients))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockingTraining:
+        """Of the twin's blocks."""
+        return BlockingTraining(copy.deepcopy(self._blocks, memo))

@@ -16,6 +16,7 @@ from weakref import WeakSet
 from swarm import net
 from swarm.client.asker import Asker
 from swarm.client.session import Notice, Session
+from swarm.client.training import Training
 from swarm.client.view import View
 from swarm.config import SCHEMES, AskerConfig, ClientConfig, NetworkConfig
 from swarm.contract import UNQUANTIZED
@@ -73,6 +74,14 @@ class Swarm:
             session = Session(self.host, view, span, config=view.config, on_notice=on_notice)
             self._sessions[session] = None
             return session
+
+        return self.loop.run(make())
+
+    def training(self, view: View, span: Span, on_notice: Callable[[Notice], None] = lambda notice: None) -> Training:
+        """Training passes through `span`; an asynchronous object that belongs to the network thread's loop."""
+
+        async def make() -> Training:
+            return Training(self.host, view, span, config=view.config, on_notice=on_notice)
 
         return self.loop.run(make())
 

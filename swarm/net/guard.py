@@ -23,6 +23,7 @@ from swarm.net.swarm_key import SwarmKey
 from swarm.types import PeerId, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.training import TRAINING_PROTOCOL
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ REFUSALS: dict[str, Callable[[SwarmError], bytes]] = {
     messages.CONTROL_PROTOCOL: lambda error: pb.ControlReply(failure=messages.failure(error)).SerializeToString(),
     messages.DATA_PROTOCOL: lambda error: pb.Data(failure=messages.failure(error)).SerializeToString(),
     messages.QUERY_PROTOCOL: lambda error: pb.QueryReply(failure=messages.failure(error)).SerializeToString(),
+    TRAINING_PROTOCOL: lambda error: pb.TrainingReply(failure=messages.failure(error)).SerializeToString(),
 }
 """What a peer is told, in the protocol's own words, when its stream is refused; others are closed."""
 

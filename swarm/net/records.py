@@ -78,6 +78,7 @@ def sign_record(identity: Identity, record: ServerRecord) -> bytes:
         version=record.version,
         name=record.name[:MAX_TEXT],
         instance=identity.instance,
+        training=record.training,
     )
     return sign(identity, span_key(record.model, record.span.first), message.SerializeToString(), record.expires)
 
@@ -292,6 +293,7 @@ def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
         version=message.version,
         name=message.name,
         instance=message.instance,
+        training=message.training,
         expires=opened.expires,
         signed=signed,
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from swarm.errors import ComputeFailed
-from swarm.jobs import Backward, Copy, Count, Forward, apply
+from swarm.jobs import Afresh, Backward, Copy, Count, Forward, apply
 from swarm.server.runner import Runner
 from swarm.server.work import Share, Work
 
@@ -53,6 +53,8 @@ def _run(runner: Runner, shares: Sequence[Share]) -> None:
     match work.job:
         case Forward():
             _forward(runner, shares)
+        case Afresh() as job:
+            work.result = runner.get(runner.run(Afresh(job.span, job.counts, runner.put(job.inputs, job.positions))))
         case Backward() as job:
             inputs, gradients = (runner.put(rows, job.positions) for rows in (job.inputs, job.gradients))
             work.result = runner.get(runner.run(Backward(job.span, job.counts, inputs, gradients)))

@@ -31,9 +31,11 @@ from swarm.server.control import Control
 from swarm.server.hosted import Hosted
 from swarm.server.offering import Offering
 from swarm.server.session import Session
+from swarm.server.training import Training
 from swarm.tasks import Tasks, ended
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.training import TRAINING_PROTOCOL
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Handler:
         self.config = config
         self.hosted: list[Hosted] = []
         self.offering = Offering(lambda: self.hosted, config)
+        self.training = Training(self._trained, config)
         self.draining = False
         self.refused: Counter[str] = Counter()
         self._one_ended = asyncio.Event()
@@ -75,6 +78,9 @@ class Handler:
         await self.host.serve(messages.CONTROL_PROTOCOL, self._serve_control)
         await self.host.serve(messages.DATA_PROTOCOL, self._serve_data)
         await self.host.serve(messages.BLOCKS_PROTOCOL, self.offering.serve)
+        if self.config.training_bytes:
+            await self.host.serve(TRAINING_PROTOCOL, self.training.serve)
+            self._tasks.spawn(self.training.keep_house(), name="housekeeping of training")
 
     def add(self, hosted: Hosted) -> None:
         """From now on sessions are taken on this span, too."""
@@ -187,6 +193,13 @@ class Handler:
         session = hosted.open(message.session, stream.peer_id, asked, message.positions)
         log.info("%s: opened by %s", session, stream.peer_id, extra={**session.subject, "peer": stream.peer_id})
         return session
+
+    def _trained(self, asked: Contract) -> Hosted:
+        """What gradients are asked of. Raises ContractMismatch and ServerBusy."""
+        hosted = self._fitting(asked)
+        if self.draining or hosted.draining:
+            raise ServerBusy("this server is leaving", retry_after=60.0)
+        return hosted
 
     def _fitting(self, asked: Contract) -> Hosted:
         """What is asked for, of all that is hosted. Raises ContractMismatch with what differs."""

@@ -113,6 +113,11 @@ class Hosted:
     def __str__(self) -> str:
         return f"blocks {self.contract.span} of model {self.contract.model[:12]}"
 
+    @property
+    def trains(self) -> bool:
+        """Whether it gives gradients: in float16 they overflow."""
+        return self.config.training_bytes > 0 and self.contract.dtype != "float16"
+
     def statistics(self) -> HostedStatistics:
         """As of now."""
         cost = functools.partial(self.engine.runner.reserved_bytes, self.contract.span)

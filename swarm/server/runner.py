@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from swarm.jobs import Backward, Forward
+from swarm.jobs import Afresh, Backward, Forward
 from swarm.types import SequenceKey, Span
 from swarm.wire.rows import Buffer
 
@@ -33,7 +33,7 @@ class Runner(Protocol):
     def join(self, parts: Sequence[Any]) -> Any:
         """Rows one behind the other."""
 
-    def run(self, job: Forward[Any] | Backward[Any]) -> Any:
+    def run(self, job: Forward[Any] | Afresh[Any] | Backward[Any]) -> Any:
         """Rows of outputs. Raises whatever went wrong; what a Forward appended by then is truncated by the caller."""
 
     def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...

@@ -291,4 +291,5 @@ def _with_load(record: ServerRecord, loaded: Loaded, hosted: Hosted) -> ServerRe
         decode_ms=loaded.throughput.decode_ms,
         prefill_rate=loaded.throughput.prefill_rate,
         prefill_positions=loaded.throughput.prefill_positions,
+        training=hosted.trains,
     )

@@ -97,7 +97,7 @@ class ThreadEngine(Engine):
         if decoding and len(decoding) == len(shares):
             self._pass_seconds += 0.3 * (now - began - self._pass_seconds)
         positions = sum(share.positions for share in shares)
-        if positions >= MEASURED_POSITIONS:
+        if positions >= MEASURED_POSITIONS and steps:
             each = (now - began) / positions
             self._position_seconds += (0.3 if self._position_seconds else 1.0) * (each - self._position_seconds)
         return now - began

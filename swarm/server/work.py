@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm.errors import ComputeFailed
-from swarm.jobs import Backward, Change, Copy, Count, Forward
+from swarm.jobs import Afresh, Backward, Change, Copy, Count, Forward
 from swarm.types import Segment, SequenceKey
 from swarm.wire.rows import Buffer
 
-Job = Forward[memoryview] | Backward[memoryview] | Copy | Count
+Job = Forward[memoryview] | Afresh[memoryview] | Backward[memoryview] | Copy | Count
 
 
 @dataclass(slots=True, eq=False)

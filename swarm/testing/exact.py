@@ -9,9 +9,9 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from swarm.jobs import compute
+from swarm.jobs import Afresh, Backward, Forward, compute
 from swarm.server.runner import Runner
-from swarm.testing.runner import ByteRunner
+from swarm.testing.runner import ByteRows, ByteRunner
 from swarm.types import Segment, SequenceKey, Span
 from swarm.wire.rows import Buffer
 
@@ -60,6 +60,35 @@ class ExactRunner(ByteRunner):
             rows = after
         return rows
 
+    def run(self, job: Forward[ByteRows] | Afresh[ByteRows] | Backward[ByteRows]) -> ByteRows:
+        """Gradients are hashes, too, of those that come in and of all that the blocks have computed."""
+        match job:
+            case Forward():
+                return super().run(job)
+            case Afresh():
+                rows = [after[-1] for after in self._afresh(job)]
+            case Backward():
+                rows = [
+                    _back(span_rows, job.span, gradients)
+                    for span_rows, gradients in zip(
+                        self._afresh(job), _cut(_numbers(job.gradients.data), job.counts), strict=True
+                    )
+                ]
+        self.computed += job.positions
+        return self.put(b"".join(ROW.pack(value) for each in rows for value in each), job.positions)
+
+    def _afresh(self, job: Afresh[ByteRows] | Backward[ByteRows]) -> list[list[list[int]]]:
+        """For each sequence what goes into each block, and what comes out of the last."""
+        found = []
+        for rows in _cut(_numbers(job.inputs.data), job.counts):
+            key = (b"afresh", 0)
+            stages = [rows]
+            for block in job.span:
+                stages.append(self._through(Span(block, block + 1), Segment(key, 0, len(rows)), stages[-1]))
+            self.free(key)
+            found.append(stages)
+        return found
+
     def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
         self.states[target] = {block: past[:length] for block, past in self.states[source].items()}
 
@@ -84,6 +113,30 @@ class ExactRunner(ByteRunner):
     def room(length: int) -> int:
         """Positions for which a sequence of `length` positions takes memory: no more than it has."""
         return length
+
+
+def _numbers(rows: Buffer) -> list[int]:
+    return [value for (value,) in ROW.iter_unpack(rows)]
+
+
+def _cut(values: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
+    cut, begin = [], 0
+    for count in counts:
+        cut.append(list(values[begin : begin + count]))
+        begin += count
+    return cut
+
+
+def _back(stages: Sequence[Sequence[int]], span: Span, gradients: Sequence[int]) -> list[int]:
+    """Gradients of what goes into the first block: each is a hash of those of all later positions, and of the rows."""
+    found = list(gradients)
+    for block, rows in zip(reversed(list(span)), reversed(stages[:-1]), strict=True):
+        state, after = block, list[int]()
+        for gradient, row in zip(reversed(found), reversed(rows), strict=True):
+            state = hash((state, gradient, row, block)) & MASK
+            after.append(state)
+        found = after[::-1]
+    return found
 
 
 class RoomyRunner(ExactRunner):

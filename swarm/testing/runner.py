@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swarm.errors import UnsupportedModel
-from swarm.jobs import Backward, Forward
+from swarm.jobs import Afresh, Backward, Forward
 from swarm.types import Segment, Span
 from swarm.wire.rows import Buffer
 
@@ -42,10 +42,10 @@ class ByteRunner(abc.ABC):
         """Rows one behind the other."""
         return ByteRows(b"".join(part.data for part in parts), parts[0].size)
 
-    def run(self, job: Forward[ByteRows] | Backward[ByteRows]) -> ByteRows:
-        """Rows of outputs. Raises UnsupportedModel for gradients."""
-        if isinstance(job, Backward):
-            raise UnsupportedModel("hashes have no gradients")
+    def run(self, job: Forward[ByteRows] | Afresh[ByteRows] | Backward[ByteRows]) -> ByteRows:
+        """Rows of outputs. Raises UnsupportedModel for what is computed afresh, and gradients."""
+        if not isinstance(job, Forward):
+            raise UnsupportedModel("bytes have no gradients")
         return self.put(self.forward(job.span, job.segments, job.rows.data), job.positions)
 
     @abc.abstractmethod

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from swarm.client.session import Notice, Session
+from swarm.client.training import Training
 from swarm.client.view import View
 from swarm.config import SCHEMES, ClientConfig, PeerLimits, ServerConfig
 from swarm.contract import UNQUANTIZED, Contract
@@ -105,6 +106,7 @@ class World:
         self.server_config = server_config or ServerConfig()
         self.step_seconds = step_seconds
         self._sessions: list[Session] = []
+        self._views: list[View] = []
         self._happenings: list[asyncio.Task[None]] = []
 
     @property
@@ -151,7 +153,7 @@ class World:
         await handler.start()
         record = ServerRecord(
             name, contract.announced, addresses=(*host.addresses, *addresses),
-            free_tokens=10_000, decode_ms=decode_ms, codecs=codecs,
+            free_tokens=10_000, decode_ms=decode_ms, codecs=codecs, training=handler.hosted[0].trains,
         )  # fmt: skip
         server = SimulatedServer(self, name, span, host, directory, handler, record)
         self.servers[name] = server
@@ -190,12 +192,23 @@ class World:
         self._sessions.append(session)
         return session
 
+    def training(self, config: ClientConfig | None = None) -> Training:
+        """What a client of its own computes whole sequences and gradients through."""
+        host = self.network.host(f"client{len(self.clients)}")
+        self.clients.append(host)
+        config = config or ClientConfig()
+        view = View(self.network.directory(host), self.model, self.contract, config)
+        self._views.append(view)
+        return Training(host, view, self.span, config=config, on_notice=self.notices.append)
+
     async def close(self) -> None:
         """Stop everything. Raises what escaped from any handler."""
         await asyncio.gather(*self._happenings)
         for session in self._sessions:
             await session.close()
             await session.view.close()
+        for view in self._views:
+            await view.close()
         for server in list(self.servers.values()):
             await server.stop()
         for host in [*self.network.hosts.values()]:

@@ -417,6 +417,80 @@ class BlockManifest(_message.Message):
     pieces: bytes
     def __init__(self, fingerprint: _Optional[bytes] = ..., size: _Optional[int] = ..., pieces: _Optional[bytes] = ...) -> None: ...
 
+class TrainingRequest(_message.Message):
+    __slots__ = ("contract", "wanted", "data", "adapter")
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    contract: Contract
+    wanted: Pass
+    data: bytes
+    adapter: Adapter
+    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., wanted: _Optional[_Union[Pass, _Mapping]] = ..., data: _Optional[bytes] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
+class Pass(_message.Message):
+    __slots__ = ("id", "counts", "inputs", "gradients", "unwanted", "adapter")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    UNWANTED_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    inputs: bool
+    gradients: bool
+    unwanted: bool
+    adapter: bytes
+    def __init__(self, id: _Optional[bytes] = ..., counts: _Optional[_Iterable[int]] = ..., inputs: _Optional[bool] = ..., gradients: _Optional[bool] = ..., unwanted: _Optional[bool] = ..., adapter: _Optional[bytes] = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("digest", "size")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    size: int
+    def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+
+class TrainingReply(_message.Message):
+    __slots__ = ("opened", "computed", "data", "working", "missing", "failure")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    WORKING_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    opened: bool
+    computed: Computed
+    data: bytes
+    working: Working
+    missing: Missing
+    failure: Failure
+    def __init__(self, opened: _Optional[bool] = ..., computed: _Optional[_Union[Computed, _Mapping]] = ..., data: _Optional[bytes] = ..., working: _Optional[_Union[Working, _Mapping]] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Computed(_message.Message):
+    __slots__ = ("rows", "adapter")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    adapter: int
+    def __init__(self, rows: _Optional[int] = ..., adapter: _Optional[int] = ...) -> None: ...
+
+class Working(_message.Message):
+    __slots__ = ("beat",)
+    BEAT_FIELD_NUMBER: _ClassVar[int]
+    beat: int
+    def __init__(self, beat: _Optional[int] = ...) -> None: ...
+
+class Missing(_message.Message):
+    __slots__ = ("inputs", "adapter")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    inputs: bool
+    adapter: bool
+    def __init__(self, inputs: _Optional[bool] = ..., adapter: _Optional[bool] = ...) -> None: ...
+
 class Query(_message.Message):
     __slots__ = ("id", "model", "text", "messages", "tokens", "tools", "sampling", "generated", "sent_bytes", "trace", "tool_choice")
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -704,7 +778,7 @@ class QueryNode(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ..., instance: _Optional[int] = ..., constrains: _Optional[bool] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance")
+    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance", "training")
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -718,6 +792,7 @@ class Record(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     PREFILL_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
     contract: Contract
     state: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -731,7 +806,8 @@ class Record(_message.Message):
     name: str
     prefill_positions: int
     instance: int
-    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ...) -> None: ...
+    training: bool
+    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ..., training: _Optional[bool] = ...) -> None: ...
 
 class SignedRecord(_message.Message):
     __slots__ = ("public_key", "record", "expires", "key", "signature")

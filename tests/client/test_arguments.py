@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -576,20 +575,6 @@ def test_the_ends_are_compiled_around_the_blocks(served: Serve, whole: Whole) ->
     model = torch.compile(served("llama+untied", 2).model(), backend="eager")
     for ids in (IDS, prompt(7, 3)):
         torch.testing.assert_close(model(ids).logits, whole("llama+untied")(ids).logits, rtol=1e-4, atol=1e-4)
-
-
-def test_training_is_refused_by_name(served: Serve) -> None:
-    model = served("llama+untied", 2).model().train()
-    with pytest.raises(InvalidInput, match=r"^train\(\).*eval\(\)"):
-        model(IDS)
-    model.eval()
-    model.get_input_embeddings().requires_grad_(True)
-    with pytest.raises(InvalidInput, match="no_grad"):
-        model(IDS)
-    model.get_input_embeddings().requires_grad_(False)
-    head: nn.Module = model.get_output_embeddings().requires_grad_(True)
-    model(IDS, labels=IDS).loss.backward()
-    assert next(head.parameters()).grad is not None
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ TAKEN = frozenset({
     "assistant_tokenizer", *OUTPUTS,
 })  # fmt: skip
 """What a forward may be called with; the library's own code around the blocks sees to most of it."""
+RANDOM, AT_ENDS = ("drop", "jitter"), ("classifier", "summary", "embd", "embed")
+"""Words in the names of what is random in a model that is trained, and in those of them that blocks have nothing of."""
 ENDS = frozenset({"vocab_size", "tie_word_embeddings"})
 """Entries of a configuration that the ends alone look at."""
 
@@ -125,10 +127,13 @@ def _forget(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         current.end()
 
 
-def _check(module: nn.Module, arguments: Mapping[str, Any]) -> None:
-    if module.training:
-        raise InvalidInput(f"train(): {ELSEWHERE}, and there as after eval(); call model.eval() first")
+def _check(module: Any, arguments: Mapping[str, Any]) -> None:
     _check_config(module)
+    if module.training and (name := _random(module.config.get_text_config(decoder=True))) is not None:
+        raise InvalidInput(
+            f"train(): {name} is more than 0, but {ELSEWHERE}, and there as after eval(): call model.eval(), which can "
+            f"be trained as well, or load the model with {name}=0.0"
+        )
     check_mask(arguments.get("attention_mask"))
     for name in OUTPUTS:
         asked = arguments.get(name)
@@ -137,6 +142,13 @@ def _check(module: nn.Module, arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if name not in TAKEN and not _is_harmless(module, name, value, arguments):
             raise InvalidInput(f"{name} cannot be honoured: {ELSEWHERE}, and see only hidden states")
+
+
+def _random(config: Any) -> str | None:
+    """What would make blocks draw numbers while they are trained, by a configuration; None: nothing."""
+    named = [(name, value) for name, value in vars(config).items() if any(word in name for word in RANDOM)]
+    used = [(name, value) for name, value in named if not any(word in name for word in AT_ENDS)]
+    return next((name for name, value in used if isinstance(value, float | int) and value > 0), None)
 
 
 def _is_harmless(module: Any, name: str, value: Any, arguments: Mapping[str, Any]) -> bool:

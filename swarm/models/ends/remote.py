@@ -20,7 +20,10 @@ from swarm.models.cache_layers import state_in
 from swarm.models.ends.calls import ELSEWHERE, Call, current, follow, watch
 from swarm.models.ends.columns import Habits, check_wanted, habits
 from swarm.models.ends.packing import Texts, texts_in
-from swarm.models.ends.remote_cache import RemoteLayer, RemoteSession
+from swarm.models.ends.remote_cache import NoSession, RemoteLayer, RemoteSession
+from swarm.models.ends.training import RemoteTraining, through
+
+TRAINED = "this cache is of a forward with gradients, which leaves nothing behind: wrap the call in torch.no_grad()"
 
 
 class RemoteSpan(nn.Module):
@@ -28,7 +31,7 @@ class RemoteSpan(nn.Module):
 
     `open_session` begins a session. `index`: its place in the list of layers; `layers`: how long that list is;
     `returns_tuple`: whether this architecture's blocks do; `dtype`: what servers compute in, where the model may be
-    in another; `habits`: how the blocks look at columns.
+    in another; `habits`: how the blocks look at columns; `training_through`: what gives gradients.
     """
 
     habits = Habits()
@@ -42,8 +45,10 @@ class RemoteSpan(nn.Module):
         returns_tuple: bool = False,
         attention_type: str = "full_attention",
         dtype: torch.dtype | None = None,
+        training_through: RemoteTraining | None = None,
     ) -> None:
         super().__init__()
+        self.training_through = training_through
         self.open_session = open_session
         self.index = index
         self.layers = layers
@@ -56,17 +61,17 @@ class RemoteSpan(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """`[batch, T, hidden_size]` → the same. Raises what the session raises, and InvalidInput for gradients."""
-        if torch.is_grad_enabled() and hidden_states.requires_grad:
-            raise InvalidInput("remote blocks cannot be trained through yet; wrap the call in torch.no_grad()")
+        """`[batch, T, hidden_size]` → the same, with gradients if wanted. Raises what the session raises."""
         call = current.call
         # Architectures name the cache differently when they hand it to their blocks; some do not hand it on at all.
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
         keep = call.logits_to_keep if self.index == self.layers - 1 else 0
-        if cache is None:
-            layer, texts = RemoteLayer(self.open_session()), None
-            if call.mask is None:
-                texts = texts_in(call.positions, _square_mask((*kwargs.values(), *args), hidden_states))
+        if torch.is_grad_enabled() and hidden_states.requires_grad:
+            texts = self._texts(cache, call, (*kwargs.values(), *args), hidden_states)
+            output = self._train(cache, hidden_states, call, texts)
+        elif cache is None:
+            layer = RemoteLayer(self.open_session())
+            texts = self._texts(cache, call, (*kwargs.values(), *args), hidden_states)
             try:
                 if texts is None:
                     output = self._step(layer, hidden_states, call, keep)
@@ -78,29 +83,58 @@ class RemoteSpan(nn.Module):
             output = self._step(self._layer(cache), hidden_states, call, keep)
         return (output,) if self.returns_tuple else output
 
-    def _step(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call, keep: int) -> torch.Tensor:
-        if hidden.ndim != 3 or not hidden.numel():
-            raise InvalidInput(f"input_ids [batch, positions] must hold something; these gave {tuple(hidden.shape)}")
+    @staticmethod
+    def _texts(cache: Any, call: Call, values: Sequence[Any], hidden: torch.Tensor) -> Texts | None:
+        """Where several texts stand in a row; None: they do not."""
+        if cache is not None or call.mask is not None:
+            return None
+        return texts_in(call.positions, _square_mask(values, hidden))
+
+    def _train(self, cache: Any, hidden: torch.Tensor, call: Call, texts: Texts | None) -> torch.Tensor:
+        """With gradients: whole sequences, of which no cache is left."""
+        if texts is not None:
+            spread = self._train(None, texts.apart(hidden), _apart(call, hidden, texts), None)
+            return texts.together(spread, hidden)
+        if self.training_through is None:
+            raise InvalidInput("there are no gradients here; wrap the call in torch.no_grad()")
+        if cache is not None:
+            if cache.get_seq_length(self.index):
+                raise InvalidInput(
+                    "past_key_values: no gradients flow through what is cached: pass the whole text without it, or "
+                    "wrap the call in torch.no_grad()"
+                )
+            self._layer(cache, lambda: NoSession(TRAINED))
+        layer = RemoteLayer(NoSession(TRAINED))
         try:
-            return self._admitted(layer, hidden, call, keep)
+            real = self._real(layer, hidden, call)
+            if layer.is_placed:
+                raise InvalidInput("position_ids: gradients flow where they go on one by one from token to token only")
+            return through(self.training_through, hidden, real, self.dtype)
+        except BaseException:
+            current.end()
+            raise
+
+    def _step(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call, keep: int) -> torch.Tensor:
+        try:
+            return layer.step(hidden, self._real(layer, hidden, call), keep, self.dtype)
         except BaseException:
             current.end()  # hooks are not called after an interrupt
             raise
 
     def _step_apart(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call, texts: Texts) -> torch.Tensor:
         """Several texts in a row, each by itself."""
-        planes = call.positions if call.positions.ndim == 3 else call.positions.unsqueeze(0)
-        wide = planes.expand(-1, hidden.shape[0], -1)
-        apart = torch.stack([texts.apart(plane) for plane in wide])
-        spread = self._step(layer, texts.apart(hidden), Call(texts.mask, apart), 0)
+        spread = self._step(layer, texts.apart(hidden), _apart(call, hidden, texts), 0)
         return texts.together(spread, hidden)
 
-    def _admitted(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call, keep: int) -> torch.Tensor:
+    def _real(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+        """Which columns are tokens. Raises InvalidInput for what cannot be had."""
+        if hidden.ndim != 3 or not hidden.numel():
+            raise InvalidInput(f"input_ids [batch, positions] must hold something; these gave {tuple(hidden.shape)}")
         real = layer.admit(call, hidden.shape[0], hidden.shape[1], self.habits)
         check_wanted(real, call.logits_to_keep, call.labels, current.generating)
-        return layer.step(hidden, real, keep, self.dtype)
+        return real
 
-    def _layer(self, cache: Any) -> RemoteLayer:
+    def _layer(self, cache: Any, open_session: Callable[[], RemoteSession] | None = None) -> RemoteLayer:
         """This span's part of the cache; an empty cache is laid out for this model first."""
         if not isinstance(getattr(cache, "layers", None), list):
             raise InvalidInput(
@@ -113,9 +147,16 @@ class RemoteSpan(nn.Module):
         if any(bool(tensor.any()) for layer in cache.layers[self.index :] for tensor in state_in(layer)):
             raise InvalidInput("past_key_values was not made by this model: begin without it, or pass what it returned")
         before = cache.layers[: self.index]
-        remote = RemoteLayer(self.open_session())
+        remote = RemoteLayer((open_session or self.open_session)())
         cache.layers[:] = [*before, remote, *(_fresh_layer() for _ in range(self.layers - self.index - 1))]
         return remote
+
+
+def _apart(call: Call, hidden: torch.Tensor, texts: Texts) -> Call:
+    """The call of a batch that has each text in a row of its own."""
+    planes = call.positions if call.positions.ndim == 3 else call.positions.unsqueeze(0)
+    wide = planes.expand(-1, hidden.shape[0], -1)
+    return Call(texts.mask, torch.stack([texts.apart(plane) for plane in wide]))
 
 
 def _square_mask(values: Sequence[Any], hidden: torch.Tensor) -> torch.Tensor | None:

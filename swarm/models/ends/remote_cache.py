@@ -63,7 +63,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     @classmethod
     def computed_elsewhere(cls, count: int) -> RemoteLayer:
         """Stands for `count` positions of one sequence that others have computed: nothing can be computed behind it."""
-        layer = cls(_NoSession())
+        layer = cls(NoSession("nothing is computed here"))
         layer._begin(1)
         layer.real = torch.ones(1, count, dtype=torch.bool)
         return layer
@@ -80,6 +80,11 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         real = tokens(call.mask, self.real, batch, count, how)
         self.offsets, self._places = places(call.positions, self.real, real, self.offsets, how)
         return real
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether columns that were admitted last have positions of their own."""
+        return any(places is not None for places in self._places)
 
     def step(
         self, hidden: torch.Tensor, real: torch.Tensor, keep: int, dtype: torch.dtype | None = None
@@ -217,13 +222,16 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         raise InvalidInput("a local block wrote into the cache layer of remote ones")
 
 
-class _NoSession:
-    """The session of a cache that stands for positions computed elsewhere."""
+class NoSession:
+    """The session of a cache behind which nothing can be computed, and why."""
 
     can_rollback = True
 
+    def __init__(self, why: str) -> None:
+        self._why = why
+
     def begin(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> Callable[[], list[bytes]]:
-        raise InvalidInput("nothing is computed here")
+        raise InvalidInput(self._why)
 
     def close(self) -> None:
         """Nothing is held."""

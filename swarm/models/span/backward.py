@@ -16,13 +16,18 @@ from swarm.models.span.attention.base import Lane
 from swarm.models.span.passes import Passes
 
 
+def afresh(passes: Passes[Any], counts: Sequence[int], inputs: torch.Tensor) -> torch.Tensor:
+    """What whole sequences become: `[T, hidden_size]`, as the inputs. `counts`: of each sequence; T is their sum."""
+    lanes = [Lane(0, count, passes.new_cache()) for count in counts]
+    return passes.run(lanes, inputs.unsqueeze(0))[0]
+
+
 @torch.enable_grad()
 def gradients(
     passes: Passes[Any], counts: Sequence[int], inputs: torch.Tensor, gradients: torch.Tensor
 ) -> torch.Tensor:
     """Of the inputs, given those of the outputs: all `[T, hidden_size]`. `counts`: of each sequence; T is their sum."""
     hidden = inputs.detach().clone().requires_grad_()
-    lanes = [Lane(0, count, passes.new_cache()) for count in counts]
-    output = passes.run(lanes, hidden.unsqueeze(0))[0]
+    output = afresh(passes, counts, hidden)
     (found,) = torch.autograd.grad(output, hidden, gradients)
     return found

@@ -129,9 +129,16 @@ class BaseModel:
         return [module.config for module in modules if hasattr(getattr(module, "config", None), "_attn_implementation")]
 
     def after_each_block(self, beat: Callable[[], None]) -> None:
-        """Call `beat` when a block has been computed."""
+        """Call `beat` when a block has been computed, and when it has got its gradients."""
+
+        def computed(block: nn.Module, inputs: Any, output: Any) -> None:
+            beat()
+            hidden = output[0] if isinstance(output, tuple) else output
+            if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
+                hidden.register_hook(lambda gradient: beat())  # type: ignore[no-untyped-call]
+
         for layer in self.blocks:
-            layer.register_forward_hook(lambda *_: beat())
+            layer.register_forward_hook(computed)
 
     # ---- transparency -----------------------------------------------------------------------------------------
 

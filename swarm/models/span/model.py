@@ -15,12 +15,12 @@ import torch
 from transformers import PreTrainedModel
 
 from swarm.errors import InvalidInput, UnsupportedModel
-from swarm.jobs import Backward, Forward
+from swarm.jobs import Afresh, Backward, Forward
 from swarm.models.blocks import context_length, rotary_threshold
 from swarm.models.loading.refused import refuse
 from swarm.models.span.attention.base import Lane
 from swarm.models.span.attention.ragged import RaggedAttention
-from swarm.models.span.backward import gradients
+from swarm.models.span.backward import afresh, gradients
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import SequenceCache
 from swarm.models.span.kv.cost import Cost
@@ -85,7 +85,7 @@ class SpanModel:
         """Rows one behind the other."""
         return torch.cat(list(parts))
 
-    def run(self, job: Forward[torch.Tensor] | Backward[torch.Tensor]) -> torch.Tensor:
+    def run(self, job: Forward[torch.Tensor] | Afresh[torch.Tensor] | Backward[torch.Tensor]) -> torch.Tensor:
         """T rows of hidden states (or of gradients) `[T, hidden_size]` through the blocks of a part of the hosted span,
         to as many.
 
@@ -94,9 +94,13 @@ class SpanModel:
         """
         if not self.span.covers(job.span):
             raise InvalidInput(f"blocks {job.span} are not all among {self.span}")
-        if isinstance(job, Backward):
-            return self._backward(job)
-        return self._forward(job)
+        match job:
+            case Forward():
+                return self._forward(job)
+            case Afresh():
+                return self._afresh(job)
+            case Backward():
+                return self._backward(job)
 
     @torch.inference_mode()
     def _forward(self, job: Forward[torch.Tensor]) -> torch.Tensor:
@@ -106,16 +110,26 @@ class SpanModel:
         lanes = [Lane(s.start, s.count, self._cache(s.sequence), self._places(s)) for s in job.segments]
         return self._passes.run(lanes, job.rows.unsqueeze(0))[0]
 
+    @torch.inference_mode()
+    def _afresh(self, job: Afresh[torch.Tensor]) -> torch.Tensor:
+        self._check_afresh(job)
+        return afresh(self._passes, job.counts, job.inputs)
+
     def _backward(self, job: Backward[torch.Tensor]) -> torch.Tensor:
-        self._check_rows(job.positions, job.inputs)
         self._check_rows(job.positions, job.gradients)
+        self._check_afresh(job)
+        if not bool(torch.isfinite(job.gradients).all()):
+            raise InvalidInput("gradients that are not finite")
+        return gradients(self._passes, job.counts, job.inputs, job.gradients)
+
+    def _check_afresh(self, job: Afresh[torch.Tensor] | Backward[torch.Tensor]) -> None:
+        self._check_rows(job.positions, job.inputs)
         longest = max(job.counts, default=0)
         if self.max_positions is not None and longest > self.max_positions:
             raise InvalidInput(f"{longest} positions leave the model's context of {self.max_positions} positions")
         if self.dtype == torch.float16:
             raise UnsupportedModel(f"blocks in {self.dtype} give no gradients; host them in float32 or bfloat16")
         self._model.narrow(job.span)
-        return gradients(self._passes, job.counts, job.inputs, job.gradients)
 
     @staticmethod
     def _check_rows(positions: int, rows: torch.Tensor) -> None:

@@ -277,10 +277,3 @@ def test_what_cannot_be_had_is_refused(served: Serve, options: dict[str, Any], w
     with torch.no_grad(), pytest.raises(InvalidInput, match=words):
         servers.model()(prompt(4), **options)
     servers.assert_free()
-
-
-def test_gradients_are_refused(served: Serve) -> None:
-    model = served("llama", 2).model()
-    hidden = model.get_input_embeddings()(prompt(4)).detach().requires_grad_()
-    with pytest.raises(InvalidInput, match="no_grad"):
-        model(inputs_embeds=hidden)

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file swarm/wire/swarm.proto.
  */
 export const file_swarm_wire_swarm: GenFile = /*@__PURE__*/
-  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSK8AQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDRIPCgZwbGFjZXMYjAEgASgNIuoBCg5Db250cm9sUmVxdWVzdBIeCgRvcGVuGAEgASgLMg4uc3dhcm0udjEuT3BlbkgAEiIKBmF0dGFjaBgCIAEoCzIQLnN3YXJtLnYxLkF0dGFjaEgAEiQKB3ByZXBhcmUYAyABKAsyES5zd2FybS52MS5QcmVwYXJlSAASIgoGcmVzdW1lGAQgASgLMhAuc3dhcm0udjEuUmVzdW1lSAASIAoFcHJvYmUYBSABKAsyDy5zd2FybS52MS5Qcm9iZUgAEiAKBWNsb3NlGAYgASgLMg8uc3dhcm0udjEuQ2xvc2VIAEIGCgRraW5kIlAKBE9wZW4SDwoHc2Vzc2lvbhgBIAEoDBIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EhEKCXBvc2l0aW9ucxgDIAEoDSIZCgZBdHRhY2gSDwoHc2Vzc2lvbhgBIAEoDCLNAQoHUHJlcGFyZRINCgVlcG9jaBgBIAEoBBIlCglzZXF1ZW5jZXMYAiADKAsyEi5zd2FybS52MS5TZXF1ZW5jZRIQCgh1cHN0cmVhbRgDIAEoCRIoCgpkb3duc3RyZWFtGAQgASgLMhQuc3dhcm0udjEuRG93bnN0cmVhbRIPCgdyZWxheWVkGAUgASgIEhMKC2lucHV0X2NvZGVjGAYgASgJEhQKDG91dHB1dF9jb2RlYxgHIAEoCRIUCgxjaGVja19pbnB1dHMYeCABKAgiTQoIU2VxdWVuY2USCgoCaWQYASABKA0SDgoGbGVuZ3RoGAIgASgNEg4KBnBhcmVudBgDIAEoDRIVCg1wYXJlbnRfbGVuZ3RoGAQgASgNIi0KCkRvd25zdHJlYW0SDwoHc2Vzc2lvbhgBIAEoDBIOCgZyZWNvcmQYAiABKAwigQEKBlJlc3VtZRINCgVlcG9jaBgBIAEoBBIgCgRjdXRzGAIgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIwoHcmVwbGF5cxgDIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiEKBXdhbnRzGAQgAygLMhIuc3dhcm0udjEuUG9zaXRpb24iLgoIUG9zaXRpb24SEAoIc2VxdWVuY2UYASABKA0SEAoIcG9zaXRpb24YAiABKA0iTQoFUHJvYmUSDQoFbm9uY2UYASABKAQSDwoHcGFkZGluZxgCIAEoDBITCgtyZXBseV9ieXRlcxgDIAEoDRIPCgd0YWxsaWVzGAQgASgIIgcKBUNsb3NlIvcBCgxDb250cm9sUmVwbHkSIgoGb3BlbmVkGAEgASgLMhAuc3dhcm0udjEuT3BlbmVkSAASHgoEaGF2ZRgCIAEoCzIOLnN3YXJtLnYxLkhhdmVIABImCghwcm9ncmVzcxgDIAEoCzISLnN3YXJtLnYxLlByb2dyZXNzSAASJwoJbGlua19kb3duGAQgASgLMhIuc3dhcm0udjEuTGlua0Rvd25IABIkCgdsZWF2aW5nGAUgASgLMhEuc3dhcm0udjEuTGVhdmluZ0gAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCK2AQoGT3BlbmVkEg8KB3Nlc3Npb24YASABKAwSFAoMY2FuX3JvbGxiYWNrGAIgASgIEhUKDW1heF9wb3NpdGlvbnMYAyABKA0SFAoMZmluZ2VycHJpbnRzGAQgAygMEg4KBmNvZGVjcxgFIAMoCRIVCg1tYXhfc2VxdWVuY2VzGAYgASgNEhsKE21heF90b3RhbF9wb3NpdGlvbnMYByABKAQSFAoMcHJlZml4X2NodW5rGAggASgNIjMKBEhhdmUSDQoFZXBvY2gYASABKAQSHAoEaGVsZBgCIAMoCzIOLnN3YXJtLnYxLkhlbGQiOQoESGVsZBIQCghzZXF1ZW5jZRgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDwoHaGlzdG9yeRgDIAEoDSKYAQoIUHJvZ3Jlc3MSDQoFbm9uY2UYASABKAQSDQoFZXBvY2gYAiABKAQSDAoEYmVhdBgDIAEoBBIeCgVtb3ZlZBgEIAMoCzIPLnN3YXJtLnYxLk1vdmVkEg0KBXF1ZXVlGAUgASgNEg8KB3BhZGRpbmcYBiABKAwSIAoHdGFsbGllcxgHIAMoCzIPLnN3YXJtLnYxLlRhbGx5IpEBCgVUYWxseRIkCgVwaGFzZRgBIAEoDjIVLnN3YXJtLnYxLlRhbGx5LlBoYXNlEg0KBXN0ZXBzGAIgASgNEhEKCXBvc2l0aW9ucxgDIAEoDRINCgVxdWV1ZRgEIAEoARIPCgdjb21wdXRlGAUgASgBIiAKBVBoYXNlEgsKB1BSRUZJTEwQABIKCgZERUNPREUQASJQCgVNb3ZlZBIQCghzZXF1ZW5jZRgBIAEoDRIQCghyZWNlaXZlZBgCIAEoDRIQCghjb21wdXRlZBgDIAEoDRIRCglmb3J3YXJkZWQYBCABKA0iKQoITGlua0Rvd24SDQoFZXBvY2gYASABKAQSDgoGcmVhc29uGAIgASgJIhsKB0xlYXZpbmcSEAoIZGVhZGxpbmUYASABKAEinAMKB0ZhaWx1cmUSJAoEY29kZRgBIAEoDjIWLnN3YXJtLnYxLkZhaWx1cmUuQ29kZRIPCgdtZXNzYWdlGAIgASgJEhMKC3JldHJ5X2FmdGVyGAMgASgBEg0KBWVwb2NoGAQgASgEEg0KBWxpbWl0GAUgASgJEg8KB2FsbG93ZWQYBiABKAQSDQoFYXNrZWQYByABKAQSEAoIc2VxdWVuY2UYeCABKA0SEAoIcG9zaXRpb24YeSABKA0SDAoEdHdpbhh6IAEoDSLUAQoEQ29kZRILCgdVTktOT1dOEAASCAoEQlVTWRABEhUKEVNFU1NJT05fTk9UX0ZPVU5EEAISFQoRQ09OVFJBQ1RfTUlTTUFUQ0gQAxISCg5DT01QVVRFX0ZBSUxFRBAEEg0KCU1BTEZPUk1FRBAFEhAKDFVOQVVUSE9SSVpFRBAGEgcKA0dBUBAHEgwKCFRPT19MT05HEAgSCwoHSU5WQUxJRBAJEhIKDk1JU1NJTkdfQkxPQ0tTEAoSCQoFTElNSVQQCxIPCgtJTVBMQVVTSUJMRRB4InYKBERhdGESIAoFaGVsbG8YASABKAsyDy5zd2FybS52MS5IZWxsb0gAEh4KBHN0ZXAYAiABKAsyDi5zd2FybS52MS5TdGVwSAASJAoHZmFpbHVyZRgDIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kImwKBUhlbGxvEg8KB3Nlc3Npb24YASABKAwSDQoFZXBvY2gYAiABKAQSIgoEcm9sZRgDIAEoDjIULnN3YXJtLnYxLkhlbGxvLlJvbGUiHwoEUm9sZRIKCgZJTlBVVFMQABILCgdSRVNVTFRTEAEiXQoEU3RlcBInCgpvcGVyYXRpb25zGAEgAygLMhMuc3dhcm0udjEuT3BlcmF0aW9uEhwKBHJvd3MYAiADKAsyDi5zd2FybS52MS5Sb3dzEg4KBmhpZGRlbhgDIAEoDCKJAQoJT3BlcmF0aW9uEiYKBGtpbmQYASABKA4yGC5zd2FybS52MS5PcGVyYXRpb24uS2luZBIOCgZzb3VyY2UYAiABKA0SDgoGdGFyZ2V0GAMgASgNEg4KBmxlbmd0aBgEIAEoDSIkCgRLaW5kEggKBEZPUksQABIICgRNT1ZFEAESCAoERlJFRRACIkQKBFJvd3MSEAoIc2VxdWVuY2UYASABKA0SDQoFc3RhcnQYAiABKA0SDQoFY291bnQYAyABKA0SDAoEd2FudBgEIAEoDSJQCg1CbG9ja3NSZXF1ZXN0EiYKBWJsb2NrGAEgASgLMhUuc3dhcm0udjEuQmxvY2tXYW50ZWRIABIPCgVwaWVjZRgCIAEoDUgAQgYKBGtpbmQiUQoLQmxvY2tXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFYmxvY2sYAiABKA0SFAoMcXVhbnRpemF0aW9uGAMgASgJEg4KBmZvcm1hdBgEIAEoDSJ5CgtCbG9ja3NSZXBseRIrCghtYW5pZmVzdBgBIAEoCzIXLnN3YXJtLnYxLkJsb2NrTWFuaWZlc3RIABIPCgVwaWVjZRgCIAEoDEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJCCg1CbG9ja01hbmlmZXN0EhMKC2ZpbmdlcnByaW50GAEgASgMEgwKBHNpemUYAiABKAQSDgoGcGllY2VzGAMgASgMIosCCgVRdWVyeRIKCgJpZBgBIAEoDBINCgVtb2RlbBgCIAEoCRIOCgR0ZXh0GAMgASgJSAASEgoIbWVzc2FnZXMYBCABKAlIABIiCgZ0b2tlbnMYBSABKAsyEC5zd2FybS52MS5Ub2tlbnNIABINCgV0b29scxgGIAEoCRIkCghzYW1wbGluZxgHIAEoCzISLnN3YXJtLnYxLlNhbXBsaW5nEhEKCWdlbmVyYXRlZBgIIAMoDRISCgpzZW50X2J5dGVzGAkgASgNEg0KBXRyYWNlGAogASgIEioKC3Rvb2xfY2hvaWNlGKABIAEoCzIULnN3YXJtLnYxLlRvb2xDaG9pY2VCCAoGcHJvbXB0IisKClRvb2xDaG9pY2USDQoFbmFtZXMYASADKAkSDgoGc2luZ2xlGAIgASgIIhUKBlRva2VucxILCgNpZHMYASADKA0ijgQKCFNhbXBsaW5nEhcKCm1heF90b2tlbnMYASABKA1IAIgBARIYCgt0ZW1wZXJhdHVyZRgCIAEoAkgBiAEBEhIKBXRvcF9wGAMgASgCSAKIAQESEgoFdG9wX2sYBCABKA1IA4gBARISCgVtaW5fcBgFIAEoAkgEiAEBEh8KEnJlcGV0aXRpb25fcGVuYWx0eRgGIAEoAkgFiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYByABKAJIBogBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgIIAEoAkgHiAEBEgwKBHNlZWQYCSABKAQSDAoEc3RvcBgKIAMoCRIQCghsb2dwcm9icxgLIAEoCBIUCgx0b3BfbG9ncHJvYnMYDCABKA0SHAoEYmlhcxgNIAMoCzIOLnN3YXJtLnYxLkJpYXMSEgoKaWdub3JlX2VvcxgOIAEoCBITCgtzcGVjdWxhdGlvbhgPIAEoCRIpCgpjb25zdHJhaW50GKABIAEoCzIULnN3YXJtLnYxLkNvbnN0cmFpbnRCDQoLX21heF90b2tlbnNCDgoMX3RlbXBlcmF0dXJlQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5Ik8KCkNvbnN0cmFpbnQSFQoLanNvbl9zY2hlbWEYASABKAlIABIPCgVyZWdleBgCIAEoCUgAEhEKB2dyYW1tYXIYAyABKAlIAEIGCgRraW5kIiQKBEJpYXMSDQoFdG9rZW4YASABKA0SDQoFdmFsdWUYAiABKAIi+QEKClF1ZXJ5UmVwbHkSJgoIYWNjZXB0ZWQYASABKAsyEi5zd2FybS52MS5BY2NlcHRlZEgAEiAKBWRlbHRhGAIgASgLMg8uc3dhcm0udjEuRGVsdGFIABIlCgVyb3V0ZRgDIAEoCzIULnN3YXJtLnYxLlJvdXRlSW5Vc2VIABIkCgd3YWl0aW5nGAQgASgLMhEuc3dhcm0udjEuV2FpdGluZ0gAEiYKCGZpbmlzaGVkGAUgASgLMhIuc3dhcm0udjEuRmluaXNoZWRIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQiTAoIQWNjZXB0ZWQSDQoFbW9kZWwYASABKAkSDAoEbmFtZRgCIAEoCRIVCg1wcm9tcHRfdG9rZW5zGAMgASgNEgwKBHNlZWQYBCABKAQiXgoFRGVsdGESDgoGdG9rZW5zGAEgAygNEgwKBHRleHQYAiABKAkSIwoIbG9ncHJvYnMYAyADKAsyES5zd2FybS52MS5Mb2dwcm9iEhIKCnNlbnRfYnl0ZXMYBCABKA0iVwoHTG9ncHJvYhINCgV0b2tlbhgBIAEoDRIPCgdsb2dwcm9iGAIgASgCEgwKBHRleHQYAyABKAwSHgoDdG9wGAQgAygLMhEuc3dhcm0udjEuTG9ncHJvYiJQCgpSb3V0ZUluVXNlEiAKBGhvcHMYASADKAsyEi5zd2FybS52MS5Sb3V0ZUhvcBIQCghyZXJvdXRlcxgCIAEoDRIOCgZyZWFzb24YAyABKAkiRgoIUm91dGVIb3ASDwoHcGVlcl9pZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0iRAoHV2FpdGluZxINCgVmaXJzdBgBIAEoDRIMCgRsYXN0GAIgASgNEg0KBXNpbmNlGAMgASgBEg0KBXdvcmRzGAQgASgJIswBCghGaW5pc2hlZBIpCgZyZWFzb24YASABKA4yGS5zd2FybS52MS5GaW5pc2hlZC5SZWFzb24SFQoNcHJvbXB0X3Rva2VucxgCIAEoDRIZChFjb21wbGV0aW9uX3Rva2VucxgDIAEoDRIPCgdzZWNvbmRzGAQgASgBEiIKBXRyYWNlGAUgAygLMhMuc3dhcm0udjEuVHJhY2VTcGFuIi4KBlJlYXNvbhIICgRTVE9QEAASCgoGTEVOR1RIEAESDgoKVE9PTF9DQUxMUxACIlkKCVRyYWNlU3BhbhIMCgRuYW1lGAEgASgJEg8KB3BlZXJfaWQYAiABKAkSDQoFc3RhcnQYAyABKAESDwoHc2Vjb25kcxgEIAEoARINCgVjb3VudBgFIAEoDSIbCgpNYXBSZXF1ZXN0Eg0KBXdhdGNoGAEgASgIIoMBCghTd2FybU1hcBIMCgR0aW1lGAEgASgBEh8KBm1vZGVscxgCIAMoCzIPLnN3YXJtLnYxLk1vZGVsEiQKB3NlcnZlcnMYAyADKAsyEy5zd2FybS52MS5NYXBTZXJ2ZXISIgoFbm9kZXMYBCADKAsyEy5zd2FybS52MS5RdWVyeU5vZGUizgEKCU1hcFNlcnZlchIPCgdwZWVyX2lkGAEgASgJEiQKCGNvbnRyYWN0GAIgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDQoFc3RhdGUYAyABKAkSDAoEbmFtZRgEIAEoCRIRCglkZWNvZGVfbXMYBSABKAISFAoMcHJlZmlsbF9yYXRlGAYgASgCEg0KBXF1ZXVlGAcgASgNEhMKC2ZyZWVfdG9rZW5zGAggASgEEg8KB3ZlcnNpb24YCSABKAkSDwoHcmVsYXllZBgKIAEoCCLvAQoJUXVlcnlOb2RlEg8KB3BlZXJfaWQYASABKAkSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBIMCgRuYW1lGAMgASgJEhEKCWFkZHJlc3NlcxgEIAMoCRINCgVlZGdlcxgFIAMoCRIPCgdydW5uaW5nGAYgASgNEhAKCGNhcGFjaXR5GAcgASgNEg8KB3ZlcnNpb24YCCABKAkSEQoJY29udmVyc2VzGAkgASgIEg0KBWNvZGVjGAogASgJEhAKCGluc3RhbmNlGAsgASgNEhMKCmNvbnN0cmFpbnMYoAEgASgIIooCCgZSZWNvcmQSJAoIY29udHJhY3QYASABKAsyEi5zd2FybS52MS5Db250cmFjdBINCgVzdGF0ZRgCIAEoCRIRCglhZGRyZXNzZXMYAyADKAkSEwoLZnJlZV90b2tlbnMYBCABKAQSEQoJZGVjb2RlX21zGAUgASgCEhQKDHByZWZpbGxfcmF0ZRgGIAEoAhINCgVxdWV1ZRgHIAEoDRIPCgdyZWxheWVkGAggASgIEg4KBmNvZGVjcxgJIAMoCRIPCgd2ZXJzaW9uGAogASgJEgwKBG5hbWUYCyABKAkSGQoRcHJlZmlsbF9wb3NpdGlvbnMYDCABKA0SEAoIaW5zdGFuY2UYDSABKA0iYwoMU2lnbmVkUmVjb3JkEhIKCnB1YmxpY19rZXkYASABKAwSDgoGcmVjb3JkGAIgASgMEg8KB2V4cGlyZXMYAyABKAESCwoDa2V5GAQgASgJEhEKCXNpZ25hdHVyZRgFIAEoDCJfCgVNb2RlbBILCgNrZXkYASABKAkSDAoEbmFtZRgCIAEoCRIOCgZibG9ja3MYAyABKA0SEwoLaGlkZGVuX3NpemUYBCABKA0SFgoOY29udGV4dF9sZW5ndGgYBSABKA1iBnByb3RvMw");
+  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSK8AQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDRIPCgZwbGFjZXMYjAEgASgNIuoBCg5Db250cm9sUmVxdWVzdBIeCgRvcGVuGAEgASgLMg4uc3dhcm0udjEuT3BlbkgAEiIKBmF0dGFjaBgCIAEoCzIQLnN3YXJtLnYxLkF0dGFjaEgAEiQKB3ByZXBhcmUYAyABKAsyES5zd2FybS52MS5QcmVwYXJlSAASIgoGcmVzdW1lGAQgASgLMhAuc3dhcm0udjEuUmVzdW1lSAASIAoFcHJvYmUYBSABKAsyDy5zd2FybS52MS5Qcm9iZUgAEiAKBWNsb3NlGAYgASgLMg8uc3dhcm0udjEuQ2xvc2VIAEIGCgRraW5kIlAKBE9wZW4SDwoHc2Vzc2lvbhgBIAEoDBIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EhEKCXBvc2l0aW9ucxgDIAEoDSIZCgZBdHRhY2gSDwoHc2Vzc2lvbhgBIAEoDCLNAQoHUHJlcGFyZRINCgVlcG9jaBgBIAEoBBIlCglzZXF1ZW5jZXMYAiADKAsyEi5zd2FybS52MS5TZXF1ZW5jZRIQCgh1cHN0cmVhbRgDIAEoCRIoCgpkb3duc3RyZWFtGAQgASgLMhQuc3dhcm0udjEuRG93bnN0cmVhbRIPCgdyZWxheWVkGAUgASgIEhMKC2lucHV0X2NvZGVjGAYgASgJEhQKDG91dHB1dF9jb2RlYxgHIAEoCRIUCgxjaGVja19pbnB1dHMYeCABKAgiTQoIU2VxdWVuY2USCgoCaWQYASABKA0SDgoGbGVuZ3RoGAIgASgNEg4KBnBhcmVudBgDIAEoDRIVCg1wYXJlbnRfbGVuZ3RoGAQgASgNIi0KCkRvd25zdHJlYW0SDwoHc2Vzc2lvbhgBIAEoDBIOCgZyZWNvcmQYAiABKAwigQEKBlJlc3VtZRINCgVlcG9jaBgBIAEoBBIgCgRjdXRzGAIgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIwoHcmVwbGF5cxgDIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiEKBXdhbnRzGAQgAygLMhIuc3dhcm0udjEuUG9zaXRpb24iLgoIUG9zaXRpb24SEAoIc2VxdWVuY2UYASABKA0SEAoIcG9zaXRpb24YAiABKA0iTQoFUHJvYmUSDQoFbm9uY2UYASABKAQSDwoHcGFkZGluZxgCIAEoDBITCgtyZXBseV9ieXRlcxgDIAEoDRIPCgd0YWxsaWVzGAQgASgIIgcKBUNsb3NlIvcBCgxDb250cm9sUmVwbHkSIgoGb3BlbmVkGAEgASgLMhAuc3dhcm0udjEuT3BlbmVkSAASHgoEaGF2ZRgCIAEoCzIOLnN3YXJtLnYxLkhhdmVIABImCghwcm9ncmVzcxgDIAEoCzISLnN3YXJtLnYxLlByb2dyZXNzSAASJwoJbGlua19kb3duGAQgASgLMhIuc3dhcm0udjEuTGlua0Rvd25IABIkCgdsZWF2aW5nGAUgASgLMhEuc3dhcm0udjEuTGVhdmluZ0gAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCK2AQoGT3BlbmVkEg8KB3Nlc3Npb24YASABKAwSFAoMY2FuX3JvbGxiYWNrGAIgASgIEhUKDW1heF9wb3NpdGlvbnMYAyABKA0SFAoMZmluZ2VycHJpbnRzGAQgAygMEg4KBmNvZGVjcxgFIAMoCRIVCg1tYXhfc2VxdWVuY2VzGAYgASgNEhsKE21heF90b3RhbF9wb3NpdGlvbnMYByABKAQSFAoMcHJlZml4X2NodW5rGAggASgNIjMKBEhhdmUSDQoFZXBvY2gYASABKAQSHAoEaGVsZBgCIAMoCzIOLnN3YXJtLnYxLkhlbGQiOQoESGVsZBIQCghzZXF1ZW5jZRgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDwoHaGlzdG9yeRgDIAEoDSKYAQoIUHJvZ3Jlc3MSDQoFbm9uY2UYASABKAQSDQoFZXBvY2gYAiABKAQSDAoEYmVhdBgDIAEoBBIeCgVtb3ZlZBgEIAMoCzIPLnN3YXJtLnYxLk1vdmVkEg0KBXF1ZXVlGAUgASgNEg8KB3BhZGRpbmcYBiABKAwSIAoHdGFsbGllcxgHIAMoCzIPLnN3YXJtLnYxLlRhbGx5IpEBCgVUYWxseRIkCgVwaGFzZRgBIAEoDjIVLnN3YXJtLnYxLlRhbGx5LlBoYXNlEg0KBXN0ZXBzGAIgASgNEhEKCXBvc2l0aW9ucxgDIAEoDRINCgVxdWV1ZRgEIAEoARIPCgdjb21wdXRlGAUgASgBIiAKBVBoYXNlEgsKB1BSRUZJTEwQABIKCgZERUNPREUQASJQCgVNb3ZlZBIQCghzZXF1ZW5jZRgBIAEoDRIQCghyZWNlaXZlZBgCIAEoDRIQCghjb21wdXRlZBgDIAEoDRIRCglmb3J3YXJkZWQYBCABKA0iKQoITGlua0Rvd24SDQoFZXBvY2gYASABKAQSDgoGcmVhc29uGAIgASgJIhsKB0xlYXZpbmcSEAoIZGVhZGxpbmUYASABKAEinAMKB0ZhaWx1cmUSJAoEY29kZRgBIAEoDjIWLnN3YXJtLnYxLkZhaWx1cmUuQ29kZRIPCgdtZXNzYWdlGAIgASgJEhMKC3JldHJ5X2FmdGVyGAMgASgBEg0KBWVwb2NoGAQgASgEEg0KBWxpbWl0GAUgASgJEg8KB2FsbG93ZWQYBiABKAQSDQoFYXNrZWQYByABKAQSEAoIc2VxdWVuY2UYeCABKA0SEAoIcG9zaXRpb24YeSABKA0SDAoEdHdpbhh6IAEoDSLUAQoEQ29kZRILCgdVTktOT1dOEAASCAoEQlVTWRABEhUKEVNFU1NJT05fTk9UX0ZPVU5EEAISFQoRQ09OVFJBQ1RfTUlTTUFUQ0gQAxISCg5DT01QVVRFX0ZBSUxFRBAEEg0KCU1BTEZPUk1FRBAFEhAKDFVOQVVUSE9SSVpFRBAGEgcKA0dBUBAHEgwKCFRPT19MT05HEAgSCwoHSU5WQUxJRBAJEhIKDk1JU1NJTkdfQkxPQ0tTEAoSCQoFTElNSVQQCxIPCgtJTVBMQVVTSUJMRRB4InYKBERhdGESIAoFaGVsbG8YASABKAsyDy5zd2FybS52MS5IZWxsb0gAEh4KBHN0ZXAYAiABKAsyDi5zd2FybS52MS5TdGVwSAASJAoHZmFpbHVyZRgDIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kImwKBUhlbGxvEg8KB3Nlc3Npb24YASABKAwSDQoFZXBvY2gYAiABKAQSIgoEcm9sZRgDIAEoDjIULnN3YXJtLnYxLkhlbGxvLlJvbGUiHwoEUm9sZRIKCgZJTlBVVFMQABILCgdSRVNVTFRTEAEiXQoEU3RlcBInCgpvcGVyYXRpb25zGAEgAygLMhMuc3dhcm0udjEuT3BlcmF0aW9uEhwKBHJvd3MYAiADKAsyDi5zd2FybS52MS5Sb3dzEg4KBmhpZGRlbhgDIAEoDCKJAQoJT3BlcmF0aW9uEiYKBGtpbmQYASABKA4yGC5zd2FybS52MS5PcGVyYXRpb24uS2luZBIOCgZzb3VyY2UYAiABKA0SDgoGdGFyZ2V0GAMgASgNEg4KBmxlbmd0aBgEIAEoDSIkCgRLaW5kEggKBEZPUksQABIICgRNT1ZFEAESCAoERlJFRRACIkQKBFJvd3MSEAoIc2VxdWVuY2UYASABKA0SDQoFc3RhcnQYAiABKA0SDQoFY291bnQYAyABKA0SDAoEd2FudBgEIAEoDSJQCg1CbG9ja3NSZXF1ZXN0EiYKBWJsb2NrGAEgASgLMhUuc3dhcm0udjEuQmxvY2tXYW50ZWRIABIPCgVwaWVjZRgCIAEoDUgAQgYKBGtpbmQiUQoLQmxvY2tXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFYmxvY2sYAiABKA0SFAoMcXVhbnRpemF0aW9uGAMgASgJEg4KBmZvcm1hdBgEIAEoDSJ5CgtCbG9ja3NSZXBseRIrCghtYW5pZmVzdBgBIAEoCzIXLnN3YXJtLnYxLkJsb2NrTWFuaWZlc3RIABIPCgVwaWVjZRgCIAEoDEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJCCg1CbG9ja01hbmlmZXN0EhMKC2ZpbmdlcnByaW50GAEgASgMEgwKBHNpemUYAiABKAQSDgoGcGllY2VzGAMgASgMIpkBCg9UcmFpbmluZ1JlcXVlc3QSJgoIY29udHJhY3QYZSABKAsyEi5zd2FybS52MS5Db250cmFjdEgAEiAKBndhbnRlZBhmIAEoCzIOLnN3YXJtLnYxLlBhc3NIABIOCgRkYXRhGGcgASgMSAASJAoHYWRhcHRlchhoIAEoCzIRLnN3YXJtLnYxLkFkYXB0ZXJIAEIGCgRraW5kImgKBFBhc3MSCgoCaWQYASABKAwSDgoGY291bnRzGAIgAygNEg4KBmlucHV0cxgDIAEoCBIRCglncmFkaWVudHMYBCABKAgSEAoIdW53YW50ZWQYBSABKAgSDwoHYWRhcHRlchgGIAEoDCInCgdBZGFwdGVyEg4KBmRpZ2VzdBgBIAEoDBIMCgRzaXplGAIgASgEItMBCg1UcmFpbmluZ1JlcGx5EhAKBm9wZW5lZBhlIAEoCEgAEiYKCGNvbXB1dGVkGGYgASgLMhIuc3dhcm0udjEuQ29tcHV0ZWRIABIOCgRkYXRhGGcgASgMSAASJAoHd29ya2luZxhoIAEoCzIRLnN3YXJtLnYxLldvcmtpbmdIABIkCgdtaXNzaW5nGGkgASgLMhEuc3dhcm0udjEuTWlzc2luZ0gAEiQKB2ZhaWx1cmUYaiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCIpCghDb21wdXRlZBIMCgRyb3dzGAEgASgEEg8KB2FkYXB0ZXIYAiABKAQiFwoHV29ya2luZxIMCgRiZWF0GAEgASgEIioKB01pc3NpbmcSDgoGaW5wdXRzGAEgASgIEg8KB2FkYXB0ZXIYAiABKAgiiwIKBVF1ZXJ5EgoKAmlkGAEgASgMEg0KBW1vZGVsGAIgASgJEg4KBHRleHQYAyABKAlIABISCghtZXNzYWdlcxgEIAEoCUgAEiIKBnRva2VucxgFIAEoCzIQLnN3YXJtLnYxLlRva2Vuc0gAEg0KBXRvb2xzGAYgASgJEiQKCHNhbXBsaW5nGAcgASgLMhIuc3dhcm0udjEuU2FtcGxpbmcSEQoJZ2VuZXJhdGVkGAggAygNEhIKCnNlbnRfYnl0ZXMYCSABKA0SDQoFdHJhY2UYCiABKAgSKgoLdG9vbF9jaG9pY2UYoAEgASgLMhQuc3dhcm0udjEuVG9vbENob2ljZUIICgZwcm9tcHQiKwoKVG9vbENob2ljZRINCgVuYW1lcxgBIAMoCRIOCgZzaW5nbGUYAiABKAgiFQoGVG9rZW5zEgsKA2lkcxgBIAMoDSKOBAoIU2FtcGxpbmcSFwoKbWF4X3Rva2VucxgBIAEoDUgAiAEBEhgKC3RlbXBlcmF0dXJlGAIgASgCSAGIAQESEgoFdG9wX3AYAyABKAJIAogBARISCgV0b3BfaxgEIAEoDUgDiAEBEhIKBW1pbl9wGAUgASgCSASIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAYgASgCSAWIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgHIAEoAkgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgCSAeIAQESDAoEc2VlZBgJIAEoBBIMCgRzdG9wGAogAygJEhAKCGxvZ3Byb2JzGAsgASgIEhQKDHRvcF9sb2dwcm9icxgMIAEoDRIcCgRiaWFzGA0gAygLMg4uc3dhcm0udjEuQmlhcxISCgppZ25vcmVfZW9zGA4gASgIEhMKC3NwZWN1bGF0aW9uGA8gASgJEikKCmNvbnN0cmFpbnQYoAEgASgLMhQuc3dhcm0udjEuQ29uc3RyYWludEINCgtfbWF4X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHkiTwoKQ29uc3RyYWludBIVCgtqc29uX3NjaGVtYRgBIAEoCUgAEg8KBXJlZ2V4GAIgASgJSAASEQoHZ3JhbW1hchgDIAEoCUgAQgYKBGtpbmQiJAoEQmlhcxINCgV0b2tlbhgBIAEoDRINCgV2YWx1ZRgCIAEoAiL5AQoKUXVlcnlSZXBseRImCghhY2NlcHRlZBgBIAEoCzISLnN3YXJtLnYxLkFjY2VwdGVkSAASIAoFZGVsdGEYAiABKAsyDy5zd2FybS52MS5EZWx0YUgAEiUKBXJvdXRlGAMgASgLMhQuc3dhcm0udjEuUm91dGVJblVzZUgAEiQKB3dhaXRpbmcYBCABKAsyES5zd2FybS52MS5XYWl0aW5nSAASJgoIZmluaXNoZWQYBSABKAsyEi5zd2FybS52MS5GaW5pc2hlZEgAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJMCghBY2NlcHRlZBINCgVtb2RlbBgBIAEoCRIMCgRuYW1lGAIgASgJEhUKDXByb21wdF90b2tlbnMYAyABKA0SDAoEc2VlZBgEIAEoBCJeCgVEZWx0YRIOCgZ0b2tlbnMYASADKA0SDAoEdGV4dBgCIAEoCRIjCghsb2dwcm9icxgDIAMoCzIRLnN3YXJtLnYxLkxvZ3Byb2ISEgoKc2VudF9ieXRlcxgEIAEoDSJXCgdMb2dwcm9iEg0KBXRva2VuGAEgASgNEg8KB2xvZ3Byb2IYAiABKAISDAoEdGV4dBgDIAEoDBIeCgN0b3AYBCADKAsyES5zd2FybS52MS5Mb2dwcm9iIlAKClJvdXRlSW5Vc2USIAoEaG9wcxgBIAMoCzISLnN3YXJtLnYxLlJvdXRlSG9wEhAKCHJlcm91dGVzGAIgASgNEg4KBnJlYXNvbhgDIAEoCSJGCghSb3V0ZUhvcBIPCgdwZWVyX2lkGAEgASgJEgwKBG5hbWUYAiABKAkSDQoFZmlyc3QYAyABKA0SDAoEbGFzdBgEIAEoDSJECgdXYWl0aW5nEg0KBWZpcnN0GAEgASgNEgwKBGxhc3QYAiABKA0SDQoFc2luY2UYAyABKAESDQoFd29yZHMYBCABKAkizAEKCEZpbmlzaGVkEikKBnJlYXNvbhgBIAEoDjIZLnN3YXJtLnYxLkZpbmlzaGVkLlJlYXNvbhIVCg1wcm9tcHRfdG9rZW5zGAIgASgNEhkKEWNvbXBsZXRpb25fdG9rZW5zGAMgASgNEg8KB3NlY29uZHMYBCABKAESIgoFdHJhY2UYBSADKAsyEy5zd2FybS52MS5UcmFjZVNwYW4iLgoGUmVhc29uEggKBFNUT1AQABIKCgZMRU5HVEgQARIOCgpUT09MX0NBTExTEAIiWQoJVHJhY2VTcGFuEgwKBG5hbWUYASABKAkSDwoHcGVlcl9pZBgCIAEoCRINCgVzdGFydBgDIAEoARIPCgdzZWNvbmRzGAQgASgBEg0KBWNvdW50GAUgASgNIhsKCk1hcFJlcXVlc3QSDQoFd2F0Y2gYASABKAgigwEKCFN3YXJtTWFwEgwKBHRpbWUYASABKAESHwoGbW9kZWxzGAIgAygLMg8uc3dhcm0udjEuTW9kZWwSJAoHc2VydmVycxgDIAMoCzITLnN3YXJtLnYxLk1hcFNlcnZlchIiCgVub2RlcxgEIAMoCzITLnN3YXJtLnYxLlF1ZXJ5Tm9kZSLOAQoJTWFwU2VydmVyEg8KB3BlZXJfaWQYASABKAkSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBINCgVzdGF0ZRgDIAEoCRIMCgRuYW1lGAQgASgJEhEKCWRlY29kZV9tcxgFIAEoAhIUCgxwcmVmaWxsX3JhdGUYBiABKAISDQoFcXVldWUYByABKA0SEwoLZnJlZV90b2tlbnMYCCABKAQSDwoHdmVyc2lvbhgJIAEoCRIPCgdyZWxheWVkGAogASgIIu8BCglRdWVyeU5vZGUSDwoHcGVlcl9pZBgBIAEoCRIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EgwKBG5hbWUYAyABKAkSEQoJYWRkcmVzc2VzGAQgAygJEg0KBWVkZ2VzGAUgAygJEg8KB3J1bm5pbmcYBiABKA0SEAoIY2FwYWNpdHkYByABKA0SDwoHdmVyc2lvbhgIIAEoCRIRCgljb252ZXJzZXMYCSABKAgSDQoFY29kZWMYCiABKAkSEAoIaW5zdGFuY2UYCyABKA0SEwoKY29uc3RyYWlucxigASABKAginAIKBlJlY29yZBIkCghjb250cmFjdBgBIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0Eg0KBXN0YXRlGAIgASgJEhEKCWFkZHJlc3NlcxgDIAMoCRITCgtmcmVlX3Rva2VucxgEIAEoBBIRCglkZWNvZGVfbXMYBSABKAISFAoMcHJlZmlsbF9yYXRlGAYgASgCEg0KBXF1ZXVlGAcgASgNEg8KB3JlbGF5ZWQYCCABKAgSDgoGY29kZWNzGAkgAygJEg8KB3ZlcnNpb24YCiABKAkSDAoEbmFtZRgLIAEoCRIZChFwcmVmaWxsX3Bvc2l0aW9ucxgMIAEoDRIQCghpbnN0YW5jZRgNIAEoDRIQCgh0cmFpbmluZxhkIAEoCCJjCgxTaWduZWRSZWNvcmQSEgoKcHVibGljX2tleRgBIAEoDBIOCgZyZWNvcmQYAiABKAwSDwoHZXhwaXJlcxgDIAEoARILCgNrZXkYBCABKAkSEQoJc2lnbmF0dXJlGAUgASgMIl8KBU1vZGVsEgsKA2tleRgBIAEoCRIMCgRuYW1lGAIgASgJEg4KBmJsb2NrcxgDIAEoDRITCgtoaWRkZW5fc2l6ZRgEIAEoDRIWCg5jb250ZXh0X2xlbmd0aBgFIAEoDWIGcHJvdG8z");
 
 /**
  * What is computed. One message wherever it is said: in a record, by who opens a session, by a query node, on a map.
@@ -1329,6 +1329,258 @@ export const BlockManifestSchema: GenMessage<BlockManifest> = /*@__PURE__*/
   messageDesc(file_swarm_wire_swarm, 29);
 
 /**
+ * First a contract, answered by `opened`. Then what is asked, one after the other: each is followed by the bytes that it
+ * announces, in frames of `data`, and answered before the next is read.
+ *
+ * @generated from message swarm.v1.TrainingRequest
+ */
+export type TrainingRequest = Message<"swarm.v1.TrainingRequest"> & {
+  /**
+   * @generated from oneof swarm.v1.TrainingRequest.kind
+   */
+  kind: {
+    /**
+     * @generated from field: swarm.v1.Contract contract = 101;
+     */
+    value: Contract;
+    case: "contract";
+  } | {
+    /**
+     * @generated from field: swarm.v1.Pass wanted = 102;
+     */
+    value: Pass;
+    case: "wanted";
+  } | {
+    /**
+     * @generated from field: bytes data = 103;
+     */
+    value: Uint8Array;
+    case: "data";
+  } | {
+    /**
+     * @generated from field: swarm.v1.Adapter adapter = 104;
+     */
+    value: Adapter;
+    case: "adapter";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message swarm.v1.TrainingRequest.
+ * Use `create(TrainingRequestSchema)` to create a new message.
+ */
+export const TrainingRequestSchema: GenMessage<TrainingRequest> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 30);
+
+/**
+ * Compute sequences from their beginning, without KV cache; or the gradients of their inputs, from those of the outputs.
+ *
+ * @generated from message swarm.v1.Pass
+ */
+export type Pass = Message<"swarm.v1.Pass"> & {
+  /**
+   * 16 random bytes: under it the server keeps the inputs until their gradients are asked for
+   *
+   * @generated from field: bytes id = 1;
+   */
+  id: Uint8Array;
+
+  /**
+   * positions of each sequence
+   *
+   * @generated from field: repeated uint32 counts = 2;
+   */
+  counts: number[];
+
+  /**
+   * hidden states of all positions follow
+   *
+   * @generated from field: bool inputs = 3;
+   */
+  inputs: boolean;
+
+  /**
+   * then gradients of what the blocks make of them: those of the inputs are asked for
+   *
+   * @generated from field: bool gradients = 4;
+   */
+  gradients: boolean;
+
+  /**
+   * of the gradients only those of the adapter are asked for
+   *
+   * @generated from field: bool unwanted = 5;
+   */
+  unwanted: boolean;
+
+  /**
+   * sha256 of the adapter that is applied; empty: none
+   *
+   * @generated from field: bytes adapter = 6;
+   */
+  adapter: Uint8Array;
+};
+
+/**
+ * Describes the message swarm.v1.Pass.
+ * Use `create(PassSchema)` to create a new message.
+ */
+export const PassSchema: GenMessage<Pass> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 31);
+
+/**
+ * Matrices to add to linear layers of the blocks, as a safetensors file.
+ *
+ * @generated from message swarm.v1.Adapter
+ */
+export type Adapter = Message<"swarm.v1.Adapter"> & {
+  /**
+   * its sha256
+   *
+   * @generated from field: bytes digest = 1;
+   */
+  digest: Uint8Array;
+
+  /**
+   * @generated from field: uint64 size = 2;
+   */
+  size: bigint;
+};
+
+/**
+ * Describes the message swarm.v1.Adapter.
+ * Use `create(AdapterSchema)` to create a new message.
+ */
+export const AdapterSchema: GenMessage<Adapter> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 32);
+
+/**
+ * @generated from message swarm.v1.TrainingReply
+ */
+export type TrainingReply = Message<"swarm.v1.TrainingReply"> & {
+  /**
+   * @generated from oneof swarm.v1.TrainingReply.kind
+   */
+  kind: {
+    /**
+     * @generated from field: bool opened = 101;
+     */
+    value: boolean;
+    case: "opened";
+  } | {
+    /**
+     * the bytes that it announces follow
+     *
+     * @generated from field: swarm.v1.Computed computed = 102;
+     */
+    value: Computed;
+    case: "computed";
+  } | {
+    /**
+     * @generated from field: bytes data = 103;
+     */
+    value: Uint8Array;
+    case: "data";
+  } | {
+    /**
+     * a sign of life, every second
+     *
+     * @generated from field: swarm.v1.Working working = 104;
+     */
+    value: Working;
+    case: "working";
+  } | {
+    /**
+     * not computed: ask again, with that
+     *
+     * @generated from field: swarm.v1.Missing missing = 105;
+     */
+    value: Missing;
+    case: "missing";
+  } | {
+    /**
+     * the last word
+     *
+     * @generated from field: swarm.v1.Failure failure = 106;
+     */
+    value: Failure;
+    case: "failure";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message swarm.v1.TrainingReply.
+ * Use `create(TrainingReplySchema)` to create a new message.
+ */
+export const TrainingReplySchema: GenMessage<TrainingReply> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 33);
+
+/**
+ * @generated from message swarm.v1.Computed
+ */
+export type Computed = Message<"swarm.v1.Computed"> & {
+  /**
+   * bytes of outputs, or of the inputs' gradients ...
+   *
+   * @generated from field: uint64 rows = 1;
+   */
+  rows: bigint;
+
+  /**
+   * ... and of the adapter's, as a safetensors file, behind them
+   *
+   * @generated from field: uint64 adapter = 2;
+   */
+  adapter: bigint;
+};
+
+/**
+ * Describes the message swarm.v1.Computed.
+ * Use `create(ComputedSchema)` to create a new message.
+ */
+export const ComputedSchema: GenMessage<Computed> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 34);
+
+/**
+ * @generated from message swarm.v1.Working
+ */
+export type Working = Message<"swarm.v1.Working"> & {
+  /**
+   * @generated from field: uint64 beat = 1;
+   */
+  beat: bigint;
+};
+
+/**
+ * Describes the message swarm.v1.Working.
+ * Use `create(WorkingSchema)` to create a new message.
+ */
+export const WorkingSchema: GenMessage<Working> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 35);
+
+/**
+ * @generated from message swarm.v1.Missing
+ */
+export type Missing = Message<"swarm.v1.Missing"> & {
+  /**
+   * @generated from field: bool inputs = 1;
+   */
+  inputs: boolean;
+
+  /**
+   * @generated from field: bool adapter = 2;
+   */
+  adapter: boolean;
+};
+
+/**
+ * Describes the message swarm.v1.Missing.
+ * Use `create(MissingSchema)` to create a new message.
+ */
+export const MissingSchema: GenMessage<Missing> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 36);
+
+/**
  * The only frame is a Query. The asker keeps its side of the stream open as long as it wants the answer.
  *
  * @generated from message swarm.v1.Query
@@ -1419,7 +1671,7 @@ export type Query = Message<"swarm.v1.Query"> & {
  * Use `create(QuerySchema)` to create a new message.
  */
 export const QuerySchema: GenMessage<Query> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 30);
+  messageDesc(file_swarm_wire_swarm, 37);
 
 /**
  * That tools are called. Query nodes that do so announce `constrains`.
@@ -1447,7 +1699,7 @@ export type ToolChoice = Message<"swarm.v1.ToolChoice"> & {
  * Use `create(ToolChoiceSchema)` to create a new message.
  */
 export const ToolChoiceSchema: GenMessage<ToolChoice> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 31);
+  messageDesc(file_swarm_wire_swarm, 38);
 
 /**
  * @generated from message swarm.v1.Tokens
@@ -1464,7 +1716,7 @@ export type Tokens = Message<"swarm.v1.Tokens"> & {
  * Use `create(TokensSchema)` to create a new message.
  */
 export const TokensSchema: GenMessage<Tokens> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 32);
+  messageDesc(file_swarm_wire_swarm, 39);
 
 /**
  * What is absent is as the model's authors recommend; what they do not say is greedy.
@@ -1572,7 +1824,7 @@ export type Sampling = Message<"swarm.v1.Sampling"> & {
  * Use `create(SamplingSchema)` to create a new message.
  */
 export const SamplingSchema: GenMessage<Sampling> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 33);
+  messageDesc(file_swarm_wire_swarm, 40);
 
 /**
  * @generated from message swarm.v1.Constraint
@@ -1613,7 +1865,7 @@ export type Constraint = Message<"swarm.v1.Constraint"> & {
  * Use `create(ConstraintSchema)` to create a new message.
  */
 export const ConstraintSchema: GenMessage<Constraint> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 34);
+  messageDesc(file_swarm_wire_swarm, 41);
 
 /**
  * @generated from message swarm.v1.Bias
@@ -1635,7 +1887,7 @@ export type Bias = Message<"swarm.v1.Bias"> & {
  * Use `create(BiasSchema)` to create a new message.
  */
 export const BiasSchema: GenMessage<Bias> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 35);
+  messageDesc(file_swarm_wire_swarm, 42);
 
 /**
  * @generated from message swarm.v1.QueryReply
@@ -1696,7 +1948,7 @@ export type QueryReply = Message<"swarm.v1.QueryReply"> & {
  * Use `create(QueryReplySchema)` to create a new message.
  */
 export const QueryReplySchema: GenMessage<QueryReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 36);
+  messageDesc(file_swarm_wire_swarm, 43);
 
 /**
  * @generated from message swarm.v1.Accepted
@@ -1730,7 +1982,7 @@ export type Accepted = Message<"swarm.v1.Accepted"> & {
  * Use `create(AcceptedSchema)` to create a new message.
  */
 export const AcceptedSchema: GenMessage<Accepted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 37);
+  messageDesc(file_swarm_wire_swarm, 44);
 
 /**
  * Some tokens more. Their text may come later: a character can have several tokens, a stop text is held back. Without
@@ -1769,7 +2021,7 @@ export type Delta = Message<"swarm.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 38);
+  messageDesc(file_swarm_wire_swarm, 45);
 
 /**
  * @generated from message swarm.v1.Logprob
@@ -1803,7 +2055,7 @@ export type Logprob = Message<"swarm.v1.Logprob"> & {
  * Use `create(LogprobSchema)` to create a new message.
  */
 export const LogprobSchema: GenMessage<Logprob> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 39);
+  messageDesc(file_swarm_wire_swarm, 46);
 
 /**
  * @generated from message swarm.v1.RouteInUse
@@ -1834,7 +2086,7 @@ export type RouteInUse = Message<"swarm.v1.RouteInUse"> & {
  * Use `create(RouteInUseSchema)` to create a new message.
  */
 export const RouteInUseSchema: GenMessage<RouteInUse> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 40);
+  messageDesc(file_swarm_wire_swarm, 47);
 
 /**
  * @generated from message swarm.v1.RouteHop
@@ -1866,7 +2118,7 @@ export type RouteHop = Message<"swarm.v1.RouteHop"> & {
  * Use `create(RouteHopSchema)` to create a new message.
  */
 export const RouteHopSchema: GenMessage<RouteHop> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 41);
+  messageDesc(file_swarm_wire_swarm, 48);
 
 /**
  * @generated from message swarm.v1.Waiting
@@ -1902,7 +2154,7 @@ export type Waiting = Message<"swarm.v1.Waiting"> & {
  * Use `create(WaitingSchema)` to create a new message.
  */
 export const WaitingSchema: GenMessage<Waiting> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 42);
+  messageDesc(file_swarm_wire_swarm, 49);
 
 /**
  * @generated from message swarm.v1.Finished
@@ -1941,7 +2193,7 @@ export type Finished = Message<"swarm.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 43);
+  messageDesc(file_swarm_wire_swarm, 50);
 
 /**
  * @generated from enum swarm.v1.Finished.Reason
@@ -1969,7 +2221,7 @@ export enum Finished_Reason {
  * Describes the enum swarm.v1.Finished.Reason.
  */
 export const Finished_ReasonSchema: GenEnum<Finished_Reason> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 43, 0);
+  enumDesc(file_swarm_wire_swarm, 50, 0);
 
 /**
  * Where time went, in the terms of OpenTelemetry's spans: seconds since the query was taken.
@@ -2014,7 +2266,7 @@ export type TraceSpan = Message<"swarm.v1.TraceSpan"> & {
  * Use `create(TraceSpanSchema)` to create a new message.
  */
 export const TraceSpanSchema: GenMessage<TraceSpan> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 44);
+  messageDesc(file_swarm_wire_swarm, 51);
 
 /**
  * The swarm as a peer sees it, for those who take no part in the directory. The asker sends one MapRequest; the peer
@@ -2034,7 +2286,7 @@ export type MapRequest = Message<"swarm.v1.MapRequest"> & {
  * Use `create(MapRequestSchema)` to create a new message.
  */
 export const MapRequestSchema: GenMessage<MapRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 45);
+  messageDesc(file_swarm_wire_swarm, 52);
 
 /**
  * @generated from message swarm.v1.SwarmMap
@@ -2068,7 +2320,7 @@ export type SwarmMap = Message<"swarm.v1.SwarmMap"> & {
  * Use `create(SwarmMapSchema)` to create a new message.
  */
 export const SwarmMapSchema: GenMessage<SwarmMap> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 46);
+  messageDesc(file_swarm_wire_swarm, 53);
 
 /**
  * @generated from message swarm.v1.MapServer
@@ -2134,7 +2386,7 @@ export type MapServer = Message<"swarm.v1.MapServer"> & {
  * Use `create(MapServerSchema)` to create a new message.
  */
 export const MapServerSchema: GenMessage<MapServer> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 47);
+  messageDesc(file_swarm_wire_swarm, 54);
 
 /**
  * A query node's announcement, under `queries/<model key>`; in a map with its `peer_id`.
@@ -2226,7 +2478,7 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
  * Use `create(QueryNodeSchema)` to create a new message.
  */
 export const QueryNodeSchema: GenMessage<QueryNode> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 48);
+  messageDesc(file_swarm_wire_swarm, 55);
 
 /**
  * What a server announces. The key and the subkey it is stored under are part of what is signed.
@@ -2306,6 +2558,13 @@ export type Record = Message<"swarm.v1.Record"> & {
    * @generated from field: uint32 instance = 13;
    */
   instance: number;
+
+  /**
+   * /swarm/training is served, in these numbers
+   *
+   * @generated from field: bool training = 100;
+   */
+  training: boolean;
 };
 
 /**
@@ -2313,7 +2572,7 @@ export type Record = Message<"swarm.v1.Record"> & {
  * Use `create(RecordSchema)` to create a new message.
  */
 export const RecordSchema: GenMessage<Record> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 49);
+  messageDesc(file_swarm_wire_swarm, 56);
 
 /**
  * @generated from message swarm.v1.SignedRecord
@@ -2360,7 +2619,7 @@ export type SignedRecord = Message<"swarm.v1.SignedRecord"> & {
  * Use `create(SignedRecordSchema)` to create a new message.
  */
 export const SignedRecordSchema: GenMessage<SignedRecord> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 50);
+  messageDesc(file_swarm_wire_swarm, 57);
 
 /**
  * @generated from message swarm.v1.Model
@@ -2399,5 +2658,5 @@ export type Model = Message<"swarm.v1.Model"> & {
  * Use `create(ModelSchema)` to create a new message.
  */
 export const ModelSchema: GenMessage<Model> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 51);
+  messageDesc(file_swarm_wire_swarm, 58);
 

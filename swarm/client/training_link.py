@@ -1,0 +1,147 @@
+"""The client's end of one hop of a training pass: a stream on which passes are asked for one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Self
+
+from swarm.config import TRAINING_FRAME_LIMIT, ClientConfig
+from swarm.contract import Contract
+from swarm.errors import MalformedFrame, PeerUnreachable, StreamClosed, SwarmError
+from swarm.net.base import Host, Stream
+from swarm.tasks import ended
+from swarm.types import Hop
+from swarm.wire import messages, training
+from swarm.wire import swarm_pb2 as pb
+
+FAST = 20
+"""Passes are large: who trains is taken to send so many times faster than on the slowest line."""
+
+
+class InputsMissing(Exception):
+    """The server has not, or no longer, what went into this pass."""
+
+
+class TrainingLink:
+    """An open stream to `hop`, as a context. Raises PeerUnreachable, StreamClosed, ContractMismatch, ServerBusy."""
+
+    def __init__(self, host: Host, hop: Hop, contract: Contract, config: ClientConfig) -> None:
+        self.hop = hop
+        self._host = host
+        self._contract = contract
+        self._config = config
+        self._stream: Stream | None = None
+        self._unheard = 0
+        """Bytes sent since the last reply came: they may still be on their way."""
+
+    def __str__(self) -> str:
+        return f"{self.hop.span} at {self.hop.peer_id}"
+
+    async def __aenter__(self) -> Self:
+        record, span = self.hop.server, self.hop.span
+        try:
+            async with asyncio.timeout(self._config.open_timeout):
+                self._stream = await self._host.open_stream(
+                    record.peer_id, training.TRAINING_PROTOCOL, record.addresses
+                )
+                self._stream.concerns(span=span)
+                prints = record.contract.on(span).fingerprints
+                asked = replace(self._contract.on(span), fingerprints=prints)
+                await self._say(pb.TrainingRequest(contract=messages.contract_message(asked)))
+            if (await self._hear()).WhichOneof("kind") != "opened":
+                raise MalformedFrame(f"{self}: no answer to a contract")
+        except TimeoutError:
+            self.close()
+            text = f"{self}: no connection within {self._config.open_timeout:.0f} s"
+            raise PeerUnreachable(text).attach(peer=record.peer_id, span=span) from None
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._stream is not None:
+            self._stream.close()
+
+    async def forward(self, id: bytes, counts: Sequence[int], inputs: bytes) -> bytes:
+        """What the blocks make of whole sequences. Raises what the server answers instead."""
+        asked = pb.Pass(id=id, counts=counts, inputs=True)
+        return await self._exchange(asked, len(inputs), inputs)
+
+    async def backward(self, id: bytes, counts: Sequence[int], inputs: bytes | None, gradients: bytes) -> bytes:
+        """The gradients of a pass's inputs, from those of its outputs. `inputs`: where the server may not have them.
+
+        Raises InputsMissing, and as `forward`.
+        """
+        asked = pb.Pass(id=id, counts=counts, inputs=inputs is not None, gradients=True)
+        return await self._exchange(asked, len(gradients), inputs or b"", gradients)
+
+    async def _exchange(self, asked: pb.Pass, size: int, *parts: bytes) -> bytes:
+        sending = asyncio.ensure_future(self._send(asked, parts))
+        try:
+            reply = await self._answer()
+            if reply.computed.rows != size:
+                raise MalformedFrame(f"{self}: {reply.computed.rows} bytes of {size}")
+            return bytes(await training.collect(size, self._piece))
+        finally:
+            await ended(sending)
+
+    async def _send(self, asked: pb.Pass, parts: Sequence[bytes]) -> None:
+        """What is refused meanwhile is told by the answer."""
+        with contextlib.suppress(StreamClosed):
+            await self._say(pb.TrainingRequest(wanted=asked))
+            for piece in training.pieces(*parts):
+                await self._say(pb.TrainingRequest(data=piece))
+
+    async def _answer(self) -> pb.TrainingReply:
+        """The answer, after any number of signs of life."""
+        clock, beat, moved = asyncio.get_running_loop().time, -1, 0.0
+        while True:
+            reply = await self._hear()
+            match reply.WhichOneof("kind"):
+                case "computed":
+                    return reply
+                case "missing":
+                    raise InputsMissing
+                case "working":
+                    if reply.working.beat != beat:
+                        beat, moved = reply.working.beat, clock()
+                    elif clock() - moved > self._config.engine_stall:
+                        raise PeerUnreachable(f"{self}: its engine has not moved for {clock() - moved:.0f} s")
+                case _:
+                    raise MalformedFrame(f"{self}: an answer of another kind")
+
+    async def _piece(self) -> bytes:
+        reply = await self._hear()
+        if reply.WhichOneof("kind") != "data":
+            raise MalformedFrame(f"{self}: data was announced, and something else comes")
+        return reply.data
+
+    async def _hear(self) -> pb.TrainingReply:
+        """The next reply. Raises the error that it is, PeerUnreachable where none comes."""
+        assert self._stream is not None
+        patience = self._config.silence + self._unheard / (FAST * self._config.slowest_rate)
+        try:
+            async with asyncio.timeout(patience):
+                frame = await self._stream.receive(TRAINING_FRAME_LIMIT)
+        except TimeoutError:
+            error: SwarmError = PeerUnreachable(f"{self}: silent for {patience:.0f} s")
+            raise error.attach(peer=self.hop.peer_id, span=self.hop.span) from None
+        self._unheard = 0
+        reply = messages.decode(pb.TrainingReply, frame)
+        if reply.WhichOneof("kind") == "failure":
+            raise messages.error_of(reply.failure, self.hop.peer_id, where=str(self), span=self.hop.span)
+        return reply
+
+    async def _say(self, request: pb.TrainingRequest) -> None:
+        assert self._stream is not None
+        frame = request.SerializeToString()
+        self._unheard += len(frame)
+        await self._stream.send(frame)
