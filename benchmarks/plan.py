@@ -83,9 +83,7 @@ def compared(name: str, rounds: int, tokens: int) -> list[dict[str, Any]]:
     said: dict[str, list[float]] = {"one session": [], "many": [], "prompt": []}
     seen: dict[str, list[float]] = {"one session": [], "many": [], "prompt": []}
     with a_swarm(name) as (path, swarm, options):
-        model = DistributedLlama.from_pretrained(
-            str(path), swarm=swarm, dtype="float32", progress=False, speculation="none", **options
-        )
+        model = DistributedLlama.from_pretrained(str(path), swarm=swarm, dtype="float32", progress=False, **options)
         draw = prompts(PROMPT)
         timed(model, next(draw))
         for _ in range(rounds):

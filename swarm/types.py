@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from swarm.contract import UNQUANTIZED, Contract
+from swarm.coordinates import Coordinate
 from swarm.errors import InvalidInput
 from swarm.span import Span as Span
 
@@ -118,7 +119,8 @@ class ServerRecord:
     `contract`: what it computes, of each fingerprint the first 8 bytes; `addresses`: multiaddrs with or without
     /p2p/; `free_tokens`: positions of KV cache that are free for the whole span; `decode_ms`: milliseconds per block
     for one decode step; `prefill_rate`: positions per second through one block, in a pass of
-    `prefill_positions` (0: not said); `queue`: steps waiting; `training`: whether it gives gradients; `signed`: the
+    `prefill_positions` (0: not said); `queue`: steps waiting; `training`: whether it gives gradients;
+    `coordinate`: where it is, None: not said; `signed`: the
     record as it was signed, to be shown to others; `expires`: unix seconds.
     """
 
@@ -138,6 +140,7 @@ class ServerRecord:
     instance: int = 0
     training: bool = False
     expires: float = 0.0
+    coordinate: Coordinate | None = None
     signed: bytes = field(default=b"", repr=False)
 
     @property

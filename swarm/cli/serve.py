@@ -338,6 +338,7 @@ async def serve(
             name=name,
             lost=joined.lost,
             guard=joined.guard,
+            where=joined.where,
             on_state=lambda life: say(life, joined.host.addresses, hosted[life.plan], network),
         )
 

@@ -1,10 +1,9 @@
 """Which servers a session runs through. Pure: the directory's view and measurements in, a route out.
 
 A shortest path by dynamic programming (Bellman 1957), one pass over the blocks, where a state is "block b was computed
-by server s": either s also computed b - 1, or the hidden states come over the network from a server that did. What the
-way to s costs is the sum of one part of the server left and one part of s, so the server to come from is the same for
-all s, unless the link from it is to be avoided; a block takes time linear in the number of servers. The states of a
-block are one array over all servers.
+by server s": either s also computed b - 1, or the hidden states come over the network from a server that did. The
+states of a block are one array over all servers; of those that computed b - 1, the `SOURCES` that did so at the least
+cost are looked at as the ones to come from.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from swarm.client.ways import Ways
+from swarm.coordinates import Coordinate
 from swarm.errors import MissingBlocks
 from swarm.types import Hop, PeerId, Route, ServerRecord, ServerState, Span
 
@@ -27,6 +28,9 @@ FULL_PENALTY_MS = 10_000.0
 LONGEST_MS = 1e12
 """More than any server may claim to need: sums stay finite, and so even the slowest server is better than none."""
 
+SOURCES = 64
+"""Servers looked at for every block as the ones to come from, the nearest to the goal so far."""
+
 _STAYED = -1
 _Floats = NDArray[np.float64]
 _Indices = NDArray[np.int32]
@@ -36,7 +40,7 @@ _Indices = NDArray[np.int32]
 class Conditions:
     """What is known beyond the records. `rtt_ms`: measured round trips from here; `positions`: KV cache that the
     session needs; `pins`: the fingerprint that each block must have; `avoid_links`: (from, to), not to be dialled;
-    `apart`: in ms a block, what else it costs to be on a peer."""
+    `apart`: in ms a block, what else it costs to be on a peer; `here`: where the client is."""
 
     rtt_ms: Mapping[PeerId, float] = field(default_factory=dict)
     default_rtt_ms: float = 50.0
@@ -45,29 +49,38 @@ class Conditions:
     pins: Mapping[int, bytes] = field(default_factory=dict)
     positions: int = 0
     apart: Mapping[PeerId, float] = field(default_factory=dict)
+    here: Coordinate | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """In ms, one number a server: to compute a block there, to come to it whatever it then computes, and a quarter of
-    its round trip, which is its part of the way to or from another server."""
+    """In ms, one number a server: to compute a block there, and to come to it whatever it then computes."""
 
     block: _Floats
     arrival: _Floats
-    way: _Floats
 
 
-def find_route(records: Iterable[ServerRecord], span: Span, conditions: Conditions) -> Route:
-    """The route over `span` with the least expected time per token. Raises MissingBlocks naming what nobody hosts."""
+def find_route(
+    records: Iterable[ServerRecord],
+    span: Span,
+    conditions: Conditions,
+    before: ServerRecord | None = None,
+    after: ServerRecord | None = None,
+) -> Route:
+    """The route over `span` with the least expected time per token. `before`, `after`: the servers that it lies
+    between, where not the client. Raises MissingBlocks naming what nobody hosts."""
     servers = _usable(records, span, conditions)
     hosts = _hosts(servers, span, conditions.pins)
     missing = [span.first + int(row) for row in np.flatnonzero(~hosts.any(axis=1))]
     if missing:
         gaps = ranges(missing)
         raise MissingBlocks(f"no server hosts blocks {told(gaps)}", gaps)
-    costs = _costs(servers, conditions)
-    reached, sources = _search(hosts, costs, _relayed(servers, conditions))
-    whole = reached + 2 * costs.way
+    costs, ways = _costs(servers, conditions), Ways.of([*servers, *_given(before), *_given(after)], conditions)
+    count = len(servers)
+    first = ways.client[:count] if before is None else ways.between([count], range(count))[0]
+    last = ways.client[:count] if after is None else ways.between([ways.count - 1], range(count))[0]
+    reached, sources = _search(hosts, costs, ways, first, _relayed(servers, conditions))
+    whole = reached + last
     best = int(whole.argmin())
     route = with_relays(_unwind(best, sources, servers, span), conditions)
     return Route(route.hops, route.relayed_links, float(whole[best]))
@@ -106,7 +119,10 @@ def _fill(route: Route, gone: set[int], records: Sequence[ServerRecord], conditi
             last = index
             while last + 1 in gone:
                 last += 1
-            hops.extend(find_route(records, Span(hop.span.first, route.hops[last].span.last), conditions).hops)
+            before = route.hops[index - 1].server if index else None
+            after = route.hops[last + 1].server if last + 1 < len(route.hops) else None
+            span = Span(hop.span.first, route.hops[last].span.last)
+            hops.extend(find_route(records, span, conditions, before, after).hops)
     return hops
 
 
@@ -168,13 +184,15 @@ def _hosts(servers: Sequence[ServerRecord], span: Span, pins: Mapping[int, bytes
     return hosts
 
 
+def _given(server: ServerRecord | None) -> list[ServerRecord]:
+    return [] if server is None else [server]
+
+
 def _costs(servers: Sequence[ServerRecord], conditions: Conditions) -> _Costs:
-    rtt = [conditions.rtt_ms.get(server.peer_id, conditions.default_rtt_ms) for server in servers]
     block = np.array([server.decode_ms + conditions.apart.get(server.peer_id, 0.0) for server in servers])
     return _Costs(
         np.minimum(block, LONGEST_MS),
         np.minimum([_arrival(server, conditions) for server in servers], LONGEST_MS),
-        np.array(rtt) / 4,
     )
 
 
@@ -197,37 +215,46 @@ def _relayed(servers: Sequence[ServerRecord], conditions: Conditions) -> dict[in
 
 
 def _search(
-    hosts: NDArray[np.bool_], costs: _Costs, relayed: Mapping[int, list[int]]
+    hosts: NDArray[np.bool_], costs: _Costs, ways: Ways, first: _Floats, relayed: Mapping[int, list[int]]
 ) -> tuple[_Floats, list[_Indices]]:
     """The least cost of having the last block computed by each server, and for every block but the first, and every
     server, where the hidden states then come from: `_STAYED`, or another server."""
-    reached = np.where(hosts[0], 2 * costs.way + costs.arrival + costs.block, np.inf)
+    reached = np.where(hosts[0], first + costs.arrival + costs.block, np.inf)
     sources = []
     for here in hosts[1:]:
-        entered, source = _enter(reached, here, costs, relayed)
+        entered, source = _enter(reached, here, costs, ways, relayed)
         sources.append(np.where(reached <= entered, _STAYED, source))
         reached = np.where(here, np.minimum(reached, entered) + costs.block, np.inf)
     return reached, sources
 
 
 def _enter(
-    reached: _Floats, here: NDArray[np.bool_], costs: _Costs, relayed: Mapping[int, list[int]]
+    reached: _Floats, here: NDArray[np.bool_], costs: _Costs, ways: Ways, relayed: Mapping[int, list[int]]
 ) -> tuple[_Floats, _Indices]:
     """What it costs to come to each server from the best other, and which that is.
 
-    A link that is to be avoided leads through the client, which is twice the way.
+    A link that is to be avoided leads through the client.
     """
-    left = reached + costs.way
-    best = int(left.argmin())
-    source = np.full(len(left), best, dtype=np.int32)
-    entered = left[best] + costs.way + costs.arrival
-    for target, avoided in relayed.items():
-        if here[target] and best in avoided:
-            detour = left.copy()
-            detour[avoided] += costs.way[avoided] + costs.way[target]
-            source[target] = place = int(detour.argmin())
-            entered[target] = detour[place] + costs.way[target] + costs.arrival[target]
+    entered, source = np.full(len(reached), np.inf), np.full(len(reached), _STAYED, dtype=np.int32)
+    targets, places = np.flatnonzero(here), _nearest(reached, ways)
+    left = reached[places][:, None] + ways.between(places, targets)
+    for column, target in enumerate(targets):
+        if avoided := relayed.get(int(target)):
+            rows = np.flatnonzero(np.isin(places, avoided))
+            left[rows, column] = reached[places[rows]] + ways.client[places[rows]] + ways.client[target]
+    best = left.argmin(axis=0)
+    entered[targets] = left[best, np.arange(len(targets))] + costs.arrival[targets]
+    source[targets] = places[best]
     return entered, source
+
+
+def _nearest(reached: _Floats, ways: Ways) -> _Indices:
+    """The servers to come from that are looked at."""
+    places = np.flatnonzero(np.isfinite(reached)).astype(np.int32)
+    if len(places) <= SOURCES:
+        return places
+    left = (reached + ways.apart[: len(reached)])[places]
+    return places[np.argpartition(left, SOURCES)[:SOURCES]]
 
 
 def _unwind(best: int, sources: Sequence[_Indices], servers: Sequence[ServerRecord], span: Span) -> tuple[Hop, ...]:

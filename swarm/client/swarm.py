@@ -63,7 +63,7 @@ class Swarm:
         `row_bytes`: bytes of one position's hidden state.
         """
         contract = model.contract(dtype, row_bytes, SCHEMES[config.quantization or UNQUANTIZED])
-        view = View(self.directory, model, contract, config)
+        view = View(self.directory, model, contract, config, self.network.where)
         self._views.add(view)
         return view
 

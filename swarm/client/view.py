@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ from swarm.client.routing import Conditions, agreed_fingerprints, find_route, re
 from swarm.client.trust import Limits, Needs, Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
+from swarm.coordinates import Coordinate
 from swarm.errors import DaemonFailed, MissingBlocks, NetworkError, NoServerFits
 from swarm.net.base import Directory
 from swarm.tasks import ended
@@ -29,13 +30,22 @@ MOST_NAMES = 8
 
 
 class View:
-    """One model in the swarm, shared by all sessions of a client on it. `contract`: what they ask of servers."""
+    """One model in the swarm, shared by all sessions of a client on it. `contract`: what they ask of servers; `where`:
+    where the client is."""
 
-    def __init__(self, directory: Directory, model: ModelInfo, contract: Contract, config: ClientConfig) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        model: ModelInfo,
+        contract: Contract,
+        config: ClientConfig,
+        where: Callable[[], Coordinate | None] = lambda: None,
+    ) -> None:
         self.directory = directory
         self.model = model
         self.contract = contract
         self.config = config
+        self._where = where
         self.rtt_ms: dict[PeerId, float] = {}
         self.trust = Trust(config)
         self.records: list[ServerRecord] = []
@@ -104,6 +114,7 @@ class View:
             pins=pins,
             positions=needs.positions,
             apart=apart,
+            here=self._where(),
         )
 
     def route(

@@ -119,7 +119,7 @@ class Gateway:
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[Generator]:
         network, loaded = self.network, self.loaded
-        view = View(network.directory, loaded.info, loaded.contract, self.client)
+        view = View(network.directory, loaded.info, loaded.contract, self.client, network.where)
         ends, metrics = EndsBatcher(loaded.ends), QueryMetrics(self._registry)
         with contextlib.suppress(NetworkError):
             await view.refresh(0.0)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from swarm.errors import InvalidInput, NetworkError, PeerUnreachable, SwarmError, WrongSwarmKey
 from swarm.net.guard import Guard, GuardedHost
 from swarm.net.initial_peers import HOW_TO_BEGIN
+from swarm.net.locator import Locator
 from swarm.net.swarm_key import NoSeal, SwarmKey
 
 if TYPE_CHECKING:
     from swarm.config import NetworkConfig
+    from swarm.coordinates import Coordinate
     from swarm.net.base import Directory, Host, Stream
     from swarm.net.hivemind.directory import HivemindDirectory
     from swarm.net.hivemind.host import HivemindHost
@@ -50,12 +52,20 @@ class Network:
     """What stands before the handlers of `host`."""
     lan: Sequence[Beacon | Seeker] = ()
     """What finds and is found on the local network."""
+    locator: Locator | None = None
+    """What finds out where this peer is."""
+
+    def where(self) -> Coordinate | None:
+        """Where this peer is in the network; None: not known yet."""
+        return None if self.locator is None else self.locator.coordinate
 
     async def close(self) -> None:
         """Leave. Waits for goodbyes, but not for ever: without its daemon nobody may answer."""
         try:
             async with asyncio.timeout(CLOSE_PATIENCE):
                 await asyncio.gather(*(each.close() for each in self.lan))
+                if self.locator is not None:
+                    await self.locator.close()
                 await self.directory.close()
                 await self.host.close()
         except TimeoutError:
@@ -137,12 +147,14 @@ async def _open(config: NetworkConfig, *, alone: bool = False) -> Network:
         if key is not None:
             await _show_key(door, host.joined)
         directory = await open_directory(host, key or NoSeal())
+        locator = Locator(door, directory.neighbours)
+        await locator.start()
         lan = await _on_lan(host, directory, None if key is None else door, meeting=alone) if config.lan else ()
     except BaseException:
         await host.close()
         raise
     host.keep_known(directory)
-    return Network(door, directory, host.identity, host.lost, host.retire, host.guard, lan)
+    return Network(door, directory, host.identity, host.lost, host.retire, host.guard, lan, locator)
 
 
 async def _on_lan(

@@ -14,7 +14,7 @@ from swarm.net.forwarding import forwarding_pb2 as fwd
 from swarm.net.identity import Identity, peer_id_of, verify
 from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.messages import MAX_TEXT, contract_message, contract_of
+from swarm.wire.messages import MAX_TEXT, contract_message, contract_of, coordinate_message, coordinate_of
 
 CONTEXT = b"swarm-record:"
 MODELS_KEY = "models"
@@ -79,6 +79,7 @@ def sign_record(identity: Identity, record: ServerRecord) -> bytes:
         name=record.name[:MAX_TEXT],
         instance=identity.instance,
         training=record.training,
+        coordinate=coordinate_message(record.coordinate),
     )
     return sign(identity, span_key(record.model, record.span.first), message.SerializeToString(), record.expires)
 
@@ -295,5 +296,6 @@ def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
         instance=message.instance,
         training=message.training,
         expires=opened.expires,
+        coordinate=coordinate_of(message.coordinate) if message.HasField("coordinate") else None,
         signed=signed,
     )

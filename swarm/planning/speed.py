@@ -8,7 +8,7 @@ slowest hop lets through.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swarm.client.chunks import Stage, best_chunk, pipeline_seconds, stage
 from swarm.client.routing import Conditions, find_route
@@ -67,16 +67,16 @@ def lines(
     link_seconds: Mapping[PeerId, float],
     head: float,
 ) -> Iterator[Line]:
-    """The best route, then the best of the servers that are left, until they make none.
+    """The best route, then the best of the servers that are left, until they make none; all of them idle.
 
     `link_seconds`: of one position's hidden state, by peer. Raises MissingBlocks when there is not even one.
     """
+    records = [replace(record, queue=0) for record in records]
     avoided = conditions.avoid_peers
     first = True
     while True:
         try:
-            here = Conditions(conditions.rtt_ms, conditions.default_rtt_ms, avoided)
-            route = find_route(records, Span(0, blocks), here)
+            route = find_route(records, Span(0, blocks), replace(conditions, avoid_peers=avoided))
         except MissingBlocks:
             if first:
                 raise

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from swarm.config import NetworkConfig, ServerConfig
+from swarm.coordinates import Coordinate
 from swarm.errors import InvalidInput, SwarmError
 from swarm.net.base import Directory, Host
 from swarm.net.guard import Guard
@@ -33,8 +34,8 @@ class Server:
     """Hosts the spans of `plans` on a host that has joined the network, each with an engine and a budget of its own.
 
     `lost` ends with an error when the host has lost its network for good; `on_state` hears of each span's states, each
-    when the directory has taken it; `guard`: what stands before `host`'s handlers. Raises InvalidInput where
-    there is no plan, or two are for the same.
+    when the directory has taken it; `guard`: what stands before `host`'s handlers; `where`: where this peer is.
+    Raises InvalidInput where there is no plan, or two are for the same.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Server:
         now: Callable[[], float] = time.time,
         guard: Guard | None = None,
         rng: random.Random | None = None,
+        where: Callable[[], Coordinate | None] = lambda: None,
     ) -> None:
         self.host = host
         self.guard = guard = guard or Guard()
@@ -74,6 +76,7 @@ class Server:
             on_state=on_state,
             now=now,
             rng=rng or random.Random(),
+            where=where,
         )
         self.spans = [make(plan=plan) for plan in plans]
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from swarm._version import __version__
 from swarm.config import NetworkConfig
 from swarm.contract import FINGERPRINT_BYTES
+from swarm.coordinates import Coordinate
 from swarm.errors import InvalidInput, SwarmError
 from swarm.net.addresses import FORWARDED, way_to
 from swarm.net.base import Directory
@@ -55,6 +56,7 @@ class SpanLife:
         on_state: Callable[[SpanLife], None],
         now: Callable[[], float],
         rng: random.Random,
+        where: Callable[[], Coordinate | None],
     ) -> None:
         self.plan = plan
         self.state = ServerState.JOINING
@@ -73,6 +75,7 @@ class SpanLife:
         self._on_state = on_state
         self._now = now
         self._rng = rng
+        self._where = where
         self._loaded: Loaded | None = None
         self._changed = asyncio.Event()
         self._tried: tuple[str, ...] = ()
@@ -263,6 +266,7 @@ class SpanLife:
             version=__version__,
             name=self._name,
             expires=self._now() + self._network.record_lifetime,
+            coordinate=self._where(),
         )
         if self._loaded is None or self.hosted is None:
             return record

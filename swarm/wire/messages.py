@@ -8,6 +8,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from swarm.contract import FINGERPRINT_BYTES, UNQUANTIZED, Contract
+from swarm.coordinates import Coordinate
 from swarm.errors import (
     ComputeFailed,
     ContextTooLong,
@@ -35,6 +36,8 @@ DATA_PROTOCOL = "/swarm/data/1.0.0"
 QUERY_PROTOCOL = "/swarm/query/1.0.0"
 MAP_PROTOCOL = "/swarm/map/1.0.0"
 BLOCKS_PROTOCOL = "/swarm/blocks/1.0.0"
+PING_PROTOCOL = "/swarm/ping/1.0.0"
+RECORDS_PROTOCOL = "/swarm/records/1.0.0"
 
 SESSION_BYTES = 16
 MAX_POSITION = 1 << 24
@@ -96,6 +99,21 @@ def check_open(message: pb.Open) -> pb.Open:
     require(bool(contract.fingerprints), "one fingerprint a block")
     require(contract.hidden_size > 0 and contract.row_bytes > 0, "the sizes of hidden states are not said")
     return message
+
+
+def coordinate_message(coordinate: Coordinate | None) -> pb.Coordinate | None:
+    """Where a peer is, for the wire."""
+    if coordinate is None:
+        return None
+    return pb.Coordinate(point=coordinate.point, height=coordinate.height, error=coordinate.error)
+
+
+def coordinate_of(message: pb.Coordinate) -> Coordinate:
+    """Where a peer says that it is. Raises MalformedFrame."""
+    try:
+        return Coordinate(tuple(message.point), message.height, message.error)
+    except ValueError as error:
+        raise MalformedFrame(str(error)) from error
 
 
 def contract_message(contract: Contract) -> pb.Contract:

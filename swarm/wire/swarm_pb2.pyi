@@ -778,7 +778,7 @@ class QueryNode(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ..., instance: _Optional[int] = ..., constrains: _Optional[bool] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance", "training")
+    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance", "training", "coordinate")
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -793,6 +793,7 @@ class Record(_message.Message):
     PREFILL_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    COORDINATE_FIELD_NUMBER: _ClassVar[int]
     contract: Contract
     state: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -807,7 +808,42 @@ class Record(_message.Message):
     prefill_positions: int
     instance: int
     training: bool
-    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ..., training: _Optional[bool] = ...) -> None: ...
+    coordinate: Coordinate
+    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ..., training: _Optional[bool] = ..., coordinate: _Optional[_Union[Coordinate, _Mapping]] = ...) -> None: ...
+
+class Coordinate(_message.Message):
+    __slots__ = ("point", "height", "error")
+    POINT_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    point: _containers.RepeatedScalarFieldContainer[float]
+    height: float
+    error: float
+    def __init__(self, point: _Optional[_Iterable[float]] = ..., height: _Optional[float] = ..., error: _Optional[float] = ...) -> None: ...
+
+class Ping(_message.Message):
+    __slots__ = ("coordinate",)
+    COORDINATE_FIELD_NUMBER: _ClassVar[int]
+    coordinate: Coordinate
+    def __init__(self, coordinate: _Optional[_Union[Coordinate, _Mapping]] = ...) -> None: ...
+
+class RecordsRequest(_message.Message):
+    __slots__ = ("model", "blocks")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    blocks: int
+    def __init__(self, model: _Optional[str] = ..., blocks: _Optional[int] = ...) -> None: ...
+
+class RecordsReply(_message.Message):
+    __slots__ = ("records", "age", "more")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    age: float
+    more: bool
+    def __init__(self, records: _Optional[_Iterable[bytes]] = ..., age: _Optional[float] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class SignedRecord(_message.Message):
     __slots__ = ("public_key", "record", "expires", "key", "signature")

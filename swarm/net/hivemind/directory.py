@@ -344,6 +344,10 @@ class HivemindDirectory:
     def verify(self, signed: bytes) -> ServerRecord:
         return records.verify_record(signed, now=time.time(), config=self._config)
 
+    def neighbours(self) -> list[PeerId]:
+        """Peers that take part in the directory, as far as this one knows them."""
+        return [peer.to_base58() for peer in self._node.protocol.routing_table.uid_to_peer_id.values()]
+
     async def meet(self, peer_id: PeerId) -> None:
         """Take part in the directory together with a peer that this one is connected to; from now on it is greeted as
         the initial peers are."""
