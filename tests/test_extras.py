@@ -17,7 +17,14 @@ from swarm.cli.extras import PACKAGES, how_to_have
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WITH_EXTRAS = {
-    "gateway": ("swarm/gateway/http/", "swarm/gateway/openai/", "swarm/gateway/constrained/", "swarm/gateway/life.py"),
+    "gateway": (
+        "swarm/gateway/http/",
+        "swarm/gateway/openai/",
+        "swarm/gateway/responses/",
+        "swarm/gateway/anthropic/",
+        "swarm/gateway/constrained/",
+        "swarm/gateway/life.py",
+    ),
     "edge": ("swarm/net/edge/",),
 }
 """Whose code may import what an extra brings."""

@@ -35,6 +35,9 @@ class Answerer(Protocol):
     async def look(self) -> MissingBlocks | None:
         """`missing`, looked for again where some were: their servers may have come since."""
 
+    async def count(self, query: pb.Query) -> int:
+        """Tokens of the query's prompt. Raises InvalidInput."""
+
     def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         """Replies from `accepted` to `finished`. Closing the generator ends the query and frees it at every hop.
 

@@ -84,6 +84,10 @@ class Generator:
                 await self.view.refresh(0.0)
         return self.missing
 
+    async def count(self, query: pb.Query) -> int:
+        """See `Answerer`."""
+        return len(await asyncio.to_thread(self.texts.prompt, query, self._ends.ends.vocabulary))
+
     def close(self) -> None:
         """Answer nothing more."""
         self._compiler.close()

@@ -200,6 +200,7 @@ class Writing:
         if rest := query.answer.end():
             self._replies.put(pb.QueryReply(delta=pb.Delta(text=rest, sent_bytes=query.answer.sent)))
         finished = pb.Finished(reason=reason, prompt_tokens=len(query.prompt), completion_tokens=len(query.tokens))
+        finished.stop = query.answer.stop
         finished.seconds = asyncio.get_running_loop().time() - query.clock.began
         self._metrics.finished(pb.Finished.Reason.Name(reason).lower(), finished.seconds)
         if query.traced:

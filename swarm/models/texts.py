@@ -181,15 +181,21 @@ class StopStrings:
             raise InvalidInput(f"at most {MOST_STOPS} stop texts, each of 1 to {LONGEST_STOP} characters")
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.found = ""
+        """The one that ended the text."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one came."""
+        return bool(self.found)
 
     def add(self, text: str) -> str:
         """What may be shown now: a piece that a stop text could begin with is held back."""
         self._held += text
-        found = [at for at in map(self._held.find, self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            at, self.found = min(found)
+            shown, self._held = self._held[:at], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
@@ -220,6 +226,11 @@ class Answer:
     def stopped(self) -> bool:
         """Whether a stop text came."""
         return self._stops.stopped
+
+    @property
+    def stop(self) -> str:
+        """Which one; empty: none."""
+        return self._stops.found
 
     def add(self, token: int) -> str:
         """One token more; returns the text to show, less what the asker has already."""

@@ -672,7 +672,7 @@ class Waiting(_message.Message):
     def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., since: _Optional[float] = ..., words: _Optional[str] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("reason", "prompt_tokens", "completion_tokens", "seconds", "trace")
+    __slots__ = ("reason", "prompt_tokens", "completion_tokens", "seconds", "trace", "stop")
     class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STOP: _ClassVar[Finished.Reason]
@@ -686,12 +686,14 @@ class Finished(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
     reason: Finished.Reason
     prompt_tokens: int
     completion_tokens: int
     seconds: float
     trace: _containers.RepeatedCompositeFieldContainer[TraceSpan]
-    def __init__(self, reason: _Optional[_Union[Finished.Reason, str]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., trace: _Optional[_Iterable[_Union[TraceSpan, _Mapping]]] = ...) -> None: ...
+    stop: str
+    def __init__(self, reason: _Optional[_Union[Finished.Reason, str]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., trace: _Optional[_Iterable[_Union[TraceSpan, _Mapping]]] = ..., stop: _Optional[str] = ...) -> None: ...
 
 class TraceSpan(_message.Message):
     __slots__ = ("name", "peer_id", "start", "seconds", "count")

@@ -1,9 +1,9 @@
-"""An answerer without a model: its text is written in the prompt, a token a word."""
+"""An answerer without a model: its texts are written down, a token a word."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from swarm.errors import InvalidInput, MissingBlocks, SwarmError
 from swarm.types import ModelInfo
@@ -11,9 +11,10 @@ from swarm.wire import swarm_pb2 as pb
 
 
 class Scripted:
-    """Says `says` word by word, as far as it is let. `gate`: what each word waits for."""
+    """Says `says` word by word, as far as it is let; of several texts the next one each time that it is asked, the last
+    of them for ever. `gate`: what each word waits for; `stop`: the stop text that it pretends to have met."""
 
-    def __init__(self, says: str = "one two three four", *, capacity: int = 1000) -> None:
+    def __init__(self, says: str | Sequence[str] = "one two three four", *, capacity: int = 1000) -> None:
         self.model = ModelInfo("key", "tiny", 4, 8, 100)
         self.says = says
         self.converses = True
@@ -25,11 +26,15 @@ class Scripted:
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked: list[pb.Query] = []
+        self.stop = ""
         self.ended = 0
         self.told = 0
 
     async def look(self) -> MissingBlocks | None:
         return self.missing
+
+    async def count(self, query: pb.Query) -> int:
+        return len(query.messages)
 
     async def answer(self, query: pb.Query) -> AsyncGenerator[pb.QueryReply, None]:
         self.asked.append(query)
@@ -41,7 +46,9 @@ class Scripted:
         try:
             await self.gate.wait()
             yield pb.QueryReply(accepted=pb.Accepted(model="key", prompt_tokens=5, seed=query.sampling.seed))
-            words = self.says.split(" ")[: query.sampling.max_tokens or None]
+            turns = [self.says] if isinstance(self.says, str) else self.says
+            said = turns[min(len(self.asked), len(turns)) - 1].split(" ")
+            words = said[: query.sampling.max_tokens or None]
             sent = 0
             for place, word in enumerate(words):
                 await self.gate.wait()
@@ -59,9 +66,10 @@ class Scripted:
                 self.told += 1
                 yield pb.QueryReply(delta=delta)
                 await asyncio.sleep(0)
-            short = len(words) < len(self.says.split(" "))
+            short = len(words) < len(said)
             reason = pb.Finished.LENGTH if short else pb.Finished.STOP
-            yield pb.QueryReply(finished=pb.Finished(reason=reason, prompt_tokens=5, completion_tokens=len(words)))
+            finished = pb.Finished(reason=reason, prompt_tokens=5, completion_tokens=len(words), stop=self.stop)
+            yield pb.QueryReply(finished=finished)
         finally:
             self.running -= 1
             self.ended += 1

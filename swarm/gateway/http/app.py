@@ -1,4 +1,4 @@
-"""The HTTP side of a gateway: OpenAI's API, what it needs to be run, and the page."""
+"""The HTTP side of a gateway: the APIs, what it needs to be run, and the page."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from fastapi.responses import JSONResponse
 from openai.types import Completion as CompletionObject
 from openai.types import Model as ModelObject
 from openai.types.chat import ChatCompletion
+from openai.types.responses import Response as ResponseObject
 from starlette.responses import Response
 
 from swarm._version import __version__
 from swarm.gateway.answers import Answerer
+from swarm.gateway.anthropic.requests import CountRequest, MessageRequest, counted_of
+from swarm.gateway.anthropic.requests import asked_of as messages_asked
 from swarm.gateway.http.body import JsonRoute
 from swarm.gateway.http.endpoint import Endpoint
 from swarm.gateway.http.errors import handle_errors
 from swarm.gateway.http.guard import HttpSettings, protect
 from swarm.gateway.http.page import add_page, add_words
-from swarm.gateway.http.schema import STATUSES, Health, ModelList, Version, errors
+from swarm.gateway.http.schema import STATUSES, Health, ModelList, TokenCount, Version, anthropic_errors, errors
 from swarm.gateway.openai.requests import ChatRequest, CompletionRequest, asked_of
+from swarm.gateway.responses.requests import ResponseRequest
+from swarm.gateway.responses.requests import asked_of as responses_asked
 
 
 def create_app(
@@ -34,11 +39,13 @@ def create_app(
 ) -> FastAPI:
     """The application. `answerers`: by the model's name; `page`: a folder with a web page to show at /; `peers`:
     through whom the page joins; `metrics`: content type and text of what Prometheus reads."""
-    words = "OpenAI's API over a model whose blocks many machines serve."
+    words = "OpenAI's APIs and Anthropic's over a model whose blocks many machines serve."
     app = FastAPI(title="swarm gateway", version=__version__, description=words, responses=errors(403))
     endpoint = Endpoint(answerers, settings)
     app.include_router(_models(endpoint))
     app.include_router(_completions(endpoint))
+    app.include_router(_responses(endpoint))
+    app.include_router(_messages(endpoint))
     app.include_router(_state(endpoint))
     if metrics is not None:
         app.include_router(_metrics(metrics))
@@ -63,6 +70,33 @@ def _models(endpoint: Endpoint) -> APIRouter:
     async def model(name: str) -> ModelObject:
         """One of them."""
         return endpoint.model(name)
+
+    return router
+
+
+def _responses(endpoint: Endpoint) -> APIRouter:
+    router = APIRouter(route_class=JsonRoute, responses=errors(400, 401, 404, 413, 429, 502, 503))
+
+    @router.post("/v1/responses", response_model=ResponseObject)
+    async def responses(request: ResponseRequest, http: HttpRequest) -> Response:
+        """Go on with a conversation, in OpenAI's newer API."""
+        return await endpoint.serve(responses_asked(request), http)
+
+    return router
+
+
+def _messages(endpoint: Endpoint) -> APIRouter:
+    router = APIRouter(route_class=JsonRoute, responses=anthropic_errors(400, 401, 403, 404, 413, 429, 502, 503))
+
+    @router.post("/v1/messages")
+    async def messages(request: MessageRequest, http: HttpRequest) -> Response:
+        """Go on with a conversation, in Anthropic's API."""
+        return await endpoint.serve(messages_asked(request), http)
+
+    @router.post("/v1/messages/count_tokens")
+    async def count(request: CountRequest) -> TokenCount:
+        """Tokens of a conversation."""
+        return TokenCount(input_tokens=await endpoint.count(request.model, counted_of(request)))
 
     return router
 

@@ -25,6 +25,8 @@ class Choice:
     that begins."""
     calls: list[ToolCall] = field(default_factory=list)
     reason: str | None = None
+    stop: str = ""
+    """The stop text that ended it."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seed: int = 0
@@ -54,7 +56,7 @@ class Choice:
 
     def _end(self, finished: pb.Finished) -> str:
         self.completion_tokens = finished.completion_tokens
-        self.reason = REASONS[finished.reason]
+        self.reason, self.stop = REASONS[finished.reason], finished.stop
         if self.parser is None:
             return ""
         rest, self.calls = self.parser.end()

@@ -61,6 +61,13 @@ class Endpoint:
         running = sum(answerer.running for answerer in self.answerers.values())
         return Health(status="waiting" if words else "ok", detail="; ".join(words), running=running)
 
+    async def count(self, model: str, query: pb.Query) -> int:
+        """Tokens of a prompt. Raises ApiError."""
+        try:
+            return await self.answerer(model).count(query)
+        except SwarmError as error:
+            raise api_error(error) from error
+
     async def serve(self, asked: Asked, http: HttpRequest) -> Response:
         """Answer a request, whole or as a stream. Raises ApiError."""
         answerer = self.answerer(asked.model)

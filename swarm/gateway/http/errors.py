@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them."""
+"""Errors as the clients of each API know them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ from swarm.gateway.http.fields import words_of
 
 WAIT_FOR_BLOCKS = 5.0
 """Seconds after which to look again whether somebody serves what is missing."""
+
+MESSAGES = "/v1/messages"
+"""Where Anthropic's API is."""
+ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+"""What Anthropic's API calls errors, by their statuses."""
 
 
 class ApiError(Exception):
@@ -60,9 +71,16 @@ class ApiError(Exception):
         """Retry-After in whole seconds, where it makes sense to come again."""
         return {} if self.retry_after is None else {"retry-after": str(max(math.ceil(self.retry_after), 1))}
 
-    def response(self) -> JSONResponse:
-        """As HTTP."""
-        return JSONResponse(self.body, self.status, headers=dict(self.headers))
+    @property
+    def anthropic(self) -> dict[str, Any]:
+        """`{"type": "error", "error": {type, message}}`."""
+        kind = ANTHROPIC.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def response(self, path: str) -> JSONResponse:
+        """As HTTP, in the shape of the API that has this path."""
+        body = self.anthropic if path.startswith(MESSAGES) else self.body
+        return JSONResponse(body, self.status, headers=dict(self.headers))
 
 
 def api_error(error: SwarmError) -> ApiError:
@@ -90,8 +108,22 @@ def api_error(error: SwarmError) -> ApiError:
     return ApiError(502, message, "server_error", "generation_failed")
 
 
+def unavailable(name: str, why: str) -> ApiError:
+    """The error for a field that is refused."""
+    return ApiError(400, f"{name} is not available: {why}", code="unsupported_parameter", param=name)
+
+
+def refuse_unavailable(request: object, fields: Mapping[str, tuple[tuple[Any, ...], str]]) -> None:
+    """Raises ApiError for one of some fields; of each: values that change nothing, and so may be there, and why others
+    may not."""
+    for name, (allowed, why) in fields.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in allowed:
+            raise unavailable(name, why)
+
+
 def handle_errors(app: FastAPI) -> None:
-    """Everything that goes wrong has OpenAI's shape."""
+    """Everything that goes wrong has the shape of the API that was asked."""
     app.add_exception_handler(ApiError, _ours)
     app.add_exception_handler(RequestValidationError, _senseless)
     app.add_exception_handler(HTTPException, _plain)
@@ -100,13 +132,13 @@ def handle_errors(app: FastAPI) -> None:
 
 async def _ours(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error.response()
+    return error.response(request.url.path)
 
 
 async def _senseless(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     message, param = words_of(error.errors()[0])
-    return ApiError(400, message, param=param).response()
+    return ApiError(400, message, param=param).response(request.url.path)
 
 
 async def _plain(request: HttpRequest, error: Exception) -> Response:
@@ -115,10 +147,10 @@ async def _plain(request: HttpRequest, error: Exception) -> Response:
         404: f"there is no {request.url.path[:100]} here",
         405: f"{request.method} is not for {request.url.path[:100]}",
     }
-    response = ApiError(error.status_code, words.get(error.status_code, str(error.detail))).response()
+    response = ApiError(error.status_code, words.get(error.status_code, str(error.detail))).response(request.url.path)
     response.headers.update(error.headers or {})
     return response
 
 
 async def _unexpected(request: HttpRequest, error: Exception) -> Response:
-    return ApiError(500, "the gateway failed", "server_error").response()
+    return ApiError(500, "the gateway failed", "server_error").response(request.url.path)

@@ -106,6 +106,11 @@ def _about_tool_choice(value: Any) -> str | None:
     return None if known else "none, auto, required or a tool is needed"
 
 
+def _about_items(value: Any) -> str | None:
+    known = isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, dict) for each in value))
+    return None if known else "a text, or a list of objects is needed"
+
+
 def _about_schema(value: Any) -> str | None:
     return None if isinstance(value, dict | str) else "a schema is an object, or a text with one"
 
@@ -119,6 +124,7 @@ Tokens = list[Annotated[int, Field(ge=0, le=MOST_TOKENS)]]
 Prompt = Annotated[str | Tokens | list[str] | list[Tokens], _checked(_about_prompt)]
 Stop = Annotated[str | list[str], _checked(_about_stop)]
 ToolChoice = Annotated[str | dict[str, Any], _checked(_about_tool_choice)]
+Items = Annotated[str | list[dict[str, Any]], _checked(_about_items)]
 Schema = Annotated[dict[str, Any] | str, _checked(_about_schema)]
 Biases = Annotated[dict[str, float], _checked(_about_biases)]
 

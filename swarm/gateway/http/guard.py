@@ -76,7 +76,7 @@ class Hosts:
 
         async def refuse(message: Message) -> None:
             if message["type"] == "http.response.start":
-                await refusal.response()(scope, receive, send)
+                await refusal.response(scope["path"])(scope, receive, send)
 
         host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
         words = f"this gateway is not {host[:100] or 'without a name'}; see --allow-host"
@@ -94,7 +94,7 @@ class Origins(CORSMiddleware):
             await super().simple_response(scope, receive, send, request_headers)
             return
         words = f"pages of {origin[:100]} may not use this gateway; see --allow-origin"
-        await ApiError(403, words, code="origin_refused").response()(scope, receive, send)
+        await ApiError(403, words, code="origin_refused").response(scope["path"])(scope, receive, send)
 
 
 def is_own(origin: str, host: str) -> bool:
@@ -117,13 +117,17 @@ class Keys:
             await self._app(scope, receive, send)
             return
         error = ApiError(401, "a valid API key is needed", "authentication_error", "invalid_api_key")
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
     def _known(self, scope: Scope) -> bool:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        given = key.strip().encode(errors="replace")
-        matches = [hmac.compare_digest(given, known.encode()) for known in self._keys]
-        return scheme.lower() == "bearer" and any(matches)
+        headers = Headers(scope=scope)
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = [key] if scheme.lower() == "bearer" else []
+        # Anthropic's clients have a header of their own.
+        given.append(headers.get("x-api-key", ""))
+        tried = [each.strip().encode(errors="replace") for each in given]
+        matches = [hmac.compare_digest(each, known.encode()) for each in tried for known in self._keys]
+        return any(matches)
 
 
 class Body:
@@ -142,7 +146,7 @@ class Body:
                 await self._app(scope, limit.receive, limit.instead(send))
         if limit.exceeded:
             error = ApiError(413, f"more than {self._limit} bytes", code="request_too_large")
-            await error.response()(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
 
 
 class _TooMuch(Exception):

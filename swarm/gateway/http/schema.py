@@ -34,6 +34,26 @@ class ErrorBody(BaseModel):
     error: ErrorObject
 
 
+class AnthropicError(BaseModel):
+    """Of an error: what Anthropic's clients read."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(BaseModel):
+    """Anthropic's shape of an error."""
+
+    type: str
+    error: AnthropicError
+
+
+class TokenCount(BaseModel):
+    """Of a conversation."""
+
+    input_tokens: int
+
+
 class ModelList(BaseModel):
     """The models that are answered for."""
 
@@ -58,3 +78,8 @@ class Version(BaseModel):
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For the schema: that these are answered in OpenAI's shape."""
     return {status: {"model": ErrorBody, "description": STATUSES[status]} for status in statuses}
+
+
+def anthropic_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the schema: that these are answered in Anthropic's shape."""
+    return {status: {"model": AnthropicErrorBody, "description": STATUSES[status]} for status in statuses}

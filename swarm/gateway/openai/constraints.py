@@ -58,9 +58,13 @@ def _of_format(format: ResponseFormat | None) -> pb.Constraint | None:
         words = "response_format: json_schema is for the type json_schema, which needs it"
         raise InvalidInput(words, field="response_format")
     if format.json_schema is not None:
-        schema = format.json_schema.schema_
-        return pb.Constraint(json_schema="" if schema is None else json.dumps(schema))
-    return pb.Constraint(json_schema="") if format.type == "json_object" else None
+        return constraint_of_schema(format.json_schema.schema_)
+    return constraint_of_schema(None) if format.type == "json_object" else None
+
+
+def constraint_of_schema(schema: Mapping[str, Any] | None) -> pb.Constraint:
+    """JSON by a schema; None: any object."""
+    return pb.Constraint(json_schema="" if schema is None else json.dumps(schema))
 
 
 def _of_outputs(outputs: StructuredOutputs | None) -> pb.Constraint | None:

@@ -164,10 +164,11 @@ def _text(told: pb.Logprob) -> str:
 def _chat_logprobs(logprobs: Sequence[pb.Logprob]) -> dict[str, Any] | None:
     if not logprobs:
         return None
-    return {"content": [{**_token(told), "top_logprobs": [_token(each) for each in told.top]} for told in logprobs]}
+    return {"content": [{**token_of(told), "top_logprobs": [token_of(each) for each in told.top]} for told in logprobs]}
 
 
-def _token(told: pb.Logprob) -> dict[str, Any]:
+def token_of(told: pb.Logprob) -> dict[str, Any]:
+    """A token and its log-probability."""
     return {"token": _text(told), "logprob": told.logprob, "bytes": list(told.text)}
 
 

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
 from swarm.errors import InvalidInput
 from swarm.gateway.http.asked import Asked
-from swarm.gateway.http.errors import ApiError, api_error
+from swarm.gateway.http.errors import ApiError, api_error, refuse_unavailable, unavailable
 from swarm.gateway.http.fields import (
     MOST_CHOICES,
     MOST_TOKENS,
-    Biases,
     Fields,
     Prompt,
     Stop,
     ToolChoice,
     Unavailable,
     YesNo,
-    number,
     whole,
 )
+from swarm.gateway.http.sampling import SamplingFields, query_of, sampling_of
 from swarm.gateway.openai.constraints import ResponseFormat, StructuredOutputs, constraint_of, tool_choice_of
 from swarm.gateway.openai.replies import ChatShape, CompletionShape
 from swarm.models.chat import plain_messages, plain_tools
 from swarm.wire import swarm_pb2 as pb
-
-SEEDS = 1 << 64
-DRAWN_BITS = 53
-"""Of a seed that nobody gave: JavaScript can hand it back as it was."""
 
 UNAVAILABLE: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "suffix": (("",), "text is only gone on with"),
@@ -61,7 +55,7 @@ class StreamOptions(Fields):
     include_obfuscation: Unavailable = None
 
 
-class Request(Fields):
+class Request(SamplingFields):
     """What both kinds of completion have in common."""
 
     model: str
@@ -69,20 +63,7 @@ class Request(Fields):
     stream_options: StreamOptions | None = None
     n: whole(1, MOST_CHOICES) | None = None  # type: ignore[valid-type]
     max_tokens: whole(1, MOST_TOKENS) | None = None  # type: ignore[valid-type]
-    temperature: number(0, 100) | None = None  # type: ignore[valid-type]
-    top_p: number(0, 1) | None = None  # type: ignore[valid-type]
-    top_k: whole(0, MOST_TOKENS, "0: all tokens") | None = None  # type: ignore[valid-type]
-    min_p: number(0, 1) | None = None  # type: ignore[valid-type]
-    repetition_penalty: number(0.01, 100) | None = None  # type: ignore[valid-type]
-    presence_penalty: number(-2, 2) | None = None  # type: ignore[valid-type]
-    frequency_penalty: number(-2, 2) | None = None  # type: ignore[valid-type]
-    logit_bias: Biases | None = None
-    seed: whole(-(1 << 63), SEEDS - 1) | None = None  # type: ignore[valid-type]
     stop: Stop | None = None
-    ignore_eos: YesNo | None = None
-    speculation: Annotated[
-        Literal["none", "ngram"] | None, Field(description="ngram: send guesses ahead; the text stays the same")
-    ] = None
     structured_outputs: StructuredOutputs | None = None
     user: Annotated[str | None, Field(description="Not looked at.")] = None
 
@@ -161,20 +142,12 @@ def asked_of(request: CompletionRequest | ChatRequest) -> Asked:
 
 
 def _refuse_unavailable(request: Request) -> None:
-    for name, (allowed, why) in UNAVAILABLE.items():
-        value = getattr(request, name, None)
-        if value is not None and value not in allowed:
-            raise unavailable(name, why)
+    refuse_unavailable(request, UNAVAILABLE)
     options = request.stream_options
     if options is not None and not request.stream:
         raise ApiError(400, "stream_options are for streams: they need stream to be true", param="stream_options")
     if options is not None and options.include_obfuscation not in (None, False):
         raise unavailable("stream_options.include_obfuscation", "chunks are as long as they are")
-
-
-def unavailable(name: str, why: str) -> ApiError:
-    """The error for a field that is refused."""
-    return ApiError(400, f"{name} is not available: {why}", code="unsupported_parameter", param=name)
 
 
 def _chat(request: ChatRequest) -> list[pb.Query]:
@@ -183,7 +156,8 @@ def _chat(request: ChatRequest) -> list[pb.Query]:
     limits = {request.max_tokens, request.max_completion_tokens} - {None}
     if len(limits) > 1:
         raise ApiError(400, "max_tokens and max_completion_tokens are two words for one limit", param="max_tokens")
-    sampling = _sampling(request, next(iter(limits), None))
+    constraint = constraint_of(request.response_format, request.structured_outputs)
+    sampling = sampling_of(request, next(iter(limits), None), stops_of(request.stop), constraint)
     sampling.logprobs = bool(request.logprobs)
     sampling.top_logprobs = request.top_logprobs or 0
     messages = json.dumps(plain_messages([message.model_dump() for message in request.messages]))
@@ -192,46 +166,29 @@ def _chat(request: ChatRequest) -> list[pb.Query]:
     if choice is not None and not request.usable_tools:
         raise ApiError(400, "tool_choice: there are no tools to choose from", param="tool_choice")
     prompt = {"messages": messages, "tools": tools, "tool_choice": choice}
-    return [_query(sampling, index, **prompt) for index in range(request.n or 1)]
+    return [query_of(sampling, index, **prompt) for index in range(request.n or 1)]
 
 
 def _completion(request: CompletionRequest) -> list[pb.Query]:
     count = request.n or 1
     if request.best_of not in (None, count):
         raise unavailable("best_of", "all answers are handed out, n of n")
-    sampling = _sampling(request, request.max_tokens)
+    constraint = constraint_of(None, request.structured_outputs)
+    sampling = sampling_of(request, request.max_tokens, stops_of(request.stop), constraint)
     sampling.logprobs = request.logprobs is not None
     sampling.top_logprobs = request.logprobs or 0
     prompts = prompts_of(request.prompt)
     if len(prompts) * count > MOST_CHOICES:
         raise ApiError(400, f"at most {MOST_CHOICES} answers at a time", param="n")
-    return [_query(sampling, index, **prompt) for prompt in prompts for index in range(count)]
+    return [query_of(sampling, index, **prompt) for prompt in prompts for index in range(count)]
+
+
+def stops_of(stop: str | list[str] | None) -> list[str]:
+    """The stop texts."""
+    return [stop] if isinstance(stop, str) else stop or []
 
 
 def prompts_of(prompt: str | list[int] | list[str] | list[list[int]]) -> list[dict[str, Any]]:
     """The prompts of a completion as fields of a query: texts, or tokens."""
     many: Sequence[Any] = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
     return [{"text": each} if isinstance(each, str) else {"tokens": pb.Tokens(ids=each)} for each in many]
-
-
-def _query(sampling: pb.Sampling, index: int, **prompt: Any) -> pb.Query:
-    query = pb.Query(id=secrets.token_bytes(16), sampling=sampling, **prompt)
-    query.sampling.seed = (sampling.seed + index) % SEEDS
-    return query
-
-
-def _sampling(request: Request, most: int | None) -> pb.Sampling:
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-    given: Mapping[str, Any] = {name: getattr(request, name) for name in names}
-    sampling = pb.Sampling(max_tokens=most, **{name: value for name, value in given.items() if value is not None})
-    sampling.seed = secrets.randbits(DRAWN_BITS) if request.seed is None else request.seed % SEEDS
-    sampling.stop.extend([request.stop] if isinstance(request.stop, str) else request.stop or [])
-    sampling.ignore_eos = bool(request.ignore_eos)
-    sampling.speculation = request.speculation or ""
-    wanted = request.response_format if isinstance(request, ChatRequest) else None
-    constraint = constraint_of(wanted, request.structured_outputs)
-    if constraint is not None:
-        sampling.constraint.CopyFrom(constraint)
-    for token, value in (request.logit_bias or {}).items():
-        sampling.bias.add(token=int(token), value=value)
-    return sampling
