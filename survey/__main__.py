@@ -1,8 +1,9 @@
-"""Survey every causal LM of transformers, from a checkout.
+"""Survey every causal LM of transformers, and every model of images and text, from a checkout.
 
 python -m survey                                    print it
 python -m survey --write docs/architectures.md      write it down
 python -m survey llama gpt2                         only these types
+python -m survey --images llava qwen2_vl            only these, with images
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from survey.examine import Outcome
+from survey.images import all_seeing_types
 from survey.run import all_types, survey
 from survey.table import as_page
 
@@ -21,15 +25,24 @@ def main() -> int:
     parser.add_argument("types", nargs="*")
     parser.add_argument("--write", type=Path, metavar="FILE")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), metavar="N", help="processes")
+    parser.add_argument("--images", action="store_true", help="the types are of models of images and text")
     options = parser.parse_args()
+    outcomes = [] if options.images else _outcomes(options.types or all_types(), options.jobs)
+    images = options.images or not options.types
+    seeing = _outcomes(options.types or all_seeing_types(), options.jobs, seeing=True) if images else []
+    if options.write is not None:
+        options.write.write_text(as_page(outcomes, seeing), encoding="utf-8")
+    wrong = any(outcome.kind == "wrong" for outcome in [*outcomes, *seeing])
+    return int(wrong or any(outcome.kind == "impossible" for outcome in outcomes))
+
+
+def _outcomes(types: Sequence[str], jobs: int, *, seeing: bool = False) -> list[Outcome]:
     outcomes = []
-    for outcome in survey(options.types or all_types(), options.jobs):
+    for outcome in survey(types, jobs, seeing=seeing):
         sys.stdout.write(f"{outcome.model_type:28} {outcome.kind:10} {outcome.why}\n")
         sys.stdout.flush()
         outcomes.append(outcome)
-    if options.write is not None:
-        options.write.write_text(as_page(outcomes), encoding="utf-8")
-    return int(any(outcome.kind in ("wrong", "impossible") for outcome in outcomes))
+    return outcomes
 
 
 if __name__ == "__main__":

@@ -188,23 +188,23 @@ def small_config(name: str) -> PretrainedConfig:
     model_type, changes = VARIANTS.get(name, (name, {}))
     kind: Any = CONFIG_MAPPING[model_type]
     if "text_config" not in kind.sub_configs:
-        return _shrunk(kind, changes)
+        return shrunk(kind, changes)
     inner = type(kind().get_text_config(decoder=True))
     default = kind()
     towers = {
         n: _tiny(type(getattr(default, n))) for n in kind.sub_configs if n != "text_config" and getattr(default, n)
     }
-    config: PretrainedConfig = kind(text_config=_shrunk(inner, changes).to_dict(), **towers)
+    config: PretrainedConfig = kind(text_config=shrunk(inner, changes).to_dict(), **towers)
     return config
 
 
 def _tiny(kind: Any) -> dict[str, Any]:
     """The configuration of a part that is not the decoder."""
     layers = dict.fromkeys(("num_hidden_layers", "encoder_layers", "num_layers"), 2)
-    return {**_shrunk(kind, {name: value for name, value in layers.items() if hasattr(kind(), name)}).to_dict()}
+    return {**shrunk(kind, {name: value for name, value in layers.items() if hasattr(kind(), name)}).to_dict()}
 
 
-def _shrunk(kind: Any, changes: dict[str, Any]) -> PretrainedConfig:
+def shrunk(kind: Any, changes: dict[str, Any]) -> PretrainedConfig:
     default = vars(kind())
     default |= {alias: default[name] for alias, name in kind.attribute_map.items() if name in default}
     names = SIZES.keys() & default.keys() & _parameters(kind)

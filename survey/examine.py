@@ -103,11 +103,11 @@ def compare(folder: Path, spans: Sequence[SpanModel]) -> None:
     reference = load_file(folder / "reference.safetensors")
     client = Client(folder, spans)
     whole, _ = client.run(b"whole", reference["a.ids"], (20,))
-    _expect("prefill", whole, reference["a.logits"][:, :20])
+    expect("prefill", whole, reference["a.logits"][:, :20])
     steps = {}
     for name in "ab":
         logits, recorder = client.run(name.encode(), reference[f"{name}.ids"], CHUNKS)
-        _expect("prefill in chunks and decode", logits, reference[f"{name}.logits"][:, : logits.shape[1]])
+        expect("prefill in chunks and decode", logits, reference[f"{name}.logits"][:, : logits.shape[1]])
         steps[name] = recorder.steps
     _together(spans, steps["a"], steps["b"])
     if all(span.can_rollback for span in spans):
@@ -153,7 +153,7 @@ def _together(spans: Sequence[SpanModel], one: list[tuple[bytes, bytes]], other:
         counts = [len(step[0]) // row for step in pair]
         segments = [Segment((b"pair", i), starts[i], counts[i]) for i in (0, 1)]
         got = through(spans, segments, pair[0][0] + pair[1][0])
-        _expect("two sessions in one row", _numbers(got), _numbers(pair[0][1] + pair[1][1]))
+        expect("two sessions in one row", _numbers(got), _numbers(pair[0][1] + pair[1][1]))
         starts = [start + count for start, count in zip(starts, counts, strict=True)]
 
 
@@ -165,14 +165,14 @@ def _back(spans: Sequence[SpanModel], steps: list[tuple[bytes, bytes]]) -> None:
         span.truncate(sequence, start)
     hidden, right = steps[1]
     got = through(spans, [Segment(sequence, start, len(hidden) // row)], hidden)
-    _expect("after a rollback", _numbers(got), _numbers(right))
+    expect("after a rollback", _numbers(got), _numbers(right))
 
 
 def _numbers(data: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.float32)
 
 
-def _expect(what: str, got: torch.Tensor, right: torch.Tensor) -> None:
+def expect(what: str, got: torch.Tensor, right: torch.Tensor) -> None:
     """Raises Wrong when they differ."""
     difference = float((got - right).abs().max() / right.abs().max())
     if not difference <= TOLERANCE:

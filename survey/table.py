@@ -9,11 +9,16 @@ import transformers
 
 from survey.examine import Outcome
 
-WORDS = {"batched": "exact, batched", "unbatched": "exact, one sequence a pass", "refused": "refused"}
+WORDS = {
+    "batched": "exact, batched",
+    "unbatched": "exact, one sequence a pass",
+    "refused": "refused",
+    "impossible": "not tried",
+}
 
 HEAD = """# Architectures
 
-What each causal language model of transformers does in a swarm. Written by
+What each causal language model of transformers, and each of its models of images and text, does in a swarm. Written by
 `python -m survey --write docs/architectures.md` (transformers {version}); do not edit.
 
 Each type was made small, with windows, chunks and multipliers that matter, cut into three spans, and compared in
@@ -30,17 +35,48 @@ sessions in one pass, and after a rollback.
 """
 
 
-def as_page(outcomes: Sequence[Outcome]) -> str:
-    """The whole page."""
+SEEING = "## Models of images and text"
+SEEING_HEAD = """
+{title}
+
+`DistributedModelForImageTextToText`, for each type of the library's mapping: a question with an image, made small as
+above, and an answer of several tokens, against the library's own whole model.
+
+- **exact** ({exact}): as above; towers and projector are the library's own code at the client.
+- **refused** ({refused}): `UnsupportedModel`, or `InvalidInput` with the image, before anything is computed.
+- **not tried** ({impossible}): no small model, or no image for one, was made by the names of its entries.
+
+| type | in a swarm | why |
+|---|---|---|
+"""
+
+
+def as_page(outcomes: Sequence[Outcome], seeing: Sequence[Outcome] = ()) -> str:
+    """The whole page; `seeing`: of models of images and text."""
+    numbers = _numbers(outcomes)
+    page = HEAD.format(version=transformers.__version__, **numbers) + _rows(outcomes)
+    if not seeing:
+        return page
+    numbers = _numbers(seeing)
+    exact = numbers["batched"] + numbers["unbatched"]
+    return page + SEEING_HEAD.format(title=SEEING, exact=exact, **numbers) + _rows(seeing)
+
+
+def _numbers(outcomes: Sequence[Outcome]) -> dict[str, int]:
     counts = Counter(outcome.kind for outcome in outcomes)
-    numbers = {kind: counts[kind] for kind in WORDS}
+    return {kind: counts[kind] for kind in WORDS}
+
+
+def _rows(outcomes: Sequence[Outcome]) -> str:
     rows = [f"| {o.model_type} | {WORDS.get(o.kind, o.kind)} | {_cell(o.why)} |" for o in outcomes]
-    return HEAD.format(version=transformers.__version__, **numbers) + "\n".join(rows) + "\n"
+    return "\n".join(rows) + "\n"
 
 
-def read_page(page: str) -> dict[str, str]:
-    """What the page says of each type: batched, unbatched or refused."""
+def read_page(page: str, *, seeing: bool = False) -> dict[str, str]:
+    """What the page says of each type: batched, unbatched, refused or impossible."""
     kinds = {words: kind for kind, words in WORDS.items()}
+    text, _, images = page.partition(SEEING)
+    page = images if seeing else text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     return {row[0]: kinds[row[1]] for row in rows if len(row) == 3 and row[1] in kinds}
 

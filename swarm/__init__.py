@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DistributedLlama",
     "DistributedModelForCausalLM",
+    "DistributedModelForImageTextToText",
     "RemoteSpan",
     "SwarmError",
     "__version__",
@@ -33,6 +34,7 @@ __all__ = [
 _HOMES = {
     "DistributedLlama": "swarm.client.model",
     "DistributedModelForCausalLM": "swarm.client.model",
+    "DistributedModelForImageTextToText": "swarm.client.model",
     "RemoteSpan": "swarm.models.ends.remote",
     "connect": "swarm.client.swarm",
 }

@@ -189,10 +189,10 @@ class Served:
         )
         await directory.announce(record, self.info)
 
-    def model(self, **options: Any) -> Any:
+    def model(self, kind: type[DistributedModelForCausalLM] = DistributedModelForCausalLM, **options: Any) -> Any:
         """The distributed model."""
         options = {"swarm": self.swarm, "dtype": self.dtype, "quantization": self.quantization, **options}
-        return DistributedModelForCausalLM.from_pretrained(str(self.folder), **options)
+        return kind.from_pretrained(str(self.folder), **options)
 
     def kill(self, name: str) -> None:
         """As SIGKILL does to a server; its record stays."""

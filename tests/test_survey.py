@@ -11,6 +11,7 @@ import pytest
 import transformers
 
 from survey.configs import VARIANTS
+from survey.images import all_seeing_types
 from survey.run import all_types
 from survey.table import read_page
 
@@ -22,12 +23,13 @@ SHARE = 6
 """Of the types, every so manieth is tried where all would take too long."""
 
 
-def survey(page: Path, types: Sequence[str]) -> dict[str, str]:
+def survey(page: Path, types: Sequence[str], *, seeing: bool = False) -> dict[str, str]:
     """What a survey of some types writes, in processes of its own: there the library may warn."""
-    command = [sys.executable, "-W", "ignore", "-m", "survey", "--write", str(page), *types]
+    options = ["--images"] if seeing else []
+    command = [sys.executable, "-W", "ignore", "-m", "survey", "--write", str(page), *options, *types]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    return read_page(page.read_text(encoding="utf-8"))
+    return read_page(page.read_text(encoding="utf-8"), seeing=seeing)
 
 
 as_written = pytest.mark.skipif(
@@ -44,6 +46,16 @@ def test_the_page_says_what_happens_to_every_type(share: int, tmp_path: Path) ->
     types = all_types()[::share]
     assert {name: said[name] for name in types} == survey(tmp_path / "page.md", types)
     assert sum(kind != "refused" for kind in said.values()) >= 100
+
+
+@as_written
+@pytest.mark.parametrize("share", [SHARE, pytest.param(1, marks=pytest.mark.soak)])
+def test_the_page_says_what_happens_to_every_type_with_an_image(share: int, tmp_path: Path) -> None:
+    said = read_page(PAGE.read_text(encoding="utf-8"), seeing=True)
+    assert sorted(said) == all_seeing_types()
+    types = all_seeing_types()[::share]
+    assert {name: said[name] for name in types} == survey(tmp_path / "page.md", types, seeing=True)
+    assert sum(kind in ("batched", "unbatched") for kind in said.values()) >= 30
 
 
 def test_every_refusal_says_why() -> None:

@@ -20,11 +20,13 @@ from swarm.client.swarm import Swarm, connect
 from swarm.config import ClientConfig
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.arguments import LOADING_INFO, sort
-from swarm.models.blocks import find_blocks
+from swarm.models.blocks import find_blocks, leading_blocks
 from swarm.models.distributed import clean, distributed, head_parameters
 from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
+from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.cost import Description, describe
+from swarm.models.loading.partial import only_sees
 from swarm.types import ModelInfo, Span
 
 
@@ -32,6 +34,8 @@ class DistributedModelForCausalLM:
     """Any decoder-only causal LM of transformers, its blocks in a swarm. Not instantiated: see `from_pretrained`."""
 
     architecture: str | None = None
+    sees = False
+    """Whether images go with the text."""
 
     @classmethod
     def from_pretrained(
@@ -65,10 +69,11 @@ class DistributedModelForCausalLM:
         that does not fit, and what `connect` raises.
         """
         arguments = sort({"dtype": dtype, **options})
-        kept = Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
-        checkpoint = arguments.open(pretrained_model_name_or_path)
+        checkpoint = cls._as_asked(arguments.open(pretrained_model_name_or_path))
         config = _client_config(arguments.others, checkpoint.config)
         cls._check_architecture(checkpoint.config.model_type)
+        kept = Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
+        kept = kept if local_blocks is not None or not cls.sees else leading_blocks(checkpoint.config)
         model_cost = describe(checkpoint, dtype=arguments.dtype, quantization=config.quantization)
         config = dataclasses.replace(config, quantization=model_cost.quantization)
         remote = _remote_span(kept, model_cost.info.blocks)
@@ -84,11 +89,31 @@ class DistributedModelForCausalLM:
         return model
 
     @classmethod
+    def _as_asked(cls, checkpoint: Checkpoint) -> Checkpoint:
+        if cls.sees:
+            return checkpoint.seeing()
+        if only_sees(checkpoint.config):
+            name = checkpoint.config.model_type
+            raise UnsupportedModel(f"{name} is a model of images and text: use DistributedModelForImageTextToText")
+        return checkpoint
+
+    @classmethod
     def _check_architecture(cls, model_type: str) -> None:
         if cls.architecture is not None and model_type != cls.architecture:
             raise UnsupportedModel(
                 f"this is a {model_type} model, not {cls.architecture}: use DistributedModelForCausalLM"
             )
+
+
+class DistributedModelForImageTextToText(DistributedModelForCausalLM):
+    """Any model of images and text in transformers whose text part is a decoder, its blocks in a swarm.
+
+    What looks at images, and puts what it sees among the embeddings of the text, is loaded here and is the library's
+    own code; so `processor(text=, images=)` and `generate(**inputs)` are as anywhere. Where what is seen is also added
+    to the outputs of the first blocks (Qwen3-VL), these are here too, unless `local_blocks` says otherwise.
+    """
+
+    sees = True
 
 
 class DistributedLlama(DistributedModelForCausalLM):

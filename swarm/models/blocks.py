@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from swarm.errors import UnsupportedModel
+from swarm.span import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,13 @@ def rotary_threshold(config: Any) -> int | None:
             first = parameters.get("original_max_position_embeddings")
             return first or getattr(config, "original_max_position_embeddings", None) or _positions(config)
     return None
+
+
+def leading_blocks(config: Any) -> Span | None:
+    """The first blocks of a model of images and text that need more than hidden states: the library's models add what
+    was seen to their outputs. None: there are none."""
+    depth = len(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ())
+    return Span(0, depth) if depth else None
 
 
 def find_blocks(model: nn.Module) -> Blocks:

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
 from swarm.errors import InvalidInput
-from swarm.models.ends.columns import check_mask
+from swarm.models.ends.columns import check_mask, sees_ahead
 from swarm.models.loading.identity import is_free
 
 ELSEWHERE = "the blocks are computed elsewhere"
@@ -31,20 +31,27 @@ TAKEN = frozenset({
 """What a forward may be called with; the library's own code around the blocks sees to most of it."""
 RANDOM, AT_ENDS = ("drop", "jitter"), ("classifier", "summary", "embd", "embed")
 """Words in the names of what is random in a model that is trained, and in those of them that blocks have nothing of."""
+
+FOR_BLOCKS = frozenset({"is_causal", "cache_position", "head_mask"})
+"""What models hand on in other shapes."""
+DEEP_VALUES = "deepstack_visual_embeds"
+DEEP = frozenset({DEEP_VALUES, "visual_pos_masks"})
+"""By which the library's models add pieces of an image to the outputs of the first blocks."""
 ENDS = frozenset({"vocab_size", "tie_word_embeddings"})
 """Entries of a configuration that the ends alone look at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A forward that is under way: its mask, positions and labels, its cache, and of how many of the last positions
-    logits are asked for (0: all)."""
+    """A forward that is under way: its mask, positions and labels, its cache, of how many of the last positions
+    logits are asked for (0: all), and the names of all that was given."""
 
     mask: Any = None
     positions: Any = None
     labels: torch.Tensor | None = None
     logits_to_keep: int = 0
     cache: Cache | None = None
+    given: frozenset[str] = frozenset()
 
 
 class _Current(threading.local):
@@ -105,6 +112,7 @@ def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     if current.module is not None and vars(current.module).get("swarm_blocks") is module:
         # A part of the model that is being called, which knows best where its positions stand.
         inner = {**dict(zip(_parameters(module), args, strict=False)), **kwargs}
+        _check_inner(module, inner, current.call)
         current.call = replace(current.call, positions=inner.get("position_ids"))
         return
     arguments = {**dict(zip(_parameters(module), args, strict=False)), **kwargs}
@@ -116,6 +124,7 @@ def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         arguments.get("labels"),
         keep if isinstance(keep, int) else 0,
         arguments.get("past_key_values"),
+        frozenset(arguments),
     )
     current.module = module
 
@@ -151,14 +160,39 @@ def _random(config: Any) -> str | None:
     return next((name for name, value in used if isinstance(value, float | int) and value > 0), None)
 
 
+def _check_inner(owner: Any, inner: Mapping[str, Any], call: Call) -> None:
+    """What the model's own code makes of its inputs for the part that has the blocks. Raises InvalidInput for what
+    these cannot be told."""
+    if sees_ahead(inner.get("attention_mask")):
+        raise InvalidInput(f"images: {type(owner).__name__} sees them as a whole, and remote blocks see what is before")
+    for name, value in inner.items():
+        if name in TAKEN or name in call.given or value is None or name in DEEP:
+            continue
+        raise InvalidInput(f"{name} cannot be honoured: {ELSEWHERE}, and see only hidden states")
+    depth = len(inner.get(DEEP_VALUES) or ())
+    if depth > (local := _leading(owner)):
+        raise InvalidInput(
+            f"images: they are added to the outputs of the first {depth} blocks, of which {local} are here; "
+            f"load the model with local_blocks='0:{depth}'"
+        )
+
+
+def _leading(owner: Any) -> int:
+    """Blocks at the beginning that are here."""
+    layers = getattr(owner, owner.swarm_attribute)
+    return next((index for index, layer in enumerate(layers) if hasattr(layer, "open_session")), len(layers))
+
+
 def _is_harmless(module: Any, name: str, value: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether an argument changes nothing, or nothing but the embeddings."""
     if value is None or (name == "is_causal" and value is True):
         return True
+    owner = getattr(module, "swarm_blocks", module)
+    if owner is not module and name in _parameters(module) and name not in _parameters(owner):
+        return name not in FOR_BLOCKS  # of images and the like: what the blocks get of it is looked at there
     if name == "cache_position":
         return _goes_on(value, arguments)
     if name == "token_type_ids":
-        owner = getattr(module, "swarm_blocks", module)
         takes = [name in _parameters(each) for each in (owner, module)]
         return takes[0] or not takes[1] or not bool(value.any())
     return name == "num_logits_to_keep"  # of old; the library passes over it

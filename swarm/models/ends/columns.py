@@ -8,6 +8,7 @@ name.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,18 @@ def check_mask(mask: Any) -> None:
     """Raises InvalidInput for what is no mask of columns."""
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
         raise InvalidInput("attention_mask must be 2-D [batch, positions]: remote blocks build their own masks")
+
+
+def sees_ahead(mask: Any) -> bool:
+    """Whether a position sees a later one by a mask that the model's own code has made: `[batch, 1, T, K]`, of whether
+    each of T new positions sees each of K, or several of these by kind of block."""
+    if isinstance(mask, Mapping):
+        return any(map(sees_ahead, mask.values()))
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 4:
+        return False
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    later = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(mask.shape[-1] - mask.shape[-2] + 1)
+    return bool((seen & later).any())
 
 
 def _has_holes(real: torch.Tensor) -> bool:

@@ -189,6 +189,7 @@ def rearrange(model: nn.Module, layers: Sequence[nn.Module], originals: Sequence
     if kinds is not None and attention is not None:
         remote = [isinstance(layer, RemoteSpan) for layer in layers]
         config.layer_types = [attention if r else kinds[i] for r, i in zip(remote, originals, strict=True)]
+    vars(blocks.owner)["swarm_attribute"] = blocks.attribute
     watch(model, blocks.owner)
     how = habits(model, blocks.owner, text_config(seen))
     for layer in layers:

@@ -41,12 +41,20 @@ HASHED = 1 << 22
 @dataclass(frozen=True)
 class Checkpoint:
     """One model's files. `commit` is set when they come from the hub, `folder` when they are local; `name` ends with
-    that of a GGUF file, where the model is in one."""
+    that of a GGUF file, where the model is in one. `sees`: whether they are read as a model of images and text, where
+    the library has that beside the text model."""
 
     name: str
     folder: Path | None = None
     commit: str | None = None
     reading: Access = field(default_factory=Access)
+    sees: bool = False
+
+    def seeing(self) -> Checkpoint:
+        """The same as a model of images and text."""
+        twin = replace(self, sees=True)
+        vars(twin)["config"] = self.config
+        return twin
 
     def path(self, file: str) -> Path:
         """Where a file is on this machine, downloaded if need be. Raises ModelNotFound, BadCheckpoint."""

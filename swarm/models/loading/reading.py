@@ -163,11 +163,11 @@ class Reading:
             name for name in self.wanted if (self._block(name) in blocks if self._block(name) is not None else ends)
         ]
         layers = {name: self._layers[name] for name in names if name in self._layers}
-        config = self._checkpoint.config
-        partial = partial_class(model_class(config), blocks, ends, layers.values())
+        config, sees = self._checkpoint.config, self._checkpoint.sees
+        partial = partial_class(model_class(config, sees), blocks, ends, layers.values())
         stand_ins = self._ends.stand_ins() if ends and self._ends else {}
         plain = {name: self.dense(name) for name in names if name not in layers and name not in stand_ins}
-        model = assemble(partial, decoder_config(config), plain | stand_ins, self._dtype, self._checkpoint.name)
+        model = assemble(partial, decoder_config(config, sees), plain | stand_ins, self._dtype, self._checkpoint.name)
         del plain
         if self._ends is not None and stand_ins:
             self._ends.put(model)

@@ -97,7 +97,8 @@ def load_part(
     """
     refuse(checkpoint.config)
     blocks = frozenset(span or ())
-    shape = outline(partial_class(model_class(checkpoint.config), blocks, ends), checkpoint.config)
+    config, sees = checkpoint.config, checkpoint.sees
+    shape = outline(partial_class(model_class(config, sees), blocks, ends), config, sees)
     if span is not None and span.last > (total := find_blocks(shape).total):
         raise UnsupportedModel(f"blocks {span} do not exist: the model has blocks 0:{total}")
     refuse_turned(checkpoint.config, shape)
