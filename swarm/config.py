@@ -237,7 +237,9 @@ class ServerConfig:
     training_bytes: int = 512 * MIB
     """For what is kept of training passes, and what of them is under way. 0: no training is served."""
     training_share_per_peer: float = 0.5
-    """Of `training_bytes`, what one peer may have."""
+    """Of `training_bytes` and `adapter_bytes`, what one peer may have."""
+    adapter_bytes: int = 256 * MIB
+    """For the adapters of clients."""
     training_expiry: float = 600.0
     """Inputs whose gradients nobody asks for within so long are forgotten."""
     training_streams: int = 128

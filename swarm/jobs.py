@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from swarm.types import Segment, SequenceKey, Span
@@ -30,6 +30,14 @@ class Forward(Generic[R]):
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """Matrices of a client beside linear layers of the blocks, as the file that they came in, and its sha256."""
+
+    digest: bytes
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Afresh(Generic[R]):
     """What the blocks of `span` make of whole sequences, which are kept nowhere.
 
@@ -40,6 +48,7 @@ class Afresh(Generic[R]):
     span: Span
     counts: Sequence[int]
     inputs: R
+    adapter: Adapter | None = None
 
     @property
     def positions(self) -> int:
@@ -52,13 +61,16 @@ class Backward(Generic[R]):
     """Gradients for the inputs of sequences that are computed again from their beginning, and kept nowhere.
 
     `counts`: positions of each sequence; `inputs`: their hidden states, `gradients`: those of what the blocks of `span`
-    make of them, both as many rows, one sequence behind the other. It gives as many rows.
+    make of them, both as many rows, one sequence behind the other. It gives as many rows, or none of `inputs_wanted` is
+    False, and with an `adapter` its gradients, as a file like the one it came in.
     """
 
     span: Span
     counts: Sequence[int]
     inputs: R
     gradients: R
+    adapter: Adapter | None = None
+    inputs_wanted: bool = True
 
     @property
     def positions(self) -> int:

@@ -22,6 +22,7 @@ from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.arguments import LOADING_INFO, sort
 from swarm.models.blocks import find_blocks, leading_blocks
 from swarm.models.distributed import clean, distributed, head_parameters
+from swarm.models.ends.hollow import hollow_blocks
 from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.checkpoint import Checkpoint
@@ -82,6 +83,8 @@ class DistributedModelForCausalLM:
         if arguments.generation_config is not None:
             model.generation_config = arguments.generation_config
         parameters = _parameters(model_cost, remote) + (0 if model_cost.tied else head_parameters(model))
+        # As in transformers: adapters are saved with the name of what they are for.
+        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         joined = swarm or connect(initial_peers)
         model = attach(model, joined, model_cost.info, config, kept, on_notice=on_notice, parameters=parameters)
         if arguments.output_loading_info:
@@ -145,7 +148,8 @@ def attach(
     span = RemoteSpan(blocks.open, returns_tuple=returns_tuple(model), **how)
     local = list(find_blocks(model).layers)
     originals = [*range(remote.first), remote.first, *range(remote.last, info.blocks)]
-    rearrange(model, [*local[: remote.first], span, *local[remote.first :]], originals)
+    hollow = hollow_blocks(model.config, list(remote), model.dtype)
+    rearrange(model, [*local[: remote.first], span, *local[remote.first :]], originals, hollow)
     if model.generation_config is not None:
         clean(model.generation_config)
     model.__class__ = distributed(type(model))

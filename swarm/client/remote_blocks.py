@@ -10,7 +10,7 @@ from typing import Any
 
 from swarm.client.session import Notice, Session
 from swarm.client.swarm import Swarm
-from swarm.client.training import Passed, Training
+from swarm.client.training import Found, Matrices, Passed, Training
 from swarm.client.view import View
 from swarm.types import ModelInfo, Route, Rows, Span
 from swarm.wire import swarm_pb2 as pb
@@ -172,16 +172,16 @@ class BlockingTraining:
         self._blocks = blocks
         self._training: Training | None = None
 
-    def forward(self, sequences: Sequence[bytes]) -> Passed:
-        """As `Training.forward`."""
+    def forward(self, sequences: Sequence[bytes], matrices: Callable[[Span], bytes]) -> Passed:
+        """As `Training.forward`. `matrices`: the file of an adapter for some blocks, empty for none."""
         if self._training is None:
             self._training = self._blocks.training()
-        return self._blocks.swarm.loop.run(self._training.forward(sequences))
+        return self._blocks.swarm.loop.run(self._training.forward(sequences, Matrices(matrices)))
 
-    def backward(self, passed: Passed, gradients: Sequence[bytes]) -> list[bytes]:
+    def backward(self, passed: Passed, gradients: Sequence[bytes], first: int | None) -> Found:
         """As `Training.backward`."""
         assert self._training is not None
-        return self._blocks.swarm.loop.run(self._training.backward(passed, gradients))
+        return self._blocks.swarm.loop.run(self._training.backward(passed, gradients, first))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlockingTraining:
         """Of the twin's blocks."""

@@ -7,6 +7,7 @@ asked of another, and nothing else is computed again. A pass is cut into parts, 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
@@ -17,14 +18,14 @@ from swarm.client.blame import Blame
 from swarm.client.patience import MISSING_PAUSES, Patience
 from swarm.client.routing import find_route
 from swarm.client.session import Notice
-from swarm.client.training_link import InputsMissing, TrainingLink
+from swarm.client.training_link import Blob, Lacking, TrainingLink
 from swarm.client.trust import Needs
 from swarm.client.view import NOTHING_YET, View
 from swarm.config import ClientConfig
 from swarm.errors import InvalidInput, LimitExceeded, MissingBlocks, NetworkError, NoServerFits, SwarmError
 from swarm.net.base import Host
 from swarm.tasks import ended
-from swarm.types import Hop, PeerId, Route, Span
+from swarm.types import Hop, HopKey, PeerId, Route, Span
 from swarm.wire.messages import SESSION_BYTES
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,40 @@ class Part:
     legs: list[Leg] = field(default_factory=list)
 
 
+class Matrices:
+    """An adapter, as the files that servers get of it. `of`: that of some blocks, empty where it has nothing there."""
+
+    def __init__(self, of: Callable[[Span], bytes]) -> None:
+        self._of = of
+        self._made: dict[Span, Blob | None] = {}
+
+    def on(self, span: Span) -> Blob | None:
+        """What is added in these blocks; None: nothing."""
+        if span not in self._made:
+            data = self._of(span)
+            self._made[span] = Blob(hashlib.sha256(data).digest(), data) if data else None
+        return self._made[span]
+
+
+NOTHING = Matrices(lambda span: b"")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Passed:
-    """A pass that went forward. `outputs`: of each sequence."""
+    """A pass that went forward, with an adapter. `outputs`: of each sequence."""
 
     parts: tuple[Part, ...]
     outputs: tuple[bytes, ...]
+    matrices: Matrices
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Gradients: of each sequence's inputs, where they are wanted, and files with parts of those of the adapter's
+    matrices."""
+
+    inputs: tuple[bytes, ...]
+    adapters: tuple[bytes, ...]
 
 
 def parts_of(counts: Sequence[int], most: int = PART_POSITIONS) -> list[tuple[int, ...]]:
@@ -99,13 +128,15 @@ class Training:
         """Who computes from a block on."""
         self._small: dict[PeerId, LimitExceeded] = {}
         """Who never takes so much as was asked."""
+        self._adapted: dict[HopKey, bytes] = {}
+        self._adapting: dict[HopKey, asyncio.Lock] = {}
         self._blame = Blame(view.trust, config)
         self._places = asyncio.Semaphore(PARTS_AT_ONCE)
 
     # ---- passes -----------------------------------------------------------------------------------------------
 
-    async def forward(self, sequences: Sequence[bytes]) -> Passed:
-        """Whole sequences, each as the bytes of its hidden states, through all blocks.
+    async def forward(self, sequences: Sequence[bytes], matrices: Matrices = NOTHING) -> Passed:
+        """Whole sequences, each as the bytes of its hidden states, through all blocks with what an adapter adds.
 
         Survives every failure of servers and links. Raises what `Session.step` raises; NoServerFits, too, where no
         server of some blocks takes training.
@@ -116,21 +147,28 @@ class Training:
             parts.append(Part(group, b"".join(sequences[begin : begin + len(group)])))
             begin += len(group)
         self._blame.step_begins()
-        await self._all([self._go(part) for part in parts])
+        await self._all([self._go(part, matrices) for part in parts])
         outputs = [each for part in parts for each in _split(part.outputs, part.counts, self.row_bytes)]
-        return Passed(tuple(parts), tuple(outputs))
+        return Passed(tuple(parts), tuple(outputs), matrices)
 
-    async def backward(self, passed: Passed, gradients: Sequence[bytes]) -> list[bytes]:
-        """The gradients of each sequence's inputs, from those of its outputs. Raises as `forward`."""
+    async def backward(self, passed: Passed, gradients: Sequence[bytes], first: int | None = None) -> Found:
+        """The gradients of each sequence's inputs, and of the adapter, from those of its outputs. Raises as `forward`.
+
+        `first`: those of the inputs are not wanted, but of the adapter from this block on; None: all are.
+        """
         wanted, begin = list[bytes](), 0
         for part in passed.parts:
             wanted.append(b"".join(gradients[begin : begin + len(part.counts)]))
             begin += len(part.counts)
         self._blame.step_begins()
         pairs = zip(passed.parts, wanted, strict=True)
-        found = await self._all([self._return(part, gradient) for part, gradient in pairs])
-        pairs = zip(passed.parts, found, strict=True)
-        return [each for part, whole in pairs for each in _split(whole, part.counts, self.row_bytes)]
+        found = await self._all([self._return(part, gradient, passed.matrices, first) for part, gradient in pairs])
+        adapters = tuple(each for _, of_adapter in found for each in of_adapter)
+        if first is not None:
+            return Found((), adapters)
+        whole = zip(passed.parts, found, strict=True)
+        inputs = [each for part, (rows, _) in whole for each in _split(rows, part.counts, self.row_bytes)]
+        return Found(tuple(inputs), adapters)
 
     def _count(self, sequence: bytes) -> int:
         count, rest = divmod(len(sequence), self.row_bytes)
@@ -138,62 +176,81 @@ class Training:
             raise InvalidInput(f"{len(sequence)} bytes are no rows of {self.row_bytes}")
         return count
 
-    async def _go(self, part: Part) -> None:
+    async def _go(self, part: Part, matrices: Matrices) -> None:
         """Forward, from block to block."""
         async with self._places:
             first = self.span.first
             while first < self.span.last:
-                leg, part.outputs = await self._compute(Span(first, self.span.last), part.counts, part.outputs)
+                leg, part.outputs = await self._compute(Span(first, self.span.last), part, part.outputs, matrices)
                 part.legs.append(leg)
                 first = leg.span.last
 
-    async def _compute(self, span: Span, counts: Sequence[int], inputs: bytes) -> tuple[Leg, bytes]:
+    async def _compute(self, span: Span, part: Part, inputs: bytes, matrices: Matrices) -> tuple[Leg, bytes]:
         """As many of the first blocks of `span` as one server computes."""
         while True:
             hop = await self._hop(span)
             leg = Leg(hop.span, inputs, hop)
             try:
                 async with TrainingLink(self._host, hop, self.view.contract, self._config) as link:
-                    outputs = await link.forward(leg.id, counts, inputs)
+                    await self._adapt(link, matrices.on(hop.span))
+                    outputs = await link.forward(leg.id, part.counts, inputs, matrices.on(hop.span))
             except SwarmError as error:
                 self._failed(hop, error)
                 continue
             self._blame.works([hop])
             return leg, outputs
 
-    async def _return(self, part: Part, gradient: bytes) -> bytes:
+    async def _return(
+        self, part: Part, gradient: bytes, matrices: Matrices, first: int | None
+    ) -> tuple[bytes, list[bytes]]:
         """Backward; where who computed a leg is gone, others compute it from the inputs that are here."""
         async with self._places:
-            legs = list(part.legs)
-            while legs:
+            legs, of_adapter = list(part.legs), list[bytes]()
+            while legs and (first is None or legs[-1].span.last > first):
                 leg = legs.pop()
                 hop = leg.hop if leg.hop is not None and self._usable(leg.hop) else None
                 if hop is None:
                     hop = await self._hop(leg.span)
                     if hop.span != leg.span:
                         # Several do what one did: forward through the first, to have what goes into the rest.
-                        begun, between = await self._compute(leg.span, part.counts, leg.inputs)
+                        begun, between = await self._compute(leg.span, part, leg.inputs, matrices)
                         legs.append(begun)
                         if begun.span != leg.span:
                             legs.append(Leg(Span(begun.span.last, leg.span.last), between))
                         continue
+                adapter = matrices.on(leg.span)
+                goes_on = first is None or leg.span.first > first or adapter is None
                 try:
-                    gradient = await self._gradient(hop, leg, part.counts, gradient)
+                    rows, file = await self._gradients(hop, leg, part.counts, gradient, adapter, goes_on)
                 except SwarmError as error:
                     self._failed(hop, error)
                     legs.append(leg)
                     continue
                 self._blame.works([hop])
-            return gradient
+                gradient = rows
+                of_adapter += [file] if file else []
+            return gradient, of_adapter
 
-    async def _gradient(self, hop: Hop, leg: Leg, counts: Sequence[int], gradient: bytes) -> bytes:
+    async def _gradients(
+        self, hop: Hop, leg: Leg, counts: Sequence[int], gradient: bytes, adapter: Blob | None, inputs_wanted: bool
+    ) -> tuple[bytes, bytes]:
         async with TrainingLink(self._host, hop, self.view.contract, self._config) as link:
+            await self._adapt(link, adapter)
             if hop is leg.hop:
                 try:
-                    return await link.backward(leg.id, counts, None, gradient)
-                except InputsMissing:
+                    return await link.backward(leg.id, counts, None, gradient, adapter, inputs_wanted)
+                except Lacking:
                     log.debug("%s has forgotten its inputs", link)
-            return await link.backward(leg.id, counts, leg.inputs, gradient)
+            return await link.backward(leg.id, counts, leg.inputs, gradient, adapter, inputs_wanted)
+
+    async def _adapt(self, link: TrainingLink, adapter: Blob | None) -> None:
+        """Give an adapter to a server that was not given it last, once for all parts."""
+        if adapter is None:
+            return
+        async with self._adapting.setdefault(link.hop.key, asyncio.Lock()):
+            if self._adapted.get(link.hop.key) != adapter.digest:
+                await link.adapt(adapter)
+                self._adapted[link.hop.key] = adapter.digest
 
     async def _all(self, works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """What all give. The first error ends them all."""

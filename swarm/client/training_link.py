@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from swarm.config import TRAINING_FRAME_LIMIT, ClientConfig
@@ -19,10 +19,24 @@ from swarm.wire import swarm_pb2 as pb
 
 FAST = 20
 """Passes are large: who trains is taken to send so many times faster than on the slowest line."""
+MOST_ADAPTER = 1 << 30
+"""Bytes of an adapter's gradients, at most."""
 
 
-class InputsMissing(Exception):
-    """The server has not, or no longer, what went into this pass."""
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """An adapter's matrices for some blocks, as a file, and its sha256."""
+
+    digest: bytes
+    data: bytes = field(repr=False)
+
+
+class Lacking(Exception):
+    """The server has not, or no longer, what went into this pass, or its adapter."""
+
+    def __init__(self, missing: pb.Missing) -> None:
+        super().__init__(missing)
+        self.inputs, self.adapter = missing.inputs, missing.adapter
 
 
 class TrainingLink:
@@ -70,33 +84,65 @@ class TrainingLink:
         if self._stream is not None:
             self._stream.close()
 
-    async def forward(self, id: bytes, counts: Sequence[int], inputs: bytes) -> bytes:
-        """What the blocks make of whole sequences. Raises what the server answers instead."""
-        asked = pb.Pass(id=id, counts=counts, inputs=True)
-        return await self._exchange(asked, len(inputs), inputs)
-
-    async def backward(self, id: bytes, counts: Sequence[int], inputs: bytes | None, gradients: bytes) -> bytes:
-        """The gradients of a pass's inputs, from those of its outputs. `inputs`: where the server may not have them.
-
-        Raises InputsMissing, and as `forward`.
-        """
-        asked = pb.Pass(id=id, counts=counts, inputs=inputs is not None, gradients=True)
-        return await self._exchange(asked, len(gradients), inputs or b"", gradients)
-
-    async def _exchange(self, asked: pb.Pass, size: int, *parts: bytes) -> bytes:
-        sending = asyncio.ensure_future(self._send(asked, parts))
+    async def adapt(self, adapter: Blob) -> None:
+        """Give the server an adapter. Raises InvalidInput where it does not fit, LimitExceeded, ServerBusy."""
+        announced = pb.TrainingRequest(adapter=pb.Adapter(digest=adapter.digest, size=len(adapter.data)))
+        sending = asyncio.ensure_future(self._send(announced, (adapter.data,)))
         try:
-            reply = await self._answer()
-            if reply.computed.rows != size:
-                raise MalformedFrame(f"{self}: {reply.computed.rows} bytes of {size}")
-            return bytes(await training.collect(size, self._piece))
+            if (await self._hear()).WhichOneof("kind") != "opened":
+                raise MalformedFrame(f"{self}: no answer to an adapter")
         finally:
             await ended(sending)
 
-    async def _send(self, asked: pb.Pass, parts: Sequence[bytes]) -> None:
+    async def forward(self, id: bytes, counts: Sequence[int], inputs: bytes, adapter: Blob | None) -> bytes:
+        """What the blocks make of whole sequences. Raises what the server answers instead."""
+        asked = pb.Pass(id=id, counts=counts, inputs=True, adapter=adapter.digest if adapter else b"")
+        outputs, _ = await self._adapted(adapter, asked, len(inputs), inputs)
+        return outputs
+
+    async def backward(
+        self,
+        id: bytes,
+        counts: Sequence[int],
+        inputs: bytes | None,
+        gradients: bytes,
+        adapter: Blob | None,
+        inputs_wanted: bool,
+    ) -> tuple[bytes, bytes]:
+        """The gradients of a pass's inputs, if wanted, and of its adapter, from those of its outputs. `inputs`: where
+        the server may not have them. Raises Lacking where it has not, and as `forward`.
+        """
+        asked = pb.Pass(id=id, counts=counts, inputs=inputs is not None, gradients=True, unwanted=not inputs_wanted)
+        asked.adapter = adapter.digest if adapter else b""
+        size = len(gradients) if inputs_wanted else 0
+        return await self._adapted(adapter, asked, size, inputs or b"", gradients)
+
+    async def _adapted(self, adapter: Blob | None, asked: pb.Pass, size: int, *parts: bytes) -> tuple[bytes, bytes]:
+        """Ask, and once more if the server lacks the adapter."""
+        try:
+            return await self._exchange(asked, size, *parts)
+        except Lacking as lacking:
+            if adapter is None or not lacking.adapter:
+                raise
+        await self.adapt(adapter)
+        return await self._exchange(asked, size, *parts)
+
+    async def _exchange(self, asked: pb.Pass, size: int, *parts: bytes) -> tuple[bytes, bytes]:
+        sending = asyncio.ensure_future(self._send(pb.TrainingRequest(wanted=asked), parts))
+        try:
+            reply = await self._answer()
+            rows, of_adapter = reply.computed.rows, reply.computed.adapter
+            if rows != size or of_adapter > MOST_ADAPTER or bool(of_adapter) > bool(asked.adapter):
+                raise MalformedFrame(f"{self}: {rows} bytes of {size}, and {of_adapter} of an adapter")
+            data = bytes(await training.collect(rows + of_adapter, self._piece))
+            return data[:rows], data[rows:]
+        finally:
+            await ended(sending)
+
+    async def _send(self, request: pb.TrainingRequest, parts: Sequence[bytes]) -> None:
         """What is refused meanwhile is told by the answer."""
         with contextlib.suppress(StreamClosed):
-            await self._say(pb.TrainingRequest(wanted=asked))
+            await self._say(request)
             for piece in training.pieces(*parts):
                 await self._say(pb.TrainingRequest(data=piece))
 
@@ -109,7 +155,7 @@ class TrainingLink:
                 case "computed":
                     return reply
                 case "missing":
-                    raise InputsMissing
+                    raise Lacking(reply.missing)
                 case "working":
                     if reply.working.beat != beat:
                         beat, moved = reply.working.beat, clock()

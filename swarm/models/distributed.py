@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Protocol
 
@@ -21,6 +21,7 @@ from transformers import (
 
 from swarm.errors import ContextTooLong, InvalidInput
 from swarm.models.ends.calls import ELSEWHERE, generating
+from swarm.models.ends.hollow import Layers
 from swarm.models.linear.head import FIXED, QuantizedHead
 from swarm.models.speculation.decoding import SpeculativeDecoding
 from swarm.models.speculation.draft_model import ModelDrafter
@@ -35,8 +36,8 @@ REFUSED_METHODS = {
     "save_distributed_checkpoint": "only a part of the model is here",
     "gradient_checkpointing_enable": "servers keep inputs of blocks alone anyhow; leave it out",
     "activation_checkpointing_enable": "servers keep inputs of blocks alone anyhow; leave it out",
-    "add_adapter": "servers compute without adapters; merge it into the weights, and serve those",
-    "load_adapter": "servers compute without adapters; merge it into the weights, and serve those",
+    "add_adapter": "call peft's get_peft_model(model, config)",
+    "load_adapter": "call peft's PeftModel.from_pretrained(model, folder)",
     "generate_batch": "it keeps caches of its own; generate takes batches, and many threads may call it at once",
     "init_continuous_batching": "it keeps caches of its own; many threads may call generate at once",
     "continuous_batching_context_manager": "it keeps caches of its own; many threads may call generate at once",
@@ -131,7 +132,9 @@ class Distributed:
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Of the whole model, as in transformers; of the blocks elsewhere none can be trained."""
         here: int = super().num_parameters(only_trainable, exclude_embeddings)  # type: ignore[misc]
-        return here + (0 if only_trainable else self.remote_blocks.parameters)
+        modules: Iterator[Any] = self.modules()  # type: ignore[attr-defined]
+        hollow = sum(each.numbers for each in modules if isinstance(each, Layers))
+        return here + (0 if only_trainable else self.remote_blocks.parameters - hollow)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. Raises InvalidInput where the head is on a grid."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from swarm.errors import ComputeFailed
 from swarm.jobs import Afresh, Backward, Copy, Count, Forward, apply
 from swarm.server.runner import Runner
-from swarm.server.work import Share, Work
+from swarm.server.work import Gradients, Share, Work
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +55,12 @@ def _run(runner: Runner, shares: Sequence[Share]) -> None:
         case Forward():
             _forward(runner, shares)
         case Afresh() as job:
-            work.result = runner.get(runner.run(Afresh(job.span, job.counts, runner.put(job.inputs, job.positions))))
+            work.result = runner.get(runner.run(replace(job, inputs=runner.put(job.inputs, job.positions))))
         case Backward() as job:
             inputs, gradients = (runner.put(rows, job.positions) for rows in (job.inputs, job.gradients))
-            work.result = runner.get(runner.run(Backward(job.span, job.counts, inputs, gradients)))
+            found = runner.run(replace(job, inputs=inputs, gradients=gradients))
+            rows, of_adapter = found if job.adapter is not None else (found, b"")
+            work.result = Gradients(runner.get(rows), of_adapter) if job.adapter is not None else runner.get(rows)
         case Count():
             work.result = runner.bytes_held()
 

@@ -36,6 +36,9 @@ class Runner(Protocol):
     def run(self, job: Forward[Any] | Afresh[Any] | Backward[Any]) -> Any:
         """Rows of outputs. Raises whatever went wrong; what a Forward appended by then is truncated by the caller."""
 
+    def check_adapter(self, data: Buffer) -> None:
+        """Raises InvalidInput for the file of an adapter that cannot be applied to these blocks. From any thread."""
+
     def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...
     def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None: ...
     def truncate(self, sequence: SequenceKey, length: int) -> None: ...

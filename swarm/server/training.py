@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -16,15 +17,15 @@ from contextlib import asynccontextmanager
 from swarm.config import TRAINING_FRAME_LIMIT, ServerConfig
 from swarm.contract import Contract
 from swarm.errors import ContextTooLong, ContractMismatch, MalformedFrame, ServerBusy, StreamClosed, SwarmError
-from swarm.jobs import Afresh, Backward
+from swarm.jobs import Adapter, Afresh, Backward
 from swarm.net.base import Stream
 from swarm.net.quota import Places
 from swarm.server.engine import Engine
 from swarm.server.hosted import Hosted
 from swarm.server.kept import Kept
-from swarm.server.work import Job, Work
+from swarm.server.work import Gradients, Job, Work
 from swarm.tasks import ended
-from swarm.types import Span
+from swarm.types import PeerId, Span
 from swarm.wire import messages, training
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
@@ -37,6 +38,7 @@ class Training:
 
     def __init__(self, find: Callable[[Contract], Hosted], config: ServerConfig) -> None:
         self.kept = Kept(config.training_bytes, int(config.training_bytes * config.training_share_per_peer))
+        self.adapters = Kept(config.adapter_bytes, int(config.adapter_bytes * config.training_share_per_peer))
         self._find = find
         self._config = config
         self._streams = Places(config.training_streams_per_peer, config.training_streams)
@@ -46,6 +48,7 @@ class Training:
         while True:
             await asyncio.sleep(self._config.training_expiry / 4)
             self.kept.expire(_now() - self._config.training_expiry)
+            self.adapters.expire(_now() - self._config.training_expiry)
 
     async def serve(self, stream: Stream) -> None:
         """Compute for a peer until it leaves."""
@@ -81,11 +84,32 @@ class Training:
         try:
             while True:
                 request = await self._receive(stream)
-                if request.WhichOneof("kind") != "wanted":
-                    raise MalformedFrame("a pass is expected")
-                await self._compute(stream, hosted, asked.span, session, training.check_pass(request.wanted))
+                match request.WhichOneof("kind"):
+                    case "wanted":
+                        wanted = training.check_pass(request.wanted)
+                        await self._compute(stream, hosted, asked.span, session, wanted)
+                    case "adapter":
+                        await self._take(stream, hosted, training.check_adapter(request.adapter))
+                    case _:
+                        raise MalformedFrame("a pass or an adapter is expected")
         finally:
             hosted.engine.cancel(session)
+
+    async def _take(self, stream: Stream, hosted: Hosted, announced: pb.Adapter) -> None:
+        """Keep an adapter, if it is what it says, and fits what is hosted."""
+        peer, size = stream.peer_id, announced.size
+        with self.adapters.under_way(peer, size):
+            data = bytes(await self._read(stream, size))
+            if hashlib.sha256(data).digest() != announced.digest:
+                raise MalformedFrame("an adapter that has another digest than it was announced with")
+            await asyncio.to_thread(hosted.engine.runner.check_adapter, data)
+        self.adapters.put(peer, announced.digest, data, _now())
+        await self._send(stream, pb.TrainingReply(opened=True))
+
+    def _adapter(self, peer: PeerId, digest: bytes) -> Adapter | None:
+        """What is kept of a client's; None: nothing (any more)."""
+        data = self.adapters.get(peer, digest, _now())
+        return None if data is None else Adapter(digest, bytes(data))
 
     async def _compute(self, stream: Stream, hosted: Hosted, span: Span, session: bytes, asked: pb.Pass) -> None:
         """One pass: read what comes along, compute, and answer."""
@@ -97,20 +121,25 @@ class Training:
             async with self._alive(stream, hosted.engine):
                 data = await self._read(stream, size * (asked.inputs + asked.gradients))
                 inputs = data[:size] if asked.inputs else self.kept.get(peer, asked.id, _now())
-                known = inputs is not None and len(inputs) == size
-                output: Buffer = b""
-                if inputs is not None and known:
-                    job = _job(span, asked, memoryview(inputs), data[-size:])
-                    output = await self._run(hosted.engine, session, job, peer)
-            if not known or inputs is None:
-                await self._send(stream, pb.TrainingReply(missing=pb.Missing(inputs=True)))
+                adapter = self._adapter(peer, asked.adapter) if asked.adapter else None
+                lacks = pb.Missing(
+                    inputs=inputs is None or len(inputs) != size, adapter=bool(asked.adapter) and adapter is None
+                )
+                found: Buffer | Gradients = b""
+                if inputs is not None and not lacks.inputs and not lacks.adapter:
+                    job = _job(span, asked, memoryview(inputs), data[-size:], adapter)
+                    found = await self._run(hosted.engine, session, job, peer)
+            if inputs is None or lacks.inputs or lacks.adapter:
+                await self._send(stream, pb.TrainingReply(missing=lacks))
                 return
             if asked.gradients:
                 self.kept.drop(peer, asked.id)
             else:
                 self.kept.put(peer, asked.id, bytes(inputs), _now())
-            await self._send(stream, pb.TrainingReply(computed=pb.Computed(rows=len(output))))
-            for piece in training.pieces(memoryview(output)):
+            rows, of_adapter = (found.rows, found.adapter) if isinstance(found, Gradients) else (found, b"")
+            computed = pb.Computed(rows=len(rows), adapter=len(of_adapter))
+            await self._send(stream, pb.TrainingReply(computed=computed))
+            for piece in training.pieces(memoryview(rows), of_adapter):
                 await self._send(stream, pb.TrainingReply(data=piece))
 
     async def _read(self, stream: Stream, size: int) -> memoryview:
@@ -123,11 +152,11 @@ class Training:
         return memoryview(await training.collect(size, piece))
 
     @staticmethod
-    async def _run(engine: Engine, session: bytes, job: Job, client: str) -> Buffer:
+    async def _run(engine: Engine, session: bytes, job: Job, client: str) -> Buffer | Gradients:
         """What comes of a job, in its turn. Raises ComputeFailed."""
         answer = asyncio.get_running_loop().create_future()
 
-        def done(result: Buffer) -> None:
+        def done(result: Buffer | Gradients) -> None:
             if not answer.done():
                 answer.set_result(result)
 
@@ -136,7 +165,7 @@ class Training:
                 answer.set_exception(error)
 
         engine.submit(Work(session, job, done, failed, client=client))
-        result: Buffer = await answer
+        result: Buffer | Gradients = await answer
         return result
 
     @asynccontextmanager
@@ -165,10 +194,12 @@ class Training:
 
 
 def _job(
-    span: Span, asked: pb.Pass, inputs: memoryview, gradients: memoryview
+    span: Span, asked: pb.Pass, inputs: memoryview, gradients: memoryview, adapter: Adapter | None
 ) -> Afresh[memoryview] | Backward[memoryview]:
     counts = tuple(asked.counts)
-    return Backward(span, counts, inputs, gradients) if asked.gradients else Afresh(span, counts, inputs)
+    if asked.gradients:
+        return Backward(span, counts, inputs, gradients, adapter, not asked.unwanted)
+    return Afresh(span, counts, inputs, adapter)
 
 
 def _why_not(hosted: Hosted) -> str:

@@ -14,6 +14,14 @@ from swarm.wire.rows import Buffer
 Job = Forward[memoryview] | Afresh[memoryview] | Backward[memoryview] | Copy | Count
 
 
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Of the inputs, as bytes of rows; of an adapter, as a file."""
+
+    rows: Buffer
+    adapter: bytes
+
+
 @dataclass(slots=True, eq=False)
 class Work:
     """One job of one session, with rows as bytes. `done` gets the outputs, or `failed` the error, on the loop.
@@ -42,7 +50,7 @@ class Work:
     computing: float = 0.0
     rows: Any = None
     outputs: list[Any] = field(default_factory=list)
-    result: Buffer | int = b""
+    result: Buffer | Gradients | int = b""
 
     @property
     def segments(self) -> Sequence[Segment]:

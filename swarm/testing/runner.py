@@ -6,7 +6,7 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swarm.errors import UnsupportedModel
+from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.jobs import Afresh, Backward, Forward
 from swarm.types import Segment, Span
 from swarm.wire.rows import Buffer
@@ -47,6 +47,10 @@ class ByteRunner(abc.ABC):
         if not isinstance(job, Forward):
             raise UnsupportedModel("bytes have no gradients")
         return self.put(self.forward(job.span, job.segments, job.rows.data), job.positions)
+
+    def check_adapter(self, data: Buffer) -> None:
+        """Raises InvalidInput: bytes have none."""
+        raise InvalidInput("no adapters here")
 
     @abc.abstractmethod
     def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:

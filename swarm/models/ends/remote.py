@@ -7,7 +7,7 @@ everything it can do is the library's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,19 @@ from transformers.cache_utils import Cache, DynamicLayer
 from swarm.errors import InvalidInput
 from swarm.models.blocks import find_blocks, recount, text_config
 from swarm.models.cache_layers import state_in
+from swarm.models.ends.adapters import pairs_of
 from swarm.models.ends.calls import ELSEWHERE, Call, current, follow, watch
 from swarm.models.ends.columns import Habits, check_wanted, habits
+from swarm.models.ends.hollow import Layers
 from swarm.models.ends.packing import Texts, texts_in
 from swarm.models.ends.remote_cache import NoSession, RemoteLayer, RemoteSession
 from swarm.models.ends.training import RemoteTraining, through
+from swarm.models.lora import Pair, Place
 
-TRAINED = "this cache is of a forward with gradients, which leaves nothing behind: wrap the call in torch.no_grad()"
+TRAINED = (
+    "this cache is of a forward with gradients, which leaves nothing behind: wrap the call in torch.no_grad(), and let "
+    "no adapter be active"
+)
 
 
 class RemoteSpan(nn.Module):
@@ -35,6 +41,8 @@ class RemoteSpan(nn.Module):
     """
 
     habits = Habits()
+    listed: nn.ModuleList | None = None
+    """The model's list of layers, where adapters may be."""
 
     def __init__(
         self,
@@ -66,9 +74,11 @@ class RemoteSpan(nn.Module):
         # Architectures name the cache differently when they hand it to their blocks; some do not hand it on at all.
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
         keep = call.logits_to_keep if self.index == self.layers - 1 else 0
-        if torch.is_grad_enabled() and hidden_states.requires_grad:
+        pairs = pairs_of(self.listed)
+        learning = any(matrix.requires_grad for pair in pairs.values() for matrix in (pair.a, pair.b))
+        if pairs or (torch.is_grad_enabled() and (hidden_states.requires_grad or learning)):
             texts = self._texts(cache, call, (*kwargs.values(), *args), hidden_states)
-            output = self._train(cache, hidden_states, call, texts)
+            output = self._train(cache, hidden_states, call, texts, pairs)
         elif cache is None:
             layer = RemoteLayer(self.open_session())
             texts = self._texts(cache, call, (*kwargs.values(), *args), hidden_states)
@@ -90,13 +100,20 @@ class RemoteSpan(nn.Module):
             return None
         return texts_in(call.positions, _square_mask(values, hidden))
 
-    def _train(self, cache: Any, hidden: torch.Tensor, call: Call, texts: Texts | None) -> torch.Tensor:
-        """With gradients: whole sequences, of which no cache is left."""
+    def _train(
+        self, cache: Any, hidden: torch.Tensor, call: Call, texts: Texts | None, pairs: Mapping[Place, Pair]
+    ) -> torch.Tensor:
+        """With gradients or adapters: whole sequences, of which no cache is left."""
         if texts is not None:
-            spread = self._train(None, texts.apart(hidden), _apart(call, hidden, texts), None)
+            spread = self._train(None, texts.apart(hidden), _apart(call, hidden, texts), None, pairs)
             return texts.together(spread, hidden)
         if self.training_through is None:
             raise InvalidInput("there are no gradients here; wrap the call in torch.no_grad()")
+        if current.generating:
+            raise InvalidInput(
+                "generate: remote blocks apply adapters to whole texts only, which forward computes; save the adapter, "
+                "merge it on a machine that has the weights, and serve these"
+            )
         if cache is not None:
             if cache.get_seq_length(self.index):
                 raise InvalidInput(
@@ -109,7 +126,7 @@ class RemoteSpan(nn.Module):
             real = self._real(layer, hidden, call)
             if layer.is_placed:
                 raise InvalidInput("position_ids: gradients flow where they go on one by one from token to token only")
-            return through(self.training_through, hidden, real, self.dtype)
+            return through(self.training_through, hidden, real, self.dtype, pairs)
         except BaseException:
             current.end()
             raise
@@ -170,8 +187,16 @@ def _fresh_layer() -> DynamicLayer:
     return DynamicLayer()  # type: ignore[no-untyped-call]
 
 
-def rearrange(model: nn.Module, layers: Sequence[nn.Module], originals: Sequence[int]) -> None:
-    """Make `layers` the model's list of layers, where layer i behaves as the original block `originals[i]` did."""
+def rearrange(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    originals: Sequence[int],
+    hollow: Mapping[int, nn.Module] | None = None,
+) -> None:
+    """Make `layers` the model's list of layers, where layer i behaves as the original block `originals[i]` did.
+
+    `hollow`: what stands for the blocks that are elsewhere, by their numbers, so that adapters can be put beside them.
+    """
     blocks = find_blocks(model)
     for index, layer in enumerate(layers):
         if isinstance(layer, RemoteSpan):
@@ -179,7 +204,7 @@ def rearrange(model: nn.Module, layers: Sequence[nn.Module], originals: Sequence
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
-    setattr(blocks.owner, blocks.attribute, nn.ModuleList(layers))
+    setattr(blocks.owner, blocks.attribute, _listed(layers, originals, hollow))
     # The owner of the blocks gets a configuration of its own; the model's, which users see, stays what it is.
     seen: Any = blocks.owner.config
     config = follow(blocks.owner, seen)
@@ -195,6 +220,19 @@ def rearrange(model: nn.Module, layers: Sequence[nn.Module], originals: Sequence
     for layer in layers:
         if isinstance(layer, RemoteSpan):
             layer.habits = how
+
+
+def _listed(
+    layers: Sequence[nn.Module], originals: Sequence[int], hollow: Mapping[int, nn.Module] | None
+) -> nn.ModuleList:
+    if not hollow:
+        return nn.ModuleList(layers)
+    local = {i: layer for i, layer in zip(originals, layers, strict=True) if not isinstance(layer, RemoteSpan)}
+    listed = Layers(layers, local, hollow)
+    for layer in layers:
+        if isinstance(layer, RemoteSpan):
+            vars(layer)["listed"] = listed  # past nn.Module, which would take it for a part of the layer
+    return listed
 
 
 def _attention_kind(kinds: Sequence[str]) -> str | None:

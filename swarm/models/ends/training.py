@@ -2,68 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from swarm.errors import InvalidInput
-
-
-class Passed(Protocol):
-    """A pass that went forward."""
-
-    @property
-    def outputs(self) -> Sequence[bytes]:
-        """Of each sequence."""
+from swarm.models.lora import Pair, Place, added, encode
+from swarm.types import Span
 
 
 class RemoteTraining(Protocol):
     """Computes whole sequences through the remote blocks, and their gradients."""
 
-    def forward(self, sequences: Sequence[bytes]) -> Any:
-        """What becomes of each, as a `Passed`."""
+    def forward(self, sequences: Sequence[bytes], matrices: Callable[[Span], bytes]) -> Any:
+        """What becomes of each, as `outputs` of what is given. `matrices`: the file of an adapter for some blocks."""
 
-    def backward(self, passed: Any, gradients: Sequence[bytes]) -> list[bytes]:
-        """Gradients of each sequence's inputs, from those of its outputs."""
+    def backward(self, passed: Any, gradients: Sequence[bytes], first: int | None) -> Any:
+        """From the gradients of the outputs: `inputs`, those of each sequence's inputs, unless only the adapter's
+        from block `first` on are wanted, and `adapters`, files with parts of those."""
 
 
 def through(
-    training: RemoteTraining, hidden: torch.Tensor, real: torch.Tensor, dtype: torch.dtype | None
+    training: RemoteTraining,
+    hidden: torch.Tensor,
+    real: torch.Tensor,
+    dtype: torch.dtype | None,
+    pairs: Mapping[Place, Pair],
 ) -> torch.Tensor:
     """`hidden` `[batch, T, hidden_size]` through the remote blocks, to the same, with gradients; `real` `[batch, T]`
-    says what is no padding, of which nothing comes back. `dtype`: what servers compute in, where that is another.
+    says what is no padding, of which nothing comes back. `dtype`: what servers compute in, where that is another;
+    `pairs`: what is added beside linear layers.
 
     Raises InvalidInput for float16, and what the servers' side raises.
     """
-    if (dtype or hidden.dtype) == torch.float16:
+    dtype = dtype or hidden.dtype
+    if dtype == torch.float16:
         raise InvalidInput("float16: gradients overflow in it; load the model in float32 or bfloat16 to train")
-    output: torch.Tensor = _Through.apply(_Way(training, real, dtype or hidden.dtype), hidden)  # type: ignore[no-untyped-call]
+    matrices = [matrix for pair in pairs.values() for matrix in (pair.a, pair.b)]
+    output: torch.Tensor = _Through.apply(_Way(training, real, dtype, list(pairs)), hidden, *matrices)  # type: ignore[no-untyped-call]
     return output
 
 
 class _Way:
     """One pass, there and back."""
 
-    def __init__(self, training: RemoteTraining, real: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, training: RemoteTraining, real: torch.Tensor, dtype: torch.dtype, places: list[Place]) -> None:
         self._training = training
         self._dtype = dtype
         self._real = real
+        self._places = places
         self._filled = [row for row in range(real.shape[0]) if bool(real[row].any())]
         self._passed: Any = None
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
         """`[batch, T, hidden_size]` → the same."""
-        self._passed = self._training.forward(self._rows(hidden))
+        found = zip(matrices[::2], matrices[1::2], strict=True)
+        pairs = {place: Pair(a, b) for place, (a, b) in zip(self._places, found, strict=True)}
+
+        def on(span: Span) -> bytes:
+            here = {place: pair for place, pair in pairs.items() if place.block in span}
+            return encode(here) if here else b""
+
+        self._passed = self._training.forward(self._rows(hidden), on)
         return self._batch(self._passed.outputs, hidden)
 
-    def backward(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Of the outputs → of the inputs, `[batch, T, hidden_size]`."""
+    def backward(self, gradient: torch.Tensor, needed: Sequence[bool]) -> list[torch.Tensor | None]:
+        """Of the outputs → of the inputs `[batch, T, hidden_size]` and all matrices, as far as they are `needed`."""
         rows = gradient[self._real.to(gradient.device)]
         if not bool(torch.isfinite(rows).all()):
             raise InvalidInput("the loss gives gradients that are not finite: no server is asked to go on with them")
-        return self._batch(self._training.backward(self._passed, self._rows(gradient)), gradient)
+        pairs = zip(self._places, needed[1::2], needed[2::2], strict=True)
+        blocks = [place.block for place, a, b in pairs if a or b]
+        found = self._training.backward(self._passed, self._rows(gradient), None if needed[0] else min(blocks))
+        sums = added(found.adapters)
+        of_matrices = list[torch.Tensor | None]()
+        for place in self._places:
+            of_matrices += (sums[place].a, sums[place].b) if place in sums else (None, None)
+        return [self._batch(found.inputs, gradient) if needed[0] else None, *of_matrices]
 
     def _rows(self, batch: torch.Tensor) -> list[bytes]:
         """What is no padding of each row that has anything."""
@@ -73,19 +90,18 @@ class _Way:
     def _batch(self, rows: Sequence[bytes], like: torch.Tensor) -> torch.Tensor:
         result = torch.zeros(like.shape, dtype=self._dtype)
         for index, row in zip(self._filled, rows, strict=True):
-            result[index, self._real[index]] = torch.frombuffer(bytearray(row), dtype=self._dtype).view(
-                -1, like.shape[2]
-            )
+            numbers = torch.frombuffer(bytearray(row), dtype=self._dtype)
+            result[index, self._real[index]] = numbers.view(-1, like.shape[2])
         return result.to(like.device, like.dtype)
 
 
 class _Through(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, way: _Way, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, way: _Way, hidden: torch.Tensor, *matrices: torch.Tensor) -> torch.Tensor:
         ctx.way = way
-        return way.forward(hidden)
+        return way.forward(hidden, matrices)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
-        return None, ctx.way.backward(gradient)
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, *ctx.way.backward(gradient, ctx.needs_input_grad[1:])

@@ -7,18 +7,21 @@ give them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from swarm.models.lora import Pair, Place
 from swarm.models.span.attention.base import Lane
 from swarm.models.span.passes import Passes
 
 
-def afresh(passes: Passes[Any], counts: Sequence[int], inputs: torch.Tensor) -> torch.Tensor:
+def afresh(
+    passes: Passes[Any], counts: Sequence[int], inputs: torch.Tensor, adapter: Mapping[Place, Pair] | None = None
+) -> torch.Tensor:
     """What whole sequences become: `[T, hidden_size]`, as the inputs. `counts`: of each sequence; T is their sum."""
-    lanes = [Lane(0, count, passes.new_cache()) for count in counts]
+    lanes = [Lane(0, count, passes.new_cache(), adapter=adapter) for count in counts]
     return passes.run(lanes, inputs.unsqueeze(0))[0]
 
 
@@ -31,3 +34,29 @@ def gradients(
     output = afresh(passes, counts, hidden)
     (found,) = torch.autograd.grad(output, hidden, gradients)
     return found
+
+
+@torch.enable_grad()
+def adapter_gradients(
+    passes: Passes[Any],
+    counts: Sequence[int],
+    inputs: torch.Tensor,
+    gradients: torch.Tensor,
+    adapter: Mapping[Place, Pair],
+    *,
+    inputs_wanted: bool,
+) -> tuple[torch.Tensor, dict[Place, Pair]]:
+    """As `gradients`, and those of the adapter's matrices; of the inputs `[0, hidden_size]` unless they are wanted."""
+    hidden = inputs.detach().clone().requires_grad_(inputs_wanted)
+    learning = {place: Pair(_learning(pair.a), _learning(pair.b)) for place, pair in adapter.items()}
+    output = afresh(passes, counts, hidden, learning)
+    matrices = [matrix for pair in learning.values() for matrix in (pair.a, pair.b)]
+    wanted = [hidden, *matrices] if inputs_wanted else matrices
+    found = list(torch.autograd.grad(output, wanted, gradients, allow_unused=True, materialize_grads=True))
+    of_inputs = found.pop(0) if inputs_wanted else hidden.detach()[:0]
+    pairs = zip(found[::2], found[1::2], strict=True)
+    return of_inputs, {place: Pair(a, b) for place, (a, b) in zip(learning, pairs, strict=True)}
+
+
+def _learning(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix.detach().clone().requires_grad_()

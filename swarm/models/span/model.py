@@ -18,9 +18,11 @@ from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.jobs import Afresh, Backward, Forward
 from swarm.models.blocks import context_length, rotary_threshold
 from swarm.models.loading.refused import refuse
+from swarm.models.lora import encode
+from swarm.models.span.adapters import Adapters
 from swarm.models.span.attention.base import Lane
 from swarm.models.span.attention.ragged import RaggedAttention
-from swarm.models.span.backward import afresh, gradients
+from swarm.models.span.backward import adapter_gradients, afresh, gradients
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import SequenceCache
 from swarm.models.span.kv.cost import Cost
@@ -59,6 +61,7 @@ class SpanModel:
         self._passes: Passes[Any] = Batched(self._model, attention) if batched else Unbatched(self._model)
         lay_out(self._model, self._passes)
         self._model.after_each_block(self._beat)
+        self._adapters = Adapters(self._model.blocks, span.first)
 
     @property
     def can_rollback(self) -> bool:
@@ -85,9 +88,9 @@ class SpanModel:
         """Rows one behind the other."""
         return torch.cat(list(parts))
 
-    def run(self, job: Forward[torch.Tensor] | Afresh[torch.Tensor] | Backward[torch.Tensor]) -> torch.Tensor:
+    def run(self, job: Forward[torch.Tensor] | Afresh[torch.Tensor] | Backward[torch.Tensor]) -> Any:
         """T rows of hidden states (or of gradients) `[T, hidden_size]` through the blocks of a part of the hosted span,
-        to as many.
+        to as many; of the gradients of an adapter the file, too.
 
         Raises InvalidInput when a segment does not begin where its sequence ends, leaves the model's context, or does
         not have its rows; UnsupportedModel for gradients of blocks that have none.
@@ -113,14 +116,19 @@ class SpanModel:
     @torch.inference_mode()
     def _afresh(self, job: Afresh[torch.Tensor]) -> torch.Tensor:
         self._check_afresh(job)
-        return afresh(self._passes, job.counts, job.inputs)
+        return afresh(self._passes, job.counts, job.inputs, self._adapters.get(job.adapter))
 
-    def _backward(self, job: Backward[torch.Tensor]) -> torch.Tensor:
+    def _backward(self, job: Backward[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, bytes]:
         self._check_rows(job.positions, job.gradients)
         self._check_afresh(job)
         if not bool(torch.isfinite(job.gradients).all()):
             raise InvalidInput("gradients that are not finite")
-        return gradients(self._passes, job.counts, job.inputs, job.gradients)
+        adapter = self._adapters.get(job.adapter)
+        if adapter is None:
+            return gradients(self._passes, job.counts, job.inputs, job.gradients)
+        rows = job.inputs, job.gradients
+        found, pairs = adapter_gradients(self._passes, job.counts, *rows, adapter, inputs_wanted=job.inputs_wanted)
+        return found, encode(pairs)
 
     def _check_afresh(self, job: Afresh[torch.Tensor] | Backward[torch.Tensor]) -> None:
         self._check_rows(job.positions, job.inputs)
@@ -130,6 +138,10 @@ class SpanModel:
         if self.dtype == torch.float16:
             raise UnsupportedModel(f"blocks in {self.dtype} give no gradients; host them in float32 or bfloat16")
         self._model.narrow(job.span)
+
+    def check_adapter(self, data: bytes | memoryview) -> None:
+        """Raises InvalidInput for the file of an adapter that does not fit these blocks. From any thread."""
+        self._adapters.check(data)
 
     @staticmethod
     def _check_rows(positions: int, rows: torch.Tensor) -> None:

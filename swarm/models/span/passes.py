@@ -74,7 +74,13 @@ class Unbatched:
     def run(self, lanes: Sequence[Lane[LibraryCache]], hidden: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden_size]` → the same shape."""
         parts = torch.split(hidden, [lane.count for lane in lanes], dim=1)
-        outputs = [self.run_alone(lane.cache, part, lane.places) for lane, part in zip(lanes, parts, strict=True)]
+        outputs = []
+        for lane, part in zip(lanes, parts, strict=True):
+            token = current_row.set(Row([lane], {}))
+            try:
+                outputs.append(self.run_alone(lane.cache, part, lane.places))
+            finally:
+                current_row.reset(token)
         return torch.cat(outputs, dim=1)
 
     def run_alone(self, cache: LibraryCache, hidden: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:

@@ -8,7 +8,7 @@ attention and mask interfaces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from transformers.masking_utils import causal_mask_function
 
+from swarm.models.lora import Pair, Place
 from swarm.models.span.kv.base import KeyValueCache, SequenceCache
 
 C = TypeVar("C", bound=SequenceCache)
@@ -33,13 +34,14 @@ class Lane(Generic[C]):
     """One sequence's part of a row: `count` positions from absolute position `start`, and the sequence's cache.
 
     `places`: `[planes, count]`, where the positions stand for rotary embeddings and the like; None: as they are
-    counted.
+    counted. `adapter`: what is added beside linear layers.
     """
 
     start: int
     count: int
     cache: C
     places: torch.Tensor | None = None
+    adapter: Mapping[Place, Pair] | None = None
 
     @property
     def planes(self) -> int:
@@ -51,7 +53,7 @@ class Lane(Generic[C]):
 class Row:
     """What one forward pass computes. `calls`: how often attention was called, by block."""
 
-    lanes: Sequence[Lane[KeyValueCache]]
+    lanes: Sequence[Lane[Any]]
     calls: dict[int, int]
 
     def called(self, block: int) -> None:

@@ -1,0 +1,184 @@
+"""LoRA beside remote blocks, by unmodified peft, is what it is on one machine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
+from swarm.errors import InvalidInput, SwarmError
+from swarm.models.lora import Pair, Place, encode
+from swarm.types import Span
+from tests.checkpoints import Served, prompt
+
+Serve = Callable[[str, int], Served]
+Whole = Callable[[str], Any]
+CLOSE = 1e-5
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+TARGETS = {
+    "llama": ["q_proj", "v_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj"],
+    "gemma2": ["q_proj", "o_proj", "up_proj"],
+    "mixtral": ["q_proj", "v_proj"],
+}
+
+
+def lora(kind: str, **options: Any) -> LoraConfig:
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS[kind], "fan_in_fan_out": kind == "gpt2", **options}
+    return LoraConfig(task_type=TaskType.CAUSAL_LM, **settings)
+
+
+def adapted(model: Any, config: LoraConfig, seed: int = 0) -> Any:
+    """With matrices of which none is zero."""
+    generator, made = torch.Generator().manual_seed(seed), get_peft_model(model, config)
+    for name, parameter in sorted(made.named_parameters()):
+        if "lora_" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return made
+
+
+def learning(model: Any) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def check_gradients(here: Any, right: Any) -> None:
+    ids = prompt(7, batch=3)
+    mask = torch.arange(7) < torch.tensor([[7], [4], [6]])
+    losses = []
+    for model in (right, here):
+        model.train(model.config.model_type != "gpt2")  # in which something would be random
+        loss = model(input_ids=ids, attention_mask=mask.long(), labels=ids.masked_fill(~mask, -100)).loss
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=CLOSE)
+    expected, found = learning(right), learning(here)
+    assert expected.keys() == found.keys()
+    for name, parameter in expected.items():
+        gradient = found[name].grad
+        assert gradient is not None and parameter.grad is not None, name
+        assert float((gradient - parameter.grad).norm() / parameter.grad.norm()) < CLOSE, name
+
+
+@pytest.mark.parametrize(("kind", "spans"), [("llama", 1), ("llama", 2), ("llama", 4), ("gpt2", 2), ("mixtral", 2)])
+def test_gradients_of_lora_are_those_of_local_peft(served: Serve, whole: Whole, kind: str, spans: int) -> None:
+    right = adapted(copy.deepcopy(whole(kind)), lora(kind))
+    check_gradients(adapted(served(kind, spans).model(), lora(kind)), right)
+
+
+def test_ranks_scales_and_layers_of_their_own_and_several_adapters(served: Serve, whole: Whole) -> None:
+    options = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 3}, "use_rslora": True}
+    late = lora("llama", layers_to_transform=[3, 4], r=3)
+    found = []
+    for model in (copy.deepcopy(whole("llama")), served("llama", 2).model()):
+        made = adapted(model, lora("llama", **options))
+        made.add_adapter("late", late)
+        for name, parameter in sorted(made.named_parameters()):
+            if "late" in name:
+                generator = torch.Generator().manual_seed(len(name))
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        found.append(made)
+    right, here = found
+    check_gradients(here, right)
+    for model in found:
+        model.zero_grad()
+        model.set_adapter("late")  # nothing before its blocks is asked for gradients
+    check_gradients(here, right)
+    for model in found:
+        model.zero_grad()
+        model.base_model.set_adapter(["default", "late"])
+    check_gradients(here, right)
+    with torch.no_grad(), right.disable_adapter(), here.disable_adapter():
+        ids = prompt(5)
+        torch.testing.assert_close(here(input_ids=ids).logits, right(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_is_saved_and_loaded_as_anywhere(served: Serve, whole: Whole, tmp_path: Path) -> None:
+    servers, ids = served("llama", 2), prompt(6, batch=2)
+    here = adapted(servers.model(), lora("llama"))
+    here.save_pretrained(tmp_path)
+    right = PeftModel.from_pretrained(copy.deepcopy(whole("llama")), tmp_path)
+    again = PeftModel.from_pretrained(servers.model(), tmp_path)
+    with torch.no_grad():
+        expected = right(input_ids=ids).logits
+        torch.testing.assert_close(here(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+        with pytest.raises(InvalidInput, match="generate: remote blocks apply adapters to whole texts"):
+            here.generate(input_ids=ids, max_new_tokens=2)
+        torch.testing.assert_close(again(input_ids=ids, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_survives_its_server(checkpoints: Any, whole: Whole) -> None:
+    servers = Served(checkpoints("llama"), [Span(0, 3), Span(3, 6), Span(3, 4), Span(4, 6)])
+    here, right = adapted(servers.model(), lora("llama")), adapted(copy.deepcopy(whole("llama")), lora("llama"))
+    ids = prompt(6, batch=3)
+    right(input_ids=ids, labels=ids).loss.backward()
+    loss = here(input_ids=ids, labels=ids).loss
+    servers.network.kill(next(hop.peer_id for hop in here.base_model.model.route.hops if hop.span == Span(3, 6)))
+    loss.backward()
+    for name, parameter in learning(right).items():
+        assert float((learning(here)[name].grad - parameter.grad).norm() / parameter.grad.norm()) < CLOSE
+    servers.close()
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "dora": ({"use_dora": True}, "DoRA"),
+    "pissa": ({"init_lora_weights": "pissa"}, "PiSSA"),
+    "olora": ({"init_lora_weights": "olora"}, "weights of remote blocks are elsewhere"),
+    "dropout": ({"lora_dropout": 0.1}, "lora_dropout=0.1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_on_weights_that_are_elsewhere_is_refused_by_name(served: Serve, name: str) -> None:
+    options, words = REFUSED[name]
+    with pytest.raises(InvalidInput, match=words):
+        adapted(served("llama", 2).model(), lora("llama", **options)).train()(input_ids=prompt(4))
+
+
+def test_merging_and_training_remote_weights_are_refused(served: Serve) -> None:
+    model = served("llama", 2).model()
+    with pytest.raises(InvalidInput, match="not merged"):
+        adapted(model, lora("llama")).merge_and_unload()
+    model = served("llama", 2).model().requires_grad_(True)
+    with pytest.raises(InvalidInput, match=r"elsewhere and cannot be trained"):
+        model(input_ids=prompt(4), labels=prompt(4))
+
+
+def test_remote_blocks_weigh_nothing_here_and_are_no_part_of_what_is_saved(served: Serve, whole: Whole) -> None:
+    model = served("llama+untied", 2).model()
+    assert not any("layers" in name for name in model.state_dict())
+    assert "model.layers.5.mlp.up_proj.weight" in dict(model.named_parameters())
+    assert model.to(torch.bfloat16).model.layers.hollow[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    twin = copy.deepcopy(adapted(served("llama", 2).model(), lora("llama")))
+    twin(input_ids=prompt(4), labels=prompt(4)).loss.backward()
+    assert all(parameter.grad is not None for parameter in learning(twin).values())
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ({Place(0, "self_attn.q_proj"): (3, 4)}, "features, which has"),
+        ({Place(0, "self_attn"): (64, 64)}, "is no linear layer"),
+        ({Place(0, "nothing"): (64, 64)}, "is no layer"),
+        ({Place(5, "self_attn.q_proj"): (64, 64)}, "block 5, which is not among"),
+    ],
+    ids=["shape", "kind", "name", "block"],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_it_is_used(
+    checkpoints: Any, pairs: dict[Place, tuple[int, int]], words: str
+) -> None:
+    from swarm.models.span.load import load_span
+
+    span = load_span(checkpoints("llama"), Span(0, 2), progress=False)
+    made = {place: Pair(torch.ones(2, ins), torch.ones(outs, 2)) for place, (ins, outs) in pairs.items()}
+    with pytest.raises(InvalidInput, match=words):
+        span.check_adapter(encode(made))
+    with pytest.raises(InvalidInput, match="no safetensors file"):
+        span.check_adapter(b"what is this")
+    nothing = {Place(0, "self_attn.q_proj"): Pair(torch.full((2, 64), torch.nan), torch.ones(64, 2))}
+    with pytest.raises(SwarmError, match="not finite"):
+        span.check_adapter(encode(nothing))
