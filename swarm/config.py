@@ -281,6 +281,9 @@ class ClientConfig:
     standby: int = 0
     """1: a second route on other servers computes everything, too, a step behind, and goes on at once where the first
     is late or fails. It costs the swarm twice the work and twice the KV cache; 0: none."""
+    audits: bool = False
+    """Whether some of what servers computed is computed once more by others, by chance, and who was wrong is left for
+    good. Of who is not known half of it, of who has always been right a hundredth."""
     chunk_positions: int | None = None
     """Positions in one frame of a long prompt; None: as many as make it soonest, by what its servers announce."""
     quantization: str | None = None

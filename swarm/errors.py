@@ -30,6 +30,7 @@ SwarmError
 │   └── FrameRejected         the server calls our frame malformed or unauthorised: a bug, here or there
 ├── MissingBlocks             `max_wait` passed and some blocks still have no server
 │   └── NoServerFits          there are servers, and none computes what is asked; said at once, with each one's reason
+├── Refuted                   outputs that were given have turned out wrong, from `position` of `sequence` on
 ├── GenerationFailed          the same step failed on every server tried
 ├── ProcessFailed             a process of a swarm on this machine did not come up; the message holds what it said
 ├── StepVoid                  the sequence was rolled back while this step of it was on its way
@@ -234,6 +235,18 @@ class NoServerFits(MissingBlocks):
     def __init__(self, message: str, blocks: Sequence[tuple[int, int]] = (), beyond: SwarmError | None = None) -> None:
         super().__init__(message, blocks)
         self.beyond = beyond
+
+
+class Refuted(SwarmError):
+    """A server computed wrong, as was found out after its outputs were given: all from `position` of `sequence` on.
+
+    The server is not used any more. Begin again, with another cache; `generate` does so by itself.
+    """
+
+    def __init__(self, message: str, sequence: int = 0, position: int = 0) -> None:
+        super().__init__(message)
+        self.sequence = sequence
+        self.position = position
 
 
 class GenerationFailed(SwarmError):

@@ -368,8 +368,8 @@ def client_options(function: Function) -> Function:
     return dtype(
         together(
             "client",
-            lambda quantization, codec, standby, max_wait: ClientConfig(
-                quantization=quantization, codec=codec, standby=standby, max_wait=max_wait
+            lambda quantization, codec, standby, audits, max_wait: ClientConfig(
+                quantization=quantization, codec=codec, standby=standby, audits=audits, max_wait=max_wait
             ),
             click.option(
                 "--quantization",
@@ -391,6 +391,12 @@ def client_options(function: Function) -> Function:
                 default=usual.standby,
                 help="1: a second route on other servers computes the same a step behind, and goes on at once where "
                 "the first is late or fails; it costs the swarm twice the work and memory.",
+            ),
+            click.option(
+                "--audits/--no-audits",
+                default=usual.audits,
+                help="Have some of what servers computed computed once more by others, by chance, and leave for good "
+                "who was wrong. Among strangers; off by default.",
             ),
             click.option(
                 "--max-wait",

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from swarm.config import AskerConfig
-from swarm.errors import GenerationFailed, InvalidInput, MalformedFrame, PeerUnreachable, ServerBusy, SwarmError
+from swarm.errors import (
+    GenerationFailed,
+    InvalidInput,
+    MalformedFrame,
+    PeerUnreachable,
+    Refuted,
+    ServerBusy,
+    SwarmError,
+)
 from swarm.types import PeerId
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -278,7 +286,7 @@ def _on_delta(asking: Asking, delta: pb.Delta, now: float, config: AskerConfig) 
 
 
 def _on_failure(asking: Asking, error: SwarmError, now: float, config: AskerConfig) -> Step:
-    if isinstance(error, InvalidInput):
+    if isinstance(error, InvalidInput | Refuted):
         # What another node would say, too.
         return _fail(asking, error)
     if isinstance(error, ServerBusy):

@@ -67,6 +67,7 @@ class Epochs:
         vetting: Vetting,
         pins: dict[int, bytes],
         apart: Callable[[], Mapping[PeerId, float]] | None = None,
+        only: Route | None = None,
     ) -> None:
         self.number = 0
         self.route: Route | None = None
@@ -88,6 +89,8 @@ class Epochs:
         self._beginning = False
         self._apart = apart
         """What it costs to be on a peer, for a standby."""
+        self._only = only
+        """The route that it is to be, and no other."""
         self._pins = pins
         """The fingerprint of each block, of the first route: later hops must have the same weights."""
 
@@ -267,6 +270,8 @@ class Epochs:
     def _choose(self) -> Route:
         """Keep what lives; fill the gaps; else begin anew. A hop that leaves is kept only if nobody can follow it."""
         needs, apart = self._needs, self._keep_away()
+        if self._only is not None:
+            return self._only
         if self.route is None:
             return self._view.route(self._span, needs, self._pins, apart)
         lost = {i for i, link in enumerate(self.links) if link.lost or link.limits.exceeded(needs)}

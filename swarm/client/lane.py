@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swarm.client.blame import Blame, Verdict
+from swarm.client.blame import Blame, Parting, Verdict
 from swarm.client.chunks import LARGEST, stage
 from swarm.client.deadlines import Deadlines, Pace, expected_seconds
 from swarm.client.diagnosis import find_suspect
@@ -283,6 +283,14 @@ class Lane:
         if index < 0 or self.vetting.convinced(suspicion, hops[index].peer_id, told=told):
             self._carry_out(self.blame.implausible(hops, index, suspicion, _now(), accuser))
         self._break()
+
+    def expel(self, peers: Collection[PeerId]) -> None:
+        """Leave these, who are known to compute wrong, and forget what came of it."""
+        hops = [link.hop for link in self.epochs.links]
+        first = next((index for index, hop in enumerate(hops) if hop.peer_id in peers), None)
+        if first is not None and not self.epochs.links[first].ended:
+            self._carry_out(Verdict({hop.key: Parting.CLOSED for hop in hops[first:]}))
+            self._break()
 
     def _on_broken(self, index: int, error: SwarmError) -> None:
         """A data stream between a hop and this client failed."""

@@ -37,6 +37,10 @@ class BlockingSession:
         step = loop.start(self._session.step(rows, operations))
         return lambda: loop.wait(step)
 
+    def settle(self) -> None:
+        """Wait for audits of what it gave. Raises Refuted where that is not right."""
+        self._swarm.loop.run(self._session.settled())
+
     def close(self) -> None:
         """End it; may be called twice, and from any thread."""
         self._swarm.end(self._session)
@@ -54,6 +58,9 @@ class SpreadSession:
         self._rows = max(rows - rows % together, 1)
         self._new = 0
         self._home: dict[int, int] = {}
+        self.held = False
+        """Whether its end has to wait for `settle`."""
+        self._over = False
 
     @property
     def can_rollback(self) -> bool:
@@ -91,10 +98,22 @@ class SpreadSession:
         while len(self._sessions) <= max(self._home.values(), default=0):
             self._sessions.append(self._open())
 
+    def settle(self) -> None:
+        """Wait for audits of what it gave, then end if that was due. Raises Refuted where something is not right."""
+        self.held = False
+        try:
+            for session in self._sessions:
+                session.settle()
+        finally:
+            if self._over:
+                self.close()
+
     def close(self) -> None:
         """End all; may be called twice, and from any thread."""
-        for session in self._sessions:
-            session.close()
+        self._over = True
+        if not self.held:
+            for session in self._sessions:
+                session.close()
 
 
 class _Current(threading.local):
@@ -129,6 +148,7 @@ class RemoteBlocks:
         """Begin a session; servers are asked with its first step."""
         session = SpreadSession(self._open_one, self._current.together)
         if self._current.sessions is not None:
+            session.held = self.view.config.audits
             self._current.sessions.append(session)
         return session
 
@@ -141,13 +161,19 @@ class RemoteBlocks:
 
     @contextmanager
     def generating(self, together: int = 1) -> Iterator[None]:
-        """When this fails, the sessions that it began end at once, however long a traceback keeps their caches."""
+        """When this fails, the sessions that it began end at once, however long a traceback keeps their caches.
+
+        Raises Refuted where an audit finds out that what they gave is not right.
+        """
         current = self._current
         outer, current.sessions, current.together = (current.sessions, current.together), [], together
         try:
             yield
+            for session in current.sessions:
+                session.settle()
         except BaseException:
             for session in current.sessions:
+                session.held = False
                 session.close()
             raise
         finally:

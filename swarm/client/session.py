@@ -14,8 +14,11 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from swarm.client.auditor import Auditor
+from swarm.client.audits import Audits
 from swarm.client.lane import Hears, Lane
 from swarm.client.link import HopLink
+from swarm.client.outputs import Outputs
 from swarm.client.sequences import Expected, Piece, Sequences
 from swarm.client.standby import apart_from
 from swarm.client.statistics import HopStatistics, SessionStatistics
@@ -34,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something the user may want to see: `kind` is route, rerouted or waiting; `text` says it in words.
+    """Something the user may want to see: `kind` is route, rerouted, waiting or disputed; `text` says it in words.
 
     While waiting, `blocks` are those without a server, none where servers are busy; `seconds`: since when.
     """
@@ -83,13 +86,27 @@ class Session:
         self._sequences = Sequences(self.row_bytes)
         self._waits: list[_Wait] = []
         self._closed = False
-        rng, pins = rng or random.Random(), dict[int, bytes]()
+        self._host = host
+        self._random = rng = rng or random.Random()
+        pins = dict[int, bytes]()
         hears = Hears(
             self._on_result, self._on_failed, self._on_began, self._on_slow, self._notice, lambda: bool(self._waits)
         )
         lanes = host, view, span, self._sequences, pins, self._tasks, hears, rng
         self._lane = Lane(*lanes)
         self._spare = Lane(*lanes, apart=self._apart) if config.standby else None
+        self._audits = self._make_audits(pins) if config.audits else None
+
+    def _make_audits(self, pins: dict[int, bytes]) -> Audits:
+        return Audits(
+            Auditor(self._host, self.view, pins, self._random),
+            Outputs(self._sequences),
+            self.view.trust.integrity,
+            self._random,
+            lambda work, name: self._tasks.spawn(work, name=name),
+            self._fail,
+            lambda text: self._notice("disputed", text, (), 0.0),
+        )
 
     def __str__(self) -> str:
         return f"a session on {self.span} of {self.view.model.name}"
@@ -150,15 +167,18 @@ class Session:
         NoServerFits when there are servers and none will ever compute what is asked, LimitExceeded when it is more than
         any of them gives one session; MissingBlocks (or ServerBusy, or NetworkError) when that lasts for `max_wait`;
         GenerationFailed when the same step fails on every server, DaemonFailed when this client's own p2pd is gone,
-        SessionClosed.
+        Refuted when outputs given before turn out wrong, SessionClosed.
         """
         needs = self._check(rows, self._sequences.preview(operations))
         self._widen(needs.places)
+        self._check_sound()
         self._lane.epochs.admit(needs)
         if self._spare is not None:
             with contextlib.suppress(SwarmError):
                 self._spare.epochs.admit(needs)
         self._sequences.operate(operations)
+        if self._audits is not None:
+            self._audits.outputs.operate(operations)
         self._settle()
         if not self._waits:
             for lane in self._lanes:
@@ -185,6 +205,19 @@ class Session:
             self._sequences.widen(planes)
             for lane in self._lanes:
                 lane.renew()
+
+    def _check_sound(self) -> None:
+        """Raises Refuted where what was given is wrong; else leaves who was found out in the meantime."""
+        if self._audits is not None:
+            self._audits.check()
+        if convicted := self.view.trust.integrity.convicted:
+            for lane in self._lanes:
+                lane.expel(convicted)
+
+    async def settled(self) -> None:
+        """Wait for audits of what was given. Raises Refuted where it is not right."""
+        if self._audits is not None and not self._closed:
+            await self._audits.settled(self.route)
 
     def _check(self, rows: Sequence[Rows], lengths: Mapping[int, int]) -> Needs:
         """Whether these rows can follow sequences of these lengths; what the session then holds."""
@@ -241,6 +274,8 @@ class Session:
     def _on_result(self, lane: Lane, step: pb.Step) -> None:
         if self._sequences.deliver(step):
             self.raced += lane is self._spare
+            if self._audits is not None and lane.route is not None:
+                self._audits.given(step, lane.route)
             self._settle()
         if lane is self._lane and self._spare is not None:
             self._spare.answered(step)
@@ -282,7 +317,7 @@ class Session:
                 wait.done.set_exception(error)
 
     def _notice(self, kind: str, text: str, blocks: tuple[tuple[int, int], ...], seconds: float) -> None:
-        log.log(logging.WARNING if kind == "waiting" else logging.INFO, "%s", text)
+        log.log(logging.WARNING if kind in ("waiting", "disputed") else logging.INFO, "%s", text)
         self._on_notice(Notice(kind, text, self.route, blocks, seconds))
 
     async def trace(self) -> list[tuple[Hop, Sequence[pb.Tally]]]:

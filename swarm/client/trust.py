@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from swarm.client.integrity import Integrity
 from swarm.config import ClientConfig
 from swarm.types import PeerId
 
@@ -139,11 +140,12 @@ class Trust:
     """What all sessions of a client on one model know of the others; `Blame` alone writes it.
 
     `limits`: what one session may have at a server, of those that were opened; `accused`: of whom a server says that
-    what they send cannot be right.
+    what they send cannot be right; `integrity`: who computes right, by audits.
     """
 
-    def __init__(self, config: ClientConfig) -> None:
+    def __init__(self, config: ClientConfig, dtype: str = "float32") -> None:
         self.limits: dict[PeerId, Limits] = {}
+        self.integrity = Integrity(dtype)
         self.accused: dict[PeerId, set[PeerId]] = {}
         self.peers = Avoidance[PeerId](config.avoid_peer, config.max_avoid)
         self.links = Avoidance[Link](config.avoid_link, config.max_avoid)

@@ -47,7 +47,7 @@ class View:
         self.config = config
         self._where = where
         self.rtt_ms: dict[PeerId, float] = {}
-        self.trust = Trust(config)
+        self.trust = Trust(config, contract.dtype)
         self.records: list[ServerRecord] = []
         """Servers of this model that compute as is asked."""
         self.found: list[ServerRecord] = []
@@ -109,13 +109,16 @@ class View:
         return Conditions(
             rtt_ms=self.rtt_ms,
             default_rtt_ms=min(self.rtt_ms.values(), default=50.0),
-            avoid_peers=frozenset([*self.trust.peers.active(now), *small]),
+            avoid_peers=frozenset([*self._avoided(now), *small]),
             avoid_links=frozenset(self.trust.links.active(now)),
             pins=pins,
             positions=needs.positions,
             apart=apart,
             here=self._where(),
         )
+
+    def _avoided(self, now: float) -> frozenset[PeerId]:
+        return self.trust.integrity.convicted.union(self.trust.peers.active(now))
 
     def route(
         self,
@@ -147,7 +150,7 @@ class View:
             return None
         parts = [part for record in self.records for part in parts_of(record, limits.get(record.peer_id), needs)]
         unfit = (record.peer_id for record in self.records if record.contract.places < needs.places)
-        avoided = frozenset([*self.trust.peers.active(asyncio.get_running_loop().time()), *unfit])
+        avoided = self._avoided(asyncio.get_running_loop().time()).union(unfit)
         try:
             route = find_route(parts, span, replace(self.conditions(needs, pins), avoid_peers=avoided))
         except MissingBlocks:

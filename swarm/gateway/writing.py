@@ -80,6 +80,7 @@ class Writing:
             reason = self._query.over
             if reason is None:
                 reason = await self._write()
+                await self._session.settled()
             await self._finish(reason)
         except Exception as error:
             self._replies.fail(error)

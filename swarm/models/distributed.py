@@ -19,7 +19,8 @@ from transformers import (
     StopStringCriteria,
 )
 
-from swarm.errors import ContextTooLong, InvalidInput
+from swarm.errors import ContextTooLong, InvalidInput, Refuted
+from swarm.models.ends.beginning import Beginning
 from swarm.models.ends.calls import ELSEWHERE, generating
 from swarm.models.ends.hollow import Layers
 from swarm.models.linear.head import FIXED, QuantizedHead
@@ -110,6 +111,9 @@ class Distributed:
         many are sent is adapted to how often they are right and to what they cost. The text is the same as without,
         also when it is sampled with the same seed.
 
+        Where an audit finds a server wrong, all is generated once more without it, from the same random numbers; a
+        streamer is given what differs behind what it has. With a cache of the caller's own that cannot be: Refuted.
+
         Raises ContextTooLong before any work where more is asked for than fits; what is only recommended (in
         generation_config.json) is cut instead, with a warning. Raises InvalidInput for what cannot be had, and with
         speculation for more than one text; UnsupportedModel where blocks keep a running state.
@@ -119,15 +123,25 @@ class Distributed:
         _refuse(settings)
         _choose_cache(settings, options)
         _fit(settings, inputs, options, self.context_length)
-        if speculation is not None or draft_model is not None:
+        drafting = speculation is not None or draft_model is not None
+        if drafting:
             _check_one_guesser(settings)
-            vocabulary = self.config.get_text_config(decoder=True).vocab_size
-            drafter = _drafter(speculation, draft_model, vocabulary)
-            options["custom_generate"] = SpeculativeDecoding(drafter, options.get("streamer"))
             _stop_at_strings(options)
         together = max(settings.get("num_beams") or 1, settings.get("num_return_sequences") or 1)
-        with self.remote_blocks.generating(together), generating():
-            return super().generate(inputs, **options)  # type: ignore[misc]
+        begun = Beginning(options)
+        while True:
+            if drafting:
+                vocabulary = self.config.get_text_config(decoder=True).vocab_size
+                drafter = _drafter(speculation, draft_model, vocabulary)
+                options["custom_generate"] = SpeculativeDecoding(drafter, options.get("streamer"))
+            try:
+                with self.remote_blocks.generating(together), generating():
+                    text = super().generate(inputs, **options)  # type: ignore[misc]
+            except Refuted as refuted:
+                begun.again(refuted)
+            else:
+                begun.done()
+                return text
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Of the whole model, as in transformers; of the blocks elsewhere none can be trained."""

@@ -176,15 +176,15 @@ class World:
 
         self._happenings.append(asyncio.ensure_future(wait()))
 
-    def session(self, config: ClientConfig | None = None, name: str = "") -> Session:
-        """A session of a client of its own, or of the one of this name."""
+    def session(self, config: ClientConfig | None = None, name: str = "", view: View | None = None) -> Session:
+        """A session of a client of its own, or of the one of this name, with what it knows in `view`."""
         host = next((client for client in self.clients if client.peer_id == name and client.alive), None)
         if host is None:
             host = self.network.host(name or f"client{len(self.clients)}")
             self.clients.append(host)
         config = config or ClientConfig()
         contract = replace(self.contract, quantization=SCHEMES[config.quantization or UNQUANTIZED])
-        view = View(self.network.directory(host), self.model, contract, config)
+        view = view or View(self.network.directory(host), self.model, contract, config)
         session = Session(
             host, view, self.span, config=config, on_notice=self.notices.append,
             rng=random.Random(self.random.random()),

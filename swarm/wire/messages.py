@@ -21,6 +21,7 @@ from swarm.errors import (
     MalformedFrame,
     MissingBlocks,
     ProtocolError,
+    Refuted,
     RemoteError,
     ServerBusy,
     SessionNotFound,
@@ -71,6 +72,7 @@ _ERRORS: dict[pb.Failure.Code, type[SwarmError]] = {
     pb.Failure.MISSING_BLOCKS: MissingBlocks,
     pb.Failure.LIMIT: LimitExceeded,
     pb.Failure.IMPLAUSIBLE: Implausible,
+    pb.Failure.REFUTED: Refuted,
 }
 
 

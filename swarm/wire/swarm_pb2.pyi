@@ -274,6 +274,7 @@ class Failure(_message.Message):
         MISSING_BLOCKS: _ClassVar[Failure.Code]
         LIMIT: _ClassVar[Failure.Code]
         IMPLAUSIBLE: _ClassVar[Failure.Code]
+        REFUTED: _ClassVar[Failure.Code]
     UNKNOWN: Failure.Code
     BUSY: Failure.Code
     SESSION_NOT_FOUND: Failure.Code
@@ -287,6 +288,7 @@ class Failure(_message.Message):
     MISSING_BLOCKS: Failure.Code
     LIMIT: Failure.Code
     IMPLAUSIBLE: Failure.Code
+    REFUTED: Failure.Code
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]

@@ -97,7 +97,7 @@ const KEPT_ARRIVALS = 64;
 const MOST_NOTES = 100;
 const MOST_LETTERS = 300;
 const LONGEST_NAME = 40;
-const HOPELESS: readonly Failure_Code[] = [Failure_Code.INVALID, Failure_Code.TOO_LONG];
+const HOPELESS: readonly Failure_Code[] = [Failure_Code.INVALID, Failure_Code.TOO_LONG, Failure_Code.REFUTED];
 
 export function begin(
   asked: Asked,

@@ -1,0 +1,100 @@
+"""A client that asks a swarm of strangers for one text after the other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from swarm.client.session import Session
+from swarm.client.view import View
+from swarm.config import ClientConfig
+from swarm.errors import Refuted
+from swarm.testing import World, generate
+from swarm.types import PeerId, Span
+from tests.attackers.attacks import Attack
+from tests.attackers.numbers import NumbersRunner, arithmetic, reference
+
+SPANS = (Span(0, 3), Span(3, 6), Span(6, 9))
+
+
+@dataclass
+class Outcome:
+    """`wrong`: tokens that were returned as final and are not right, of `tokens`; `first`: the first text after which
+    no wrong server was on a route any more; `computed`: positions of all servers, times blocks."""
+
+    tokens: int = 0
+    wrong: int = 0
+    refuted: int = 0
+    undecided: int = 0
+    first: int = 0
+    convicted: set[PeerId] = field(default_factory=set)
+    wrong_texts: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    computed: int = 0
+
+
+async def swarm(
+    replicas: int, attacks: Mapping[tuple[int, int], Attack], seed: int = 0, operators: int = 0, noise: float = 0.0
+) -> World:
+    """`replicas` servers a span; that at (span, index) is an attack, as fast as others. `operators`: how many of the
+    last ones are in one block of addresses; `noise`: of honest servers."""
+    world = World(seed, arithmetic=arithmetic())
+    for place, span in enumerate(SPANS):
+        for index in range(replicas):
+            attack = attacks.get((place, index))
+            runner = attack(span) if attack is not None else NumbersRunner(span, noise, seed=index)
+            block = 0 if index >= replicas - operators else 1 + place * replicas + index
+            address = f"/ip4/81.{block}.7.{index + 1}/tcp/1"
+            await world.add(f"{place}{index}", span, runner=runner, decode_ms=1.0, addresses=(address,))
+    return world
+
+
+async def text_of(world: World, view: View | None, config: ClientConfig, prompt: Sequence[int], count: int) -> tuple[
+    list[int], Session, int
+]:  # fmt: skip
+    """A text as `generate` makes it: begun again where it turns out wrong. How often that was."""
+    again = 0
+    while True:
+        session = world.session(config, view=view)
+        view = session.view
+        try:
+            text = await generate(session, prompt, count, arithmetic=world.arithmetic)
+            await session.settled()
+        except Refuted:
+            again += 1
+            continue
+        finally:
+            await session.close()
+        return text, session, again
+
+
+async def campaign(
+    world: World, attackers: set[PeerId], texts: int, config: ClientConfig, *, count: int = 96, seed: int = 0
+) -> Outcome:
+    """So many texts of `count` tokens; every route is chosen by chance, as the load of many clients would have it."""
+    rng, outcome, view = random.Random(seed), Outcome(), None
+    for index in range(texts):
+        for server in world.servers.values():
+            server.record = replace(server.record, decode_ms=rng.uniform(1.0, 2.0))
+            key = world.model.key, server.name, server.span.first
+            known = world.network.records[key]
+            world.network.records[key] = replace(known, decode_ms=server.record.decode_ms)
+        if view is not None:
+            await view.refresh(0.0)
+        prompt = [rng.randrange(211) for _ in range(5)]
+        text, session, again = await text_of(world, view, config, prompt, count)
+        view = session.view
+        right = reference(prompt, count)
+        bad = sum(one != other for one, other in zip(text, right, strict=True))
+        outcome.tokens += count
+        outcome.wrong += bad
+        outcome.refuted += again
+        if bad:
+            outcome.wrong_texts.append(index)
+        if again or (session.route and attackers & {hop.peer_id for hop in session.route.hops}):
+            outcome.first = index + 1
+    assert view is not None
+    outcome.convicted = set(view.trust.integrity.convicted)
+    outcome.computed = sum(server.hosted.engine.runner.computed for server in world.servers.values())  # type: ignore[attr-defined]
+    return outcome
