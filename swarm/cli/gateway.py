@@ -19,10 +19,10 @@ from swarm.cli.options import (
     check_joins,
     client_options,
     edge_options,
+    folders,
     head_option,
     identity_option,
     limit_options,
-    model_argument,
     model_options,
     name_option,
     network_options,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@model_argument
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, shell_complete=folders)
 @network_options()
 @limit_options
 @identity_option
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         type=COUNT,
         default=GatewayConfig().capacity,
         show_default=True,
-        help="Queries at a time; one more is told to come again.",
+        help="Queries of each model at a time; one more is told to come again.",
     ),
     click.option(
         "--speculation",
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
 )
 @edge_options
 def main(
-    model: str,
+    models: tuple[str, ...],
     network: NetworkConfig,
     identity_path: str | None,
     dtype: str,
@@ -113,7 +113,7 @@ def main(
     side: HttpSide | None,
     edge: EdgeOptions,
 ) -> None:
-    """Answer queries for MODEL, a name on the Hugging Face hub, a folder or a GGUF file, whose blocks others serve.
+    """Answer queries for MODELs, names on the Hugging Face hub, folders or GGUF files, whose blocks others serve.
 
     A query node holds tokenizer, embeddings and head, and can read the queries that it answers. Programs ask it with
     OpenAI's API, browsers and peers find it in the directory. When it dies, those go on with another.
@@ -122,7 +122,9 @@ def main(
     """
     check_joins(network)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    options = GatewayOptions(model, dtype, head, revision, token, threads, public_name, config, client)
+    if len(models) > 1 and revision is not None:
+        raise click.UsageError("--revision is of one model: run a gateway for each, or leave it out")
+    options = GatewayOptions(models, dtype, head, revision, token, threads, public_name, config, client)
     with identified(replace(network, dialled=True, limits=limits), identity_path, "gateway", "gateway") as network:
         asyncio.run(run(network, options, edge, side))
 
@@ -131,7 +133,7 @@ def main(
 class GatewayOptions:
     """What to answer for, and how."""
 
-    model: str
+    models: tuple[str, ...]
     dtype: str
     head: str | None
     revision: str | None
@@ -183,7 +185,7 @@ async def run(network: NetworkConfig, options: GatewayOptions, browsers: EdgeOpt
         "revision": options.revision,
         "token": options.token,
     }
-    loaded = await asyncio.to_thread(load_model, options.model, progress=progress_bars(), **which)
+    loaded = [await asyncio.to_thread(load_model, model, progress=progress_bars(), **which) for model in options.models]
     async with contextlib.AsyncExitStack() as stack:
         joined = await stack.enter_async_context(await join(network, leaving))
         listening = edge_of(joined.identity, browsers.beside(network), needed=browsers.needed)
@@ -210,7 +212,8 @@ def say(gateway: Gateway) -> None:
         click.echo(f"http     {gateway.url}")
     if gateway.missing is not None:
         click.echo(f"answers have to wait: {gateway.missing}")
-    click.echo(f"query node for {gateway.loaded.info.name} is ready; Ctrl-C leaves")
+    names = ", ".join(loaded.info.name for loaded in gateway.loaded)
+    click.echo(f"query node for {names} is ready; Ctrl-C leaves")
 
 
 if __name__ == "__main__":

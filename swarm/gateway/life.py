@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from swarm._version import __version__
 from swarm.client.view import View
 from swarm.config import ClientConfig, GatewayConfig, NetworkConfig
-from swarm.errors import MissingBlocks, NetworkError
+from swarm.errors import InvalidInput, MissingBlocks, NetworkError
 from swarm.gateway.ends_batcher import EndsBatcher
 from swarm.gateway.generation import Generator
 from swarm.gateway.http.app import create_app
@@ -47,7 +47,7 @@ class HttpPlace:
 
 
 class Gateway:
-    """Answers queries for one model: those of peers, and of programs over HTTP.
+    """Answers queries for a model, or for several: those of peers, and of programs over HTTP.
 
         loaded = load_model("meta-llama/Llama-3.1-70B-Instruct")
         async with await swarm.net.open(NetworkConfig(initial_peers=(…,))) as network:
@@ -55,13 +55,13 @@ class Gateway:
 
     `edge`: a host for browsers, with the identity of the network's; `name`: to be shown beside this query node;
     `client`: how servers are used; `http`: None serves peers alone. `on_ready` hears that queries are taken, over every
-    way, and that the directory was told.
+    way, and that the directory was told. Raises InvalidInput for models of one name.
     """
 
     def __init__(
         self,
         network: Network,
-        loaded: LoadedModel,
+        loaded: LoadedModel | Sequence[LoadedModel],
         *,
         config: GatewayConfig | None = None,
         client: ClientConfig | None = None,
@@ -72,12 +72,15 @@ class Gateway:
         on_ready: Callable[[Gateway], None] = lambda gateway: None,
     ) -> None:
         self.network = network
-        self.loaded = loaded
+        self.loaded = (loaded,) if isinstance(loaded, LoadedModel) else tuple(loaded)
         self.config = config or GatewayConfig()
         self.client = client or ClientConfig()
         self.http = http
         self.edge = edge
         self.name = check_name(name)
+        names = [each.info.name for each in self.loaded]
+        if not names or len(set(names)) < len(names):
+            raise InvalidInput(f"a gateway answers for models with a name each, not for {', '.join(names) or 'none'}")
         self.url = ""
         """The base of OpenAI's API, once it is served."""
         self._announcing = announcing or NetworkConfig()
@@ -85,6 +88,7 @@ class Gateway:
         self._leaving = asyncio.Event()
         self._listening = asyncio.Event()
         self._registry = CollectorRegistry()
+        self._generators: list[Generator] = []
 
     @property
     def edges(self) -> Sequence[str]:
@@ -93,8 +97,8 @@ class Gateway:
 
     @property
     def missing(self) -> MissingBlocks | None:
-        """Which blocks nobody serves, if any; answers wait for them."""
-        return self._generator.missing
+        """Which blocks nobody serves, of the first model that lacks some; answers wait for them."""
+        return next((gap for each in self._generators if (gap := each.missing) is not None), None)
 
     def leave(self) -> None:
         """Ask it to leave; then `run` returns."""
@@ -106,10 +110,16 @@ class Gateway:
         Returns after `leave`; its record is withdrawn, and answers that are being given end. Raises InvalidInput when
         the HTTP address cannot be had, and what the network is lost by.
         """
-        async with self._answering() as self._generator:
+        async with contextlib.AsyncExitStack() as stack:
+            metrics = QueryMetrics(self._registry)
+            answering = [self._answering(loaded, metrics) for loaded in self.loaded]
+            self._generators = [await stack.enter_async_context(each) for each in answering]
+            metrics.watch(self._generators)
             await self._serve_peers()
-            announcer = Announcer(self.network.directory, self._announcing, self._record)
-            works = [self._leaving.wait(), self.network.lost(), announcer.run(), self._look(), self._stay(announcer)]
+            announcers = [self._announcer(each) for each in self._generators]
+            works = [self._leaving.wait(), self.network.lost(), self._stay(announcers)]
+            works += [announcer.run() for announcer in announcers]
+            works += [self._look(each) for each in self._generators]
             if self.http is not None:
                 works.append(self._serve_http(self.http))
             for work in await first_of(*works):
@@ -117,14 +127,13 @@ class Gateway:
                     work.result()
 
     @asynccontextmanager
-    async def _answering(self) -> AsyncIterator[Generator]:
-        network, loaded = self.network, self.loaded
+    async def _answering(self, loaded: LoadedModel, metrics: QueryMetrics) -> AsyncIterator[Generator]:
+        network = self.network
         view = View(network.directory, loaded.info, loaded.contract, self.client, network.where)
-        ends, metrics = EndsBatcher(loaded.ends), QueryMetrics(self._registry)
+        ends = EndsBatcher(loaded.ends)
         with contextlib.suppress(NetworkError):
             await view.refresh(0.0)
         generator = Generator(network.host, view, loaded.texts, ends, loaded.recommended, self.config, metrics)
-        metrics.watch(generator)
         try:
             yield generator
         finally:
@@ -134,7 +143,7 @@ class Gateway:
 
     async def _serve_peers(self) -> None:
         """Take queries over every host, and show the swarm."""
-        node, maps = QueryService(self._generator, self.config), MapService(self.network.directory)
+        node, maps = QueryService(self._generators, self.config), MapService(self.network.directory)
         edges = [] if self.edge is None else [GuardedHost(self.edge, self.network.guard)]
         for host in (self.network.host, *edges):
             await node.serve(host)
@@ -143,7 +152,7 @@ class Gateway:
     async def _serve_http(self, place: HttpPlace) -> None:
         """OpenAI's API, the page and metrics."""
         app = create_app(
-            {self._generator.model.name: self._generator},
+            {each.model.name: each for each in self._generators},
             place.settings,
             page=PAGE,
             peers=lambda: self.edges,
@@ -155,23 +164,26 @@ class Gateway:
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
         self._listening.set()
 
-    async def _look(self) -> None:
+    async def _look(self, generator: Generator) -> None:
         """Know at any time which blocks are served."""
-        view = self._generator.view
+        view = generator.view
         while True:
             with contextlib.suppress(NetworkError):
                 await view.refresh(view.config.view_refresh)
             await asyncio.sleep(view.config.view_refresh)
 
-    async def _stay(self, announcer: Announcer) -> None:
+    async def _stay(self, announcers: Sequence[Announcer]) -> None:
         """Say that it is ready, when it is."""
         if self.http is not None:
             await self._listening.wait()
-        await announcer.begun.wait()
+        for announcer in announcers:
+            await announcer.begun.wait()
         self._on_ready(self)
         await self._leaving.wait()
 
-    def _record(self) -> pb.QueryNode:
-        addresses = best_first(self.network.host.addresses)
-        contract = self._generator.view.contract
-        return record_of(self._generator, self.name, addresses, self.edges, contract, __version__, self.client.codec)
+    def _announcer(self, generator: Generator) -> Announcer:
+        def record() -> pb.QueryNode:
+            addresses, contract = best_first(self.network.host.addresses), generator.view.contract
+            return record_of(generator, self.name, addresses, self.edges, contract, __version__, self.client.codec)
+
+        return Announcer(self.network.directory, self._announcing, record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import Metric
@@ -15,6 +15,11 @@ from swarm.types import Span
 FIRST = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 EACH = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 WHOLE = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+def _gap(answerer: Answerer) -> int:
+    missing = answerer.missing
+    return 0 if missing is None or not missing.blocks else len(Span(*missing.blocks[0]))
 
 
 class QueryMetrics:
@@ -38,15 +43,15 @@ class QueryMetrics:
         )
         self._whole = Histogram("swarm_e2e_request_latency_seconds", "Until the end", registry=registry, buckets=WHOLE)
 
-    def watch(self, answerer: Answerer) -> None:
-        """Tell how busy it is, too."""
+    def watch(self, answerers: Sequence[Answerer]) -> None:
+        """Tell how busy they are together, too."""
 
         def look() -> Iterable[Metric]:
-            missing = answerer.missing
-            gap = 0 if missing is None or not missing.blocks else len(Span(*missing.blocks[0]))
-            yield gauge("swarm_num_requests_running", "Queries being answered", answerer.running)
-            yield gauge("swarm_request_capacity", "Queries that can be answered at a time", answerer.capacity)
-            yield gauge("swarm_blocks_missing", "Blocks from the first gap on", gap)
+            running = sum(answerer.running for answerer in answerers)
+            capacity = sum(answerer.capacity for answerer in answerers)
+            yield gauge("swarm_num_requests_running", "Queries being answered", running)
+            yield gauge("swarm_request_capacity", "Queries that can be answered at a time", capacity)
+            yield gauge("swarm_blocks_missing", "Blocks from the first gap on", sum(map(_gap, answerers)))
 
         self._registry.register(ScrapeCollector(look))
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 
 from swarm.config import QUERY_FRAME_LIMIT, GatewayConfig, NetworkConfig
 from swarm.contract import Contract
-from swarm.errors import NetworkError, StreamClosed, SwarmError
+from swarm.errors import InvalidInput, NetworkError, StreamClosed, SwarmError
 from swarm.gateway.answers import Answerer
 from swarm.gateway.heartbeat import Heartbeat
 from swarm.net.base import Directory, Host, Stream, unless_left
+from swarm.types import is_called
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 
@@ -22,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class QueryService:
-    """Lets peers ask an `Answerer`. One task a stream; what a stream's asker does wrong ends that stream alone."""
+    """Lets peers ask some `Answerer`s. One task a stream; what a stream's asker does wrong ends that stream alone."""
 
-    def __init__(self, answerer: Answerer, config: GatewayConfig) -> None:
-        self.answerer = answerer
+    def __init__(self, answerers: Sequence[Answerer], config: GatewayConfig) -> None:
+        self.answerers = answerers
         self.config = config
 
     async def serve(self, host: Host) -> None:
@@ -47,7 +48,7 @@ class QueryService:
     async def _answer(self, stream: Stream, query: pb.Query) -> None:
         sent = query.sent_bytes
         try:
-            async with Heartbeat(self.answerer.answer(query), self.config.heartbeat) as replies:
+            async with Heartbeat(self._answerer(query.model).answer(query), self.config.heartbeat) as replies:
                 async for reply in replies:
                     if reply is not None and reply.WhichOneof("kind") == "delta":
                         sent = reply.delta.sent_bytes
@@ -57,6 +58,16 @@ class QueryService:
         except SwarmError as error:
             log.info("query %s of %s ends: %s", query.id.hex()[:8], stream.peer_id, error)
             await self._send(stream, pb.QueryReply(failure=messages.failure(error)))
+
+    def _answerer(self, model: str) -> Answerer:
+        """Who answers for a model, by its key or name. Raises InvalidInput."""
+        if not model and len(self.answerers) == 1:
+            return self.answerers[0]
+        known = [each for each in self.answerers if model == each.model.key or is_called(each.model.name, model)]
+        if not model or not known:
+            names = ", ".join(each.model.name for each in self.answerers)
+            raise InvalidInput(f"this node answers for {names}, not for {model or 'a model without a name'}")
+        return known[0]
 
     async def _send(self, stream: Stream, reply: pb.QueryReply) -> None:
         """Raises StreamClosed, also for an asker who takes nothing any more."""

@@ -6,16 +6,20 @@ import asyncio
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from swarm.config import GatewayConfig
 from swarm.errors import InvalidInput, ModelError
 from swarm.gateway.life import Gateway, HttpPlace
 from swarm.gateway.loading import LoadedModel, load_model
 from swarm.net.loop import shared_loop
+from swarm.wire import swarm_pb2 as pb
+from swarm.wire.messages import QUERY_PROTOCOL
 from tests.checkpoints import Served, make_tokenizer
 
 Serve = Callable[[str, int], Served]
@@ -36,7 +40,7 @@ def port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-async def lived(served: Served, loaded: LoadedModel, work: Callable[[Gateway], Any], **options: Any) -> None:
+async def lived(served: Served, loaded: Any, work: Callable[[Gateway], Any], **options: Any) -> None:
     """Run a gateway while `work` runs."""
     ready: asyncio.Future[Gateway] = asyncio.get_running_loop().create_future()
     async with served.network.join("gateway") as network:
@@ -86,6 +90,45 @@ def test_it_may_answer_peers_alone(served: Serve, loaded: LoadedModel) -> None:
         assert gateway.url == ""
 
     shared_loop().run(lived(served("llama", 2), loaded, work))
+
+
+def test_it_answers_for_several_models_each_by_its_name(served: Serve, loaded: LoadedModel) -> None:
+    servers = served("llama", 2)
+    other = replace(loaded, info=replace(loaded.info, key="other", name="other"))
+
+    async def ask(gateway: Gateway, model: str) -> pb.QueryReply:
+        stream = await servers.swarm.host.open_stream(gateway.network.host.peer_id, QUERY_PROTOCOL)
+        asked = pb.Query(id=bytes(16), model=model, text="abc", sampling=pb.Sampling(max_tokens=2))
+        await stream.send(asked.SerializeToString())
+        last = pb.QueryReply()
+        while last.WhichOneof("kind") not in ("finished", "failure"):
+            last = pb.QueryReply.FromString(await stream.receive(1 << 20))
+        stream.close()
+        return last
+
+    async def work(gateway: Gateway) -> None:
+        for key in (servers.info.key, "other"):
+            assert len(await servers.swarm.directory.query_nodes(key)) == 1
+        assert gateway.missing is not None
+        async with httpx.AsyncClient(base_url=gateway.url) as client:
+            assert [each["id"] for each in (await client.get("/models")).json()["data"]] == [loaded.info.name, "other"]
+            body = {"model": loaded.info.name, "prompt": "abc", "max_tokens": 3}
+            assert (await client.post("/completions", json=body)).json()["usage"]["completion_tokens"] == 3
+            assert (await client.post("/completions", json={**body, "model": "other"})).status_code == 503
+            metrics = (await client.get(f"{gateway.url.removesuffix('/v1')}/metrics")).text
+        assert f"swarm_request_capacity {2.0 * GatewayConfig().capacity}" in metrics
+        assert f"swarm_blocks_missing {loaded.info.blocks:.1f}" in metrics
+        assert (await ask(gateway, loaded.info.key)).finished.completion_tokens == 2
+        for nobody in ("", "nobody's"):
+            failure = (await ask(gateway, nobody)).failure
+            assert failure.code == pb.Failure.INVALID
+            assert f"{loaded.info.name}, other" in failure.message
+
+    shared_loop().run(lived(servers, [loaded, other], work, http=HttpPlace(port=0)))
+    servers.assert_free()
+    for wrong in ([], [loaded, loaded]):
+        with pytest.raises(InvalidInput, match="a name each"):
+            shared_loop().run(lived(servers, wrong, work))
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Nodes:
     async def add(self, name: str, answerer: Scripted | None = None, codec: str = "", **numbers: str) -> Scripted:
         host = self.hosts[name] = self.network.host(name)
         answerer = self.answerers[name] = answerer or Scripted()
-        await QueryService(answerer, GatewayConfig(open_timeout=2.0, heartbeat=1.0, stuck=5.0)).serve(host)
+        await QueryService([answerer], GatewayConfig(open_timeout=2.0, heartbeat=1.0, stuck=5.0)).serve(host)
         contract = answerer.model.contract(**{"dtype": "float32", **numbers})  # type: ignore[arg-type]
         record = lambda: record_of(answerer, name, host.addresses, (), contract, "", codec)  # noqa: E731
         now = asyncio.get_running_loop().time
