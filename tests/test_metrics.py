@@ -62,7 +62,7 @@ def test_scrapers_are_answered_and_others_do_no_harm() -> None:
 def test_queries_are_counted_as_they_end() -> None:
     registry = CollectorRegistry()
     metrics = QueryMetrics(registry)
-    metrics.watch(Scripted(capacity=3))
+    metrics.watch([Scripted(capacity=3)])
     metrics.accepted(7)
     metrics.token(0.3, first=True)
     metrics.token(0.01, first=False)
