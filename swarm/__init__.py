@@ -16,7 +16,11 @@ from swarm._version import __version__
 from swarm.errors import SwarmError
 
 if TYPE_CHECKING:
-    from swarm.client.model import DistributedLlama, DistributedModelForCausalLM
+    from swarm.client.model import (
+        DistributedLlama,
+        DistributedModelForCausalLM,
+        DistributedModelForImageTextToText,
+    )
     from swarm.client.swarm import connect
     from swarm.models.ends.remote import RemoteSpan
 

@@ -25,10 +25,13 @@ WITH_EXTRAS = {
         "swarm/gateway/constrained/",
         "swarm/gateway/life.py",
     ),
+    "images": ("swarm/models/pictures.py",),
     "edge": ("swarm/net/edge/",),
 }
 """Whose code may import what an extra brings."""
 PEER = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWSPfVm14AFBKqmwqBxnKhjQyMJDjYc7vKSPj54QZyHkUe"
+CALLED = {"PIL": "pillow"}
+"""What is installed by another name than it is imported by."""
 BROUGHT_ALONG = {"pydantic", "aioice", "aioquic", "aiortc"}
 """Packages that others of the same extra depend on."""
 
@@ -40,9 +43,9 @@ def names(requirements: list[str]) -> set[str]:
 def test_the_extras_are_those_that_commands_name() -> None:
     extras = PROJECT["optional-dependencies"]
     for extra, packages in PACKAGES.items():
-        assert names(extras[extra]) == set(packages) - BROUGHT_ALONG
+        assert names(extras[extra]) == {CALLED.get(each, each) for each in packages} - BROUGHT_ALONG
         assert not names(PROJECT["dependencies"]) & set(packages)
-    assert "swarm-llm[gateway,edge]" in extras["dev"]
+    assert "swarm-llm[gateway,edge,images]" in extras["dev"]
 
 
 def imports(file: Path) -> Iterator[str]:

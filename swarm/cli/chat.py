@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,10 +26,12 @@ from swarm.cli.options import (
     together,
 )
 from swarm.cli.screen import Screen
+from swarm.cli.seeing import SeeingResponder
 from swarm.cli.streams import readable
 from swarm.cli.values import COUNT, SEED
 from swarm.config import ClientConfig, NetworkConfig
 from swarm.errors import DaemonFailed, SwarmError
+from swarm.models.processors import processor_of
 from swarm.models.texts import tokenizer_of
 
 if TYPE_CHECKING:
@@ -52,6 +55,14 @@ WARNING = "Whoever serves blocks on the route can read what you type and what th
     click.option("--seed", type=SEED, help="Makes answers that are drawn by chance repeatable."),
     click.option("--system", metavar="TEXT", help="What the model is told before the conversation."),
 )
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A picture that the first question is about; several times for several.",
+)
 @client_options
 @head_option
 @model_options
@@ -59,6 +70,7 @@ def main(
     model: str,
     network: NetworkConfig,
     options: ChatOptions,
+    images: tuple[Path, ...],
     dtype: str,
     head: str | None,
     revision: str | None,
@@ -81,12 +93,16 @@ def main(
 
     checkpoint = open_checkpoint(model, token, revision)
     _ = checkpoint.config  # what is wrong with it is not to be told as the tokenizer's fault
-    conversation = Conversation(tokenizer_of(checkpoint), options.system)
+    processor = processor_of(checkpoint) if images else None
+    conversation = None if processor else Conversation(tokenizer_of(checkpoint), options.system)
     with connect(network.initial_peers, **chosen(network)) as swarm:
         loading = {"swarm": swarm, "dtype": dtype, "head": head, "token": token, "revision": revision, **asdict(client)}
-        loaded = load_model(model, checkpoint, screen, loading)
+        loaded = load_model(model, checkpoint, screen, loading, sees=processor is not None)
         screen.note(WARNING, always=True)
-        talk(Responder(loaded, conversation, options, screen), screen)
+        if conversation is None:
+            talk(SeeingResponder(loaded, processor, images, options, screen), screen)
+        else:
+            talk(Responder(loaded, conversation, options, screen), screen)
 
 
 def chosen(network: NetworkConfig) -> dict[str, Any]:
@@ -106,17 +122,20 @@ def calm_logging() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def load_model(model: str, checkpoint: Checkpoint, screen: Screen, options: dict[str, Any]) -> Any:
+def load_model(
+    model: str, checkpoint: Checkpoint, screen: Screen, options: dict[str, Any], *, sees: bool = False
+) -> Any:
     """The part of the model that runs here. Raises what `from_pretrained` raises."""
-    from swarm.client.model import DistributedModelForCausalLM
+    from swarm.client.model import DistributedModelForCausalLM, DistributedModelForImageTextToText
 
     screen.note(f"{checkpoint.name}: loading what is computed here")
-    return DistributedModelForCausalLM.from_pretrained(
+    kind = DistributedModelForImageTextToText if sees else DistributedModelForCausalLM
+    return kind.from_pretrained(
         model, progress=screen.talkative and sys.stderr.isatty(), on_notice=screen.hear, **options
     )
 
 
-def talk(responder: Responder, screen: Screen) -> None:
+def talk(responder: Responder | SeeingResponder, screen: Screen) -> None:
     """Answer what is typed, until there is no more. Raises SwarmError: in a pipe any, else what cannot be mended."""
     terminal = sys.stdin.isatty()
     for text in lines(terminal):

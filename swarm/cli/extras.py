@@ -4,10 +4,15 @@ from __future__ import annotations
 
 PACKAGES = {
     "gateway": ("fastapi", "llguidance", "openai", "pydantic", "starlette", "uvicorn"),
+    "images": ("PIL",),
     "edge": ("aioice", "aioquic", "aiortc", "libp2p", "trio", "wsproto"),
 }
 """By extra, what its code imports."""
-PURPOSES = {"gateway": "answering queries over HTTP", "edge": "listening for browsers"}
+PURPOSES = {
+    "gateway": "answering queries over HTTP",
+    "images": "reading pictures",
+    "edge": "listening for browsers",
+}
 
 
 def how_to_have(module: str | None) -> str | None:
