@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from swarm.types import Segment, SequenceKey, Span
+from swarm.types import Adapter, Segment, SequenceKey, Span
 
 R = TypeVar("R")
 """Rows of consecutive positions: as the runner keeps them, with a length and slices, or bytes as they come over the
@@ -27,14 +27,6 @@ class Forward(Generic[R]):
     def positions(self) -> int:
         """Rows that come in."""
         return sum(segment.count for segment in self.segments)
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """Matrices of a client beside linear layers of the blocks, as the file that they came in, and its sha256."""
-
-    digest: bytes
-    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

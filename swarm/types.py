@@ -18,21 +18,32 @@ SequenceKey = tuple[bytes, int]
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """Matrices of a client beside linear layers of the blocks, as the file that they came in, and its sha256."""
+
+    digest: bytes
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """`count` consecutive positions of one sequence, from absolute position `start`, inside a row of tokens.
 
-    `places`: where they stand, as in `Rows`; none: as they are counted.
+    `places`: where they stand, as in `Rows`; none: as they are counted. `adapter`: what the client adds beside linear
+    layers.
     """
 
     sequence: SequenceKey
     start: int
     count: int
     places: bytes = b""
+    adapter: Adapter | None = None
 
     def part(self, first: int, count: int) -> Segment:
         """`count` positions from its position `first` on."""
         size = len(self.places) // self.count
-        return Segment(self.sequence, self.start + first, count, self.places[first * size : (first + count) * size])
+        places = self.places[first * size : (first + count) * size]
+        return Segment(self.sequence, self.start + first, count, places, self.adapter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,12 @@ from swarm.client.encoding import choose_codecs
 from swarm.client.fitness import Misfit
 from swarm.client.given import Given
 from swarm.client.link import Event, HopLink
+from swarm.client.matrices import Blob
 from swarm.client.resume import HopPlan, HopState, plan_resume
 from swarm.client.sequences import Sequences, Snapshot
 from swarm.client.standby import SAME_PEER_MS
 from swarm.client.streams import EpochStreams
+from swarm.client.training_link import TrainingLink
 from swarm.client.trust import Needs
 from swarm.client.vetting import Vetting
 from swarm.client.view import View
@@ -181,7 +183,8 @@ class Epochs:
 
     @property
     def _needs(self) -> Needs:
-        return Needs.of(self._sequences.lengths, self._sequences.layout.planes)
+        sequences = self._sequences
+        return Needs.of(sequences.lengths, sequences.layout.planes, sequences.matrices.some)
 
     def admit(self, needs: Needs) -> None:
         """See to it that the hops may hold so much: what is too much for one of them ends the present epoch.
@@ -336,12 +339,12 @@ class Epochs:
         try:
             if self._view.config.codec == "auto":
                 # How fast the hops are reached decides how they are prepared.
-                await self._all(fresh, [link.open(self._open_request(link)) for link in fresh])
+                await self._all(fresh, [self._open_link(link) for link in fresh])
                 unopened.clear()
             codecs = self._codecs(links)
             requests = self._prepares(route, links, snapshot, [codec.name for codec in codecs])
             asks = [
-                link.open(self._open_request(link), request) if link in unopened else link.prepare(request)
+                self._open_link(link, request) if link in unopened else link.prepare(request)
                 for link, request in zip(links, requests, strict=True)
             ]
             states = [state for state in await self._all(links, asks) if state is not None]
@@ -364,11 +367,21 @@ class Epochs:
                 name, allowed, asked = beyond
                 raise LimitExceeded(f"{link}: {name}: {asked} are needed, {allowed} allowed", name, allowed, asked)
 
-    def _open_request(self, link: HopLink) -> pb.Open:
+    async def _open_link(self, link: HopLink, prepare: pb.Prepare | None = None) -> HopState | None:
+        """As `HopLink.open`, where the server has the adapter first."""
+        adapter = self._sequences.matrices.on(link.hop.span)
+        if adapter is not None:
+            async with TrainingLink(self._host, link.hop, self._view.contract, self._view.config) as giving:
+                await giving.adapt(adapter)
+        return await link.open(self._open_request(link, adapter), prepare)
+
+    def _open_request(self, link: HopLink, adapter: Blob | None) -> pb.Open:
         span = link.hop.span
         prints = link.hop.server.contract.on(span).fingerprints
         asked = replace(self._view.contract.on(span), fingerprints=prints, places=self._sequences.layout.planes)
-        return pb.Open(contract=messages.contract_message(asked), positions=self._sequences.positions)
+        digest = b"" if adapter is None else adapter.digest
+        contract = messages.contract_message(asked)
+        return pb.Open(contract=contract, positions=self._sequences.positions, adapter=digest)
 
     async def _all(self, links: Sequence[HopLink], asks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """Ask all at once. Whoever fails is blamed; the first failure is raised when all have answered."""

@@ -43,6 +43,8 @@ def misfit(
         return Misfit(record, without_places(record.contract.places, needs.places), lasting=True)
     if (standing := trust.integrity.of(record.peer_id)).convicted:
         return Misfit(record, standing.convicted, lasting=True)
+    if needs.adapted and not record.training:
+        return Misfit(record, "takes no adapters", lasting=True)
     beyond = trust.limits.get(record.peer_id, Limits()).exceeded(needs)
     if beyond is not None:
         return Misfit(record, _words_of(*beyond), lasting=True, beyond=beyond)

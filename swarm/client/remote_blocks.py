@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from swarm.client.matrices import Matrices
 from swarm.client.session import Notice, Session
 from swarm.client.swarm import Swarm
-from swarm.client.training import Found, Matrices, Passed, Training
+from swarm.client.training import Found, Passed, Training
 from swarm.client.view import View
 from swarm.types import ModelInfo, Route, Rows, Span
 from swarm.wire import swarm_pb2 as pb
@@ -144,9 +145,11 @@ class RemoteBlocks:
         """Whose blocks they are."""
         return self.view.model
 
-    def open(self) -> SpreadSession:
-        """Begin a session; servers are asked with its first step."""
-        session = SpreadSession(self._open_one, self._current.together)
+    def open(self, matrices: Callable[[Span], bytes] | None = None) -> SpreadSession:
+        """Begin a session; servers are asked with its first step. `matrices`: the file of an adapter for some blocks,
+        empty for none; None: there is no adapter."""
+        adapter = Matrices(matrices)
+        session = SpreadSession(lambda: self._open_one(adapter), self._current.together)
         if self._current.sessions is not None:
             session.held = self.view.config.audits
             self._current.sessions.append(session)
@@ -156,8 +159,8 @@ class RemoteBlocks:
         """What computes whole sequences, and gradients; servers are asked with its first pass."""
         return self.swarm.training(self.view, self.span, self._hear)
 
-    def _open_one(self) -> BlockingSession:
-        return BlockingSession(self.swarm, self.swarm.session(self.view, self.span, self._hear))
+    def _open_one(self, matrices: Matrices) -> BlockingSession:
+        return BlockingSession(self.swarm, self.swarm.session(self.view, self.span, self._hear, matrices))
 
     @contextmanager
     def generating(self, together: int = 1) -> Iterator[None]:

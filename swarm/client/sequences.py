@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swarm.client.chunks import GRAIN
+from swarm.client.matrices import NOTHING
 from swarm.errors import InvalidInput, MalformedFrame
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
@@ -114,6 +115,8 @@ class Sequences:
 
     def __init__(self, hidden_bytes: int) -> None:
         self.layout = RowLayout(hidden_bytes)
+        self.matrices = NOTHING
+        """What is added beside linear layers, for all of them."""
         self._table: dict[int, _Sequence] = {}
         self._ended: set[int] = set()
 

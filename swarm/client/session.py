@@ -18,6 +18,7 @@ from swarm.client.auditor import Auditor
 from swarm.client.audits import Audits
 from swarm.client.lane import Hears, Lane
 from swarm.client.link import HopLink
+from swarm.client.matrices import NOTHING, Matrices
 from swarm.client.outputs import Outputs
 from swarm.client.sequences import Expected, Piece, Sequences
 from swarm.client.standby import apart_from
@@ -72,6 +73,7 @@ class Session:
         config: ClientConfig,
         on_notice: Callable[[Notice], None] = lambda notice: None,
         rng: random.Random | None = None,
+        matrices: Matrices = NOTHING,
     ) -> None:
         if span.last > view.model.blocks:
             raise InvalidInput(f"span {span} is beyond the {view.model.blocks} blocks of {view.model.name}")
@@ -84,6 +86,7 @@ class Session:
         self._on_notice = on_notice
         self._tasks = Tasks(log)
         self._sequences = Sequences(self.row_bytes)
+        self._sequences.matrices = matrices
         self._waits: list[_Wait] = []
         self._closed = False
         self._host = host
@@ -95,7 +98,7 @@ class Session:
         lanes = host, view, span, self._sequences, pins, self._tasks, hears, rng
         self._lane = Lane(*lanes)
         self._spare = Lane(*lanes, apart=self._apart) if config.standby else None
-        self._audits = self._make_audits(pins) if config.audits else None
+        self._audits = self._make_audits(pins) if config.audits and not matrices.some else None
 
     def _make_audits(self, pins: dict[int, bytes]) -> Audits:
         return Audits(
@@ -235,7 +238,7 @@ class Session:
             after[row.sequence] = total = lengths.get(row.sequence, 0) + count
             if limit is not None and total > limit:
                 raise ContextTooLong(f"{total} positions are more than the {limit} of {self.view.model.name}")
-        return Needs.of(after, self._planes(rows))
+        return Needs.of(after, self._planes(rows), self._sequences.matrices.some)
 
     def _issue(self, pieces: Sequence[Piece], operations: Sequence[pb.Operation]) -> None:
         epochs = self._lane.epochs

@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from swarm import net
 from swarm.client.asker import Asker
+from swarm.client.matrices import NOTHING, Matrices
 from swarm.client.session import Notice, Session
 from swarm.client.training import Training
 from swarm.client.view import View
@@ -67,11 +68,18 @@ class Swarm:
         self._views.add(view)
         return view
 
-    def session(self, view: View, span: Span, on_notice: Callable[[Notice], None] = lambda notice: None) -> Session:
-        """A session on `span`; an asynchronous object that belongs to the network thread's loop (`swarm.loop`)."""
+    def session(
+        self,
+        view: View,
+        span: Span,
+        on_notice: Callable[[Notice], None] = lambda notice: None,
+        matrices: Matrices = NOTHING,
+    ) -> Session:
+        """A session on `span`, with an adapter; an asynchronous object that belongs to the network thread's loop
+        (`swarm.loop`)."""
 
         async def make() -> Session:
-            session = Session(self.host, view, span, config=view.config, on_notice=on_notice)
+            session = Session(self.host, view, span, config=view.config, on_notice=on_notice, matrices=matrices)
             self._sessions[session] = None
             return session
 

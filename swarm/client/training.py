@@ -7,7 +7,6 @@ asked of another, and nothing else is computed again. A pass is cut into parts, 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from swarm.client.blame import Blame
+from swarm.client.matrices import NOTHING, Blob, Matrices
 from swarm.client.patience import MISSING_PAUSES, Patience
 from swarm.client.routing import find_route
 from swarm.client.session import Notice
-from swarm.client.training_link import Blob, Lacking, TrainingLink
+from swarm.client.training_link import Lacking, TrainingLink
 from swarm.client.trust import Needs
 from swarm.client.view import NOTHING_YET, View
 from swarm.config import ClientConfig
@@ -55,24 +55,6 @@ class Part:
     counts: tuple[int, ...]
     outputs: bytes
     legs: list[Leg] = field(default_factory=list)
-
-
-class Matrices:
-    """An adapter, as the files that servers get of it. `of`: that of some blocks, empty where it has nothing there."""
-
-    def __init__(self, of: Callable[[Span], bytes]) -> None:
-        self._of = of
-        self._made: dict[Span, Blob | None] = {}
-
-    def on(self, span: Span) -> Blob | None:
-        """What is added in these blocks; None: nothing."""
-        if span not in self._made:
-            data = self._of(span)
-            self._made[span] = Blob(hashlib.sha256(data).digest(), data) if data else None
-        return self._made[span]
-
-
-NOTHING = Matrices(lambda span: b"")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Self
 
+from swarm.client.matrices import Blob
 from swarm.config import TRAINING_FRAME_LIMIT, ClientConfig
 from swarm.contract import Contract
 from swarm.errors import MalformedFrame, PeerUnreachable, StreamClosed, SwarmError
@@ -21,14 +22,6 @@ FAST = 20
 """Passes are large: who trains is taken to send so many times faster than on the slowest line."""
 MOST_ADAPTER = 1 << 30
 """Bytes of an adapter's gradients, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """An adapter's matrices for some blocks, as a file, and its sha256."""
-
-    digest: bytes
-    data: bytes = field(repr=False)
 
 
 class Lacking(Exception):
@@ -85,7 +78,11 @@ class TrainingLink:
             self._stream.close()
 
     async def adapt(self, adapter: Blob) -> None:
-        """Give the server an adapter. Raises InvalidInput where it does not fit, LimitExceeded, ServerBusy."""
+        """See to it that the server has an adapter. Raises InvalidInput where it does not fit, LimitExceeded, and
+        ServerBusy."""
+        await self._say(pb.TrainingRequest(adapter=pb.Adapter(digest=adapter.digest)))
+        if (await self._hear()).WhichOneof("kind") == "opened":
+            return
         announced = pb.TrainingRequest(adapter=pb.Adapter(digest=adapter.digest, size=len(adapter.data)))
         sending = asyncio.ensure_future(self._send(announced, (adapter.data,)))
         try:

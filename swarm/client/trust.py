@@ -68,17 +68,18 @@ what is asked."""
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a session holds: so many sequences at once, positions of all together, and positions of the longest; and how
-    many places each position has."""
+    many places each position has; whether an adapter is applied."""
 
     sequences: int = 0
     positions: int = 0
     longest: int = 0
     places: int = 0
+    adapted: bool = False
 
     @classmethod
-    def of(cls, lengths: Mapping[int, int], places: int = 0) -> Needs:
+    def of(cls, lengths: Mapping[int, int], places: int = 0, adapted: bool = False) -> Needs:
         """Of sequences of these lengths."""
-        return cls(len(lengths), sum(lengths.values()), max(lengths.values(), default=0), places)
+        return cls(len(lengths), sum(lengths.values()), max(lengths.values(), default=0), places, adapted)
 
     def covers(self, other: Needs) -> bool:
         """Whether this is as much in every respect."""
@@ -91,6 +92,7 @@ class Needs:
             max(self.positions, other.positions),
             max(self.longest, other.longest),
             max(self.places, other.places),
+            self.adapted or other.adapted,
         )
 
 

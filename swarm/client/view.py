@@ -106,6 +106,7 @@ class View:
         now = asyncio.get_running_loop().time()
         small = [peer for peer, limits in self.trust.limits.items() if limits.exceeded(needs) is not None]
         small += [record.peer_id for record in self.records if record.contract.places < needs.places]
+        small += [record.peer_id for record in self.records if needs.adapted and not record.training]
         return Conditions(
             rtt_ms=self.rtt_ms,
             default_rtt_ms=min(self.rtt_ms.values(), default=50.0),

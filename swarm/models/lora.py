@@ -32,10 +32,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """`a` `[rank, in_features]` and `b` `[out_features, rank]`."""
+    """`a` `[rank, in_features]` and `b` `[out_features, rank]`. `mark`: another where these have changed."""
 
     a: torch.Tensor
     b: torch.Tensor
+    mark: tuple[object, ...] = ()
 
 
 def encode(pairs: Mapping[Place, Pair]) -> bytes:

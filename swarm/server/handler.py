@@ -28,6 +28,7 @@ from swarm.net.base import Host, Stream
 from swarm.net.flight import Flight
 from swarm.net.guard import Guard
 from swarm.server.control import Control
+from swarm.server.given import Given
 from swarm.server.hosted import Hosted
 from swarm.server.offering import Offering
 from swarm.server.session import Session
@@ -190,7 +191,9 @@ class Handler:
             self.config.max_sessions_per_peer
         ):
             raise ServerBusy(f"you have {mine} sessions here, which is all that one peer may have", retry_after=5.0)
-        session = hosted.open(message.session, stream.peer_id, asked, message.positions)
+        given = Given(message.adapter, lambda: self.training.adapter(stream.peer_id, message.adapter))
+        given.get()
+        session = hosted.open(message.session, stream.peer_id, asked, message.positions, given)
         log.info("%s: opened by %s", session, stream.peer_id, extra={**session.subject, "peer": stream.peer_id})
         return session
 

@@ -19,6 +19,7 @@ from swarm.net.flight import Flight
 from swarm.net.guard import Guard
 from swarm.server.budget import CacheBudget
 from swarm.server.engine import Engine
+from swarm.server.given import NOTHING_GIVEN, Given
 from swarm.server.prefixes import OWNER, PrefixCache
 from swarm.server.session import Session, SessionContext
 from swarm.tasks import Tasks
@@ -134,10 +135,10 @@ class Hosted:
 
     # ---- sessions ---------------------------------------------------------------------------------------------
 
-    def open(self, id: bytes, client: PeerId, asked: Contract, positions: int) -> Session:
+    def open(self, id: bytes, client: PeerId, asked: Contract, positions: int, given: Given = NOTHING_GIVEN) -> Session:
         """Begin a session of a client. Raises ServerBusy, and LimitExceeded for what will never be had here."""
         self._check_admission(positions, asked.span, client)
-        session = self.sessions[id] = Session(id, client, asked.span, self._context, asked.places)
+        session = self.sessions[id] = Session(id, client, asked.span, self._context, asked.places, given)
         self.opened += 1
         self.budget.holders.append(session)
         return session

@@ -19,6 +19,7 @@ from swarm.net.base import Host, Stream
 from swarm.net.flight import Flight
 from swarm.server.budget import CacheBudget
 from swarm.server.engine import Engine
+from swarm.server.given import NOTHING_GIVEN, Given
 from swarm.server.ledger import Accepted, Ledger, SessionLimits
 from swarm.server.manifest import Changes
 from swarm.server.outbox import Outbox
@@ -27,7 +28,7 @@ from swarm.server.prompts import Found, Prompts
 from swarm.server.tallies import Tallies
 from swarm.server.work import Work
 from swarm.tasks import Tasks, until_first
-from swarm.types import PeerId, Segment, ServerRecord, Span
+from swarm.types import Adapter, PeerId, Segment, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import RAW, Codec
@@ -80,7 +81,15 @@ class Session:
     """A client's session on `span`, of rows with so many `places`. `tell` puts a reply on the control stream, if there
     is one."""
 
-    def __init__(self, id: bytes, client: PeerId, span: Span, context: SessionContext, places: int = 0) -> None:
+    def __init__(
+        self,
+        id: bytes,
+        client: PeerId,
+        span: Span,
+        context: SessionContext,
+        places: int = 0,
+        given: Given = NOTHING_GIVEN,
+    ) -> None:
         self.id = id
         self.client = client
         self.span = span
@@ -91,7 +100,8 @@ class Session:
         self._context = context
         self._layout = RowLayout(context.row_bytes, places)
         self._ledger = _ledger(context, span, self._layout.row_bytes)
-        self._prompts = _prompts(id, client, span, context, self._ledger)
+        self._prompts = _prompts(id, client, span, context, self._ledger, given.digest)
+        self._given = given
         self._tallies = Tallies()
         self._upstream: PeerId = client
         self._downstream: pb.Downstream | None = None
@@ -217,13 +227,14 @@ class Session:
             return
         if self._layout.planes:
             check_places(self._layout.part(step.hidden)[1])
+        adapter = self._given.get()
         accepted = self._ledger.accept(step.operations, step.rows, self._room_or_busy)
         if accepted is None:
             return
         for sequence, length in accepted.ended.items():
             # Windows of a speculation that turned out wrong need not be computed any more.
             self._context.engine.void((self.id, sequence), length)
-        self._take_up(accepted, fresh_hidden(step, accepted.rows, self._layout.row_bytes), outbox)
+        self._take_up(accepted, fresh_hidden(step, accepted.rows, self._layout.row_bytes), outbox, adapter)
         await outbox.room()
 
     def _room_or_busy(self, wanted: int) -> bool:
@@ -231,7 +242,7 @@ class Session:
             raise ServerBusy("the KV cache is full", retry_after=self._context.config.evict_after)
         return True
 
-    def _take_up(self, accepted: Accepted, hidden: memoryview, outbox: Outbox) -> None:
+    def _take_up(self, accepted: Accepted, hidden: memoryview, outbox: Outbox, adapter: Adapter | None) -> None:
         """Compute what was accepted, except what the prefix cache has of it."""
         operations, rows = accepted.operations, accepted.rows
         found = self._prompts.follow(operations, rows, hidden)
@@ -242,15 +253,15 @@ class Session:
             operations = ()
         if rows or operations:
             states, places = self._layout.part(hidden)
-            job = Forward(self.span, self._segments(rows, places), memoryview(states)) if rows else Copy()
+            job = Forward(self.span, self._segments(rows, places, adapter), memoryview(states)) if rows else Copy()
             rejoined: Callable[[Buffer], Buffer] = lambda output: self._layout.join(output, places)  # noqa: E731
             self._submit(_Step(accepted, operations, rows, found, outbox), job, rejoined, len(hidden))
 
-    def _segments(self, rows: Sequence[pb.Rows], places: bytes) -> list[Segment]:
+    def _segments(self, rows: Sequence[pb.Rows], places: bytes, adapter: Adapter | None) -> list[Segment]:
         segments, begin = [], 0
         for row in rows:
             end = begin + row.count * self._layout.planes * PLACE_BYTES
-            segments.append(Segment((self.id, row.sequence), row.start, row.count, places[begin:end]))
+            segments.append(Segment((self.id, row.sequence), row.start, row.count, places[begin:end], adapter))
             begin = end
         return segments
 
@@ -451,9 +462,9 @@ def _ledger(context: SessionContext, span: Span, row_bytes: int) -> Ledger:
     )
 
 
-def _prompts(id: bytes, client: PeerId, span: Span, context: SessionContext, ledger: Ledger) -> Prompts:
+def _prompts(id: bytes, client: PeerId, span: Span, context: SessionContext, ledger: Ledger, adapter: bytes) -> Prompts:
     config = context.config
-    seed = seed_of(span, client, shared=config.share_prefixes)
+    seed = seed_of(span, client, shared=config.share_prefixes) + adapter
     chains = Chains(seed, ledger.row_bytes, config.prefix_chunk)
     # What a running state was at the end of a chunk is gone when the next one has been computed.
     enabled = config.prefix_share > 0 and ledger.can_rollback

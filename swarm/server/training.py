@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from swarm.config import TRAINING_FRAME_LIMIT, ServerConfig
 from swarm.contract import Contract
 from swarm.errors import ContextTooLong, ContractMismatch, MalformedFrame, ServerBusy, StreamClosed, SwarmError
-from swarm.jobs import Adapter, Afresh, Backward
+from swarm.jobs import Afresh, Backward
 from swarm.net.base import Stream
 from swarm.net.quota import Places
 from swarm.server.engine import Engine
@@ -25,7 +25,7 @@ from swarm.server.hosted import Hosted
 from swarm.server.kept import Kept
 from swarm.server.work import Gradients, Job, Work
 from swarm.tasks import ended
-from swarm.types import PeerId, Span
+from swarm.types import Adapter, PeerId, Span
 from swarm.wire import messages, training
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.rows import Buffer
@@ -98,6 +98,11 @@ class Training:
     async def _take(self, stream: Stream, hosted: Hosted, announced: pb.Adapter) -> None:
         """Keep an adapter, if it is what it says, and fits what is hosted."""
         peer, size = stream.peer_id, announced.size
+        if not size:
+            known = self.adapter(peer, announced.digest) is not None
+            answer = pb.TrainingReply(opened=True) if known else pb.TrainingReply(missing=pb.Missing(adapter=True))
+            await self._send(stream, answer)
+            return
         with self.adapters.under_way(peer, size):
             data = bytes(await self._read(stream, size))
             if hashlib.sha256(data).digest() != announced.digest:
@@ -106,7 +111,7 @@ class Training:
         self.adapters.put(peer, announced.digest, data, _now())
         await self._send(stream, pb.TrainingReply(opened=True))
 
-    def _adapter(self, peer: PeerId, digest: bytes) -> Adapter | None:
+    def adapter(self, peer: PeerId, digest: bytes) -> Adapter | None:
         """What is kept of a client's; None: nothing (any more)."""
         data = self.adapters.get(peer, digest, _now())
         return None if data is None else Adapter(digest, bytes(data))
@@ -121,7 +126,7 @@ class Training:
             async with self._alive(stream, hosted.engine):
                 data = await self._read(stream, size * (asked.inputs + asked.gradients))
                 inputs = data[:size] if asked.inputs else self.kept.get(peer, asked.id, _now())
-                adapter = self._adapter(peer, asked.adapter) if asked.adapter else None
+                adapter = self.adapter(peer, asked.adapter) if asked.adapter else None
                 lacks = pb.Missing(
                     inputs=inputs is None or len(inputs) != size, adapter=bool(asked.adapter) and adapter is None
                 )

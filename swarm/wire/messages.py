@@ -97,6 +97,7 @@ def require(condition: bool, what: str) -> None:
 def check_open(message: pb.Open) -> pb.Open:
     """Bounds of an Open. Raises MalformedFrame."""
     require(len(message.session) == SESSION_BYTES, f"a session id has {SESSION_BYTES} bytes")
+    require(len(message.adapter) in (0, DIGEST), f"the digest of an adapter has {DIGEST} bytes")
     contract = contract_of(message.contract)
     require(bool(contract.fingerprints), "one fingerprint a block")
     require(contract.hidden_size > 0 and contract.row_bytes > 0, "the sizes of hidden states are not said")

@@ -48,14 +48,16 @@ class ControlRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "contract", "positions")
+    __slots__ = ("session", "contract", "positions", "adapter")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     contract: Contract
     positions: int
-    def __init__(self, session: _Optional[bytes] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., positions: _Optional[int] = ...) -> None: ...
+    adapter: bytes
+    def __init__(self, session: _Optional[bytes] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., positions: _Optional[int] = ..., adapter: _Optional[bytes] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("session",)

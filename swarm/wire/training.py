@@ -31,7 +31,7 @@ def check_pass(message: pb.Pass) -> pb.Pass:
 
 def check_adapter(message: pb.Adapter) -> pb.Adapter:
     """Bounds of an Adapter. Raises MalformedFrame."""
-    require(len(message.digest) == DIGEST and message.size > 0, "this announces no adapter")
+    require(len(message.digest) == DIGEST, "this announces no adapter")
     return message
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from swarm.errors import InvalidInput, SwarmError
 from swarm.models.lora import Pair, Place, encode
 from swarm.types import Span
-from tests.checkpoints import Served, prompt
+from tests.checkpoints import GREEDY, Served, prompt
 
 Serve = Callable[[str, int], Served]
 Whole = Callable[[str], Any]
@@ -106,8 +107,6 @@ def test_an_adapter_is_saved_and_loaded_as_anywhere(served: Serve, whole: Whole,
     with torch.no_grad():
         expected = right(input_ids=ids).logits
         torch.testing.assert_close(here(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
-        with pytest.raises(InvalidInput, match="generate: remote blocks apply adapters to whole texts"):
-            here.generate(input_ids=ids, max_new_tokens=2)
         torch.testing.assert_close(again(input_ids=ids, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -121,6 +120,43 @@ def test_an_adapter_survives_its_server(checkpoints: Any, whole: Whole) -> None:
     loss.backward()
     for name, parameter in learning(right).items():
         assert float((learning(here)[name].grad - parameter.grad).norm() / parameter.grad.norm()) < CLOSE
+    servers.close()
+
+
+def test_text_with_an_adapter_is_that_of_local_peft_beside_others_and_when_its_server_is_lost(
+    checkpoints: Any, whole: Whole
+) -> None:
+    servers = Served(checkpoints("llama"), [Span(0, 3), Span(3, 6), Span(0, 2), Span(2, 6)])
+    plain, options = servers.model(), {**GREEDY, "max_new_tokens": 24}
+    models = [adapted(servers.model(), lora("llama"), seed) for seed in (1, 2)] + [plain]
+    rights = [adapted(copy.deepcopy(whole("llama")), lora("llama"), seed) for seed in (1, 2)] + [whole("llama")]
+    ids = prompt(5, batch=2)
+    expected = [right.generate(input_ids=ids, **options).tolist() for right in rights]
+    assert len({str(text) for text in expected}) == 3
+    with ThreadPoolExecutor(3) as pool:  # of strangers, in the same passes
+        texts = [pool.submit(model.generate, input_ids=ids, **options) for model in models]
+        assert [text.result().tolist() for text in texts] == expected
+
+    class Killer:
+        def __init__(self) -> None:
+            self.count = 0
+
+        def put(self, value: torch.Tensor) -> None:
+            self.count += 1
+            if self.count == 12:
+                servers.network.kill(models[0].base_model.model.route.hops[0].peer_id)
+
+        def end(self) -> None:
+            pass
+
+    one = rights[0].generate(input_ids=ids[:1], **options).tolist()
+    assert models[0].generate(input_ids=ids[:1], streamer=Killer(), **options).tolist() == one
+    with torch.no_grad():
+        cache = models[1](input_ids=ids).past_key_values
+        for parameter in learning(models[1]).values():
+            parameter.add_(1.0)
+        with pytest.raises(InvalidInput, match="adapters have changed"):
+            models[1](input_ids=ids[:, :1], past_key_values=cache)
     servers.close()
 
 

@@ -60,7 +60,8 @@ def _pair(layer: Any, base: nn.Module | None, path: str) -> Pair | None:
     pairs = [_of(layer, name, path) for name in layer.active_adapters if name in layer.lora_A]
     if len(pairs) < 2:
         return pairs[0] if pairs else None
-    return Pair(torch.cat([pair.a for pair in pairs]), torch.cat([pair.b for pair in pairs], dim=1))
+    a, b = torch.cat([pair.a for pair in pairs]), torch.cat([pair.b for pair in pairs], dim=1)
+    return Pair(a, b, tuple(mark for pair in pairs for mark in pair.mark))
 
 
 def _of(layer: Any, name: str, path: str) -> Pair:
@@ -76,4 +77,6 @@ def _of(layer: Any, name: str, path: str) -> Pair:
             f"lora_dropout={dropout} of {path}, adapter {name}: remote blocks draw nothing; set it to 0.0, or train "
             "after eval()"
         )
-    return Pair(a.weight, b.weight * layer.scaling[name])
+    factor = layer.scaling[name]
+    mark = id(a.weight), a.weight._version, id(b.weight), b.weight._version, factor
+    return Pair(a.weight, b.weight * factor, mark)

@@ -23,21 +23,19 @@ from swarm.models.ends.columns import Habits, check_wanted, habits
 from swarm.models.ends.hollow import Layers
 from swarm.models.ends.packing import Texts, texts_in
 from swarm.models.ends.remote_cache import NoSession, RemoteLayer, RemoteSession
-from swarm.models.ends.training import RemoteTraining, through
+from swarm.models.ends.training import RemoteTraining, files_of, through
 from swarm.models.lora import Pair, Place
 
-TRAINED = (
-    "this cache is of a forward with gradients, which leaves nothing behind: wrap the call in torch.no_grad(), and let "
-    "no adapter be active"
-)
+TRAINED = "this cache is of a forward with gradients, which leaves nothing behind: wrap the call in torch.no_grad()"
 
 
 class RemoteSpan(nn.Module):
     """Consecutive blocks that are computed by servers, in place of which it stands among a model's layers.
 
-    `open_session` begins a session. `index`: its place in the list of layers; `layers`: how long that list is;
-    `returns_tuple`: whether this architecture's blocks do; `dtype`: what servers compute in, where the model may be
-    in another; `habits`: how the blocks look at columns; `training_through`: what gives gradients.
+    `open_session` begins a session; where there is an adapter it is given its files, by span. `index`: its place in the
+    list of layers; `layers`: how long that list is; `returns_tuple`: whether this architecture's blocks do; `dtype`:
+    what servers compute in, where the model may be in another; `habits`: how the blocks look at columns;
+    `training_through`: what gives gradients.
     """
 
     habits = Habits()
@@ -46,7 +44,7 @@ class RemoteSpan(nn.Module):
 
     def __init__(
         self,
-        open_session: Callable[[], RemoteSession],
+        open_session: Callable[..., RemoteSession],
         *,
         index: int = 0,
         layers: int = 1,
@@ -76,11 +74,11 @@ class RemoteSpan(nn.Module):
         keep = call.logits_to_keep if self.index == self.layers - 1 else 0
         pairs = pairs_of(self.listed)
         learning = any(matrix.requires_grad for pair in pairs.values() for matrix in (pair.a, pair.b))
-        if pairs or (torch.is_grad_enabled() and (hidden_states.requires_grad or learning)):
+        if torch.is_grad_enabled() and (hidden_states.requires_grad or learning):
             texts = self._texts(cache, call, (*kwargs.values(), *args), hidden_states)
             output = self._train(cache, hidden_states, call, texts, pairs)
         elif cache is None:
-            layer = RemoteLayer(self.open_session())
+            layer = self._new_layer(pairs)
             texts = self._texts(cache, call, (*kwargs.values(), *args), hidden_states)
             try:
                 if texts is None:
@@ -90,7 +88,7 @@ class RemoteSpan(nn.Module):
             finally:
                 layer.close()
         else:
-            output = self._step(self._layer(cache), hidden_states, call, keep)
+            output = self._step(self._layer(cache, pairs), hidden_states, call, keep)
         return (output,) if self.returns_tuple else output
 
     @staticmethod
@@ -103,24 +101,19 @@ class RemoteSpan(nn.Module):
     def _train(
         self, cache: Any, hidden: torch.Tensor, call: Call, texts: Texts | None, pairs: Mapping[Place, Pair]
     ) -> torch.Tensor:
-        """With gradients or adapters: whole sequences, of which no cache is left."""
+        """With gradients: whole sequences, of which no cache is left."""
         if texts is not None:
             spread = self._train(None, texts.apart(hidden), _apart(call, hidden, texts), None, pairs)
             return texts.together(spread, hidden)
         if self.training_through is None:
             raise InvalidInput("there are no gradients here; wrap the call in torch.no_grad()")
-        if current.generating:
-            raise InvalidInput(
-                "generate: remote blocks apply adapters to whole texts only, which forward computes; save the adapter, "
-                "merge it on a machine that has the weights, and serve these"
-            )
         if cache is not None:
             if cache.get_seq_length(self.index):
                 raise InvalidInput(
                     "past_key_values: no gradients flow through what is cached: pass the whole text without it, or "
                     "wrap the call in torch.no_grad()"
                 )
-            self._layer(cache, lambda: NoSession(TRAINED))
+            self._layer(cache, {}, NoSession(TRAINED))
         layer = RemoteLayer(NoSession(TRAINED))
         try:
             real = self._real(layer, hidden, call)
@@ -151,7 +144,13 @@ class RemoteSpan(nn.Module):
         check_wanted(real, call.logits_to_keep, call.labels, current.generating)
         return real
 
-    def _layer(self, cache: Any, open_session: Callable[[], RemoteSession] | None = None) -> RemoteLayer:
+    def _new_layer(self, pairs: Mapping[Place, Pair]) -> RemoteLayer:
+        """Of a session with what adapters add now."""
+        layer = RemoteLayer(self.open_session(files_of(pairs)) if pairs else self.open_session())
+        layer.adapted = _marks(pairs)
+        return layer
+
+    def _layer(self, cache: Any, pairs: Mapping[Place, Pair], session: RemoteSession | None = None) -> RemoteLayer:
         """This span's part of the cache; an empty cache is laid out for this model first."""
         if not isinstance(getattr(cache, "layers", None), list):
             raise InvalidInput(
@@ -159,14 +158,20 @@ class RemoteSpan(nn.Module):
             )
         held = cache.layers[self.index] if self.index < len(cache.layers) else None
         if isinstance(held, RemoteLayer):
+            if session is None and held.adapted != _marks(pairs):
+                raise InvalidInput("past_key_values: adapters have changed since it was begun; begin without it")
             return held
         # A static cache has its tensors before anything is in them.
         if any(bool(tensor.any()) for layer in cache.layers[self.index :] for tensor in state_in(layer)):
             raise InvalidInput("past_key_values was not made by this model: begin without it, or pass what it returned")
         before = cache.layers[: self.index]
-        remote = RemoteLayer((open_session or self.open_session)())
+        remote = self._new_layer(pairs) if session is None else RemoteLayer(session)
         cache.layers[:] = [*before, remote, *(_fresh_layer() for _ in range(self.layers - self.index - 1))]
         return remote
+
+
+def _marks(pairs: Mapping[Place, Pair]) -> tuple[object, ...]:
+    return tuple((place, pair.mark) for place, pair in pairs.items())
 
 
 def _apart(call: Call, hidden: torch.Tensor, texts: Texts) -> Call:

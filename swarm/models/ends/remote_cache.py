@@ -57,6 +57,8 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.offsets: list[int | None] = []
         self._places: list[torch.Tensor | None] = []
         self.operations: list[pb.Operation] = []
+        self.adapted: tuple[object, ...] = ()
+        """Marks of the adapters that are applied."""
         self._next_id = 0
         self._finalizer = weakref.finalize(self, session.close)
 

@@ -45,6 +45,17 @@ def through(
     return output
 
 
+def files_of(pairs: Mapping[Place, Pair]) -> Callable[[Span], bytes]:
+    """The pairs as they are now, as a file for each span that is asked for; empty where there are none."""
+    now = {place: Pair(pair.a.detach().clone(), pair.b.detach().clone()) for place, pair in pairs.items()}
+
+    def on(span: Span) -> bytes:
+        here = {place: pair for place, pair in now.items() if place.block in span}
+        return encode(here) if here else b""
+
+    return on
+
+
 class _Way:
     """One pass, there and back."""
 
@@ -60,12 +71,7 @@ class _Way:
         """`[batch, T, hidden_size]` → the same."""
         found = zip(matrices[::2], matrices[1::2], strict=True)
         pairs = {place: Pair(a, b) for place, (a, b) in zip(self._places, found, strict=True)}
-
-        def on(span: Span) -> bytes:
-            here = {place: pair for place, pair in pairs.items() if place.block in span}
-            return encode(here) if here else b""
-
-        self._passed = self._training.forward(self._rows(hidden), on)
+        self._passed = self._training.forward(self._rows(hidden), files_of(pairs))
         return self._batch(self._passed.outputs, hidden)
 
     def backward(self, gradient: torch.Tensor, needed: Sequence[bool]) -> list[torch.Tensor | None]:

@@ -14,10 +14,9 @@ from torch import nn
 from torch.nn.functional import linear
 
 from swarm.errors import InvalidInput
-from swarm.jobs import Adapter
 from swarm.models.lora import Pair, Place, decode
 from swarm.models.span.attention.base import current_row
-from swarm.types import Span
+from swarm.types import Adapter, Span
 
 MOST_BYTES = 256 << 20
 """Of adapters that are kept decoded."""

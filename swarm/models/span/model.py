@@ -110,7 +110,10 @@ class SpanModel:
         self._check_rows(job.positions, job.rows)
         self._check_segments(job.segments)
         self._model.narrow(job.span)
-        lanes = [Lane(s.start, s.count, self._cache(s.sequence), self._places(s)) for s in job.segments]
+        lanes = [
+            Lane(s.start, s.count, self._cache(s.sequence), self._places(s), self._adapters.get(s.adapter))
+            for s in job.segments
+        ]
         return self._passes.run(lanes, job.rows.unsqueeze(0))[0]
 
     @torch.inference_mode()
