@@ -33,14 +33,15 @@ class Forward(Generic[R]):
 class Afresh(Generic[R]):
     """What the blocks of `span` make of whole sequences, which are kept nowhere.
 
-    `counts`: positions of each sequence; `inputs`: their hidden states, one sequence behind the other. It gives as many
-    rows.
+    `counts`: positions of each sequence; `inputs`: their hidden states, one sequence behind the other. `seed`: of what
+    the adapter drops, 0 for nothing. It gives as many rows.
     """
 
     span: Span
     counts: Sequence[int]
     inputs: R
     adapter: Adapter | None = None
+    seed: int = 0
 
     @property
     def positions(self) -> int:
@@ -54,7 +55,7 @@ class Backward(Generic[R]):
 
     `counts`: positions of each sequence; `inputs`: their hidden states, `gradients`: those of what the blocks of `span`
     make of them, both as many rows, one sequence behind the other. It gives as many rows, or none of `inputs_wanted` is
-    False, and with an `adapter` its gradients, as a file like the one it came in.
+    False, and with an `adapter` its gradients, as a file like the one it came in. `seed`: as in `Afresh`.
     """
 
     span: Span
@@ -63,6 +64,7 @@ class Backward(Generic[R]):
     gradients: R
     adapter: Adapter | None = None
     inputs_wanted: bool = True
+    seed: int = 0
 
     @property
     def positions(self) -> int:

@@ -35,6 +35,8 @@ T = TypeVar("T")
 PART_POSITIONS = 256
 """Of all sequences of a part together, where there are several."""
 PARTS_AT_ONCE = 8
+STRIDE, MOST_SEED = 0x9E3779B97F4A7C15, (1 << 64) - 1
+"""Between the seeds of two parts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,10 +52,11 @@ class Leg:
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """Some sequences of a pass, of `counts` positions, on their way together."""
+    """Some sequences of a pass, of `counts` positions, on their way together. `seed`: of what is dropped."""
 
     counts: tuple[int, ...]
     outputs: bytes
+    seed: int = 0
     legs: list[Leg] = field(default_factory=list)
 
 
@@ -117,8 +120,10 @@ class Training:
 
     # ---- passes -----------------------------------------------------------------------------------------------
 
-    async def forward(self, sequences: Sequence[bytes], matrices: Matrices = NOTHING) -> Passed:
+    async def forward(self, sequences: Sequence[bytes], matrices: Matrices = NOTHING, seed: int = 0) -> Passed:
         """Whole sequences, each as the bytes of its hidden states, through all blocks with what an adapter adds.
+
+        `seed`: of what it drops of its inputs, 0 for nothing.
 
         Survives every failure of servers and links. Raises what `Session.step` raises; NoServerFits, too, where no
         server of some blocks takes training.
@@ -126,7 +131,8 @@ class Training:
         counts = [self._count(sequence) for sequence in sequences]
         parts, begin = list[Part](), 0
         for group in parts_of(counts):
-            parts.append(Part(group, b"".join(sequences[begin : begin + len(group)])))
+            drawn = (seed + len(parts) * STRIDE) & MOST_SEED if seed else 0
+            parts.append(Part(group, b"".join(sequences[begin : begin + len(group)]), drawn))
             begin += len(group)
         self._blame.step_begins()
         await self._all([self._go(part, matrices) for part in parts])
@@ -175,7 +181,7 @@ class Training:
             try:
                 async with TrainingLink(self._host, hop, self.view.contract, self._config) as link:
                     await self._adapt(link, matrices.on(hop.span))
-                    outputs = await link.forward(leg.id, part.counts, inputs, matrices.on(hop.span))
+                    outputs = await link.forward(leg.id, part.counts, inputs, matrices.on(hop.span), part.seed)
             except SwarmError as error:
                 self._failed(hop, error)
                 continue
@@ -203,7 +209,7 @@ class Training:
                 adapter = matrices.on(leg.span)
                 goes_on = first is None or leg.span.first > first or adapter is None
                 try:
-                    rows, file = await self._gradients(hop, leg, part.counts, gradient, adapter, goes_on)
+                    rows, file = await self._gradients(hop, leg, part, gradient, adapter, goes_on)
                 except SwarmError as error:
                     self._failed(hop, error)
                     legs.append(leg)
@@ -214,16 +220,16 @@ class Training:
             return gradient, of_adapter
 
     async def _gradients(
-        self, hop: Hop, leg: Leg, counts: Sequence[int], gradient: bytes, adapter: Blob | None, inputs_wanted: bool
+        self, hop: Hop, leg: Leg, part: Part, gradient: bytes, adapter: Blob | None, inputs_wanted: bool
     ) -> tuple[bytes, bytes]:
         async with TrainingLink(self._host, hop, self.view.contract, self._config) as link:
             await self._adapt(link, adapter)
             if hop is leg.hop:
                 try:
-                    return await link.backward(leg.id, counts, None, gradient, adapter, inputs_wanted)
+                    return await link.backward(leg.id, part.counts, None, gradient, adapter, inputs_wanted, part.seed)
                 except Lacking:
                     log.debug("%s has forgotten its inputs", link)
-            return await link.backward(leg.id, counts, leg.inputs, gradient, adapter, inputs_wanted)
+            return await link.backward(leg.id, part.counts, leg.inputs, gradient, adapter, inputs_wanted, part.seed)
 
     async def _adapt(self, link: TrainingLink, adapter: Blob | None) -> None:
         """Give an adapter to a server that was not given it last, once for all parts."""

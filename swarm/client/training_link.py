@@ -91,9 +91,9 @@ class TrainingLink:
         finally:
             await ended(sending)
 
-    async def forward(self, id: bytes, counts: Sequence[int], inputs: bytes, adapter: Blob | None) -> bytes:
+    async def forward(self, id: bytes, counts: Sequence[int], inputs: bytes, adapter: Blob | None, seed: int) -> bytes:
         """What the blocks make of whole sequences. Raises what the server answers instead."""
-        asked = pb.Pass(id=id, counts=counts, inputs=True, adapter=adapter.digest if adapter else b"")
+        asked = pb.Pass(id=id, counts=counts, inputs=True, adapter=adapter.digest if adapter else b"", seed=seed)
         outputs, _ = await self._adapted(adapter, asked, len(inputs), inputs)
         return outputs
 
@@ -105,12 +105,13 @@ class TrainingLink:
         gradients: bytes,
         adapter: Blob | None,
         inputs_wanted: bool,
+        seed: int,
     ) -> tuple[bytes, bytes]:
         """The gradients of a pass's inputs, if wanted, and of its adapter, from those of its outputs. `inputs`: where
         the server may not have them. Raises Lacking where it has not, and as `forward`.
         """
         asked = pb.Pass(id=id, counts=counts, inputs=inputs is not None, gradients=True, unwanted=not inputs_wanted)
-        asked.adapter = adapter.digest if adapter else b""
+        asked.adapter, asked.seed = adapter.digest if adapter else b"", seed
         size = len(gradients) if inputs_wanted else 0
         return await self._adapted(adapter, asked, size, inputs or b"", gradients)
 

@@ -1,13 +1,14 @@
 """Low-rank matrices beside linear layers of blocks (Hu et al., "LoRA", 2021), as they travel: a safetensors file.
 
 Beside a layer `W` stand `A` `[rank, in_features]` and `B` `[out_features, rank]`: it gives `W x + B A x`. Any factor is
-in `B` already. They are called `{block}.{path in the block}.A` and `.B`, where the block has its number in the model.
+in `B` already. They are called `{block}.{path in the block}.A` and `.B`, where the block has its number in the model;
+`.dropout` is one number, how likely each number of `x` is to be left out for `A` in a pass that has a seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +16,7 @@ from safetensors.torch import load, save
 
 from swarm.errors import InvalidInput
 
-A, B = ".A", ".B"
+A, B, DROPOUT = ".A", ".B", ".dropout"
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -32,11 +33,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """`a` `[rank, in_features]` and `b` `[out_features, rank]`. `mark`: another where these have changed."""
+    """`a` `[rank, in_features]` and `b` `[out_features, rank]`. `mark`: another where these have changed; `dropout`:
+    how likely each number is to be left out of what goes into `a`, while it is trained."""
 
     a: torch.Tensor
     b: torch.Tensor
     mark: tuple[object, ...] = ()
+    dropout: float = 0.0
 
 
 def encode(pairs: Mapping[Place, Pair]) -> bytes:
@@ -44,6 +47,7 @@ def encode(pairs: Mapping[Place, Pair]) -> bytes:
     named = sorted((str(place), pair) for place, pair in pairs.items())
     tensors = {name + A: pair.a.detach().cpu().contiguous() for name, pair in named}
     tensors |= {name + B: pair.b.detach().cpu().contiguous() for name, pair in named}
+    tensors |= {name + DROPOUT: torch.tensor([pair.dropout]) for name, pair in named if pair.dropout}
     return save(tensors)
 
 
@@ -70,14 +74,25 @@ def decode(data: bytes | memoryview, blocks: Iterable[int] | None) -> dict[Place
         raise InvalidInput(f"an adapter of {len(data)} bytes is no safetensors file: {str(error)[:200]}") from error
     known, pairs = None if blocks is None else set(blocks), dict[Place, Pair]()
     for name in tensors:
+        if name.endswith(DROPOUT) and name.removesuffix(DROPOUT) + A in tensors:
+            continue
         layer, end = name[: -len(A)], name[-len(A) :]
         number, _, path = layer.partition(".")
         if end not in (A, B) or not number.isdecimal() or layer + A not in tensors or layer + B not in tensors:
             raise InvalidInput(f"an adapter with a tensor called {name[:100]!a}")
         if known is not None and int(number) not in known:
             raise InvalidInput(f"an adapter of block {number[:10]}, which is not among those that are asked")
-        pairs[Place(int(number), path)] = _pair(layer, tensors[layer + A], tensors[layer + B])
+        pair = _pair(layer, tensors[layer + A], tensors[layer + B])
+        pairs[Place(int(number), path)] = replace(pair, dropout=_dropout(layer, tensors.get(layer + DROPOUT)))
     return pairs
+
+
+def _dropout(layer: str, given: torch.Tensor | None) -> float:
+    if given is None:
+        return 0.0
+    if given.numel() != 1 or not 0.0 <= float(given) < 1.0:
+        raise InvalidInput(f"the dropout of {layer[:100]} is no number from 0 to below 1")
+    return float(given)
 
 
 def _pair(layer: str, a: torch.Tensor, b: torch.Tensor) -> Pair:

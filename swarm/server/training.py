@@ -203,8 +203,8 @@ def _job(
 ) -> Afresh[memoryview] | Backward[memoryview]:
     counts = tuple(asked.counts)
     if asked.gradients:
-        return Backward(span, counts, inputs, gradients, adapter, not asked.unwanted)
-    return Afresh(span, counts, inputs, adapter)
+        return Backward(span, counts, inputs, gradients, adapter, not asked.unwanted, asked.seed)
+    return Afresh(span, counts, inputs, adapter, asked.seed)
 
 
 def _why_not(hosted: Hosted) -> str:

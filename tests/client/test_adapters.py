@@ -160,11 +160,40 @@ def test_text_with_an_adapter_is_that_of_local_peft_beside_others_and_when_its_s
     servers.close()
 
 
+def test_what_is_dropped_is_drawn_by_the_callers_seed_and_the_same_backwards_and_elsewhere(checkpoints: Any) -> None:
+    servers = Served(checkpoints("llama"), [Span(0, 3), Span(3, 6), Span(3, 4), Span(4, 6)])
+    here, ids, losses = adapted(servers.model(), lora("llama", lora_dropout=0.3)), prompt(6, batch=3), []
+    found: list[dict[str, torch.Tensor]] = []
+    for number, seed in enumerate((1, 1, 2)):
+        torch.manual_seed(seed)
+        here.train().zero_grad()
+        loss = here(input_ids=ids, labels=ids).loss
+        if number == 1:
+            hops = here.base_model.model.route.hops
+            servers.network.kill(next(hop.peer_id for hop in hops if hop.span == Span(3, 6)))
+        loss.backward()
+        losses.append(loss.item())
+        found.append({name: parameter.grad.clone() for name, parameter in learning(here).items()})
+    assert losses[1] == pytest.approx(losses[0], rel=CLOSE)
+    assert losses[2] != pytest.approx(losses[0], rel=1e-3)
+    assert all(torch.allclose(found[1][name], found[0][name], rtol=1e-4, atol=1e-6) for name in found[0])
+    # The gradients are those of what was computed: a small step along them changes the loss as they say.
+    step, square = 1e-3, sum(float((gradient**2).sum()) for gradient in found[2].values())
+    with torch.no_grad():
+        for name, parameter in learning(here).items():
+            parameter -= step * found[2][name]
+    torch.manual_seed(2)
+    assert losses[2] - here(input_ids=ids, labels=ids).loss.item() == pytest.approx(step * square, rel=0.05)
+    with pytest.raises(InvalidInput, match="lora_dropout: sessions drop nothing"), torch.no_grad():
+        here(input_ids=ids)
+    here.eval()(input_ids=ids)
+    servers.close()
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dora": ({"use_dora": True}, "DoRA"),
     "pissa": ({"init_lora_weights": "pissa"}, "PiSSA"),
     "olora": ({"init_lora_weights": "olora"}, "weights of remote blocks are elsewhere"),
-    "dropout": ({"lora_dropout": 0.1}, "lora_dropout=0.1"),
 }
 
 

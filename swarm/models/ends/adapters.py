@@ -60,6 +60,8 @@ def _pair(layer: Any, base: nn.Module | None, path: str) -> Pair | None:
     pairs = [_of(layer, name, path) for name in layer.active_adapters if name in layer.lora_A]
     if len(pairs) < 2:
         return pairs[0] if pairs else None
+    if any(pair.dropout for pair in pairs):
+        raise InvalidInput(f"lora_dropout of {path} with several adapters at a time: set it to 0.0, or call eval()")
     a, b = torch.cat([pair.a for pair in pairs]), torch.cat([pair.b for pair in pairs], dim=1)
     return Pair(a, b, tuple(mark for pair in pairs for mark in pair.mark))
 
@@ -71,12 +73,7 @@ def _of(layer: Any, name: str, path: str) -> Pair:
     a, b = layer.lora_A[name], layer.lora_B[name]
     if b.bias is not None:
         raise InvalidInput(f"lora_bias of {path}, adapter {name}: a bias is not taken to remote blocks, leave it out")
-    dropout = getattr(layer.lora_dropout[name], "p", 0.0)
-    if layer.training and dropout > 0:
-        raise InvalidInput(
-            f"lora_dropout={dropout} of {path}, adapter {name}: remote blocks draw nothing; set it to 0.0, or train "
-            "after eval()"
-        )
+    dropout = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0
     factor = layer.scaling[name]
     mark = id(a.weight), a.weight._version, id(b.weight), b.weight._version, factor
-    return Pair(a.weight, b.weight * factor, mark)
+    return Pair(a.weight, b.weight * factor, mark, dropout)

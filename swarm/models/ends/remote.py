@@ -146,6 +146,8 @@ class RemoteSpan(nn.Module):
 
     def _new_layer(self, pairs: Mapping[Place, Pair]) -> RemoteLayer:
         """Of a session with what adapters add now."""
+        if any(pair.dropout for pair in pairs.values()):
+            raise InvalidInput("lora_dropout: sessions drop nothing; call model.eval() first")
         layer = RemoteLayer(self.open_session(files_of(pairs)) if pairs else self.open_session())
         layer.adapted = _marks(pairs)
         return layer

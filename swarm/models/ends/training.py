@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +17,9 @@ from swarm.types import Span
 class RemoteTraining(Protocol):
     """Computes whole sequences through the remote blocks, and their gradients."""
 
-    def forward(self, sequences: Sequence[bytes], matrices: Callable[[Span], bytes]) -> Any:
-        """What becomes of each, as `outputs` of what is given. `matrices`: the file of an adapter for some blocks."""
+    def forward(self, sequences: Sequence[bytes], matrices: Callable[[Span], bytes], seed: int) -> Any:
+        """What becomes of each, as `outputs` of what is given. `matrices`: the file of an adapter for some blocks;
+        `seed`: of what it drops, 0 for nothing."""
 
     def backward(self, passed: Any, gradients: Sequence[bytes], first: int | None) -> Any:
         """From the gradients of the outputs: `inputs`, those of each sequence's inputs, unless only the adapter's
@@ -41,13 +43,13 @@ def through(
     if dtype == torch.float16:
         raise InvalidInput("float16: gradients overflow in it; load the model in float32 or bfloat16 to train")
     matrices = [matrix for pair in pairs.values() for matrix in (pair.a, pair.b)]
-    output: torch.Tensor = _Through.apply(_Way(training, real, dtype, list(pairs)), hidden, *matrices)  # type: ignore[no-untyped-call]
+    output: torch.Tensor = _Through.apply(_Way(training, real, dtype, pairs), hidden, *matrices)  # type: ignore[no-untyped-call]
     return output
 
 
 def files_of(pairs: Mapping[Place, Pair]) -> Callable[[Span], bytes]:
     """The pairs as they are now, as a file for each span that is asked for; empty where there are none."""
-    now = {place: Pair(pair.a.detach().clone(), pair.b.detach().clone()) for place, pair in pairs.items()}
+    now = {place: replace(pair, a=pair.a.detach().clone(), b=pair.b.detach().clone()) for place, pair in pairs.items()}
 
     def on(span: Span) -> bytes:
         here = {place: pair for place, pair in now.items() if place.block in span}
@@ -59,19 +61,24 @@ def files_of(pairs: Mapping[Place, Pair]) -> Callable[[Span], bytes]:
 class _Way:
     """One pass, there and back."""
 
-    def __init__(self, training: RemoteTraining, real: torch.Tensor, dtype: torch.dtype, places: list[Place]) -> None:
+    def __init__(
+        self, training: RemoteTraining, real: torch.Tensor, dtype: torch.dtype, pairs: Mapping[Place, Pair]
+    ) -> None:
         self._training = training
         self._dtype = dtype
         self._real = real
-        self._places = places
+        self._places = list(pairs)
+        self._dropouts = [pair.dropout for pair in pairs.values()]
         self._filled = [row for row in range(real.shape[0]) if bool(real[row].any())]
         self._passed: Any = None
 
     def forward(self, hidden: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
         """`[batch, T, hidden_size]` → the same."""
-        found = zip(matrices[::2], matrices[1::2], strict=True)
-        pairs = {place: Pair(a, b) for place, (a, b) in zip(self._places, found, strict=True)}
-        self._passed = self._training.forward(self._rows(hidden), files_of(pairs))
+        found = zip(self._places, matrices[::2], matrices[1::2], self._dropouts, strict=True)
+        pairs = {place: Pair(a, b, dropout=dropout) for place, a, b, dropout in found}
+        # Of the caller's own numbers, so that a seed makes the same run again.
+        seed = int(torch.randint(1, 1 << 62, ())) if any(self._dropouts) else 0
+        self._passed = self._training.forward(self._rows(hidden), files_of(pairs), seed)
         return self._batch(self._passed.outputs, hidden)
 
     def backward(self, gradient: torch.Tensor, needed: Sequence[bool]) -> list[torch.Tensor | None]:

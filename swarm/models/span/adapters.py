@@ -5,6 +5,7 @@ The base weights run once over the whole row; what is added to a lane's position
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,9 +95,20 @@ def _with_adapters(place: Place, rows: torch.Tensor, output: torch.Tensor) -> to
     parts, whole = [], (torch.split(rows, counts, -2), torch.split(output, counts, -2))
     for lane, given, made in zip(row.lanes, *whole, strict=True):
         pair = lane.adapter.get(place) if lane.adapter else None
-        parts.append(made if pair is None else made + _product(given, pair).to(made.dtype))
+        parts.append(made if pair is None else made + _product(given, pair, place, lane.seed).to(made.dtype))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
-def _product(rows: torch.Tensor, pair: Pair) -> torch.Tensor:
-    return linear(linear(rows.to(pair.a.dtype), pair.a), pair.b)
+def _product(rows: torch.Tensor, pair: Pair, place: Place, seed: bytes) -> torch.Tensor:
+    given = rows.to(pair.a.dtype)
+    if seed and pair.dropout:
+        given = given * _kept(given, pair.dropout, place, seed)
+    return linear(linear(given, pair.a), pair.b)
+
+
+def _kept(rows: torch.Tensor, dropout: float, place: Place, seed: bytes) -> torch.Tensor:
+    """Which numbers of `rows` are not dropped, and by how much more they count: the same whoever computes them."""
+    digest = hashlib.blake2b(seed + str(place).encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    kept = torch.rand(rows.shape[-2:], generator=generator) >= dropout
+    return (kept / (1.0 - dropout)).to(rows.device, rows.dtype)

@@ -8,6 +8,7 @@ give them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,10 +19,21 @@ from swarm.models.span.passes import Passes
 
 
 def afresh(
-    passes: Passes[Any], counts: Sequence[int], inputs: torch.Tensor, adapter: Mapping[Place, Pair] | None = None
+    passes: Passes[Any],
+    counts: Sequence[int],
+    inputs: torch.Tensor,
+    adapter: Mapping[Place, Pair] | None = None,
+    seed: int = 0,
 ) -> torch.Tensor:
-    """What whole sequences become: `[T, hidden_size]`, as the inputs. `counts`: of each sequence; T is their sum."""
-    lanes = [Lane(0, count, passes.new_cache(), adapter=adapter) for count in counts]
+    """What whole sequences become: `[T, hidden_size]`, as the inputs. `counts`: of each sequence; T is their sum.
+
+    `seed`: of what the adapter drops, another for each sequence; 0: it drops nothing.
+    """
+    seeds = [b"%d:%d" % (seed, index) if seed else b"" for index in range(len(counts))]
+    lanes = [
+        Lane(0, count, passes.new_cache(), adapter=adapter, seed=each)
+        for count, each in zip(counts, seeds, strict=True)
+    ]
     return passes.run(lanes, inputs.unsqueeze(0))[0]
 
 
@@ -45,11 +57,12 @@ def adapter_gradients(
     adapter: Mapping[Place, Pair],
     *,
     inputs_wanted: bool,
+    seed: int,
 ) -> tuple[torch.Tensor, dict[Place, Pair]]:
     """As `gradients`, and those of the adapter's matrices; of the inputs `[0, hidden_size]` unless they are wanted."""
     hidden = inputs.detach().clone().requires_grad_(inputs_wanted)
-    learning = {place: Pair(_learning(pair.a), _learning(pair.b)) for place, pair in adapter.items()}
-    output = afresh(passes, counts, hidden, learning)
+    learning = {place: replace(pair, a=_learning(pair.a), b=_learning(pair.b)) for place, pair in adapter.items()}
+    output = afresh(passes, counts, hidden, learning, seed)
     matrices = [matrix for pair in learning.values() for matrix in (pair.a, pair.b)]
     wanted = [hidden, *matrices] if inputs_wanted else matrices
     found = list(torch.autograd.grad(output, wanted, gradients, allow_unused=True, materialize_grads=True))

@@ -119,7 +119,7 @@ class SpanModel:
     @torch.inference_mode()
     def _afresh(self, job: Afresh[torch.Tensor]) -> torch.Tensor:
         self._check_afresh(job)
-        return afresh(self._passes, job.counts, job.inputs, self._adapters.get(job.adapter))
+        return afresh(self._passes, job.counts, job.inputs, self._adapters.get(job.adapter), job.seed)
 
     def _backward(self, job: Backward[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, bytes]:
         self._check_rows(job.positions, job.gradients)
@@ -130,7 +130,8 @@ class SpanModel:
         if adapter is None:
             return gradients(self._passes, job.counts, job.inputs, job.gradients)
         rows = job.inputs, job.gradients
-        found, pairs = adapter_gradients(self._passes, job.counts, *rows, adapter, inputs_wanted=job.inputs_wanted)
+        how: dict[str, Any] = {"inputs_wanted": job.inputs_wanted, "seed": job.seed}
+        found, pairs = adapter_gradients(self._passes, job.counts, *rows, adapter, **how)
         return found, encode(pairs)
 
     def _check_afresh(self, job: Afresh[torch.Tensor] | Backward[torch.Tensor]) -> None:

@@ -34,7 +34,7 @@ class Lane(Generic[C]):
     """One sequence's part of a row: `count` positions from absolute position `start`, and the sequence's cache.
 
     `places`: `[planes, count]`, where the positions stand for rotary embeddings and the like; None: as they are
-    counted. `adapter`: what is added beside linear layers.
+    counted. `adapter`: what is added beside linear layers; `seed`: of what of their inputs it drops, none for nothing.
     """
 
     start: int
@@ -42,6 +42,7 @@ class Lane(Generic[C]):
     cache: C
     places: torch.Tensor | None = None
     adapter: Mapping[Place, Pair] | None = None
+    seed: bytes = b""
 
     @property
     def planes(self) -> int:
