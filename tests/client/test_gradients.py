@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from swarm.errors import InvalidInput
+from swarm.models.ends.hollow import HollowWeight
 from tests.checkpoints import Served, prompt
 
 Serve = Callable[[str, int], Served]
@@ -25,8 +26,9 @@ def far(got: torch.Tensor | None, expected: torch.Tensor | None) -> float:
 
 @contextmanager
 def trained(module: torch.nn.Module) -> Iterator[dict[str, torch.nn.Parameter]]:
-    """Its parameters, to be trained meanwhile."""
-    parameters = dict(module.named_parameters())
+    """Its parameters that are here, to be trained meanwhile."""
+    named = module.named_parameters()
+    parameters = {name: parameter for name, parameter in named if not isinstance(parameter, HollowWeight)}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     yield parameters
