@@ -32,7 +32,8 @@ class Wrong(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a survey says of a type. `kind`: batched, unbatched, refused, impossible or wrong; `why` unless batched."""
+    """What a survey says of a type. `kind`: batched, stacked, unbatched, refused, impossible or wrong; `why`
+    unless batched."""
 
     model_type: str
     kind: str
@@ -93,8 +94,14 @@ def examine(folder: Path) -> Outcome:
         return Outcome(name, "refused", str(error))
     except Exception as error:  # whatever it is, the survey must show it
         return Outcome(name, "wrong", " ".join(f"{type(error).__name__}: {error}".split()))
+    return Outcome(name, *how_computed(spans))
+
+
+def how_computed(spans: Sequence[SpanModel]) -> tuple[str, str]:
+    """The kind of outcome of spans that are exact, and why it is not the best."""
     why = next((span.proven.why_unbatched for span in spans if not span.proven.batched), "")
-    return Outcome(name, "unbatched" if why else "batched", why)
+    stacked = all(span.proven.batched or span.proven.stacked for span in spans)
+    return ("stacked" if stacked else "unbatched") if why else "batched", why
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 from transformers.utils import logging
 
-from survey.examine import Outcome, Recorder, Wrong, expect
+from survey.examine import Outcome, Recorder, Wrong, expect, how_computed
 from survey.images import build_seeing, question, seeing_config
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.blocks import find_blocks, leading_blocks
@@ -93,8 +93,7 @@ def examine_seeing(folder: Path) -> Outcome:
         return Outcome(name, "refused", str(error))
     except Exception as error:  # whatever it is, the survey must show it
         return Outcome(name, "wrong", " ".join(f"{type(error).__name__}: {error}".split()))
-    why = next((span.proven.why_unbatched for span in spans if not span.proven.batched), "")
-    return Outcome(name, "unbatched" if why else "batched", why)
+    return Outcome(name, *how_computed(spans))
 
 
 def _refusal(name: str) -> str | None:

@@ -11,6 +11,7 @@ from survey.examine import Outcome
 
 WORDS = {
     "batched": "exact, batched",
+    "stacked": "exact, decode steps batched",
     "unbatched": "exact, one sequence a pass",
     "refused": "refused",
     "impossible": "not tried",
@@ -27,6 +28,8 @@ sessions in one pass, and after a rollback.
 
 - **exact, batched** ({batched}): the largest difference of a logit is below 2e-4 of the largest logit, and sessions
   share a forward pass.
+- **exact, decode steps batched** ({stacked}): the same, but only steps of one position share a pass; prompts run one by
+  one, for the reason given.
 - **exact, one sequence a pass** ({unbatched}): the same, but every sequence runs by itself, for the reason given.
 - **refused** ({refused}): `UnsupportedModel` is raised when a server or a client loads it.
 
@@ -58,7 +61,7 @@ def as_page(outcomes: Sequence[Outcome], seeing: Sequence[Outcome] = ()) -> str:
     if not seeing:
         return page
     numbers = _numbers(seeing)
-    exact = numbers["batched"] + numbers["unbatched"]
+    exact = numbers["batched"] + numbers["stacked"] + numbers["unbatched"]
     return page + SEEING_HEAD.format(title=SEEING, exact=exact, **numbers) + _rows(seeing)
 
 
@@ -73,7 +76,7 @@ def _rows(outcomes: Sequence[Outcome]) -> str:
 
 
 def read_page(page: str, *, seeing: bool = False) -> dict[str, str]:
-    """What the page says of each type: batched, unbatched, refused or impossible."""
+    """What the page says of each type: batched, stacked, unbatched, refused or impossible."""
     kinds = {words: kind for kind, words in WORDS.items()}
     text, _, images = page.partition(SEEING)
     page = images if seeing else text

@@ -29,6 +29,7 @@ from swarm.models.span.kv.cost import Cost
 from swarm.models.span.linear_layers import lay_out
 from swarm.models.span.passes import Batched, Passes, Unbatched
 from swarm.models.span.proof import prove
+from swarm.models.span.stacked import Stacked
 from swarm.types import Segment, SequenceKey, Span
 
 Buffer = bytes | memoryview
@@ -57,11 +58,15 @@ class SpanModel:
         self._costs: dict[Span, Cost] = {}
         attention = RaggedAttention()
         self.proven = prove(self._model, attention)
-        batched = self.proven.batched
-        self._passes: Passes[Any] = Batched(self._model, attention) if batched else Unbatched(self._model)
+        self._passes = self._choose_passes(attention)
         lay_out(self._model, self._passes)
         self._model.after_each_block(self._beat)
         self._adapters = Adapters(self._model.blocks, span.first)
+
+    def _choose_passes(self, attention: RaggedAttention) -> Passes[Any]:
+        if self.proven.batched:
+            return Batched(self._model, attention)
+        return Stacked(self._model, attention) if self.proven.stacked else Unbatched(self._model)
 
     @property
     def can_rollback(self) -> bool:

@@ -53,7 +53,7 @@ class Batched:
         token = current_row.set(row)
         try:
             mask = torch.ones(1, hidden.shape[1], dtype=torch.long, device=hidden.device)
-            output = self._model.run(hidden, _positions(lanes, hidden.device), attention_mask=mask, use_cache=False)
+            output = self._model.run(hidden, positions_of(lanes, hidden.device), attention_mask=mask, use_cache=False)
         finally:
             current_row.reset(token)
         for lane in lanes:
@@ -86,14 +86,14 @@ class Unbatched:
     def run_alone(self, cache: LibraryCache, hidden: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         """The next positions of one sequence, `[1, T, hidden_size]` → the same shape."""
         end = cache.length + hidden.shape[1]
-        positions = _positions([Lane(cache.length, hidden.shape[1], cache, places)], hidden.device)
+        positions = positions_of([Lane(cache.length, hidden.shape[1], cache, places)], hidden.device)
         output = self._model.run(hidden, positions, past_key_values=cache.cache, use_cache=True)
         cache.length = end
         cache.release()
         return output
 
 
-def _positions(lanes: Sequence[Lane[Any]], device: torch.device) -> torch.Tensor:
+def positions_of(lanes: Sequence[Lane[Any]], device: torch.device) -> torch.Tensor:
     """`[1, T]`, or `[planes, 1, T]` where positions have several places: each lane's own."""
     planes = max(lane.planes for lane in lanes)
     if planes:

@@ -17,6 +17,7 @@ from swarm.models.span.kv.library import LibraryCache
 from swarm.models.span.passes import Batched, Unbatched
 from swarm.models.span.places import proven_places
 from swarm.models.span.probe import close, random_states, run_whole
+from swarm.models.span.stacked import Stacked
 from swarm.types import Span
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ NO_INTERFACE = "its attention does not go through the library's interface"
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What was found. `batched`: whether several sequences may share a forward pass, else `why_unbatched` not.
+    """What was found. `batched`: whether several sequences may share a forward pass, else `why_unbatched` not;
+    `stacked`: whether decode steps may all the same.
 
     `can_rollback`: whether single positions can be forgotten. `costs`: what a sequence takes in each block. `places`:
     numbers of its own that a position may have at most, as `position_ids` say it; 0: blocks count by themselves.
@@ -42,6 +44,7 @@ class Proven:
     can_rollback: bool
     costs: tuple[Cost, ...]
     places: int = 0
+    stacked: bool = False
 
 
 @torch.inference_mode()
@@ -62,6 +65,13 @@ def prove(model: BaseModel, attention: Attention) -> Proven:
             why = str(error) if isinstance(error, Unbatchable) else NO_INTERFACE
             log.debug("why not batched: %r", error)
             log.info("every sequence runs by itself: %s", why)
+            model.use_own_attention()
+    else:
+        try:
+            costs = _check_stacked(model, attention, strangers, alone)
+            return Proven(False, why, False, costs, proven_places(model, Stacked(model, attention)), stacked=True)
+        except Exception as error:
+            log.debug("why not stacked: %r", error)
             model.use_own_attention()
     costs = _costs_alone(model, strangers[0])
     return Proven(False, why, cache.can_rollback, costs, proven_places(model, Unbatched(model)))
@@ -149,3 +159,29 @@ def _check_batched(
         if not all(close(torch.cat([part, end], dim=1), right, model.quantized) for end in ends):
             raise Unbatchable("strangers in one row do not get what each gets alone")
     return tuple(Cost(OBJECT_BYTES, caches[0].position_bytes(block), rooms=True) for block in blocks)
+
+
+def _check_stacked(
+    model: BaseModel, attention: Attention, strangers: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]
+) -> tuple[Cost, ...]:
+    """What a sequence takes in each block. Raises Unbatchable (or whatever the model raises) unless prompts one by one,
+    and then decode steps of all in one pass, give what each gets alone."""
+    model.use_attention(attention)
+    passes = Stacked(model, attention)
+    caches = [passes.new_cache() for _ in strangers]
+    counts = [hidden.shape[1] - STEPS for hidden in strangers]
+    lanes = [Lane(0, count, cache) for count, cache in zip(counts, caches, strict=True)]
+    head = passes.run(lanes, torch.cat([hidden[:, :-STEPS] for hidden in strangers], dim=1))
+    outputs = [[part] for part in torch.split(head, counts, 1)]
+    for step in range(STEPS):
+        lanes = [Lane(count + step, 1, cache) for count, cache in zip(counts, caches, strict=True)]
+        ends = [hidden[:, count + step : count + step + 1] for hidden, count in zip(strangers, counts, strict=True)]
+        tail, row = passes.run_stacked(lanes, torch.cat(ends))
+        if row.calls != {block: 1 for block in range(len(model.blocks)) if block not in caches[0].states}:
+            raise Unbatchable("its blocks do not call the attention interface exactly once each")
+        for row_, each in enumerate(outputs):
+            each.append(tail[row_ : row_ + 1])
+    for each, right in zip(outputs, alone, strict=True):
+        if not close(torch.cat(each, dim=1), right, model.quantized):
+            raise Unbatchable("decode steps of strangers in one pass do not get what each gets alone")
+    return tuple(caches[0].cost(block) for block in range(len(model.blocks)))

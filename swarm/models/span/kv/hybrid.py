@@ -1,0 +1,145 @@
+"""The cache of one sequence over blocks of which some keep keys and values and others a running state of a fixed size.
+
+Keys and values are in buffers of ours, for attention that looks at each sequence by itself; states are in the library's
+own cache layers, which are put together for a pass over several sequences and taken apart behind it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from swarm.models.cache_layers import tensors_in
+from swarm.models.span.kv.cost import OBJECT_BYTES, Cost
+from swarm.models.span.kv.growing import GrowingCache
+from swarm.models.span.kv.library import LibraryCache
+
+
+class _Elsewhere(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A block's part of the library's cache, whose keys and values our attention keeps: it counts, and hands on."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = count
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return self.count
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.count + query_length, 0
+
+
+class HybridCache:
+    """Of the blocks that `config` describes. A `KeyValueCache`; positions cannot be forgotten one by one."""
+
+    def __init__(self, config: Any) -> None:
+        layers = [
+            layer for layer in LibraryCache(config).cache.layers if type(layer).__module__ != LibraryCache.__module__
+        ]
+        self.blocks = len(layers)
+        self.states: dict[int, Any] = {i: layer for i, layer in enumerate(layers) if type(layer) is not DynamicLayer}
+        self.length = 0
+        self._keys = GrowingCache()
+
+    def write(
+        self, block: int, start: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put keys and values `[heads, count, head_dim]` at `start`; returns all up to their end."""
+        return self._keys.write(block, start, keys, values)
+
+    def position_bytes(self, block: int) -> int:
+        """Bytes that one position takes in a block; 0 in one that keeps a state."""
+        return self._keys.position_bytes(block)
+
+    def ended(self, length: int) -> None:
+        """A pass is complete."""
+        self.length = self._keys.length = length
+
+    def fork(self, length: int) -> HybridCache:
+        """A cache of its own with the first `length` positions, which are all."""
+        twin = copy.copy(self)
+        twin.states = copy.deepcopy(self.states)
+        twin._keys = self._keys.fork(length)
+        twin.length = length
+        return twin
+
+    def truncate(self, length: int) -> None:
+        """Forget what a pass that failed has written behind `length`, which is where the sequence ends."""
+        self._keys.truncate(length)
+        self.length = min(self.length, length)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept, and of the objects around it."""
+        return self._keys.nbytes + sum(OBJECT_BYTES + _bytes(layer) for layer in self.states.values())
+
+    def cost(self, block: int) -> Cost:
+        """What a block takes of a sequence."""
+        if block in self.states:
+            return Cost(OBJECT_BYTES + _bytes(self.states[block]), 0, rooms=True)
+        return Cost(OBJECT_BYTES, self.position_bytes(block), rooms=True)
+
+
+def together(caches: Sequence[HybridCache]) -> Any:
+    """The library's cache for a pass over these sequences; behind it `apart` takes it apart."""
+    longest = max(cache.length for cache in caches)
+    cache = DynamicCache()
+    cache.layers = [
+        _joined([each.states[block] for each in caches]) if block in caches[0].states else _Elsewhere(longest)
+        for block in range(caches[0].blocks)
+    ]
+    if all(block in caches[0].states for block in range(caches[0].blocks)):
+        cache.layers.append(_Elsewhere(longest))  # the library asks a layer with keys how many positions there are
+    return cache
+
+
+def apart(cache: Any, caches: Sequence[HybridCache]) -> None:
+    """Give each sequence its part of the states that a pass has left."""
+    for row, each in enumerate(caches):
+        for block in each.states:
+            each.states[block] = _part(cache.layers[block], row, len(caches))
+
+
+def _joined(layers: Sequence[Any]) -> Any:
+    """One layer with the states of all, one behind the other; of a single one, a copy."""
+    twin = copy.copy(layers[0])
+    for name in vars(twin):
+        setattr(twin, name, _cat([getattr(layer, name) for layer in layers]))
+    return twin
+
+
+def _cat(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _cat([value[key] for value in values]) for key in first}
+    if isinstance(first, torch.Tensor) and first.ndim:
+        return first.clone() if len(values) == 1 else torch.cat(list(values))
+    return first
+
+
+def _part(layer: Any, row: int, rows: int) -> Any:
+    twin = copy.copy(layer)
+    for name, value in vars(layer).items():
+        setattr(twin, name, _cut(value, row, rows))
+    return twin
+
+
+def _cut(value: Any, row: int, rows: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _cut(each, row, rows) for key, each in value.items()}
+    if isinstance(value, torch.Tensor) and value.ndim and rows > 1:
+        return value[row : row + 1].clone()
+    return value
+
+
+def _bytes(layer: Any) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors_in(vars(layer)))
