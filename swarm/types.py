@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 from dataclasses import dataclass, field
 
 from swarm.contract import UNQUANTIZED, Contract
@@ -131,7 +132,8 @@ class ServerRecord:
     /p2p/; `free_tokens`: positions of KV cache that are free for the whole span; `decode_ms`: milliseconds per block
     for one decode step; `prefill_rate`: positions per second through one block, in a pass of
     `prefill_positions` (0: not said); `queue`: steps waiting; `training`: whether it gives gradients;
-    `coordinate`: where it is, None: not said; `signed`: the
+    `coordinate`: where it is, None: not said; `near`: round trips in ms that it measured, by the `digest` of the
+    peer, to servers that can follow it; `signed`: the
     record as it was signed, to be shown to others; `expires`: unix seconds.
     """
 
@@ -152,6 +154,7 @@ class ServerRecord:
     training: bool = False
     expires: float = 0.0
     coordinate: Coordinate | None = None
+    near: tuple[tuple[bytes, float], ...] = ()
     signed: bytes = field(default=b"", repr=False)
 
     @property
@@ -170,6 +173,13 @@ class ServerRecord:
         return self.contract.fingerprints
 
 
+def digest(peer_id: PeerId) -> bytes:
+    """What stands for a peer where there is room for 8 bytes."""
+    return hashlib.sha256(peer_id.encode()).digest()[:8]
+
+
+MAX_NEAR = 8
+"""Servers whose round trips a record tells."""
 HopKey = tuple[PeerId, Span]
 
 

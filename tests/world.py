@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
+
 from swarm.coordinates import FARTHEST_MS, NOWHERE, Coordinate, round_trip_ms, settled
 
 # Latitude, longitude, and how many peers live there.
@@ -30,16 +32,17 @@ class World:
     def __init__(self, peers: int, seed: int, liars: float = 0.0) -> None:
         self.rng = rng = random.Random(seed)
         self.city = rng.choices(range(len(CITIES)), [people for *_, people in CITIES], k=peers)
-        self._access = [rng.uniform(1.0, 12.0) for _ in range(peers)]
+        self.access = [rng.uniform(1.0, 12.0) for _ in range(peers)]
         self._detours = {(a, b): rng.uniform(1.3, 1.9) for a in range(len(CITIES)) for b in range(len(CITIES)) if a < b}
         self.liars = {peer for peer in range(peers) if rng.random() < liars}
         self.coordinates = [NOWHERE] * peers
+        self.table = np.array([[self.rtt_ms(a, b) if a != b else 0.0 for b in range(peers)] for a in range(peers)])
         self._near: list[dict[int, tuple[Coordinate, float]]] = [{} for _ in range(peers)]
         self._grow(peers)
 
     def rtt_ms(self, one: int, other: int) -> float:
         """The round trip that peers would measure on a quiet day."""
-        return self.cities_ms(self.city[one], self.city[other]) + self._access[one] + self._access[other]
+        return self.cities_ms(self.city[one], self.city[other]) + self.access[one] + self.access[other]
 
     def cities_ms(self, one: int, other: int) -> float:
         if one == other:

@@ -338,7 +338,7 @@ async def serve(
             name=name,
             lost=joined.lost,
             guard=joined.guard,
-            where=joined.where,
+            locator=joined.locator,
             on_state=lambda life: say(life, joined.host.addresses, hosted[life.plan], network),
         )
 

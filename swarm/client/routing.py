@@ -2,16 +2,18 @@
 
 A shortest path by dynamic programming (Bellman 1957), one pass over the blocks, where a state is "block b was computed
 by server s": either s also computed b - 1, or the hidden states come over the network from a server that did. The
-states of a block are one array over all servers; of those that computed b - 1, the `SOURCES` that did so at the least
-cost are looked at as the ones to come from.
+states of a block are one array over all servers. Where two servers both have some blocks, what the change from one to
+the other costs is linear in the block where it is made: it is made where the first ends or the second begins, unless
+one is only there to avoid a link, or beside the client. (That a third shortens another way is not looked for.)
 """
 
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +30,12 @@ FULL_PENALTY_MS = 10_000.0
 LONGEST_MS = 1e12
 """More than any server may claim to need: sums stay finite, and so even the slowest server is better than none."""
 
-SOURCES = 64
-"""Servers looked at for every block as the ones to come from, the nearest to the goal so far."""
+SPREAD = 0.05
+"""By how much more than the best route takes sessions may take another, for others not to meet them there."""
 
 _STAYED = -1
 _Floats = NDArray[np.float64]
-_Indices = NDArray[np.int32]
+_Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +68,38 @@ def find_route(
     conditions: Conditions,
     before: ServerRecord | None = None,
     after: ServerRecord | None = None,
+    rng: random.Random | None = None,
 ) -> Route:
     """The route over `span` with the least expected time per token. `before`, `after`: the servers that it lies
-    between, where not the client. Raises MissingBlocks naming what nobody hosts."""
+    between, where not the client. Raises MissingBlocks naming what nobody hosts.
+
+    With `rng` it is one of those that take no more than `SPREAD` more, any of them: clients that look at the same time,
+    and see the same, do not all go the same way.
+    """
     servers = _usable(records, span, conditions)
     hosts = _hosts(servers, span, conditions.pins)
     missing = [span.first + int(row) for row in np.flatnonzero(~hosts.any(axis=1))]
     if missing:
         gaps = ranges(missing)
         raise MissingBlocks(f"no server hosts blocks {told(gaps)}", gaps)
-    costs, ways = _costs(servers, conditions), Ways.of([*servers, *_given(before), *_given(after)], conditions)
+    costs, ways = _costs(servers, conditions), _ways([*servers, *_given(before), *_given(after)], conditions)
     count = len(servers)
     first = ways.client[:count] if before is None else ways.between([count], range(count))[0]
     last = ways.client[:count] if after is None else ways.between([ways.count - 1], range(count))[0]
-    reached, sources = _search(hosts, costs, ways, first, _relayed(servers, conditions))
-    whole = reached + last
-    best = int(whole.argmin())
-    route = with_relays(_unwind(best, sources, servers, span), conditions)
-    return Route(route.hops, route.relayed_links, float(whole[best]))
+    relayed = _relayed(servers, conditions)
+
+    def cheapest(costs: _Costs) -> Route:
+        reached, sources = _search(hosts, costs, ways, first, relayed)
+        whole = reached + last
+        best = int(whole.argmin())
+        route = with_relays(_unwind(best, sources, servers, span), conditions)
+        return Route(route.hops, route.relayed_links, float(whole[best]))
+
+    best = cheapest(costs)
+    if rng is None:
+        return best
+    most = SPREAD * best.cost_ms / len(best.hops)
+    return cheapest(replace(costs, arrival=costs.arrival + [rng.uniform(0.0, most) for _ in servers]))
 
 
 def repair(route: Route, lost: Iterable[int], records: Sequence[ServerRecord], conditions: Conditions) -> Route:
@@ -188,6 +204,10 @@ def _given(server: ServerRecord | None) -> list[ServerRecord]:
     return [] if server is None else [server]
 
 
+def _ways(servers: Sequence[ServerRecord], conditions: Conditions) -> Ways:
+    return Ways.of(servers, conditions.rtt_ms, conditions.here, conditions.default_rtt_ms)
+
+
 def _costs(servers: Sequence[ServerRecord], conditions: Conditions) -> _Costs:
     block = np.array([server.decode_ms + conditions.apart.get(server.peer_id, 0.0) for server in servers])
     return _Costs(
@@ -221,40 +241,44 @@ def _search(
     server, where the hidden states then come from: `_STAYED`, or another server."""
     reached = np.where(hosts[0], first + costs.arrival + costs.block, np.inf)
     sources = []
-    for here in hosts[1:]:
-        entered, source = _enter(reached, here, costs, ways, relayed)
+    awry = np.zeros(len(reached), dtype=bool)
+    awry[list(relayed)] = True
+    for block, (before, here) in enumerate(itertools.pairwise(hosts), 1):
+        entered, source = np.full(len(reached), np.inf), np.full(len(reached), _STAYED, dtype=np.intp)
+        ends = block in (1, len(hosts) - 1)
+        for left, into in ((before & (~here | ends), here), (before & here, here & (~before | awry))):
+            _enter(entered, source, reached, np.flatnonzero(left), np.flatnonzero(into), costs, ways, relayed)
         sources.append(np.where(reached <= entered, _STAYED, source))
         reached = np.where(here, np.minimum(reached, entered) + costs.block, np.inf)
     return reached, sources
 
 
 def _enter(
-    reached: _Floats, here: NDArray[np.bool_], costs: _Costs, ways: Ways, relayed: Mapping[int, list[int]]
-) -> tuple[_Floats, _Indices]:
-    """What it costs to come to each server from the best other, and which that is.
+    entered: _Floats,
+    source: _Indices,
+    reached: _Floats,
+    places: _Indices,
+    targets: _Indices,
+    costs: _Costs,
+    ways: Ways,
+    relayed: Mapping[int, list[int]],
+) -> None:
+    """Where coming to one of `targets` from one of `places` costs less than `entered`, write down what, and from which.
 
     A link that is to be avoided leads through the client.
     """
-    entered, source = np.full(len(reached), np.inf), np.full(len(reached), _STAYED, dtype=np.int32)
-    targets, places = np.flatnonzero(here), _nearest(reached, ways)
+    if not (places.size and targets.size):
+        return
     left = reached[places][:, None] + ways.between(places, targets)
-    for column, target in enumerate(targets):
+    for column, target in enumerate(targets if relayed else ()):
         if avoided := relayed.get(int(target)):
             rows = np.flatnonzero(np.isin(places, avoided))
             left[rows, column] = reached[places[rows]] + ways.client[places[rows]] + ways.client[target]
     best = left.argmin(axis=0)
-    entered[targets] = left[best, np.arange(len(targets))] + costs.arrival[targets]
-    source[targets] = places[best]
-    return entered, source
-
-
-def _nearest(reached: _Floats, ways: Ways) -> _Indices:
-    """The servers to come from that are looked at."""
-    places = np.flatnonzero(np.isfinite(reached)).astype(np.int32)
-    if len(places) <= SOURCES:
-        return places
-    left = (reached + ways.apart[: len(reached)])[places]
-    return places[np.argpartition(left, SOURCES)[:SOURCES]]
+    costing = left[best, np.arange(len(targets))] + costs.arrival[targets]
+    less = costing < entered[targets]
+    entered[targets[less]] = costing[less]
+    source[targets[less]] = places[best[less]]
 
 
 def _unwind(best: int, sources: Sequence[_Indices], servers: Sequence[ServerRecord], span: Span) -> tuple[Hop, ...]:

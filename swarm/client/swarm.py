@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -64,7 +65,7 @@ class Swarm:
         `row_bytes`: bytes of one position's hidden state.
         """
         contract = model.contract(dtype, row_bytes, SCHEMES[config.quantization or UNQUANTIZED])
-        view = View(self.directory, model, contract, config, self.network.where)
+        view = View(self.directory, model, contract, config, self.network.locator, random.Random())
         self._views.add(view)
         return view
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import random
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
 from swarm.client.fitness import Misfit, explained, misfit
 from swarm.client.routing import Conditions, agreed_fingerprints, find_route, repair
+from swarm.client.surroundings import explore
 from swarm.client.trust import Limits, Needs, Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
-from swarm.coordinates import Coordinate
 from swarm.errors import DaemonFailed, MissingBlocks, NetworkError, NoServerFits
 from swarm.net.base import Directory
+from swarm.net.locator import Locator
 from swarm.tasks import ended
 from swarm.types import LONGEST_NAME, ModelInfo, PeerId, Route, ServerRecord, Span, is_called, printable
 
@@ -25,13 +27,18 @@ NOTHING_YET = Needs(1, 1, 1)
 FORGETFUL = 60.0
 """Seconds after the directory could not be read in which a reading without any server is not believed: who keeps it may
 have begun anew, and servers have not announced themselves yet."""
+MOST_MEASURED = 96
+"""Servers whose round trips are known, when no more are looked for."""
 MOST_NAMES = 8
 """Of models that are told of."""
 
 
 class View:
-    """One model in the swarm, shared by all sessions of a client on it. `contract`: what they ask of servers; `where`:
-    where the client is."""
+    """One model in the swarm, shared by all sessions of a client on it.
+
+    `contract`: what they ask of servers; `locator`: knows where the client is, and how far others are; `rng`: sessions
+    spread over routes that are nearly as good as the best.
+    """
 
     def __init__(
         self,
@@ -39,13 +46,16 @@ class View:
         model: ModelInfo,
         contract: Contract,
         config: ClientConfig,
-        where: Callable[[], Coordinate | None] = lambda: None,
+        locator: Locator | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self.directory = directory
         self.model = model
         self.contract = contract
         self.config = config
-        self._where = where
+        self._locator = locator
+        self._exploring: asyncio.Task[None] | None = None
+        self._rng = rng
         self.rtt_ms: dict[PeerId, float] = {}
         self.trust = Trust(config, contract.dtype)
         self.records: list[ServerRecord] = []
@@ -94,6 +104,19 @@ class View:
         self.found = list({(r.peer_id, r.span): r for r in sorted(found, key=lambda r: r.expires)}.values())
         self.records = [record for record in found if self._fits(record)]
         self._read_at = asyncio.get_running_loop().time()
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """Measure servers that may be near, beside whatever goes on."""
+        there = {record.peer_id for record in self.records}
+        for gone in self.rtt_ms.keys() - there:
+            del self.rtt_ms[gone]
+        if len(self.rtt_ms) >= MOST_MEASURED or self._locator is None:
+            return
+        if self._exploring is None or self._exploring.done():
+            work = explore(self._locator, self.records, self.rtt_ms, self.measured, self._rng or random.Random())
+            self._exploring = asyncio.ensure_future(work)
+            self._exploring.add_done_callback(_retrieve)
 
     async def _others(self) -> list[ModelInfo]:
         """The other models of the swarm; none where somebody has announced this one of late."""
@@ -115,7 +138,7 @@ class View:
             pins=pins,
             positions=needs.positions,
             apart=apart,
-            here=self._where(),
+            here=None if self._locator is None else self._locator.coordinate,
         )
 
     def _avoided(self, now: float) -> frozenset[PeerId]:
@@ -134,7 +157,7 @@ class View:
         Raises MissingBlocks with what is known of the servers that there are, NoServerFits where waiting is in vain.
         """
         try:
-            return find_route(self.records, span, self.conditions(needs, pins, apart))
+            return find_route(self.records, span, self.conditions(needs, pins, apart), rng=self._rng)
         except MissingBlocks as missing:
             narrower = self._narrower(span, needs, pins)
             if narrower is not None:
@@ -191,8 +214,7 @@ class View:
 
     async def close(self) -> None:
         """Read no more; a reading that nobody waited for is over then."""
-        if self._reading is not None:
-            await ended(self._reading)
+        await ended(*(task for task in (self._reading, self._exploring) if task is not None))
 
     def newest(self, record: ServerRecord) -> ServerRecord:
         """The server's record as last read; the one given where the directory has none (any more)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -129,7 +130,7 @@ class Gateway:
     @asynccontextmanager
     async def _answering(self, loaded: LoadedModel, metrics: QueryMetrics) -> AsyncIterator[Generator]:
         network = self.network
-        view = View(network.directory, loaded.info, loaded.contract, self.client, network.where)
+        view = View(network.directory, loaded.info, loaded.contract, self.client, network.locator, random.Random())
         ends = EndsBatcher(loaded.ends)
         with contextlib.suppress(NetworkError):
             await view.refresh(0.0)

@@ -16,7 +16,6 @@ from swarm.net.swarm_key import NoSeal, SwarmKey
 
 if TYPE_CHECKING:
     from swarm.config import NetworkConfig
-    from swarm.coordinates import Coordinate
     from swarm.net.base import Directory, Host, Stream
     from swarm.net.hivemind.directory import HivemindDirectory
     from swarm.net.hivemind.host import HivemindHost
@@ -54,10 +53,6 @@ class Network:
     """What finds and is found on the local network."""
     locator: Locator | None = None
     """What finds out where this peer is."""
-
-    def where(self) -> Coordinate | None:
-        """Where this peer is in the network; None: not known yet."""
-        return None if self.locator is None else self.locator.coordinate
 
     async def close(self) -> None:
         """Leave. Waits for goodbyes, but not for ever: without its daemon nobody may answer."""

@@ -9,10 +9,11 @@ from functools import lru_cache
 from google.protobuf.message import DecodeError
 
 from swarm.config import NetworkConfig
+from swarm.coordinates import FARTHEST_MS
 from swarm.errors import InvalidInput, MalformedFrame, RecordRefused
 from swarm.net.forwarding import forwarding_pb2 as fwd
 from swarm.net.identity import Identity, peer_id_of, verify
-from swarm.types import ModelInfo, PeerId, ServerRecord, ServerState
+from swarm.types import MAX_NEAR, ModelInfo, PeerId, ServerRecord, ServerState
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.messages import MAX_TEXT, contract_message, contract_of, coordinate_message, coordinate_of
 
@@ -21,6 +22,7 @@ MODELS_KEY = "models"
 CLOCK_TOLERANCE = 3.0
 """Seconds by which the clocks of two peers may differ."""
 MAX_ADDRESSES = 16
+DIGEST_BYTES = 8
 MAX_EDGE = 512
 """Characters of an address for browsers, which holds the hashes of certificates."""
 MAX_BLOCKS = 1024
@@ -80,6 +82,7 @@ def sign_record(identity: Identity, record: ServerRecord) -> bytes:
         instance=identity.instance,
         training=record.training,
         coordinate=coordinate_message(record.coordinate),
+        near=[pb.Near(peer=peer, rtt_ms=rtt_ms) for peer, rtt_ms in record.near[:MAX_NEAR]],
     )
     return sign(identity, span_key(record.model, record.span.first), message.SerializeToString(), record.expires)
 
@@ -279,6 +282,10 @@ def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
         raise ValueError("an address is no multiaddr")
     if not all(math.isfinite(x) and x > 0.0 for x in (message.decode_ms, message.prefill_rate)):
         raise ValueError("speeds must be finite and positive")
+    if len(message.near) > MAX_NEAR or not all(
+        len(each.peer) == DIGEST_BYTES and 0.0 <= each.rtt_ms <= FARTHEST_MS for each in message.near
+    ):
+        raise ValueError("servers that are near are few, and not far")
     return ServerRecord(
         peer_id=opened.peer_id,
         contract=contract,
@@ -297,5 +304,6 @@ def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
         training=message.training,
         expires=opened.expires,
         coordinate=coordinate_of(message.coordinate) if message.HasField("coordinate") else None,
+        near=tuple((each.peer, each.rtt_ms) for each in message.near),
         signed=signed,
     )

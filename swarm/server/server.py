@@ -11,10 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from swarm.config import NetworkConfig, ServerConfig
-from swarm.coordinates import Coordinate
 from swarm.errors import InvalidInput, SwarmError
 from swarm.net.base import Directory, Host
 from swarm.net.guard import Guard
+from swarm.net.locator import Locator
 from swarm.server.engine import Engine, Pass
 from swarm.server.handler import Handler
 from swarm.server.plan import Plan
@@ -34,7 +34,7 @@ class Server:
     """Hosts the spans of `plans` on a host that has joined the network, each with an engine and a budget of its own.
 
     `lost` ends with an error when the host has lost its network for good; `on_state` hears of each span's states, each
-    when the directory has taken it; `guard`: what stands before `host`'s handlers; `where`: where this peer is.
+    when the directory has taken it; `guard`: what stands before `host`'s handlers; `locator`: knows where this peer is.
     Raises InvalidInput where there is no plan, or two are for the same.
     """
 
@@ -53,7 +53,7 @@ class Server:
         now: Callable[[], float] = time.time,
         guard: Guard | None = None,
         rng: random.Random | None = None,
-        where: Callable[[], Coordinate | None] = lambda: None,
+        locator: Locator | None = None,
     ) -> None:
         self.host = host
         self.guard = guard = guard or Guard()
@@ -76,7 +76,7 @@ class Server:
             on_state=on_state,
             now=now,
             rng=rng or random.Random(),
-            where=where,
+            locator=locator,
         )
         self.spans = [make(plan=plan) for plan in plans]
 

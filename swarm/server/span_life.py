@@ -12,13 +12,14 @@ from dataclasses import replace
 from swarm._version import __version__
 from swarm.config import NetworkConfig
 from swarm.contract import FINGERPRINT_BYTES
-from swarm.coordinates import Coordinate
 from swarm.errors import InvalidInput, SwarmError
 from swarm.net.addresses import FORWARDED, way_to
 from swarm.net.base import Directory
+from swarm.net.locator import Locator
 from swarm.server.engine import Engine
 from swarm.server.handler import Handler
 from swarm.server.hosted import Hosted, Limits
+from swarm.server.nearby import Nearby
 from swarm.server.plan import Loaded, Plan
 from swarm.server.runner import Runner
 from swarm.tasks import until_first
@@ -34,6 +35,8 @@ MAX_ADDRESSES = 16
 """A record holds no more; the host names the most useful first."""
 MOVED = 1.0
 """How often the host's addresses are looked at: where others find this server now, they should hear at once."""
+LOOK_AROUND = 120.0
+"""How often those near it are measured, in s, more or less; first after a tenth of that."""
 RETRY = 5.0
 """Seconds until a record is announced again after the directory did not take it."""
 
@@ -56,7 +59,7 @@ class SpanLife:
         on_state: Callable[[SpanLife], None],
         now: Callable[[], float],
         rng: random.Random,
-        where: Callable[[], Coordinate | None],
+        locator: Locator | None,
     ) -> None:
         self.plan = plan
         self.state = ServerState.JOINING
@@ -75,7 +78,8 @@ class SpanLife:
         self._on_state = on_state
         self._now = now
         self._rng = rng
-        self._where = where
+        self._locator = locator
+        self._nearby = None if locator is None else Nearby(locator, rng)
         self._loaded: Loaded | None = None
         self._changed = asyncio.Event()
         self._tried: tuple[str, ...] = ()
@@ -129,7 +133,7 @@ class SpanLife:
 
     async def run(self) -> None:
         """Load the span that was taken, and serve it. Ends by an error alone: what `load` raises."""
-        await until_first(self._renew(), self._serve())
+        await until_first(self._renew(), self._serve(), self._look_around())
 
     async def _serve(self) -> None:
         while True:
@@ -207,6 +211,21 @@ class SpanLife:
         )
         self._handler.add(self.hosted)
 
+    async def _look_around(self) -> None:
+        """Measure how far those are that can follow, now and then."""
+        pause = LOOK_AROUND / 10
+        while self._nearby is not None:
+            await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
+            pause = LOOK_AROUND
+            try:
+                others = await self._others(())
+            except SwarmError as error:
+                log.info("the directory does not say who is near: %s", error)
+                continue
+            if self.span is not None and self.state is ServerState.ONLINE:
+                await self._nearby.look(self.span, others)
+        await asyncio.Event().wait()
+
     # ---- announcing -------------------------------------------------------------------------------------------
 
     def _enter(self, state: ServerState) -> None:
@@ -266,7 +285,8 @@ class SpanLife:
             version=__version__,
             name=self._name,
             expires=self._now() + self._network.record_lifetime,
-            coordinate=self._where(),
+            coordinate=None if self._locator is None else self._locator.coordinate,
+            near=() if self._nearby is None else self._nearby.told(),
         )
         if self._loaded is None or self.hosted is None:
             return record

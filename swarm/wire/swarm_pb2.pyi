@@ -786,7 +786,7 @@ class QueryNode(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ..., instance: _Optional[int] = ..., constrains: _Optional[bool] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance", "training", "coordinate")
+    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance", "training", "coordinate", "near")
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -802,6 +802,7 @@ class Record(_message.Message):
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     COORDINATE_FIELD_NUMBER: _ClassVar[int]
+    NEAR_FIELD_NUMBER: _ClassVar[int]
     contract: Contract
     state: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -817,7 +818,16 @@ class Record(_message.Message):
     instance: int
     training: bool
     coordinate: Coordinate
-    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ..., training: _Optional[bool] = ..., coordinate: _Optional[_Union[Coordinate, _Mapping]] = ...) -> None: ...
+    near: _containers.RepeatedCompositeFieldContainer[Near]
+    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ..., training: _Optional[bool] = ..., coordinate: _Optional[_Union[Coordinate, _Mapping]] = ..., near: _Optional[_Iterable[_Union[Near, _Mapping]]] = ...) -> None: ...
+
+class Near(_message.Message):
+    __slots__ = ("peer", "rtt_ms")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    RTT_MS_FIELD_NUMBER: _ClassVar[int]
+    peer: bytes
+    rtt_ms: float
+    def __init__(self, peer: _Optional[bytes] = ..., rtt_ms: _Optional[float] = ...) -> None: ...
 
 class Coordinate(_message.Message):
     __slots__ = ("point", "height", "error")
