@@ -281,6 +281,11 @@ class ClientConfig:
     standby: int = 0
     """1: a second route on other servers computes everything, too, a step behind, and goes on at once where the first
     is late or fails. It costs the swarm twice the work and twice the KV cache; 0: none."""
+    race: bool = False
+    """Whether the second route of a standby computes every step at once: the first answer wins."""
+    compare: int = 1
+    """2: every step is computed by two routes that have no server in common, and nothing is given before both have come
+    to the same; where they do not, others decide. It costs the swarm twice the work."""
     audits: bool = False
     """Whether some of what servers computed is computed once more by others, by chance, and who was wrong is left for
     good. Of who is not known half of it, of who has always been right a hundredth."""
@@ -296,6 +301,12 @@ class ClientConfig:
     def __post_init__(self) -> None:
         if self.standby not in (0, 1):
             raise InvalidInput(f"standby={self.standby!r}: there is 0 (none) and 1")
+        if self.compare not in (1, 2):
+            raise InvalidInput(f"compare={self.compare!r}: there is 1 (one route) and 2")
+        if self.compare == 2 and (self.standby or self.codec != "raw"):
+            raise InvalidInput("compare=2 has a second route, and compares what came raw: leave out standby and codec")
+        if self.race and not self.standby:
+            raise InvalidInput("race is between a route and its standby: standby=1, too")
         if self.quantization not in (None, *QUANTIZATIONS):
             raise InvalidInput(f"quantization={self.quantization!r}: there is {', '.join(QUANTIZATIONS)}")
         if self.codec not in CODEC_CHOICES:

@@ -368,8 +368,13 @@ def client_options(function: Function) -> Function:
     return dtype(
         together(
             "client",
-            lambda quantization, codec, standby, audits, max_wait: ClientConfig(
-                quantization=quantization, codec=codec, standby=standby, audits=audits, max_wait=max_wait
+            lambda quantization, codec, standby, compare, audits, max_wait: ClientConfig(
+                quantization=quantization,
+                codec=codec,
+                standby=standby,
+                compare=compare,
+                audits=audits,
+                max_wait=max_wait,
             ),
             click.option(
                 "--quantization",
@@ -391,6 +396,13 @@ def client_options(function: Function) -> Function:
                 default=usual.standby,
                 help="1: a second route on other servers computes the same a step behind, and goes on at once where "
                 "the first is late or fails; it costs the swarm twice the work and memory.",
+            ),
+            click.option(
+                "--compare",
+                type=click.IntRange(1, 2),
+                default=usual.compare,
+                help="2: every step is computed by two routes without a common server, and nothing is given before "
+                "both have come to the same; it costs the swarm twice the work and memory.",
             ),
             click.option(
                 "--audits/--no-audits",

@@ -49,17 +49,24 @@ class Claim:
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What came of it. `first`: from which position on what was claimed is wrong; `wrong`: who is convicted of it;
-    `undecided`: two routes differ, and there is no third."""
+    `undecided`: two routes differ, and there is no third; `against`: which of the two first ones are wrong."""
 
     first: int | None = None
     wrong: frozenset[PeerId] = field(default_factory=frozenset)
     undecided: bool = False
+    against: tuple[int, ...] = ()
 
 
 class Auditor:
-    """Audits for one session. What it finds is in `view.trust.integrity`, for all."""
+    """Audits for one session. What it finds is in `view.trust.integrity`, for all.
 
-    def __init__(self, host: Host, view: View, pins: Mapping[int, bytes], rng: random.Random) -> None:
+    `noise`: what honest servers may be apart at any position; None: as was learned, the first position left out.
+    """
+
+    def __init__(
+        self, host: Host, view: View, pins: Mapping[int, bytes], rng: random.Random, noise: float | None = None
+    ) -> None:
+        self._noise = noise
         self._view = view
         self._pins = pins
         self._random = rng
@@ -82,6 +89,11 @@ class Auditor:
             self._credit(claim.route, other, comparison)
             return Finding()
         return await self.decide(claim, other, seen, comparison)
+
+    async def arbitrate(self, one: Claim, other: Claim) -> Finding:
+        """Which of two that differ is wrong."""
+        ours, theirs = (_rows_of(self._view, claim.outputs) for claim in (one, other))
+        return await self.decide(one, other.route, theirs, self._compare(one, ours, theirs, one.route, other.route))
 
     async def decide(self, claim: Claim, other: Route, seen: Array, comparison: Comparison) -> Finding:
         """Two routes differ: ask further ones, of other operators, until two have come to the same."""
@@ -109,7 +121,8 @@ class Auditor:
             route = heard[index][0]
             log.warning("%s differs by %.3g from %s", route, comparisons[_pair(one, index)].worst, heard[one][0])
             wrong |= await self._find_out(claim, route, *heard[one])
-        return Finding(comparisons[_pair(one, 0)].first if 0 in against else None, wrong)
+        first = comparisons[_pair(one, 0)].first if 0 in against else None
+        return Finding(first, wrong, against=tuple(index for index in against if index < 2))
 
     # ---- who it was -------------------------------------------------------------------------------------------
 
@@ -168,7 +181,8 @@ class Auditor:
         known = self._view.contract.dtype in FLOATS
         off = errors(inputs, ours, theirs) if known else np.where((ours == theirs).all(axis=1), 0.0, np.inf)
         floor = self._floor(inputs, ours, len(one.hops) + len(other.hops) + 2) if known else 0.0
-        return judge(off, claim.positions, self._integrity.noise, floor)
+        noise = self._integrity.noise if self._noise is None else self._noise
+        return judge(off, claim.positions, noise, floor, also_first=self._noise is not None)
 
     def _floor(self, inputs: Array, outputs: Array, links: int) -> float:
         """What codecs on so many links are off together, relative to what blocks add."""

@@ -62,10 +62,12 @@ def errors(inputs: Array, ours: Array, theirs: Array) -> Array:
     return result
 
 
-def judge(off: Array, positions: Sequence[int], noise: float, floor: float = 0.0) -> Comparison:
+def judge(
+    off: Array, positions: Sequence[int], noise: float, floor: float = 0.0, *, also_first: bool = False
+) -> Comparison:
     """What these errors at these positions say. `noise`: the usual error of honest servers like these; `floor`: what
-    codecs add, both relative to what the blocks add."""
-    counted = [index for index, position in enumerate(positions) if position > 0]
+    codecs add, both relative to what the blocks add; `also_first`: the first position counts, too."""
+    counted = [index for index, position in enumerate(positions) if position > 0 or also_first]
     if not counted:
         return Comparison(Verdict.PASS)
     values = np.asarray(off)[counted]

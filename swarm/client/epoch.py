@@ -20,6 +20,7 @@ from swarm.client.given import Given
 from swarm.client.link import Event, HopLink
 from swarm.client.matrices import Blob
 from swarm.client.resume import HopPlan, HopState, plan_resume
+from swarm.client.routing import told
 from swarm.client.sequences import Sequences, Snapshot
 from swarm.client.standby import SAME_PEER_MS
 from swarm.client.streams import EpochStreams
@@ -70,6 +71,7 @@ class Epochs:
         pins: dict[int, bytes],
         apart: Callable[[], Mapping[PeerId, float]] | None = None,
         only: Route | None = None,
+        wholly_apart: bool = False,
     ) -> None:
         self.number = 0
         self.route: Route | None = None
@@ -91,6 +93,7 @@ class Epochs:
         self._beginning = False
         self._apart = apart
         """What it costs to be on a peer, for a standby."""
+        self._wholly_apart = wholly_apart
         self._only = only
         """The route that it is to be, and no other."""
         self._pins = pins
@@ -308,9 +311,14 @@ class Epochs:
         return bool(spared)
 
     def _check_apart(self, route: Route) -> None:
-        """Raises MissingBlocks where a standby would be nowhere else than what it stands by for."""
+        """Raises MissingBlocks where a standby would be nowhere else than what it stands by for, or, where that is not
+        enough, not wholly elsewhere."""
         apart = self._keep_away()
-        if apart and all(apart.get(hop.peer_id, 0.0) >= SAME_PEER_MS for hop in route.hops):
+        shared = [apart.get(hop.peer_id, 0.0) >= SAME_PEER_MS for hop in route.hops]
+        if any(shared) and self._wholly_apart:
+            gaps = tuple((hop.span.first, hop.span.last) for hop, same in zip(route.hops, shared, strict=True) if same)
+            raise MissingBlocks(f"no second server hosts blocks {told(gaps)}", gaps)
+        if apart and all(shared):
             span = self._span
             raise MissingBlocks(f"no other server hosts any of the blocks {span}", ((span.first, span.last),))
 

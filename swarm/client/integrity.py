@@ -48,7 +48,7 @@ class Integrity:
     def __init__(self, dtype: str = "float32", known: Mapping[PeerId, Standing] | None = None) -> None:
         self.standings = dict(known or {})
         self.noise = FIRST_NOISE
-        self._least = LEAST_NOISE.get(dtype, LEAST_OF_16_BITS)
+        self._least = least_noise(dtype)
 
     def of(self, peer: PeerId) -> Standing:
         """What is known of a server."""
@@ -82,6 +82,11 @@ class Integrity:
     def rate(self, peers: Iterable[PeerId], now: float) -> float:
         """The probability with which what these have computed is audited (adaptive replication; Anderson, 2004)."""
         return max((audit_rate(self.of(peer).faded(now)) for peer in peers), default=0.0)
+
+
+def least_noise(dtype: str) -> float:
+    """What two honest servers may always be apart, relative to what blocks add."""
+    return LEAST_NOISE.get(dtype, LEAST_OF_16_BITS)
 
 
 def audit_rate(standing: Standing) -> float:

@@ -66,8 +66,11 @@ class Hears:
 
 
 class Lane:
-    """A route over `span`, kept running. `apart`: what being on a peer costs beside the time, for a spare lane: one
-    that computes what another has computed, to go on where that one fails. `pins`: fingerprints, of all lanes."""
+    """A route over `span`, kept running. `pins`: fingerprints, of all lanes.
+
+    `apart`: what being on a peer costs beside the time, for a spare lane: one that computes what another has computed,
+    to go on where that one fails; `wholly_apart`: on no peer of the other one.
+    """
 
     def __init__(
         self,
@@ -80,6 +83,8 @@ class Lane:
         hears: Hears,
         rng: random.Random,
         apart: Callable[[], Mapping[PeerId, float]] | None = None,
+        *,
+        wholly_apart: bool = False,
     ) -> None:
         self.view = view
         self.config = view.config
@@ -90,7 +95,19 @@ class Lane:
         self.blame = Blame(view.trust, view.config)
         self.vetting = Vetting(view.contract, sequences)
         hearing = Hearing(self._on_result, self._on_broken, self._on_event)
-        self.epochs = Epochs(host, view, span, sequences, self.blame, tasks, hearing, self.vetting, pins, apart)
+        self.epochs = Epochs(
+            host,
+            view,
+            span,
+            sequences,
+            self.blame,
+            tasks,
+            hearing,
+            self.vetting,
+            pins,
+            apart,
+            wholly_apart=wholly_apart,
+        )
         self.held = Held()
         self._hears = hears
         self._random = rng

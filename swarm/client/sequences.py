@@ -141,6 +141,11 @@ class Sequences:
         entry = self._table.get(sequence)
         return entry.log.last if entry else 0
 
+    def missing(self, sequence: int) -> int | None:
+        """The first position whose output is wanted and not there yet."""
+        entry = self._table.get(sequence)
+        return None if entry is None else entry.missing
+
     def inputs(self, sequence: int, start: int, stop: int) -> bytes:
         """The hidden states of positions start .. stop, as far as the sequence has them."""
         entry = self._table.get(sequence)

@@ -2,7 +2,8 @@
 
 A session knows its sequences and who waits for outputs. What computes them are lanes: one, which repairs its route when
 something fails, and with `standby` a second one beside it, on other servers, that computes the same behind it. Outputs
-are matched by sequence and position, so that it does not matter which of both brings them.
+are matched by sequence and position, so that it does not matter which of both brings them. With `compare=2` both have
+to bring the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from swarm.client.lane import Hears, Lane
 from swarm.client.link import HopLink
 from swarm.client.matrices import NOTHING, Matrices
 from swarm.client.outputs import Outputs
+from swarm.client.paired import Paired
+from swarm.client.pairing import Pairing
 from swarm.client.sequences import Expected, Piece, Sequences
 from swarm.client.standby import apart_from
 from swarm.client.statistics import HopStatistics, SessionStatistics
@@ -97,8 +100,29 @@ class Session:
         )
         lanes = host, view, span, self._sequences, pins, self._tasks, hears, rng
         self._lane = Lane(*lanes)
-        self._spare = Lane(*lanes, apart=self._apart) if config.standby else None
-        self._audits = self._make_audits(pins) if config.audits and not matrices.some else None
+        comparing = config.compare == 2
+        if comparing and matrices.some:
+            raise InvalidInput("compare=2: what adapters change cannot be compared yet; leave one of both out")
+        self._spare = None
+        if config.standby or comparing:
+            self._spare = Lane(*lanes, apart=self._apart, wholly_apart=comparing)
+        self._pairing = self._make_pairing(pins, self._spare) if comparing and self._spare is not None else None
+        self._audits = self._make_audits(pins) if config.audits and not comparing and not matrices.some else None
+
+    def _make_pairing(self, pins: dict[int, bytes], spare: Lane) -> Pairing:
+        paired = Paired(self._sequences, self.view.contract.dtype)
+        auditor = Auditor(self._host, self.view, pins, self._random, paired.noise)
+        return Pairing(
+            (self._lane, spare),
+            self._sequences,
+            paired,
+            auditor,
+            self._tasks,
+            lambda step: self._deliver(self._lane, step),
+            self._fail,
+            lambda: bool(self._waits),
+            lambda text, seconds: self._notice("waiting", text, (), seconds),
+        )
 
     def _make_audits(self, pins: dict[int, bytes]) -> Audits:
         return Audits(
@@ -204,6 +228,8 @@ class Session:
 
     def _widen(self, planes: int) -> None:
         """Make room for places, where these are the first."""
+        if planes and self._pairing is not None:
+            raise InvalidInput("compare=2: positions that have places of their own cannot be compared yet")
         if self._sequences.layout.planes < planes:
             self._sequences.widen(planes)
             for lane in self._lanes:
@@ -250,7 +276,7 @@ class Session:
         for lane in self._lanes:
             lane.put(steps)
         self._lane.ensure()
-        if self._lane.late or not self._lane.running:
+        if self.config.race or self._pairing is not None or self._lane.late or not self._lane.running:
             self._race()
 
     async def _outputs(self, expected: Sequence[Expected]) -> None:
@@ -275,12 +301,18 @@ class Session:
     # ---- what the lanes say -----------------------------------------------------------------------------------
 
     def _on_result(self, lane: Lane, step: pb.Step) -> None:
+        if self._pairing is not None:
+            self._pairing.result(lane, step)
+        else:
+            self._deliver(lane, step)
+
+    def _deliver(self, lane: Lane, step: pb.Step) -> None:
         if self._sequences.deliver(step):
             self.raced += lane is self._spare
             if self._audits is not None and lane.route is not None:
                 self._audits.given(step, lane.route)
             self._settle()
-        if lane is self._lane and self._spare is not None:
+        if lane is self._lane and self._spare is not None and self._pairing is None:
             self._spare.answered(step)
 
     def _on_slow(self, lane: Lane) -> None:
@@ -289,16 +321,20 @@ class Session:
             self._race()
 
     def _on_began(self, lane: Lane) -> None:
-        if lane is self._lane and self._spare is not None:
+        if self._pairing is not None:
+            self._pairing.began(lane)
+        elif lane is self._lane and self._spare is not None:
             self._spare.keep_apart()
 
     def _on_failed(self, lane: Lane, error: BaseException) -> None:
         """A lane cannot go on. That ends the steps under way, unless the other one can."""
-        if lane is self._spare:
+        if self._pairing is not None and lane is self._spare:
+            self._pairing.alone(error, self.config.max_wait)
+        elif lane is self._spare:
             log.info("nothing stands by: %s", error)
             if self._waits:
                 self._lane.ensure()
-        elif self._spare is not None and self._spare.running:
+        elif self._spare is not None and self._spare.running and self._pairing is None:
             log.info("only what stood by goes on: %s", error)
             self._race()
         else:
