@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from swarm.errors import MissingBlocks
 from swarm.types import ModelInfo
 from swarm.wire import swarm_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A text as a vector `[hidden_size]` of length 1, and how many tokens it has."""
+
+    vector: Sequence[float]
+    tokens: int
 
 
 class Answerer(Protocol):
@@ -34,6 +43,9 @@ class Answerer(Protocol):
 
     async def look(self) -> MissingBlocks | None:
         """`missing`, looked for again where some were: their servers may have come since."""
+
+    async def embed(self, queries: Sequence[pb.Query], pooling: str) -> list[Embedded]:
+        """The prompts of queries as vectors. `pooling`: "mean" of all positions, or "last". Raises as `answer` does."""
 
     async def count(self, query: pb.Query) -> int:
         """Tokens of the query's prompt. Raises InvalidInput."""

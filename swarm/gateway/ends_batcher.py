@@ -83,6 +83,10 @@ class EndsBatcher:
         """The next tokens of a sequence: one, and one more for each draft that was right."""
         return await self._submit(ask)
 
+    async def pool(self, rows: bytes, count: int) -> list[float]:
+        """See `Ends.pooled`."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.ends.pooled, rows, count)
+
     async def _submit(self, ask: Choose | Embed) -> Done:
         work = _Work(ask)
         self._waiting.append(work)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -12,8 +13,10 @@ from swarm.client.session import Session
 from swarm.client.view import View
 from swarm.config import GatewayConfig, check_speculation
 from swarm.errors import ContextTooLong, InvalidInput, MissingBlocks, NetworkError, ServerBusy
+from swarm.gateway.answers import Embedded
 from swarm.gateway.constrained.compiler import Compiler
 from swarm.gateway.constrained.grammars import grammar_of
+from swarm.gateway.embedding import embedded
 from swarm.gateway.ends_batcher import EndsBatcher
 from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.notices import Notices
@@ -31,6 +34,8 @@ from swarm.types import ModelInfo, Span, is_called
 from swarm.wire import swarm_pb2 as pb
 
 QUERY_BYTES = 16
+EMBEDDED_TOGETHER = 8
+"""Texts of one request that are on their way through the blocks at a time."""
 
 
 class Generator:
@@ -88,6 +93,27 @@ class Generator:
         """See `Answerer`."""
         return len(await asyncio.to_thread(self.texts.prompt, query, self._ends.ends.vocabulary))
 
+    async def embed(self, queries: Sequence[pb.Query], pooling: str) -> list[Embedded]:
+        """See `Answerer`. All of them together count as one query."""
+        with self._counted():
+            vocabulary, context = self._ends.ends.vocabulary, self.model.context_length
+            prompts = [await asyncio.to_thread(self.texts.prompt, query, vocabulary) for query in queries]
+            for prompt in prompts:
+                if context is not None and len(prompt) > context:
+                    raise ContextTooLong(f"a text of {len(prompt)} tokens does not fit into {context}", field="input")
+            room = asyncio.Semaphore(EMBEDDED_TOGETHER)
+
+            async def one(prompt: Sequence[int]) -> Embedded:
+                async with room:
+                    session = self._session()
+                    return Embedded(await embedded(session, self._ends, prompt, pooling), len(prompt))
+
+            tasks = [asyncio.create_task(one(prompt), name="embedding") for prompt in prompts]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                await ended(*tasks)
+
     def close(self) -> None:
         """Answer nothing more."""
         self._compiler.close()
@@ -125,9 +151,11 @@ class Generator:
 
     def _writing(self, query: PreparedQuery, replies: Replies) -> Writing:
         notices = Notices(replies, lambda: bool(query.tokens), self.config.retry_after, self._metrics)
+        return Writing(query, self._session(on_notice=notices), self._ends, replies, self._metrics)
+
+    def _session(self, **options: Any) -> Session:
         span, config = Span(0, self.model.blocks), self.view.config
-        session = Session(self._host, self.view, span, config=config, on_notice=notices)
-        return Writing(query, session, self._ends, replies, self._metrics)
+        return Session(self._host, self.view, span, config=config, **options)
 
     async def _prepare(self, query: pb.Query) -> PreparedQuery:
         """Raises InvalidInput, ContextTooLong."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from swarm.errors import InvalidInput, MissingBlocks, SwarmError
+from swarm.gateway.answers import Embedded
 from swarm.types import ModelInfo
 from swarm.wire import swarm_pb2 as pb
 
@@ -32,6 +33,12 @@ class Scripted:
 
     async def look(self) -> MissingBlocks | None:
         return self.missing
+
+    async def embed(self, queries: Sequence[pb.Query], pooling: str) -> list[Embedded]:
+        if self.error is not None:
+            raise self.error
+        self.asked += queries
+        return [Embedded([0.6, 0.8 if pooling == "mean" else -0.8], 3) for _ in queries]
 
     async def count(self, query: pb.Query) -> int:
         return len(query.messages)

@@ -24,6 +24,7 @@ from swarm.gateway.http.errors import handle_errors
 from swarm.gateway.http.guard import HttpSettings, protect
 from swarm.gateway.http.page import add_page, add_words
 from swarm.gateway.http.schema import STATUSES, Health, ModelList, TokenCount, Version, anthropic_errors, errors
+from swarm.gateway.openai.embeddings import EmbeddingRequest
 from swarm.gateway.openai.requests import ChatRequest, CompletionRequest, asked_of
 from swarm.gateway.responses.requests import ResponseRequest
 from swarm.gateway.responses.requests import asked_of as responses_asked
@@ -46,6 +47,7 @@ def create_app(
     app.include_router(_completions(endpoint))
     app.include_router(_responses(endpoint))
     app.include_router(_messages(endpoint))
+    app.include_router(_embeddings(endpoint))
     app.include_router(_state(endpoint))
     if metrics is not None:
         app.include_router(_metrics(metrics))
@@ -97,6 +99,17 @@ def _messages(endpoint: Endpoint) -> APIRouter:
     async def count(request: CountRequest) -> TokenCount:
         """Tokens of a conversation."""
         return TokenCount(input_tokens=await endpoint.count(request.model, counted_of(request)))
+
+    return router
+
+
+def _embeddings(endpoint: Endpoint) -> APIRouter:
+    router = APIRouter(route_class=JsonRoute, responses=errors(400, 401, 404, 413, 429, 502, 503))
+
+    @router.post("/v1/embeddings")
+    async def embeddings(request: EmbeddingRequest, http: HttpRequest) -> Response:
+        """Texts as vectors: the model's last hidden states, pooled."""
+        return await endpoint.embed(request, http)
 
     return router
 

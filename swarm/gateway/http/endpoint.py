@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from fastapi import Request as HttpRequest
 from openai.types import Model as ModelObject
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from swarm.errors import SwarmError
 from swarm.gateway.answers import Answerer
@@ -19,6 +19,7 @@ from swarm.gateway.http.errors import ApiError, api_error
 from swarm.gateway.http.guard import HttpSettings
 from swarm.gateway.http.schema import Health
 from swarm.gateway.http.streams import ClientGone, EventStream, Telling, events_of, merged, unless_gone
+from swarm.gateway.openai.embeddings import EmbeddingRequest, queries_of, told_of
 from swarm.types import is_called
 from swarm.wire import swarm_pb2 as pb
 
@@ -67,6 +68,19 @@ class Endpoint:
             return await self.answerer(model).count(query)
         except SwarmError as error:
             raise api_error(error) from error
+
+    async def embed(self, request: EmbeddingRequest, http: HttpRequest) -> Response:
+        """Vectors of texts. Raises ApiError."""
+        answerer, queries = self.answerer(request.model), queries_of(request)
+        if (gap := await answerer.look()) is not None:
+            raise api_error(gap)
+        try:
+            made = await unless_gone(answerer.embed(queries, request.pooling or "mean"), http.receive)
+        except SwarmError as error:
+            raise api_error(error) from error
+        except ClientGone:
+            return Response(status_code=GONE)
+        return JSONResponse(told_of(request, made))
 
     async def serve(self, asked: Asked, http: HttpRequest) -> Response:
         """Answer a request, whole or as a stream. Raises ApiError."""

@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 MOST_TOKENS = (1 << 31) - 1
 MOST_CHOICES = 16
+MOST_INPUTS = 256
+"""Texts that are made into vectors at a time."""
 MOST_BIASES = 1024
 MOST_STOPS = 16
 LONGEST_STOP = 256
@@ -57,16 +59,20 @@ def _checked(check: Callable[[Any], str | None]) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
-def _about_prompt(value: Any) -> str | None:
+def _about_inputs(value: Any) -> str | None:
+    return _about_prompt(value, MOST_INPUTS)
+
+
+def _about_prompt(value: Any, most: int = MOST_CHOICES) -> str | None:
     if isinstance(value, str):
         return None
     if not isinstance(value, list) or not value:
         return "a text, a list of texts, a list of token ids or a list of such lists is needed, none of them empty"
     if all(isinstance(each, str) for each in value):
-        return None if len(value) <= MOST_CHOICES else f"at most {MOST_CHOICES} prompts at a time"
+        return None if len(value) <= most else f"at most {most} at a time"
     if all(isinstance(each, list) for each in value):
-        if len(value) > MOST_CHOICES:
-            return f"at most {MOST_CHOICES} prompts at a time"
+        if len(value) > most:
+            return f"at most {most} at a time"
         return next(filter(None, map(_about_tokens, value)), None)
     return _about_tokens(value)
 
@@ -122,6 +128,7 @@ def _shown(value: Any) -> str:
 
 Tokens = list[Annotated[int, Field(ge=0, le=MOST_TOKENS)]]
 Prompt = Annotated[str | Tokens | list[str] | list[Tokens], _checked(_about_prompt)]
+Inputs = Annotated[str | Tokens | list[str] | list[Tokens], _checked(_about_inputs)]
 Stop = Annotated[str | list[str], _checked(_about_stop)]
 ToolChoice = Annotated[str | dict[str, Any], _checked(_about_tool_choice)]
 Items = Annotated[str | list[dict[str, Any]], _checked(_about_items)]

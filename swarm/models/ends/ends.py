@@ -81,6 +81,18 @@ class Ends:
         hidden = torch.frombuffer(bytearray(b"".join(rows)), dtype=self.dtype).view(1, len(rows), -1)
         return self._head(hidden)
 
+    @torch.inference_mode()
+    def pooled(self, rows: bytes, count: int) -> list[float]:
+        """The mean over `count` positions whose hidden states the last block gave, behind the last norm, made to length
+        1: `[hidden_size]`."""
+        self._gap.given = torch.frombuffer(bytearray(rows), dtype=self.dtype).view(1, count, -1)
+        try:
+            ids = torch.zeros(1, count, dtype=torch.long)
+            normed = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].float()
+        finally:
+            self._gap.given = None
+        return torch.nn.functional.normalize(normed.mean(dim=0), dim=0).tolist()
+
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         self._gap.given = hidden
         try:
