@@ -30,6 +30,7 @@ NAMES = (
     "scale",
     "speculative",
     "thin",
+    "training",
     "transport",
     "wan",
 )
