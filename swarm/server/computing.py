@@ -11,6 +11,7 @@ from swarm.errors import ComputeFailed
 from swarm.jobs import Afresh, Backward, Copy, Count, Forward, apply
 from swarm.server.runner import Runner
 from swarm.server.work import Gradients, Share, Work
+from swarm.wire.rows import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def _compute_alone(runner: Runner, share: Share) -> tuple[Share, ComputeFailed |
 
 
 def _broken(work: Work, error: Exception) -> ComputeFailed:
-    work.broken = True
+    work.broken, work.running = True, None
     log.error("a step of session %s failed", work.session.hex()[:8], exc_info=error)
     return ComputeFailed(f"the engine failed: {type(error).__name__}: {error}")
 
@@ -54,15 +55,40 @@ def _run(runner: Runner, shares: Sequence[Share]) -> None:
     match work.job:
         case Forward():
             _forward(runner, shares)
-        case Afresh() as job:
-            work.result = runner.get(runner.run(replace(job, inputs=runner.put(job.inputs, job.positions))))
-        case Backward() as job:
-            inputs, gradients = (runner.put(rows, job.positions) for rows in (job.inputs, job.gradients))
-            found = runner.run(replace(job, inputs=inputs, gradients=gradients))
-            rows, of_adapter = found if job.adapter is not None else (found, b"")
-            work.result = Gradients(runner.get(rows), of_adapter) if job.adapter is not None else runner.get(rows)
+        case Afresh() | Backward():
+            _advance(runner, shares[0])
         case Count():
             work.result = runner.bytes_held()
+
+
+def _advance(runner: Runner, share: Share) -> None:
+    """Some more slices of a job: as many of them as of its positions, and in the end all that are left."""
+    work = share.work
+    job = work.job
+    assert isinstance(job, Afresh | Backward)
+    if not work.taken:
+        work.running = runner.slices(_put(runner, job))
+    work.taken = share.last
+    while work.running is not None and (share.ends or work.slices * job.positions < work.parts * share.last):
+        try:
+            next(work.running)
+            work.slices += 1
+        except StopIteration as over:
+            work.running, work.result = None, _result(runner, job, over.value)
+
+
+def _put(runner: Runner, job: Afresh[memoryview] | Backward[memoryview]) -> Any:
+    inputs = runner.put(job.inputs, job.positions)
+    if isinstance(job, Afresh):
+        return replace(job, inputs=inputs)
+    return replace(job, inputs=inputs, gradients=runner.put(job.gradients, job.positions))
+
+
+def _result(runner: Runner, job: Afresh[memoryview] | Backward[memoryview], found: Any) -> Buffer | Gradients:
+    if isinstance(job, Backward) and job.adapter is not None:
+        rows, of_adapter = found
+        return Gradients(runner.get(rows), of_adapter)
+    return runner.get(found)
 
 
 def _prepare(runner: Runner, work: Work) -> None:

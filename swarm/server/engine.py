@@ -48,6 +48,8 @@ class Engine(abc.ABC):
         self.beat = 0
         self._queues: dict[bytes, deque[Work]] = {}
         self._running = 0
+        self._stepped = True
+        """Whether the last pass was of steps."""
         self._served: dict[str, float] = {}
         runner.on_block = self._on_block
 
@@ -141,10 +143,15 @@ class Engine(abc.ABC):
                 return [self._share(head, 0)]
         self._served = served = serve_fairly(self._served, (work.client for work in heads))
         heads.sort(key=lambda work: served[work.client])
-        if not heads[0].segments:
-            served[heads[0].client] += heads[0].left
-            return [self._share(heads[0], heads[0].left)]
-        heads = [work for work in heads if work.segments]
+        sliced, heads = [work for work in heads if work.parts], [work for work in heads if work.segments]
+        # In turn with steps: whoever decodes waits for a slice at most. What has begun holds memory until it ends.
+        if sliced and (not heads or self._stepped):
+            self._stepped = False
+            work = next((work for work in sliced if work.begun), sliced[0])
+            positions = work.left if work.broken else min(work.slice, work.left)
+            served[work.client] += positions
+            return [self._share(work, positions)]
+        self._stepped = True
         waiting = [Waiting(work.job.span, work.left) for work in heads if isinstance(work.job, Forward)]
         chunk, decoding = self._slice(heads)
         grants = choose(waiting, self.batch_positions, chunk, decoding=decoding)
@@ -169,7 +176,7 @@ class Engine(abc.ABC):
 
     def _report(self, results: list[tuple[Share, ComputeFailed | None]], seconds: float) -> None:
         """Tell the sessions, on the event loop."""
-        positions = sum(share.positions for share, _ in results)
+        positions = sum(share.positions for share, _ in results if share.segments)
         if positions:
             self.on_pass(Pass(len(results), positions, seconds))
         for share, error in results:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 from swarm.jobs import Afresh, Backward, Forward
@@ -35,6 +35,9 @@ class Runner(Protocol):
 
     def run(self, job: Forward[Any] | Afresh[Any] | Backward[Any]) -> Any:
         """Rows of outputs. Raises whatever went wrong; what a Forward appended by then is truncated by the caller."""
+
+    def slices(self, job: Afresh[Any] | Backward[Any]) -> Generator[None, None, Any]:
+        """What `run` gives, in parts: wherever it yields, anything else may be run."""
 
     def check_adapter(self, data: Buffer) -> None:
         """Raises InvalidInput for the file of an adapter that cannot be applied to these blocks. From any thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,8 @@ class Work:
     the work back. `client`: on whose account it is served. `kept`: it is done although the session is cancelled. `over`
     is called on the loop, last of all, when the work was computed, failed or cancelled: nothing of it will be run any
     more. `submitted` and `started` are times of the engine's clock, `computing` the seconds of its passes. `rows` and
-    `outputs` are where the runner computes; `result` is what they become in the end.
+    `outputs` are where the runner computes, `running` and how many `slices` of it are done where it does so in slices;
+    `result` is what they become in the end.
     """
 
     session: bytes
@@ -49,6 +50,8 @@ class Work:
     started: float = 0.0
     computing: float = 0.0
     rows: Any = None
+    running: Generator[None, None, Any] | None = None
+    slices: int = 0
     outputs: list[Any] = field(default_factory=list)
     result: Buffer | Gradients | int = b""
 
@@ -61,6 +64,22 @@ class Work:
     def left(self) -> int:
         """Positions that no pass has taken yet."""
         return self.job.positions - self.taken
+
+    @property
+    def slice(self) -> int:
+        """Positions that count for one slice of what is computed in slices: one a block, forwards and backwards."""
+        return -(-self.job.positions // self.parts) if self.parts else 0
+
+    @property
+    def parts(self) -> int:
+        """Slices that it is expected to have."""
+        match self.job:
+            case Afresh() as job:
+                return len(job.span)
+            case Backward() as job:
+                return 2 * len(job.span)
+            case _:
+                return 0
 
     def is_beyond(self, sequence: SequenceKey, length: int, *, some: bool = False) -> bool:
         """Whether all (or some) of it is positions of `sequence` from `length` on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from swarm.errors import InvalidInput, UnsupportedModel
@@ -47,6 +47,12 @@ class ByteRunner(abc.ABC):
         if not isinstance(job, Forward):
             raise UnsupportedModel("bytes have no gradients")
         return self.put(self.forward(job.span, job.segments, job.rows.data), job.positions)
+
+    def slices(self, job: Afresh[ByteRows] | Backward[ByteRows]) -> Generator[None, None, ByteRows]:
+        """In one part for each block that is passed."""
+        for _ in job.span:
+            yield
+        return self.run(job)
 
     def check_adapter(self, data: Buffer) -> None:
         """Raises InvalidInput: bytes have none."""

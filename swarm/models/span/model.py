@@ -8,7 +8,7 @@ several sequences may share one forward pass (else each runs by itself, with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from swarm.models.lora import encode
 from swarm.models.span.adapters import Adapters
 from swarm.models.span.attention.base import Lane
 from swarm.models.span.attention.ragged import RaggedAttention
-from swarm.models.span.backward import adapter_gradients, afresh, gradients
+from swarm.models.span.backward import Sequences, afresh, gradients
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import SequenceCache
 from swarm.models.span.kv.cost import Cost
@@ -102,13 +102,30 @@ class SpanModel:
         """
         if not self.span.covers(job.span):
             raise InvalidInput(f"blocks {job.span} are not all among {self.span}")
-        match job:
-            case Forward():
-                return self._forward(job)
-            case Afresh():
-                return self._afresh(job)
-            case Backward():
-                return self._backward(job)
+        if isinstance(job, Forward):
+            return self._forward(job)
+        slices = self.slices(job)
+        while True:
+            try:
+                next(slices)
+            except StopIteration as over:
+                return over.value
+
+    def slices(self, job: Afresh[torch.Tensor] | Backward[torch.Tensor]) -> Generator[None, None, Any]:
+        """As `run`, block by block: between two blocks anything else may be run."""
+        if not self.span.covers(job.span):
+            raise InvalidInput(f"blocks {job.span} are not all among {self.span}")
+        self._check_afresh(job)
+        adapter = self._adapters.get(job.adapter)
+        sequences = Sequences(self._passes, self._model.narrow, job.counts, adapter, job.seed)
+        if isinstance(job, Afresh):
+            return (yield from afresh(sequences, job.span, job.inputs))
+        self._check_rows(job.positions, job.gradients)
+        if not bool(torch.isfinite(job.gradients).all()):
+            raise InvalidInput("gradients that are not finite")
+        wanted = job.inputs_wanted or adapter is None
+        found, pairs = yield from gradients(sequences, job.span, job.inputs, job.gradients, inputs_wanted=wanted)
+        return found if job.adapter is None else (found, encode(pairs))
 
     @torch.inference_mode()
     def _forward(self, job: Forward[torch.Tensor]) -> torch.Tensor:
@@ -121,24 +138,6 @@ class SpanModel:
         ]
         return self._passes.run(lanes, job.rows.unsqueeze(0))[0]
 
-    @torch.inference_mode()
-    def _afresh(self, job: Afresh[torch.Tensor]) -> torch.Tensor:
-        self._check_afresh(job)
-        return afresh(self._passes, job.counts, job.inputs, self._adapters.get(job.adapter), job.seed)
-
-    def _backward(self, job: Backward[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, bytes]:
-        self._check_rows(job.positions, job.gradients)
-        self._check_afresh(job)
-        if not bool(torch.isfinite(job.gradients).all()):
-            raise InvalidInput("gradients that are not finite")
-        adapter = self._adapters.get(job.adapter)
-        if adapter is None:
-            return gradients(self._passes, job.counts, job.inputs, job.gradients)
-        rows = job.inputs, job.gradients
-        how: dict[str, Any] = {"inputs_wanted": job.inputs_wanted, "seed": job.seed}
-        found, pairs = adapter_gradients(self._passes, job.counts, *rows, adapter, **how)
-        return found, encode(pairs)
-
     def _check_afresh(self, job: Afresh[torch.Tensor] | Backward[torch.Tensor]) -> None:
         self._check_rows(job.positions, job.inputs)
         longest = max(job.counts, default=0)
@@ -146,7 +145,6 @@ class SpanModel:
             raise InvalidInput(f"{longest} positions leave the model's context of {self.max_positions} positions")
         if self.dtype == torch.float16:
             raise UnsupportedModel(f"blocks in {self.dtype} give no gradients; host them in float32 or bfloat16")
-        self._model.narrow(job.span)
 
     def check_adapter(self, data: bytes | memoryview) -> None:
         """Raises InvalidInput for the file of an adapter that does not fit these blocks. From any thread."""
