@@ -65,7 +65,8 @@ class Swarm:
         `row_bytes`: bytes of one position's hidden state.
         """
         contract = model.contract(dtype, row_bytes, SCHEMES[config.quantization or UNQUANTIZED])
-        view = View(self.directory, model, contract, config, self.network.locator, random.Random())
+        network, rng = self.network, random.Random()
+        view = View(self.directory, model, contract, config, network.locator, network.introducers, rng)
         self._views.add(view)
         return view
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -18,8 +18,9 @@ from swarm.contract import Contract
 from swarm.errors import DaemonFailed, MissingBlocks, NetworkError, NoServerFits
 from swarm.net.base import Directory
 from swarm.net.locator import Locator
-from swarm.tasks import ended
-from swarm.types import LONGEST_NAME, ModelInfo, PeerId, Route, ServerRecord, Span, is_called, printable
+from swarm.net.record_book import Introducers
+from swarm.tasks import ended, first_of
+from swarm.types import LONGEST_NAME, ModelInfo, PeerId, Route, ServerRecord, ServerState, Span, is_called, printable
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ MOST_NAMES = 8
 class View:
     """One model in the swarm, shared by all sessions of a client on it.
 
-    `contract`: what they ask of servers; `locator`: knows where the client is, and how far others are; `rng`: sessions
-    spread over routes that are nearly as good as the best.
+    `contract`: what they ask of servers; `locator`: knows where the client is, and how far others are; `introducers`:
+    tell of servers before the directory is read; `rng`: sessions spread over routes nearly as good as the best.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class View:
         contract: Contract,
         config: ClientConfig,
         locator: Locator | None = None,
+        introducers: Introducers | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.directory = directory
@@ -54,6 +56,7 @@ class View:
         self.contract = contract
         self.config = config
         self._locator = locator
+        self._introducers = introducers
         self._exploring: asyncio.Task[None] | None = None
         self._rng = rng
         self.rtt_ms: dict[PeerId, float] = {}
@@ -81,6 +84,10 @@ class View:
         if self._reading is None or self._reading.done():
             self._reading = asyncio.ensure_future(self._read())
             self._reading.add_done_callback(_retrieve)
+        if not self.found and self._introducers is not None:
+            await first_of(asyncio.wait({self._reading}), self._be_introduced(self._introducers))
+            if self.records and not self._reading.done():
+                return
         done, _ = await asyncio.wait({self._reading}, timeout=patience if self.records else None)
         for reading in done:
             try:
@@ -92,6 +99,16 @@ class View:
                     raise
                 log.info("going on with the servers that were known: %s", error)
 
+    async def _be_introduced(self, introducers: Introducers) -> None:
+        """Take what another peer knows, if that is enough for a route; else wait for the directory, which says all."""
+        found = await introducers.servers(self.model.key, self.model.blocks)
+        records = [record for record in found if self._fits(record) and record.state is ServerState.ONLINE]
+        covered = {block for record in records for block in record.span}
+        if len(covered) < self.model.blocks:
+            await asyncio.Event().wait()
+        if not self.found:
+            self._take(found)
+
     async def _read(self) -> None:
         try:
             found = await self.directory.lookup(self.model.key, self.model.blocks)
@@ -101,8 +118,7 @@ class View:
         if not found and self.records and asyncio.get_running_loop().time() < self._doubted_until:
             raise NetworkError("the directory, which could not be read before, has no servers")
         self.others = [] if found else await self._others()
-        self.found = list({(r.peer_id, r.span): r for r in sorted(found, key=lambda r: r.expires)}.values())
-        self.records = [record for record in found if self._fits(record)]
+        self._take(found)
         self._read_at = asyncio.get_running_loop().time()
         self._look_around()
 
@@ -117,6 +133,10 @@ class View:
             work = explore(self._locator, self.records, self.rtt_ms, self.measured, self._rng or random.Random())
             self._exploring = asyncio.ensure_future(work)
             self._exploring.add_done_callback(_retrieve)
+
+    def _take(self, found: Sequence[ServerRecord]) -> None:
+        self.found = list({(r.peer_id, r.span): r for r in sorted(found, key=lambda r: r.expires)}.values())
+        self.records = [record for record in found if self._fits(record)]
 
     async def _others(self) -> list[ModelInfo]:
         """The other models of the swarm; none where somebody has announced this one of late."""

@@ -130,7 +130,15 @@ class Gateway:
     @asynccontextmanager
     async def _answering(self, loaded: LoadedModel, metrics: QueryMetrics) -> AsyncIterator[Generator]:
         network = self.network
-        view = View(network.directory, loaded.info, loaded.contract, self.client, network.locator, random.Random())
+        view = View(
+            network.directory,
+            loaded.info,
+            loaded.contract,
+            self.client,
+            network.locator,
+            network.introducers,
+            random.Random(),
+        )
         ends = EndsBatcher(loaded.ends)
         with contextlib.suppress(NetworkError):
             await view.refresh(0.0)

@@ -12,6 +12,7 @@ from swarm.errors import InvalidInput, NetworkError, PeerUnreachable, SwarmError
 from swarm.net.guard import Guard, GuardedHost
 from swarm.net.initial_peers import HOW_TO_BEGIN
 from swarm.net.locator import Locator
+from swarm.net.record_book import Introducers, RecordBook
 from swarm.net.swarm_key import NoSeal, SwarmKey
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Network:
     """What stands before the handlers of `host`."""
     lan: Sequence[Beacon | Seeker] = ()
     """What finds and is found on the local network."""
+    book: RecordBook | None = None
+    """What tells others of a model's servers."""
+    introducers: Introducers | None = None
+    """Who tells this peer of them."""
     locator: Locator | None = None
     """What finds out where this peer is."""
 
@@ -59,8 +64,7 @@ class Network:
         try:
             async with asyncio.timeout(CLOSE_PATIENCE):
                 await asyncio.gather(*(each.close() for each in self.lan))
-                if self.locator is not None:
-                    await self.locator.close()
+                await asyncio.gather(*(each.close() for each in (self.locator, self.book) if each is not None))
                 await self.directory.close()
                 await self.host.close()
         except TimeoutError:
@@ -144,12 +148,16 @@ async def _open(config: NetworkConfig, *, alone: bool = False) -> Network:
         directory = await open_directory(host, key or NoSeal())
         locator = Locator(door, directory.neighbours)
         await locator.start()
+        book = RecordBook(directory)
+        await book.serve(door)
+        joined = sorted({address.rpartition("/p2p/")[2] for address in host.joined})
+        introducers = Introducers(door, directory, joined)
         lan = await _on_lan(host, directory, None if key is None else door, meeting=alone) if config.lan else ()
     except BaseException:
         await host.close()
         raise
     host.keep_known(directory)
-    return Network(door, directory, host.identity, host.lost, host.retire, host.guard, lan, locator)
+    return Network(door, directory, host.identity, host.lost, host.retire, host.guard, lan, book, introducers, locator)
 
 
 async def _on_lan(
