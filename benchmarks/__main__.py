@@ -32,6 +32,7 @@ NAMES = (
     "thin",
     "training",
     "transport",
+    "trust",
     "wan",
 )
 

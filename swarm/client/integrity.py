@@ -5,8 +5,12 @@ Whether a server can be reached is another matter, and another list. Work that n
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from swarm.types import PeerId
 
@@ -19,6 +23,11 @@ LEAST_NOISE = {"float32": 0.001, "exact": 0.0}
 LEAST_OF_16_BITS = 0.005
 LEARNT = 0.25
 """Of the noise of a new audit that passed, in what is usual."""
+DOUBT_MS = 0.2
+"""A block, times the logarithm of the odds that it computes wrong: what using a server costs in a route."""
+PROVEN = 0.5
+"""Audits passed, faded, from which on a server counts as known."""
+QUANTILE, GRID = 0.05, 4096
 HALF_LIFE = 30 * 86400.0
 """Seconds after which what was seen counts for half."""
 
@@ -79,6 +88,15 @@ class Integrity:
         """Who is not used any more."""
         return frozenset(peer for peer, standing in self.standings.items() if standing.convicted)
 
+    def costs(self, peers: Iterable[PeerId], now: float) -> dict[PeerId, float]:
+        """In ms a block, what it costs to use these: next to nothing of who has passed often, more of who is not known,
+        most of who failed. A cost and no rule, so that newcomers are used where they are faster."""
+        return {peer: -DOUBT_MS * math.log(reliability(self.of(peer).faded(now))) for peer in peers}
+
+    def unproven(self, peers: Iterable[PeerId]) -> frozenset[PeerId]:
+        """Who of these has passed no audit."""
+        return frozenset(peer for peer in peers if self.of(peer).passed < PROVEN)
+
     def rate(self, peers: Iterable[PeerId], now: float) -> float:
         """The probability with which what these have computed is audited (adaptive replication; Anderson, 2004)."""
         return max((audit_rate(self.of(peer).faded(now)) for peer in peers), default=0.0)
@@ -87,6 +105,20 @@ class Integrity:
 def least_noise(dtype: str) -> float:
     """What two honest servers may always be apart, relative to what blocks add."""
     return LEAST_NOISE.get(dtype, LEAST_OF_16_BITS)
+
+
+def reliability(standing: Standing) -> float:
+    """How often a server computes right at the least, with a certainty of 95 %: the lower quantile of the posterior
+    Beta(1 + passed, 1 + failed), over outcomes of audits alone."""
+    return _lower(round(standing.passed, 1), round(standing.failed, 2))
+
+
+@functools.lru_cache(4096)
+def _lower(passed: float, failed: float) -> float:
+    shares = (np.arange(GRID) + 0.5) / GRID
+    weights = passed * np.log(shares) + failed * np.log1p(-shares)
+    risen = np.exp(weights - weights.max()).cumsum()
+    return float(shares[int(np.searchsorted(risen, QUANTILE * risen[-1]))])
 
 
 def audit_rate(standing: Standing) -> float:

@@ -27,6 +27,8 @@ HOP_OVERHEAD_MS = 1.0
 """Serialising, framing and waking up, once a hop."""
 FULL_PENALTY_MS = 10_000.0
 """A server without room may find some, but only if nobody else has any."""
+UNPROVEN_MS = 50.0
+"""From one server that nobody has audited to another: two that know each other are harder to find out than one."""
 LONGEST_MS = 1e12
 """More than any server may claim to need: sums stay finite, and so even the slowest server is better than none."""
 
@@ -42,7 +44,8 @@ _Indices = NDArray[np.intp]
 class Conditions:
     """What is known beyond the records. `rtt_ms`: measured round trips from here; `positions`: KV cache that the
     session needs; `pins`: the fingerprint that each block must have; `avoid_links`: (from, to), not to be dialled;
-    `apart`: in ms a block, what else it costs to be on a peer; `here`: where the client is."""
+    `apart`: in ms a block, what else it costs to be on a peer; `unproven`: of whom nobody knows whether they compute
+    right; `here`: where the client is."""
 
     rtt_ms: Mapping[PeerId, float] = field(default_factory=dict)
     default_rtt_ms: float = 50.0
@@ -52,14 +55,17 @@ class Conditions:
     positions: int = 0
     apart: Mapping[PeerId, float] = field(default_factory=dict)
     here: Coordinate | None = None
+    unproven: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """In ms, one number a server: to compute a block there, and to come to it whatever it then computes."""
+    """In ms, one number a server: to compute a block there, and to come to it whatever it then computes; and what it
+    costs to come from one to another where both are unproven."""
 
     block: _Floats
     arrival: _Floats
+    unproven: _Floats
 
 
 def find_route(
@@ -213,6 +219,7 @@ def _costs(servers: Sequence[ServerRecord], conditions: Conditions) -> _Costs:
     return _Costs(
         np.minimum(block, LONGEST_MS),
         np.minimum([_arrival(server, conditions) for server in servers], LONGEST_MS),
+        np.array([server.peer_id in conditions.unproven for server in servers], dtype=np.float64),
     )
 
 
@@ -270,6 +277,7 @@ def _enter(
     if not (places.size and targets.size):
         return
     left = reached[places][:, None] + ways.between(places, targets)
+    left += UNPROVEN_MS * np.outer(costs.unproven[places], costs.unproven[targets])
     for column, target in enumerate(targets if relayed else ()):
         if avoided := relayed.get(int(target)):
             rows = np.flatnonzero(np.isin(places, avoided))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -150,6 +151,10 @@ class View:
         small = [peer for peer, limits in self.trust.limits.items() if limits.exceeded(needs) is not None]
         small += [record.peer_id for record in self.records if record.contract.places < needs.places]
         small += [record.peer_id for record in self.records if needs.adapted and not record.training]
+        careful = self.config.audits or self.config.compare == 2
+        if careful:
+            doubts = self.trust.integrity.costs({record.peer_id for record in self.records}, time.time())
+            apart = {peer: apart.get(peer, 0.0) + doubts.get(peer, 0.0) for peer in {*apart, *doubts}}
         return Conditions(
             rtt_ms=self.rtt_ms,
             default_rtt_ms=min(self.rtt_ms.values(), default=50.0),
@@ -158,6 +163,9 @@ class View:
             pins=pins,
             positions=needs.positions,
             apart=apart,
+            unproven=self.trust.integrity.unproven(record.peer_id for record in self.records)
+            if careful
+            else frozenset(),
             here=None if self._locator is None else self._locator.coordinate,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from swarm.client.session import Session
@@ -21,13 +21,15 @@ SPANS = (Span(0, 3), Span(3, 6), Span(6, 9))
 @dataclass
 class Outcome:
     """`wrong`: tokens that were returned as final and are not right, of `tokens`; `first`: the first text after which
-    no wrong server was on a route any more; `computed`: positions of all servers, times blocks."""
+    no wrong server was on a route any more; `exposed`: tokens that were computed with one on the route; `computed`:
+    positions of all servers."""
 
     tokens: int = 0
     wrong: int = 0
     refuted: int = 0
     undecided: int = 0
     first: int = 0
+    exposed: int = 0
     convicted: set[PeerId] = field(default_factory=set)
     wrong_texts: list[int] = field(default_factory=list)
     seconds: float = 0.0
@@ -50,9 +52,14 @@ async def swarm(
     return world
 
 
-async def text_of(world: World, view: View | None, config: ClientConfig, prompt: Sequence[int], count: int) -> tuple[
-    list[int], Session, int
-]:  # fmt: skip
+async def text_of(
+    world: World,
+    view: View | None,
+    config: ClientConfig,
+    prompt: Sequence[int],
+    count: int,
+    on_end: Callable[[Session], None] = lambda session: None,
+) -> tuple[list[int], Session, int]:
     """A text as `generate` makes it: begun again where it turns out wrong. How often that was."""
     again = 0
     while True:
@@ -65,6 +72,7 @@ async def text_of(world: World, view: View | None, config: ClientConfig, prompt:
             again += 1
             continue
         finally:
+            on_end(session)
             await session.close()
         return text, session, again
 
@@ -74,6 +82,12 @@ async def campaign(
 ) -> Outcome:
     """So many texts of `count` tokens; every route is chosen by chance, as the load of many clients would have it."""
     rng, outcome, view = random.Random(seed), Outcome(), None
+
+    def on_end(session: Session) -> None:
+        if session.route and attackers & {hop.peer_id for hop in session.route.hops}:
+            outcome.exposed += session.length(0) - len(prompt)
+            outcome.first = index + 1
+
     for index in range(texts):
         for server in world.servers.values():
             server.record = replace(server.record, decode_ms=rng.uniform(1.0, 2.0))
@@ -83,7 +97,7 @@ async def campaign(
         if view is not None:
             await view.refresh(0.0)
         prompt = [rng.randrange(211) for _ in range(5)]
-        text, session, again = await text_of(world, view, config, prompt, count)
+        text, session, again = await text_of(world, view, config, prompt, count, on_end)
         view = session.view
         right = reference(prompt, count)
         bad = sum(one != other for one, other in zip(text, right, strict=True))
@@ -92,8 +106,6 @@ async def campaign(
         outcome.refuted += again
         if bad:
             outcome.wrong_texts.append(index)
-        if again or (session.route and attackers & {hop.peer_id for hop in session.route.hops}):
-            outcome.first = index + 1
     assert view is not None
     outcome.convicted = set(view.trust.integrity.convicted)
     outcome.computed = sum(server.hosted.engine.runner.computed for server in world.servers.values())  # type: ignore[attr-defined]

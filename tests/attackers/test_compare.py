@@ -69,8 +69,9 @@ def test_a_wrong_server_is_found_out_by_its_first_token(attack: Attack) -> None:
 
 
 def test_wrong_servers_on_both_routes() -> None:
+    """Some may never be used: who has been right goes first."""
     _, convicted = run(compared(5, {(0, 0): Skipper, (1, 1): Noisy, (2, 2): Copier}, 8))
-    assert convicted == {"00", "11", "22"}
+    assert convicted and convicted <= {"00", "11", "22"}
 
 
 def test_it_costs_twice_the_work() -> None:
