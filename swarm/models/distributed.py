@@ -35,8 +35,6 @@ REFUSED_METHODS = {
     "save_pretrained": "only a part of the model is here; copy the folder, or the name on the hub, that it came from",
     "push_to_hub": "only a part of the model is here; share the name that it came from",
     "save_distributed_checkpoint": "only a part of the model is here",
-    "gradient_checkpointing_enable": "servers keep inputs of blocks alone anyhow; leave it out",
-    "activation_checkpointing_enable": "servers keep inputs of blocks alone anyhow; leave it out",
     "add_adapter": "call peft's get_peft_model(model, config)",
     "load_adapter": "call peft's PeftModel.from_pretrained(model, folder)",
     "generate_batch": "it keeps caches of its own; generate takes batches, and many threads may call it at once",

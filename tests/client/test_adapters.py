@@ -190,6 +190,28 @@ def test_what_is_dropped_is_drawn_by_the_callers_seed_and_the_same_backwards_and
     servers.close()
 
 
+@pytest.mark.soak
+def test_fifty_steps_with_a_server_lost_every_fifth_are_those_of_an_undisturbed_run(checkpoints: Any) -> None:
+    found = []
+    for loses in (False, True):
+        servers = Served(checkpoints("llama"), [Span(0, 3), *[Span(3, 6)] * 11])
+        here = adapted(servers.model(), lora("llama"))
+        optimizer = torch.optim.AdamW(learning(here).values(), lr=1e-3)
+        for step in range(50):
+            ids = prompt(6, seed=step, batch=4)
+            optimizer.zero_grad()
+            loss = here(input_ids=ids, labels=ids).loss
+            if loses and step % 5 == 4:
+                servers.network.kill(here.base_model.model.route.hops[-1].peer_id)
+            loss.backward()
+            optimizer.step()
+        found.append({name: parameter.detach().clone() for name, parameter in learning(here).items()})
+        servers.close()
+    undisturbed, disturbed = found
+    for name, parameter in undisturbed.items():
+        assert float((disturbed[name] - parameter).norm() / parameter.norm()) < CLOSE, name
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dora": ({"use_dora": True}, "DoRA"),
     "pissa": ({"init_lora_weights": "pissa"}, "PiSSA"),

@@ -67,6 +67,7 @@ def test_embeddings_local_blocks_and_head_are_trained_around_remote_ones(served:
     right, model = copy.deepcopy(whole("llama+untied")), served("llama+untied", 2).model(local_blocks="0:2")
     ids = prompt(8, batch=2)
     with trained(right) as expected, trained(model) as found:
+        model.activation_checkpointing_enable()  # of local blocks
         for each in (right.train(), model.train()):
             each(input_ids=ids, labels=ids).loss.backward()
         assert len(found) > 10

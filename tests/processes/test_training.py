@@ -74,7 +74,7 @@ def train(model: Any, folder: Path, *callbacks: TrainerCallback) -> list[float]:
 def fine_tune(model: Any, folder: Path) -> list[float]:
     """Another, with trl: texts of several lengths, padded."""
     torch.manual_seed(0)
-    arguments = SFTConfig(str(folder), max_length=24, gradient_checkpointing=False, bf16=False, **ARGUMENTS)
+    arguments = SFTConfig(str(folder), max_length=24, bf16=False, **ARGUMENTS)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     tokenizer.pad_token = tokenizer.eos_token
     data = Dataset.from_dict({"text": [text[: 30 + 4 * n] for n, text in enumerate(TEXTS)]})
