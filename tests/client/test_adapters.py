@@ -20,7 +20,6 @@ from tests.checkpoints import GREEDY, Served, prompt
 Serve = Callable[[str, int], Served]
 Whole = Callable[[str], Any]
 CLOSE = 1e-5
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 TARGETS = {
     "llama": ["q_proj", "v_proj", "down_proj"],
     "gpt2": ["c_attn", "c_proj"],
