@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from swarm.errors import InvalidInput
-from swarm.gateway.constrained.constraint import Constraint
+from swarm.gateway.constrained.constraint import Constraint, words_of
 from swarm.models.texts import Texts
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits, LLTokenizer
 
-PATIENCE = 0.9
+PATIENCE = 0.7
 """Seconds for one grammar: whoever asks hears within a second that it is too much."""
 THREADS = 2
 
@@ -53,7 +53,7 @@ class Compiler:
 
         matcher = LLMatcher(tokens, grammar, log_level=0, limits=_limits())
         if matcher.is_error():
-            raise InvalidInput(matcher.get_error().partition("\n<")[0])
+            raise InvalidInput(words_of(matcher))
         constraint = Constraint(matcher, endless=not self._ends)
         for token in generated:
             constraint.take(token)

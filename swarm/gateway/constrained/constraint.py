@@ -57,5 +57,11 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            words = self._matcher.get_error().partition("\n<")[0]
+            words = words_of(self._matcher)
             raise InvalidInput(f"the answer cannot go on in the form that is asked for: {words}")
+
+
+def words_of(matcher: LLMatcher) -> str:
+    """What is the matter with it. Where a bound of its own is met, llguidance says no more than where."""
+    words = str(matcher.get_error()).partition("\n<")[0]
+    return "it is too large" if words.startswith("panic") else words

@@ -12,6 +12,8 @@ from swarm.wire import swarm_pb2 as pb
 
 LARGEST = 256 * 1024
 """Characters of what an answer must look like, tools included."""
+LARGEST_PATTERN = 32 * 1024
+"""Characters of a pattern or grammar."""
 WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How JSON is written, unless the schema's own `x-guidance` says otherwise: as Python's, the most common one.
 Where white space is free a small model can go on with it for ever, and nothing could be foreseen."""
@@ -45,7 +47,9 @@ def grammar_of(
     if tools:
         words = "structured_outputs beside tools: an answer can be a call, or keep to a pattern or grammar, not both"
         raise InvalidInput(words, field="structured_outputs")
-    return _bounded(_pattern(text) if kind == "regex" else _grammar(text), FIELDS[kind])
+    _bounded(text, FIELDS[kind], LARGEST_PATTERN)
+    # llama.cpp's notation would be turned into Lark's by Python, in a time that grows with the square of its lines.
+    return (_pattern(text) if kind == "regex" else text), FIELDS[kind]
 
 
 def choice_grammar(texts: Sequence[str]) -> str:
@@ -53,9 +57,9 @@ def choice_grammar(texts: Sequence[str]) -> str:
     return "start: " + " | ".join(json.dumps(text) for text in texts)
 
 
-def _bounded(grammar: str, field: str) -> tuple[str, str]:
-    if len(grammar) > LARGEST:
-        words = f"{field}: what an answer must look like has {len(grammar)} characters, of at most {LARGEST}"
+def _bounded(grammar: str, field: str, most: int = LARGEST) -> tuple[str, str]:
+    if len(grammar) > most:
+        words = f"{field}: what an answer must look like has {len(grammar)} characters, of at most {most}"
         raise InvalidInput(words, field=field)
     return grammar, field
 
@@ -84,15 +88,6 @@ def _pattern(regex: str) -> str:
     from llguidance import LLMatcher
 
     return str(LLMatcher.grammar_from_regex(regex))
-
-
-def _grammar(text: str) -> str:
-    from llguidance import grammar_from
-
-    try:
-        return grammar_from("grammar", text)
-    except ValueError as error:
-        raise InvalidInput(f"structured_outputs.grammar: {error}", field="structured_outputs") from error
 
 
 # ---- calls --------------------------------------------------------------------------------------------------------

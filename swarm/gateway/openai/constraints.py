@@ -39,7 +39,7 @@ class StructuredOutputs(Fields):
     json_object: YesNo | None = None
     regex: str | None = None
     choice: Annotated[list[str] | None, Field(min_length=1, max_length=MOST_TEXTS)] = None
-    grammar: Annotated[str | None, Field(description="Lark or GBNF")] = None
+    grammar: Annotated[str | None, Field(description="In Lark's notation")] = None
 
 
 def constraint_of(format: ResponseFormat | None, outputs: StructuredOutputs | None) -> pb.Constraint | None:

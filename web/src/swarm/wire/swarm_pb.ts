@@ -1874,7 +1874,7 @@ export type Constraint = Message<"swarm.v1.Constraint"> & {
     case: "regex";
   } | {
     /**
-     * Lark or GBNF
+     * in Lark's notation
      *
      * @generated from field: string grammar = 3;
      */
