@@ -1,0 +1,46 @@
+"""A server that computes wrong is found out and left, and the text is right: real processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from swarm import DistributedLlama
+from swarm.client.swarm import connect
+from swarm.demo.local_swarm import LocalSwarm
+
+pytestmark = pytest.mark.processes
+
+MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
+
+
+def test_a_server_that_computes_wrong_is_found_out() -> None:
+    torch.set_num_threads(1)
+    ids = torch.tensor([[1, 20, 300, 40]])
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 20, "attention_mask": torch.ones_like(ids)}
+    expected = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).generate(ids, **options)
+    with LocalSwarm(MODEL) as swarm:
+        peers = ["--initial-peers", swarm.start_bootstrap(), "--threads", "1"]
+        serve = [str(MODEL), "--blocks", "0:8", "--dtype", "float32"]
+        swarm._start("liar", "tests.attackers.wrong_server", *serve, *peers)
+        for name in ("one", "two"):
+            swarm.start_server(name, "0:8")
+        swarm.wait_until_online("liar", "one", "two")
+        joined = connect([swarm.peer])
+        try:
+            for trust in ({"compare": 2}, {"audits": True}):
+                model: Any = DistributedLlama.from_pretrained(MODEL, swarm=joined, dtype="float32", **trust)
+                integrity = model.remote_blocks.view.trust.integrity
+                for _ in range(12):  # who is asked is drawn by chance
+                    text = model.generate(ids, **options)
+                    if "compare" in trust or integrity.convicted:
+                        assert torch.equal(text, expected)
+                    if integrity.convicted:
+                        break
+                assert [swarm.name_of(peer) for peer in integrity.convicted] == ["liar"]
+        finally:
+            joined.close()
