@@ -286,6 +286,8 @@ class ClientConfig:
     compare: int = 1
     """2: every step is computed by two routes that have no server in common, and nothing is given before both have come
     to the same; where they do not, others decide. It costs the swarm twice the work."""
+    standings: str | None = None
+    """File in which what audits and comparisons have shown is kept, for the next time; None: nowhere."""
     audits: bool = False
     """Whether some of what servers computed is computed once more by others, by chance, and who was wrong is left for
     good. Of who is not known half of it, of who has always been right a hundredth."""

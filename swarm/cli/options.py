@@ -368,12 +368,13 @@ def client_options(function: Function) -> Function:
     return dtype(
         together(
             "client",
-            lambda quantization, codec, standby, compare, audits, max_wait: ClientConfig(
+            lambda quantization, codec, standby, compare, audits, standings, max_wait: ClientConfig(
                 quantization=quantization,
                 codec=codec,
                 standby=standby,
                 compare=compare,
                 audits=audits,
+                standings=standings,
                 max_wait=max_wait,
             ),
             click.option(
@@ -409,6 +410,12 @@ def client_options(function: Function) -> Function:
                 default=usual.audits,
                 help="Have some of what servers computed computed once more by others, by chance, and leave for good "
                 "who was wrong. Among strangers; off by default.",
+            ),
+            click.option(
+                "--standings",
+                type=click.Path(dir_okay=False),
+                metavar="FILE",
+                help="Where to keep what audits have shown, for the next time; by default nowhere.",
             ),
             click.option(
                 "--max-wait",

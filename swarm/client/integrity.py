@@ -57,6 +57,8 @@ class Integrity:
     def __init__(self, dtype: str = "float32", known: Mapping[PeerId, Standing] | None = None) -> None:
         self.standings = dict(known or {})
         self.noise = FIRST_NOISE
+        self.changed = False
+        """Whether anything is known that was not kept yet."""
         self._least = least_noise(dtype)
 
     def of(self, peer: PeerId) -> Standing:
@@ -69,19 +71,23 @@ class Integrity:
         self.noise = min(max(learnt, self._least), MOST_NOISE)
         for peer in peers:
             old = self.of(peer).faded(now)
-            self.standings[peer] = replace(old, passed=old.passed + 1.0)
+            self._know(peer, replace(old, passed=old.passed + 1.0))
 
     def doubted(self, peers: Iterable[PeerId], now: float) -> None:
         """One of these was wrong."""
         together = list(peers)
         for peer in together:
             old = self.of(peer).faded(now)
-            self.standings[peer] = replace(old, failed=old.failed + 1.0 / len(together))
+            self._know(peer, replace(old, failed=old.failed + 1.0 / len(together)))
 
     def convict(self, peer: PeerId, why: str, now: float) -> None:
         """It was wrong, by the word of two others: it is not used again."""
         old = self.of(peer).faded(now)
-        self.standings[peer] = replace(old, failed=old.failed + 1.0, convicted=why)
+        self._know(peer, replace(old, failed=old.failed + 1.0, convicted=why))
+
+    def _know(self, peer: PeerId, standing: Standing) -> None:
+        self.standings[peer] = standing
+        self.changed = True
 
     @property
     def convicted(self) -> frozenset[PeerId]:

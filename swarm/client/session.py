@@ -382,3 +382,4 @@ class Session:
         self._fail(SessionClosed("the session was closed"))
         await asyncio.gather(*(lane.close() for lane in self._lanes))
         await self._tasks.close()
+        self.view.keep()

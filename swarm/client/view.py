@@ -12,11 +12,12 @@ from types import MappingProxyType
 
 from swarm.client.fitness import Misfit, explained, misfit
 from swarm.client.routing import Conditions, agreed_fingerprints, find_route, repair
+from swarm.client.standings import load, save
 from swarm.client.surroundings import explore
 from swarm.client.trust import Limits, Needs, Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
-from swarm.errors import DaemonFailed, MissingBlocks, NetworkError, NoServerFits
+from swarm.errors import DaemonFailed, InvalidInput, MissingBlocks, NetworkError, NoServerFits
 from swarm.net.base import Directory
 from swarm.net.locator import Locator
 from swarm.net.record_book import Introducers
@@ -62,6 +63,8 @@ class View:
         self._rng = rng
         self.rtt_ms: dict[PeerId, float] = {}
         self.trust = Trust(config, contract.dtype)
+        if config.standings is not None:
+            self.trust.integrity.standings.update(load(config.standings))
         self.records: list[ServerRecord] = []
         """Servers of this model that compute as is asked."""
         self.found: list[ServerRecord] = []
@@ -168,6 +171,15 @@ class View:
             else frozenset(),
             here=None if self._locator is None else self._locator.coordinate,
         )
+
+    def keep(self) -> None:
+        """Write down who computes right, if that is wanted and anything is new; a disk that is full ends no session."""
+        if self.config.standings is not None and self.trust.integrity.changed:
+            self.trust.integrity.changed = False
+            try:
+                save(self.config.standings, self.trust.integrity.standings)
+            except InvalidInput as error:
+                log.warning("%s", error)
 
     def _avoided(self, now: float) -> frozenset[PeerId]:
         return self.trust.integrity.convicted.union(self.trust.peers.active(now))
