@@ -29,7 +29,7 @@ from swarm.gateway.http.choice import Choice
 from swarm.gateway.http.guard import HttpSettings
 from swarm.gateway.http.server import serve_http
 from swarm.gateway.openai.replies import ChatShape, CompletionShape
-from swarm.models.tool_calls import ToolCall, ToolCallParser
+from swarm.models.tool_calls import ToolCall, ToolCallParser, calls_in
 from swarm.wire import swarm_pb2 as pb
 from tests.gateway.scripted import Scripted
 
@@ -197,7 +197,7 @@ def test_text_that_calls_nothing_comes_through_whole(text: str, cuts: list[int])
     assert (shown + left, calls) == (text, [])
 
 
-def test_the_two_ways_of_calling() -> None:
+def test_the_ways_of_calling() -> None:
     def sort(text: str) -> tuple[str, list[ToolCall]]:
         parser = ToolCallParser()
         shown = "".join(parser.add(letter) for letter in text)
@@ -207,7 +207,33 @@ def test_the_two_ways_of_calling() -> None:
     assert sort(f"x {CALL}{CALL}") == ("x ", [ToolCall("now", '{"zone": "UTC"}')] * 2)
     assert sort('<|python_tag|>{"name": "f", "parameters": {}}') == ("", [ToolCall("f", "{}")])
     assert sort('{"name": "f", "parameters": ') == ('{"name": "f", "parameters": ', [])
+    assert sort('[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {"a": 1}}]') == (
+        "",
+        [ToolCall("f", "{}"), ToolCall("g", '{"a": 1}')],
+    )
+    for text in ("[1, 2]", "[]", "[not a list", "<tool_call><function=f>x</function></tool_call>"):
+        assert sort(text) == (text, [])
     assert sort("<tool_call>nonsense</tool_call>") == ("<tool_call>nonsense</tool_call>", [])
+
+
+def test_calls_in_tags_of_their_own_get_the_types_of_the_tool() -> None:
+    kinds = {
+        "path": {"type": "string"},
+        "line": {"type": "integer"},
+        "all": {"type": "boolean"},
+        "parts": {"type": "array"},
+    }
+    tools: Any = [{"type": "function", "function": {"name": "edit", "parameters": {"properties": kinds}}}]
+    values = {"path": "12", "line": "7", "all": "true", "parts": '["a"]', "other": "8"}
+    written = "".join(f"<parameter={name}>\n{value}\n</parameter>\n" for name, value in values.items())
+    parser = ToolCallParser(tools=tools)
+    shown = parser.add(f"I edit. <tool_call>\n<function=edit>\n{written}</function>\n</tool_call>")
+    left, (call,) = parser.end()
+    assert (shown, left, call.name) == ("I edit. ", "", "edit")
+    assert json.loads(call.arguments) == {"path": "12", "line": 7, "all": True, "parts": ["a"], "other": "8"}
+    assert json.loads(calls_in("<tool_call><function=f></function></tool_call>")[0].arguments) == {}
+    odd: Any = [{"function": {"name": "edit", "parameters": {"properties": 5}}}]
+    assert calls_in(f"<tool_call><function=edit>{written}</function></tool_call>", odd)
 
 
 ERRORS = [

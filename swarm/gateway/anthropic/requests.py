@@ -98,7 +98,6 @@ def asked_of(request: MessageRequest) -> Asked:
         [query],
         bool(request.stream),
         lambda model: MessageTelling(request.model),
-        tools=bool(request.usable_tools),
         calls=1 if single else None,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,16 +14,16 @@ from swarm.wire import swarm_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`queries`: one for each answer; `tools`: whether it may call some, and `calls`: how many, None: any number;
+    """`queries`: one for each answer; `calls`: how many tools it may call where there are some, None: any number;
     `telling`: how the answers are told."""
 
     model: str
     queries: Sequence[pb.Query]
     stream: bool
     telling: Callable[[ModelInfo], Telling]
-    tools: bool = False
     calls: int | None = None
 
     def parser(self) -> ToolCallParser | None:
         """What finds calls in an answer."""
-        return ToolCallParser(self.calls) if self.tools else None
+        tools = self.queries[0].tools
+        return ToolCallParser(self.calls, json.loads(tools)) if tools else None

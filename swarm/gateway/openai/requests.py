@@ -136,7 +136,6 @@ def asked_of(request: CompletionRequest | ChatRequest) -> Asked:
         queries,
         bool(request.stream),
         lambda model: shape(request.model, f"fp_{model.key[:12]}", request.n or 1, usage=usage),
-        tools=chat is not None and bool(chat.usable_tools),
         calls=1 if chat is not None and chat.parallel_tool_calls is False else None,
     )
 

@@ -126,7 +126,6 @@ def asked_of(request: ResponseRequest) -> Asked:
         [query],
         bool(request.stream),
         lambda model: ResponseTelling(_echoed(request), query.sampling.logprobs),
-        tools=bool(request.usable_tools),
         calls=1 if single else None,
     )
 
