@@ -12,15 +12,16 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from swarm.client.betterment import is_worth
 from swarm.client.blame import Blame, Parting, Verdict
-from swarm.client.chunks import best_chunk, grain_of, stage
+from swarm.client.chunks import best_chunk, grain_of, pipeline_seconds, stage
 from swarm.client.encoding import choose_codecs
 from swarm.client.fitness import Misfit
 from swarm.client.given import Given
 from swarm.client.link import Event, HopLink
 from swarm.client.matrices import Blob
 from swarm.client.resume import HopPlan, HopState, plan_resume
-from swarm.client.routing import told
+from swarm.client.routing import find_route, told
 from swarm.client.sequences import Sequences, Snapshot
 from swarm.client.standby import SAME_PEER_MS
 from swarm.client.streams import EpochStreams
@@ -31,7 +32,7 @@ from swarm.client.view import View
 from swarm.errors import LimitExceeded, MissingBlocks, NoServerFits, StreamClosed, SwarmError
 from swarm.net.base import Host
 from swarm.tasks import Tasks
-from swarm.types import PeerId, Route, Span
+from swarm.types import PeerId, Route, ServerRecord, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import Codec, codec_of, offered
@@ -309,6 +310,43 @@ class Epochs:
         spared = shared - {hop.peer_id for hop in route.hops}
         self._leaving |= {link for link in links if link.hop.peer_id in spared}
         return bool(spared)
+
+    def is_outdone(self, steps: int) -> bool:
+        """Whether another route is worth leaving hops for, after so many steps."""
+        best = self._best()
+        if self.route is None or best is None:
+            return False
+        own = [replace(hop.server, contract=hop.server.contract.on(hop.span)) for hop in self.route.hops]
+        own = [replace(each, decode_ms=self._as_seen(each).decode_ms, queue=0) for each in own]
+        try:
+            now = find_route(own, self._span, self._view.conditions(self._needs, self._pins))
+        except SwarmError:
+            return False
+        stages, positions = [stage(hop) for hop in best.hops], self._sequences.positions
+        replay = pipeline_seconds(positions, best_chunk(positions, stages), stages)
+        return is_worth(now.cost_ms, best.cost_ms, steps, replay)
+
+    def leave_slow(self) -> bool:
+        """Let hops go, in the next epoch, that the best route does not have. False: it has them all."""
+        best = self._best()
+        staying = {hop.peer_id for hop in best.hops} if best is not None else {link.hop.peer_id for link in self.links}
+        going = {link for link in self.links if link.hop.peer_id not in staying}
+        self._leaving |= going
+        return bool(going)
+
+    def _best(self) -> Route | None:
+        """The best route as if this session were not there: what it makes servers wait for is no reason to leave."""
+        if self.route is None or self._keep_away():
+            return None
+        mine = {hop.peer_id for hop in self.route.hops}
+        records = [replace(r, queue=0) if r.peer_id in mine else r for r in self._view.seen()]
+        try:
+            return find_route(records, self._span, self._view.conditions(self._needs, self._pins))
+        except SwarmError:
+            return None
+
+    def _as_seen(self, record: ServerRecord) -> ServerRecord:
+        return next((each for each in self._view.seen() if each.peer_id == record.peer_id), record)
 
     def _check_apart(self, route: Route) -> None:
         """Raises MissingBlocks where a standby would be nowhere else than what it stands by for, or, where that is not

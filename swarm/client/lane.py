@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from swarm.client.betterment import WEIGH_EVERY, Stopwatch
 from swarm.client.blame import Blame, Parting, Verdict
 from swarm.client.chunks import LARGEST, stage
 from swarm.client.deadlines import Deadlines, Pace, expected_seconds
@@ -119,6 +121,11 @@ class Lane:
         self._maintainer: asyncio.Task[None] | None = None
         self._not_before = 0.0
         self._looked_apart = 0.0
+        self._stopwatch = Stopwatch()
+        self._weigh_at = math.inf
+        self._wanting = False
+        """Whether the last look found another route worth going to: it takes two."""
+        self._steps = 0
 
     @property
     def route(self) -> Route | None:
@@ -250,8 +257,35 @@ class Lane:
         streams.unconfirmed = 0
         self.blame.works(link.hop for link in self.epochs.links)
         self._watch()
+        self._steps += 1
         if self.spare:
             self._pump()
+        elif _now() >= self._weigh_at:
+            self._weigh_later()
+            self._tasks.spawn(self._weigh(), name=f"weighing a route of {self.view.model.name}")
+
+    async def _weigh(self) -> None:
+        """Leave hops that have become slow, where others are faster by so much that it is worth it."""
+        links = self.epochs.links
+        try:
+            told = await asyncio.gather(*(link.trace() for link in links))
+            await self.view.refresh(WEIGH_EVERY)
+        except SwarmError as error:
+            log.info("a route cannot be weighed: %s", error)
+            return
+        hops = {link.hop.key: link.hop for link in links}
+        for key, seconds in self._stopwatch.take(dict(zip(hops, told, strict=True))).items():
+            self.view.observed(hops[key].server, seconds * 1000.0 / len(hops[key].span))
+        if not self.running or links != self.epochs.links:
+            return
+        before, self._wanting = self._wanting, self.epochs.is_outdone(self._steps)
+        if before and self._wanting and self.epochs.leave_slow():
+            log.info("leaving a route for a faster one")
+            self._break()
+
+    def _weigh_later(self) -> None:
+        # Sessions that began together must not all leave a busy server at the same moment.
+        self._weigh_at = _now() + WEIGH_EVERY * self._random.uniform(0.5, 1.5)
 
     # ---- what goes wrong --------------------------------------------------------------------------------------
 
@@ -389,6 +423,8 @@ class Lane:
         await self.epochs.begin()
         self._last_sign = _now()
         self._pace.begin()
+        self._stopwatch, self._wanting = Stopwatch(), False
+        self._weigh_later()
         self.late = False
         self._watch()
         changed = self.epochs.number > 1

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from swarm.client.betterment import Paces
 from swarm.client.fitness import Misfit, explained, misfit
 from swarm.client.routing import Conditions, agreed_fingerprints, find_route, repair
 from swarm.client.standings import load, save
@@ -69,6 +70,7 @@ class View:
         """Servers of this model that compute as is asked."""
         self.found: list[ServerRecord] = []
         """All servers of this model, by the last record of each."""
+        self._paces = Paces()
         self.has_run = False
         """Whether there has been a route that a session ran on."""
         self.others: list[ModelInfo] = []
@@ -197,7 +199,7 @@ class View:
         Raises MissingBlocks with what is known of the servers that there are, NoServerFits where waiting is in vain.
         """
         try:
-            return find_route(self.records, span, self.conditions(needs, pins, apart), rng=self._rng)
+            return find_route(self.seen(), span, self.conditions(needs, pins, apart), rng=self._rng)
         except MissingBlocks as missing:
             narrower = self._narrower(span, needs, pins)
             if narrower is not None:
@@ -231,7 +233,7 @@ class View:
         apart: Mapping[PeerId, float] = MappingProxyType({}),
     ) -> Route:
         """`route` with the hops at `lost` replaced. Raises MissingBlocks."""
-        return repair(route, lost, self.records, self.conditions(needs, pins, apart))
+        return repair(route, lost, self.seen(), self.conditions(needs, pins, apart))
 
     def _fits(self, record: ServerRecord) -> bool:
         return record.contract.difference(self.contract.on(record.span)) is None
@@ -255,6 +257,15 @@ class View:
     async def close(self) -> None:
         """Read no more; a reading that nobody waited for is over then."""
         await ended(*(task for task in (self._reading, self._exploring) if task is not None))
+
+    def observed(self, record: ServerRecord, decode_ms: float) -> None:
+        """A session found that a block takes so long at a server, with all the waiting there."""
+        self._paces.note(record, decode_ms, asyncio.get_running_loop().time())
+
+    def seen(self) -> list[ServerRecord]:
+        """The servers that compute as is asked, as fast as sessions found them of late."""
+        now = asyncio.get_running_loop().time()
+        return [self._paces.corrected(record, now) for record in self.records]
 
     def newest(self, record: ServerRecord) -> ServerRecord:
         """The server's record as last read; the one given where the directory has none (any more)."""
