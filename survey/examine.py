@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,12 +141,15 @@ class Client:
         """Logits `[1, T, vocabulary]` of the token ids `[1, T]`, given chunk by chunk."""
         self._session = session
         model: PreTrainedModel = self.model
+        # Models that have nothing but states call their cache otherwise.
+        takes = inspect.signature(type(model).forward).parameters
+        name = "past_key_values" if "past_key_values" in takes else "cache_params"
         cache, outputs, begin = None, [], 0
         for count in chunks:
             if begin + count > ids.shape[1]:
                 break
-            output: Any = model(input_ids=ids[:, begin : begin + count], past_key_values=cache, use_cache=True)
-            cache, begin = output.past_key_values, begin + count
+            output: Any = model(input_ids=ids[:, begin : begin + count], use_cache=True, **{name: cache})
+            cache, begin = output[name], begin + count
             outputs.append(output.logits.float())
         if self.recorder is None:
             raise UnsupportedModel("its blocks are not called")

@@ -44,6 +44,32 @@ def recount(config: Any, blocks: int, lists: Mapping[str, list[Any]] | None = No
     vars(config).update(lists or {}, **{name: blocks})
 
 
+def per_block(config: Any, total: int) -> dict[str, list[Any]]:
+    """The configuration's lists that have one entry a block. Those that it computes (Jamba, Bamba) are settled: from
+    now on they can be set as others."""
+    lists = {name: value for name, value in vars(config).items() if _is_list(value, total)}
+    for name in dir(type(config)):
+        if isinstance(getattr(type(config), name), property) and _is_list(value := _computed(config, name), total):
+            lists[name] = value
+    computed = lists.keys() - vars(config).keys()
+    if computed:
+        kind = type(config)
+        config.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **dict.fromkeys(computed)})
+        vars(config).update({name: lists[name] for name in computed})
+    return lists
+
+
+def _is_list(value: Any, total: int) -> bool:
+    return isinstance(value, list) and len(value) == total
+
+
+def _computed(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name)
+    except Exception:  # whatever it needs is not there
+        return None
+
+
 def context_length(config: Any) -> int | None:
     """Positions that a decoder's configuration allows; None where it sets no limit.
 

@@ -24,8 +24,8 @@ ELSEWHERE = "the blocks are computed elsewhere"
 OUTPUTS = ("output_attentions", "output_hidden_states", "output_router_logits")
 """What blocks would give out beside hidden states."""
 TAKEN = frozenset({
-    "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "labels",
-    "logits_to_keep", "return_dict", "num_items_in_batch", "shift_labels", "ignore_index", "tokenizer",
+    "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "cache_params", "use_cache",
+    "labels", "logits_to_keep", "return_dict", "num_items_in_batch", "shift_labels", "ignore_index", "tokenizer",
     "assistant_tokenizer", *OUTPUTS,
 })  # fmt: skip
 """What a forward may be called with; the library's own code around the blocks sees to most of it."""
@@ -123,7 +123,7 @@ def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         arguments.get("position_ids"),
         arguments.get("labels"),
         keep if isinstance(keep, int) else 0,
-        arguments.get("past_key_values"),
+        _cache_in(arguments),
         frozenset(arguments),
     )
     current.module = module
@@ -204,11 +204,17 @@ def _is_harmless(module: Any, name: str, value: Any, arguments: Mapping[str, Any
     return name == "num_logits_to_keep"  # of old; the library passes over it
 
 
+def _cache_in(arguments: Mapping[str, Any]) -> Any:
+    """Models that have nothing but states call their cache otherwise."""
+    found = arguments.get("past_key_values")
+    return arguments.get("cache_params") if found is None else found
+
+
 def _goes_on(positions: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether columns are numbered from the length of the cache on."""
     given = arguments.get("input_ids")
     given = arguments.get("inputs_embeds") if given is None else given
-    held = arguments.get("past_key_values")
+    held = _cache_in(arguments)
     past = held.get_seq_length() if isinstance(held, Cache) else 0
     return given is not None and torch.equal(positions.cpu(), torch.arange(past, past + given.shape[1]))
 

@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from swarm.errors import InvalidInput
-from swarm.models.ends.load import returns_tuple
+from swarm.models.ends.load import returned, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.ends.remote_cache import RemoteLayer
 
@@ -42,7 +42,7 @@ class _Gap(RemoteSpan):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.given is None:
             raise _Reached(hidden_states)
-        return (self.given,) if self.returns_tuple else self.given
+        return returned(self.given, self.returns_tuple)
 
 
 class Ends:

@@ -105,23 +105,29 @@ def _lay_out_head(model: PreTrainedModel) -> None:
 
 
 class _Echo(nn.Module):
-    """A block that does nothing, in either of the two ways in which blocks return their result."""
+    """A block that does nothing, in any of the ways in which blocks return their result."""
 
     attention_type = "full_attention"
     layer_type = "full_attention"
+    block_type = "full_attention"
     is_sliding = False
 
-    def __init__(self, as_tuple: bool) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.as_tuple = as_tuple
+        self.width = width
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden_states,) if self.as_tuple else hidden_states
+        return returned(hidden_states, self.width)
+
+
+def returned(hidden: torch.Tensor, width: int) -> Any:
+    """What a block returns: hidden states, or a tuple of so many that begins with them."""
+    return (hidden, *[None] * (width - 1)) if width else hidden
 
 
 @torch.inference_mode()
-def returns_tuple(model: PreTrainedModel) -> bool:
-    """Whether this model expects its blocks to return a tuple, rather than the hidden states alone.
+def returns_tuple(model: PreTrainedModel) -> int:
+    """How long a tuple this model expects its blocks to return; 0: the hidden states alone.
 
     Tried with a block that does nothing. Raises UnsupportedModel when the model takes neither.
     """
@@ -132,12 +138,12 @@ def returns_tuple(model: PreTrainedModel) -> bool:
     try:
         owner.config = copy.deepcopy(config)
         recount(owner.config, 1)
-        for as_tuple in (False, True):
-            setattr(owner, blocks.attribute, nn.ModuleList([_Echo(as_tuple)]))
+        for width in (0, 1, 2):
+            setattr(owner, blocks.attribute, nn.ModuleList([_Echo(width)]))
             with contextlib.suppress(Exception):
                 output = owner(inputs_embeds=hidden, use_cache=False, return_dict=True)
                 if output.last_hidden_state.shape[:2] == hidden.shape[:2]:
-                    return as_tuple
+                    return width
     finally:
         owner.config = config
         setattr(owner, blocks.attribute, layers)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from swarm.errors import InvalidInput
-from swarm.models.blocks import find_blocks, recount, text_config
+from swarm.models.blocks import find_blocks, per_block, recount, text_config
 from swarm.models.cache_layers import state_in
 from swarm.models.ends.adapters import pairs_of
 from swarm.models.ends.calls import ELSEWHERE, Call, current, follow, watch
@@ -33,12 +33,14 @@ class RemoteSpan(nn.Module):
     """Consecutive blocks that are computed by servers, in place of which it stands among a model's layers.
 
     `open_session` begins a session; where there is an adapter it is given its files, by span. `index`: its place in the
-    list of layers; `layers`: how long that list is; `returns_tuple`: whether this architecture's blocks do; `dtype`:
+    list of layers; `layers`: how long that list is; `returns_tuple`: how long a tuple blocks return, 0: none; `dtype`:
     what servers compute in, where the model may be in another; `habits`: how the blocks look at columns;
     `training_through`: what gives gradients.
     """
 
     habits = Habits()
+    layer_type = block_type = "full_attention"
+    """What some models ask a block, to choose its mask."""
     listed: nn.ModuleList | None = None
     """The model's list of layers, where adapters may be."""
 
@@ -48,7 +50,7 @@ class RemoteSpan(nn.Module):
         *,
         index: int = 0,
         layers: int = 1,
-        returns_tuple: bool = False,
+        returns_tuple: int = 0,
         attention_type: str = "full_attention",
         dtype: torch.dtype | None = None,
         training_through: RemoteTraining | None = None,
@@ -89,7 +91,7 @@ class RemoteSpan(nn.Module):
                 layer.close()
         else:
             output = self._step(self._layer(cache, pairs), hidden_states, call, keep)
-        return (output,) if self.returns_tuple else output
+        return (output, *[None] * (self.returns_tuple - 1)) if self.returns_tuple else output
 
     @staticmethod
     def _texts(cache: Any, call: Call, values: Sequence[Any], hidden: torch.Tensor) -> Texts | None:
@@ -215,9 +217,10 @@ def rearrange(
     # The owner of the blocks gets a configuration of its own; the model's, which users see, stays what it is.
     seen: Any = blocks.owner.config
     config = follow(blocks.owner, seen)
-    lists = {n: v for n, v in vars(config).items() if isinstance(v, list) and len(v) == blocks.total}
+    lists = per_block(config, blocks.total)
     recount(config, len(layers), {n: [v[i] for i in originals] for n, v in lists.items()})
-    kinds, attention = lists.get("layer_types"), _attention_kind(lists.get("layer_types", ()))
+    kinds = lists.get(type(config).attribute_map.get("layer_types", "layer_types"))
+    attention = _attention_kind(kinds or ())
     if kinds is not None and attention is not None:
         remote = [isinstance(layer, RemoteSpan) for layer in layers]
         config.layer_types = [attention if r else kinds[i] for r, i in zip(remote, originals, strict=True)]

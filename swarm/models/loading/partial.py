@@ -133,10 +133,9 @@ def partial_class(
 
 def _empty(module: nn.Module, kept: nn.Module) -> None:
     """Replace every part that has parameters and is not on the way to `kept` (rotary embeddings have only buffers)."""
-    if all(child is not kept for child in module.children()):
-        for name, _ in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, torch.empty(0), persistent=False)
+    for name, _ in list(module.named_parameters(recurse=False)):
+        delattr(module, name)
+        module.register_buffer(name, torch.empty(0), persistent=False)
     for name, child in module.named_children():
         if child is kept:
             continue

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from swarm.errors import UnsupportedModel
-from swarm.models.blocks import find_blocks, recount
+from swarm.models.blocks import find_blocks, per_block, recount
 from swarm.models.linear.quantized import QuantizedLinear
 from swarm.models.loading.partial import Absent
 from swarm.models.span.attention.base import Attention
@@ -24,6 +24,10 @@ PROBE = 3
 
 INDEX_NAMES = {"layer_idx", "layer_id", "layer_index", "layer_number"}
 """What architectures call a block's number, by which it finds its part of the cache."""
+
+
+OTHER_CACHE = "cache_params"
+"""What models that have nothing but states call their cache."""
 
 
 class _PassThrough(Absent):
@@ -48,7 +52,8 @@ class _Nothing(nn.Module):
 class BaseModel:
     """Runs the module that owns the blocks, over any part of them. Raises UnsupportedModel.
 
-    `fewest_rows`: a pass over fewer positions takes longer than one over so many.
+    `fewest_rows`: a pass over fewer positions takes longer than one over so many. `singly`: what follows the first
+    positions of a sequence is right only position by position.
     """
 
     def __init__(self, model: PreTrainedModel, span: Span) -> None:
@@ -63,6 +68,7 @@ class BaseModel:
         on_grids = [m for block in self.blocks for m in block.modules() if isinstance(m, QuantizedLinear)]
         self.quantized = bool(on_grids)
         self.fewest_rows = 1
+        self.singly = False
         numbers: torch.Tensor = next(iter([*self.blocks[0].parameters(), *(layer.weight for layer in on_grids)]))
         self.dtype, self.device = numbers.dtype, numbers.device
         self._lists = _per_block_lists(self.config, found.total, span)
@@ -105,6 +111,8 @@ class BaseModel:
     def run(self, hidden: torch.Tensor, positions: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`hidden` `[1, T, hidden_size]`, `positions` `[1, T]` → `[1, T, hidden_size]`."""
         arguments = {"position_ids": positions, "return_dict": True, **kwargs}
+        if "past_key_values" not in self._accepts:
+            arguments[OTHER_CACHE] = arguments.get("past_key_values")
         arguments = {name: value for name, value in arguments.items() if name in self._accepts}
         output = self._module(inputs_embeds=hidden, **arguments)
         result = output[0] if isinstance(output, tuple) else output.last_hidden_state
@@ -233,8 +241,7 @@ def _factor(hidden: torch.Tensor, output: torch.Tensor) -> float | None:
 
 def _per_block_lists(config: Any, total: int, span: Span) -> dict[str, list[Any]]:
     """The configuration's lists that have one entry a block, cut to the span."""
-    lists = {name: value for name, value in vars(config).items() if isinstance(value, list) and len(value) == total}
-    return {name: value[span.first : span.last] for name, value in lists.items()}
+    return {name: value[span.first : span.last] for name, value in per_block(config, total).items()}
 
 
 def _accepted(module: nn.Module) -> set[str]:

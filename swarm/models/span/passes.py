@@ -85,6 +85,12 @@ class Unbatched:
 
     def run_alone(self, cache: LibraryCache, hidden: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         """The next positions of one sequence, `[1, T, hidden_size]` → the same shape."""
+        if self._model.singly and cache.length and hidden.shape[1] > 1:
+            parts = [
+                (hidden[:, i : i + 1], places if places is None else places[:, i : i + 1])
+                for i in range(hidden.shape[1])
+            ]
+            return torch.cat([self.run_alone(cache, *part) for part in parts], dim=1)
         end = cache.length + hidden.shape[1]
         positions = positions_of([Lane(cache.length, hidden.shape[1], cache, places)], hidden.device)
         output = self._model.run(hidden, positions, past_key_values=cache.cache, use_cache=True)

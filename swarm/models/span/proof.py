@@ -91,10 +91,12 @@ def _costs_alone(model: BaseModel, hidden: torch.Tensor) -> tuple[Cost, ...]:
 def _check_alone(model: BaseModel, strangers: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], LibraryCache]:
     """What each stranger gets alone, and a cache that has seen the first. Raises UnsupportedModel."""
     passes = Unbatched(model)
-    caches = [passes.new_cache() for _ in strangers]
     try:
-        alone = [_in_two_steps(passes, cache, hidden) for cache, hidden in zip(caches, strangers, strict=True)]
+        alone, caches = _in_steps(passes, strangers)
         whole = run_whole(passes, strangers[0])
+        if not close(alone[0], whole, model.quantized):
+            model.singly = True
+            alone, caches = _in_steps(passes, strangers)
         halves = _in_halves(model, passes, strangers[0])
     except Exception as error:
         words = " ".join(str(error).split())[:200]
@@ -104,6 +106,11 @@ def _check_alone(model: BaseModel, strangers: Sequence[torch.Tensor]) -> tuple[l
     if not close(halves, whole, model.quantized):
         raise UnsupportedModel("its blocks hand each other more than hidden states")
     return alone, caches[0]
+
+
+def _in_steps(passes: Unbatched, strangers: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[LibraryCache]]:
+    caches = [passes.new_cache() for _ in strangers]
+    return [_in_two_steps(passes, *each) for each in zip(caches, strangers, strict=True)], caches
 
 
 def _in_two_steps(passes: Unbatched, cache: LibraryCache, hidden: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ linear layer and every step of a state runs once for all; attention looks at eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -14,6 +14,16 @@ from swarm.models.span.attention.base import Attention, Lane, Row, current_row
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.hybrid import HybridCache, apart, together
 from swarm.models.span.passes import positions_of
+
+
+def pieces_of(lane: Lane[HybridCache], hidden: torch.Tensor) -> Iterator[tuple[Lane[HybridCache], torch.Tensor]]:
+    """The positions of a lane that goes on, one by one, with their rows of `[1, count, hidden_size]`; else the lane."""
+    if not lane.start:
+        yield lane, hidden
+        return
+    for i in range(lane.count):
+        places = None if lane.places is None else lane.places[:, i : i + 1]
+        yield Lane(lane.start + i, 1, lane.cache, places, lane.adapter), hidden[:, i : i + 1]
 
 
 class Stacked:
@@ -29,6 +39,8 @@ class Stacked:
 
     def run(self, lanes: Sequence[Lane[HybridCache]], hidden: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden_size]` → the same shape."""
+        if self._model.singly and any(lane.start and lane.count > 1 for lane in lanes):
+            return self._run_singly(lanes, hidden)
         parts = list(torch.split(hidden, [lane.count for lane in lanes], dim=1))
         steps = [i for i, lane in enumerate(lanes) if lane.count == 1 and lane.start and lane.adapter is None]
         if len(steps) > 1 and len({lanes[i].planes for i in steps if lanes[i].planes > 1}) < 2:
@@ -41,6 +53,14 @@ class Stacked:
             if i not in steps:
                 parts[i], _ = self.run_stacked([lane], parts[i])
         return torch.cat(parts, dim=1)
+
+    def _run_singly(self, lanes: Sequence[Lane[HybridCache]], hidden: torch.Tensor) -> torch.Tensor:
+        """Each lane by itself, position by position where it goes on."""
+        outputs = []
+        for lane, part in zip(lanes, torch.split(hidden, [lane.count for lane in lanes], dim=1), strict=True):
+            for piece, rows in pieces_of(lane, part):
+                outputs.append(self.run_stacked([piece], rows)[0])
+        return torch.cat(outputs, dim=1)
 
     def run_stacked(self, lanes: Sequence[Lane[HybridCache]], hidden: torch.Tensor) -> tuple[torch.Tensor, Row]:
         """`[lanes, T, hidden_size]` → the same shape; T is 1 where there are several. Also how often attention was

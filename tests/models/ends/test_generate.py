@@ -13,7 +13,10 @@ from survey.examine import Client, cuts
 from survey.reference import build, prompts
 from swarm.models.span.load import load_span
 
-TYPES = ("llama", "gemma2", "gpt_oss", "phi3", "bloom", "qwen3_next", "lfm2", "inkling_text", "granitemoehybrid")
+TYPES = (
+    "llama", "gemma2", "gpt_oss", "phi3", "bloom", "qwen3_next", "lfm2", "inkling_text", "granitemoehybrid", "mamba",
+    "jamba", "bamba",
+)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("default")

@@ -19,7 +19,7 @@ from swarm.models.span.stacked import Stacked
 from swarm.types import Segment, Span
 from tests.checkpoints import save
 
-TYPES = ("qwen3_next", "lfm2", "kimi_linear", "granitemoehybrid", "olmo_hybrid", "qwen3_5_text")
+TYPES = ("qwen3_next", "lfm2", "kimi_linear", "granitemoehybrid", "olmo_hybrid", "qwen3_5_text", "mamba", "jamba")
 SPAN = Span(0, 6)
 
 
