@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from swarm.client.standby import places
-from swarm.types import PeerId, ServerRecord
+from swarm.client.standby import SAME_PEER_MS, places
+from swarm.types import PeerId, Route, ServerRecord
 
 BITS = {4: 24, 6: 48}
 """What one customer of a provider usually has."""
@@ -32,3 +32,12 @@ def strangers(records: Iterable[ServerRecord], others: Iterable[ServerRecord]) -
     peers: set[PeerId] = {record.peer_id for record in known}
     blocks = frozenset[str]().union(*(operators(record) for record in known))
     return [record for record in records if record.peer_id not in peers and not blocks & operators(record)]
+
+
+def wholly_apart_from(route: Route | None, records: Iterable[ServerRecord]) -> dict[PeerId, float]:
+    """By peer, in ms a block, what keeps a route away from all peers and operators of another one."""
+    if route is None:
+        return {}
+    known, listed = [hop.server for hop in route.hops], list(records)
+    apart = {record.peer_id for record in strangers(listed, known)}
+    return {record.peer_id: SAME_PEER_MS for record in (*listed, *known) if record.peer_id not in apart}

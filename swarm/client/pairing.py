@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from swarm.client.auditor import Auditor, Claim
 from swarm.client.integrity import Integrity
 from swarm.client.lane import SPARE_PAUSE, Lane
+from swarm.client.operators import wholly_apart_from
 from swarm.client.paired import Agreed, Dispute, Paired
 from swarm.client.replay import Past
 from swarm.client.sequences import Sequences
@@ -67,10 +68,12 @@ class Pairing:
         self._go_on()
 
     def began(self, lane: Lane) -> None:
-        """A lane has another route: what it made and is not given yet comes once more. Both are on no peer together."""
+        """A lane has another route: what it made and is not given yet comes once more. Both have no
+        peer and no operator in common."""
         self._paired.forget(self._lanes.index(lane))
         first, second = self._lanes
-        shared = _peers(first) & _peers(second)
+        apart = wholly_apart_from(first.route, (hop.server for hop in second.route.hops) if second.route else ())
+        shared = _peers(second) & apart.keys()
         if second.running and shared:
             second.expel(shared)
         if lane is second:

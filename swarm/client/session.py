@@ -20,6 +20,7 @@ from swarm.client.audits import Audits
 from swarm.client.lane import Hears, Lane
 from swarm.client.link import HopLink
 from swarm.client.matrices import NOTHING, Matrices
+from swarm.client.operators import wholly_apart_from
 from swarm.client.outputs import Outputs
 from swarm.client.paired import Paired
 from swarm.client.pairing import Pairing
@@ -154,7 +155,8 @@ class Session:
         return self._spare.route if self._spare is not None and self._spare.running else None
 
     def _apart(self) -> dict[PeerId, float]:
-        return apart_from(self.route, self.view.records)
+        apart = apart_from if self._pairing is None else wholly_apart_from
+        return apart(self.route, self.view.records)
 
     @property
     def can_rollback(self) -> bool:

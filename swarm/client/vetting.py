@@ -17,6 +17,9 @@ from swarm.wire.codecs import values_of
 from swarm.wire.places import bare
 from swarm.wire.plausible import Plausible
 
+RUN = 1024
+"""Positions with the same input, or all there are, after which blocks may come to the same at two of them."""
+
 
 class Vetting:
     """Of the outputs of one lane. `sequences`: what the session put in; `enabled`: whether anything is looked at."""
@@ -61,11 +64,14 @@ class Vetting:
         return self.enabled
 
     def _explained(self, suspicion: Implausible) -> bool:
-        """Whether it is what was put in that is odd: the same twice, or no numbers."""
+        """Whether it is what was put in that is odd: nothing but the same up to there, or no numbers."""
         sequence, twin = suspicion.sequence, suspicion.twin
-        own = self._input(sequence, suspicion.position)
-        if twin is not None and twin != suspicion.position and own and own == self._input(sequence, twin):
-            return True
+        if twin is not None and twin != suspicion.position:
+            first, last = sorted((twin, suspicion.position))
+            first = min(first, max(last - RUN, 0))
+            own = self._input(sequence, last)
+            if own and self._sequences.inputs(sequence, first, last) == own * (last - first):
+                return True
         rows = self._sequences.inputs(sequence, 0, suspicion.position + 1)
         values = values_of(rows, self._contract.dtype, self._contract.row_bytes)
         return values is not None and not bool(np.isfinite(values).all())

@@ -214,3 +214,20 @@ def test_who_accuses_one_after_the_other_is_left_too() -> None:
         await world.close()
 
     run(main())
+
+
+def test_a_token_that_is_repeated_is_no_excuse_for_an_output_that_is() -> None:
+    async def main() -> None:
+        world = World(arithmetic=arithmetic())
+        for name, span in (("a", Span(0, 5)), ("good", Span(5, 9))):
+            await world.add(name, span)
+        await world.add("bad", Span(5, 9), runner=BLATANT["an old output"](Span(5, 9)), decode_ms=0.5)
+        session = world.session()
+        outputs = []
+        for token in (1, 2, 3, 4, 5, 6, 7, 8, 9, 5, 5, 5):
+            outputs += await session.step([Rows(0, embed(token, 0), 1)])
+        assert len(set(outputs)) == len(outputs)
+        assert "bad" in session.view.trust.peers.active(asyncio.get_running_loop().time())
+        await world.close()
+
+    run(main())
