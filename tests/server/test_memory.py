@@ -20,7 +20,7 @@ from swarm.wire import swarm_pb2 as pb
 SPAN = Span(0, 3)
 # These models are so small that threads would only wait for each other.
 torch.set_num_threads(1)
-ROW = torch.zeros(HIDDEN).numpy().tobytes()
+ROW = torch.linspace(0.5, 1.0, HIDDEN).numpy().tobytes()
 SEQUENCES = 26_000
 
 
