@@ -8,31 +8,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from swarm.client.betterment import is_worth
 from swarm.client.blame import Blame, Parting, Verdict
-from swarm.client.chunks import best_chunk, grain_of, pipeline_seconds, stage
+from swarm.client.choice import Choice
+from swarm.client.chunks import best_chunk, grain_of, stage
 from swarm.client.encoding import choose_codecs
 from swarm.client.fitness import Misfit
 from swarm.client.given import Given
 from swarm.client.link import Event, HopLink
 from swarm.client.matrices import Blob
 from swarm.client.resume import HopPlan, HopState, plan_resume
-from swarm.client.routing import find_route, told
 from swarm.client.sequences import Sequences, Snapshot
-from swarm.client.standby import SAME_PEER_MS
 from swarm.client.streams import EpochStreams
 from swarm.client.training_link import TrainingLink
 from swarm.client.trust import Needs
 from swarm.client.vetting import Vetting
 from swarm.client.view import View
-from swarm.errors import LimitExceeded, MissingBlocks, NoServerFits, StreamClosed, SwarmError
+from swarm.errors import LimitExceeded, MissingBlocks, StreamClosed, SwarmError
 from swarm.net.base import Host
 from swarm.tasks import Tasks
-from swarm.types import PeerId, Route, ServerRecord, Span
+from swarm.types import PeerId, Route
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import Codec, codec_of, offered
@@ -63,16 +61,13 @@ class Epochs:
         self,
         host: Host,
         view: View,
-        span: Span,
         sequences: Sequences,
         blame: Blame,
         tasks: Tasks,
         hearing: Hearing,
         vetting: Vetting,
         pins: dict[int, bytes],
-        apart: Callable[[], Mapping[PeerId, float]] | None = None,
-        only: Route | None = None,
-        wholly_apart: bool = False,
+        choice: Choice,
     ) -> None:
         self.number = 0
         self.route: Route | None = None
@@ -80,7 +75,6 @@ class Epochs:
         self.streams: EpochStreams | None = None
         self._host = host
         self._view = view
-        self._span = span
         self._sequences = sequences
         self._blame = blame
         self._tasks = tasks
@@ -92,11 +86,7 @@ class Epochs:
         self._broken = -1
         self._leaving: set[HopLink] = set()
         self._beginning = False
-        self._apart = apart
-        """What it costs to be on a peer, for a standby."""
-        self._wholly_apart = wholly_apart
-        self._only = only
-        """The route that it is to be, and no other."""
+        self._choice = choice
         self._pins = pins
         """The fingerprint of each block, of the first route: later hops must have the same weights."""
 
@@ -199,21 +189,12 @@ class Epochs:
         if not any(link.limits.exceeded(needs) for link in self.links):
             return
         with contextlib.suppress(MissingBlocks):
-            self.look(needs)
+            self._choice.look(needs)
         self.end()
-
-    def look(self, needs: Needs) -> None:
-        """Whether there is a route. Raises MissingBlocks, and LimitExceeded where more is asked than anybody gives."""
-        try:
-            self._view.route(self._span, needs, self._pins)
-        except NoServerFits as unfit:
-            if unfit.beyond is not None:
-                raise unfit.beyond from None
-            raise
 
     def misfits(self) -> list[Misfit]:
         """The servers that cannot be used now, and why."""
-        return self._view.misfits(self._needs, self._pins)
+        return self._choice.misfits(self._needs)
 
     # ---- the next one -----------------------------------------------------------------------------------------
 
@@ -227,7 +208,6 @@ class Epochs:
     async def _begin(self) -> None:
         await self._reattach()
         route = self._choose()
-        self._check_apart(route)
         fresh = self._take(route)
         self.number += 1
         self._backlog.clear()
@@ -275,90 +255,33 @@ class Epochs:
             self.carry_out(self._blame.refused(link.hop, told, _now()))
 
     def _choose(self) -> Route:
-        """Keep what lives; fill the gaps; else begin anew. A hop that leaves is kept only if nobody can follow it."""
-        needs, apart = self._needs, self._keep_away()
-        if self._only is not None:
-            return self._only
-        if self.route is None:
-            return self._view.route(self._span, needs, self._pins, apart)
+        needs = self._needs
         lost = {i for i, link in enumerate(self.links) if link.lost or link.limits.exceeded(needs)}
         leaving = {i for i, link in enumerate(self.links) if link in self._leaving}
-        for gone in (lost | leaving, lost) if leaving else (lost,):
-            try:
-                return self._view.repair(self.route, gone, needs, self._pins, apart)
-            except MissingBlocks:
-                continue
-        return self._view.route(self._span, needs, self._pins, apart)
-
-    def _keep_away(self) -> Mapping[PeerId, float]:
-        return self._apart() if self._apart is not None else {}
+        return self._choice.next(self.route, lost, leaving, needs)
 
     @property
-    def shared(self) -> set[PeerId]:
-        """The peers on its route that are to be kept away from."""
-        apart = self._keep_away()
-        return {link.hop.peer_id for link in self.links if apart.get(link.hop.peer_id, 0.0) >= SAME_PEER_MS}
+    def shares(self) -> bool:
+        """Whether its route has peers that are to be kept away from."""
+        return self.route is not None and bool(self._choice.shared(self.route))
 
     def part(self) -> bool:
-        """Whether there are other servers by now for hops on peers that are to be kept away from: then these are let
-        go in the next epoch."""
-        links, shared = self.links, self.shared
-        try:
-            route = self._view.route(self._span, self._needs, self._pins, self._keep_away())
-        except SwarmError:
-            return False
-        spared = shared - {hop.peer_id for hop in route.hops}
-        self._leaving |= {link for link in links if link.hop.peer_id in spared}
-        return bool(spared)
+        """Whether there are other servers by now for hops on such peers: then these are let go in the next epoch."""
+        return self.route is not None and self._leave(self._choice.spared(self.route, self._needs))
 
     def is_outdone(self, steps: int) -> bool:
         """Whether another route is worth leaving hops for, after so many steps."""
-        best = self._best()
-        if self.route is None or best is None:
-            return False
-        own = [replace(hop.server, contract=hop.server.contract.on(hop.span)) for hop in self.route.hops]
-        own = [replace(each, decode_ms=self._as_seen(each).decode_ms, queue=0) for each in own]
-        try:
-            now = find_route(own, self._span, self._view.conditions(self._needs, self._pins))
-        except SwarmError:
-            return False
-        stages, positions = [stage(hop) for hop in best.hops], self._sequences.positions
-        replay = pipeline_seconds(positions, best_chunk(positions, stages), stages)
-        return is_worth(now.cost_ms, best.cost_ms, steps, replay)
+        positions = self._sequences.positions
+        return self.route is not None and self._choice.is_outdone(self.route, self._needs, steps, positions)
 
     def leave_slow(self) -> bool:
         """Let hops go, in the next epoch, that the best route does not have. False: it has them all."""
-        best = self._best()
-        staying = {hop.peer_id for hop in best.hops} if best is not None else {link.hop.peer_id for link in self.links}
-        going = {link for link in self.links if link.hop.peer_id not in staying}
+        return self.route is not None and self._leave(self._choice.slow(self.route, self._needs))
+
+    def _leave(self, peers: Container[PeerId]) -> bool:
+        going = {link for link in self.links if link.hop.peer_id in peers}
         self._leaving |= going
         return bool(going)
-
-    def _best(self) -> Route | None:
-        """The best route as if this session were not there: what it makes servers wait for is no reason to leave."""
-        if self.route is None or self._keep_away():
-            return None
-        mine = {hop.peer_id for hop in self.route.hops}
-        records = [replace(r, queue=0) if r.peer_id in mine else r for r in self._view.seen()]
-        try:
-            return find_route(records, self._span, self._view.conditions(self._needs, self._pins))
-        except SwarmError:
-            return None
-
-    def _as_seen(self, record: ServerRecord) -> ServerRecord:
-        return next((each for each in self._view.seen() if each.peer_id == record.peer_id), record)
-
-    def _check_apart(self, route: Route) -> None:
-        """Raises MissingBlocks where a standby would be nowhere else than what it stands by for, or, where that is not
-        enough, not wholly elsewhere."""
-        apart = self._keep_away()
-        shared = [apart.get(hop.peer_id, 0.0) >= SAME_PEER_MS for hop in route.hops]
-        if any(shared) and self._wholly_apart:
-            gaps = tuple((hop.span.first, hop.span.last) for hop, same in zip(route.hops, shared, strict=True) if same)
-            raise MissingBlocks(f"no second server hosts blocks {told(gaps)}", gaps)
-        if apart and all(shared):
-            span = self._span
-            raise MissingBlocks(f"no other server hosts any of the blocks {span}", ((span.first, span.last),))
 
     def _take(self, route: Route) -> list[HopLink]:
         """A link for every hop, those that are open as they are; the others are let go. Returns which are new."""

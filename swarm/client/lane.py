@@ -18,6 +18,7 @@ from typing import Any
 
 from swarm.client.betterment import WEIGH_EVERY, Stopwatch
 from swarm.client.blame import Blame, Parting, Verdict
+from swarm.client.choice import Choice
 from swarm.client.chunks import LARGEST, stage
 from swarm.client.deadlines import Deadlines, Pace, expected_seconds
 from swarm.client.diagnosis import find_suspect
@@ -100,15 +101,13 @@ class Lane:
         self.epochs = Epochs(
             host,
             view,
-            span,
             sequences,
             self.blame,
             tasks,
             hearing,
             self.vetting,
             pins,
-            apart,
-            wholly_apart=wholly_apart,
+            Choice(view, span, pins, apart, wholly_apart=wholly_apart),
         )
         self.held = Held()
         self._hears = hears
@@ -186,7 +185,7 @@ class Lane:
     def keep_apart(self) -> None:
         """Leave servers that the other lane uses, too, where there are others by now."""
         self._looked_apart = _now()
-        if self.running and self.epochs.shared:
+        if self.running and self.epochs.shares:
             self._tasks.spawn(self._part(), name=f"parting routes of {self.view.model.name}")
 
     async def _part(self) -> None:

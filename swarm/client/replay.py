@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from swarm.client.blame import Blame
+from swarm.client.choice import Choice
 from swarm.client.epoch import Epochs, Hearing
 from swarm.client.link import Event, HopLink
 from swarm.client.sequences import Expected, Piece, Sequences
@@ -79,14 +80,13 @@ class _Replay:
         self._epochs = Epochs(
             host,
             view,
-            route.span,
             self._sequences,
             Blame(view.trust, view.config),
             self._tasks,
             Hearing(self._take, lambda index, error: self._fail(error), self._on_event),
             Vetting(view.contract, self._sequences),
             dict(pins),
-            only=route,
+            Choice(view, route.span, pins, only=route),
         )
 
     async def outputs(self, singles: int) -> bytes:
