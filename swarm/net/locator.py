@@ -21,8 +21,8 @@ NEIGHBOURS = 24
 """Peers whose last measurement counts."""
 AT_FIRST = 12
 """Peers that are asked at once, one after the other, before it becomes one now and then."""
-PAUSE = 30.0
-"""Seconds between two measurements, more or less."""
+PAUSE, SHORT_PAUSE = 30.0, 5.0
+"""Seconds between two measurements, more or less; and while fewer than that are known."""
 _WARM = 3
 """Round trips of a measurement, of which the shortest counts: the first may have a connection to make."""
 _MOST = 16
@@ -81,8 +81,11 @@ class Locator:
             if known:
                 await self.measure(self._choice(known))
                 asked += 1
-            soon = known and asked < min(AT_FIRST, _WARM * len(known))
-            await asyncio.sleep(0.0 if soon else PAUSE * self._rng.uniform(0.5, 1.5) if known else 1.0)
+            if known and asked < min(AT_FIRST, _WARM * len(known)):
+                continue
+            # As long as few are known, others may have come.
+            pause = PAUSE if len(self._measured) >= AT_FIRST else SHORT_PAUSE
+            await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
 
     def _choice(self, known: Sequence[PeerId]) -> PeerId:
         """Mostly somebody new, until there are enough; then one of those again, as a rule."""
