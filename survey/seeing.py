@@ -25,6 +25,7 @@ from swarm.models.blocks import find_blocks, leading_blocks
 from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.checkpoint import open_checkpoint
+from swarm.models.loading.form import Form
 from swarm.models.loading.refused import REASONS, reason_to_refuse
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
@@ -67,7 +68,7 @@ def spoken(model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def seeing_client(folder: Path) -> tuple[Any, list[SpanModel]]:
     """The client's part of a model, whose other blocks are spans in this process."""
-    checkpoint = open_checkpoint(folder).seeing()
+    checkpoint = open_checkpoint(folder).read_as(Form.SEEING)
     local = leading_blocks(checkpoint.config)
     model, _ = load_ends(checkpoint, local_blocks=local, progress=False)
     blocks, first = find_blocks(model), local.last if local is not None else 0

@@ -27,7 +27,7 @@ from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.cost import Description, describe
-from swarm.models.loading.partial import only_sees
+from swarm.models.loading.form import Form, only_sees
 from swarm.types import ModelInfo, Span
 
 
@@ -35,8 +35,7 @@ class DistributedModelForCausalLM:
     """Any decoder-only causal LM of transformers, its blocks in a swarm. Not instantiated: see `from_pretrained`."""
 
     architecture: str | None = None
-    sees = False
-    """Whether images go with the text."""
+    form = Form.TEXT
 
     @classmethod
     def from_pretrained(
@@ -74,7 +73,7 @@ class DistributedModelForCausalLM:
         config = _client_config(arguments.others, checkpoint.config)
         cls._check_architecture(checkpoint.config.model_type)
         kept = Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
-        kept = kept if local_blocks is not None or not cls.sees else leading_blocks(checkpoint.config)
+        kept = kept if local_blocks is not None or cls.form is not Form.SEEING else leading_blocks(checkpoint.config)
         model_cost = describe(checkpoint, dtype=arguments.dtype, quantization=config.quantization)
         config = dataclasses.replace(config, quantization=model_cost.quantization)
         remote = _remote_span(kept, model_cost.info.blocks)
@@ -93,12 +92,10 @@ class DistributedModelForCausalLM:
 
     @classmethod
     def _as_asked(cls, checkpoint: Checkpoint) -> Checkpoint:
-        if cls.sees:
-            return checkpoint.seeing()
-        if only_sees(checkpoint.config):
+        if cls.form is not Form.SEEING and only_sees(checkpoint.config):
             name = checkpoint.config.model_type
             raise UnsupportedModel(f"{name} is a model of images and text: use DistributedModelForImageTextToText")
-        return checkpoint
+        return checkpoint.read_as(cls.form)
 
     @classmethod
     def _check_architecture(cls, model_type: str) -> None:
@@ -116,7 +113,7 @@ class DistributedModelForImageTextToText(DistributedModelForCausalLM):
     to the outputs of the first blocks (Qwen3-VL), these are here too, unless `local_blocks` says otherwise.
     """
 
-    sees = True
+    form = Form.SEEING
 
 
 class DistributedLlama(DistributedModelForCausalLM):

@@ -23,6 +23,7 @@ from swarm.errors import BadCheckpoint, InvalidInput, ModelNotFound, Unsupported
 from swarm.models.blocks import context_length, text_config
 from swarm.models.loading.fetched import FetchedTensors, header_of
 from swarm.models.loading.files import ADAPTER, Picked, pick
+from swarm.models.loading.form import Form
 from swarm.models.loading.gguf.file import part_names
 from swarm.models.loading.gguf.model import GgufModel
 from swarm.models.loading.gguf.remote import check_remote
@@ -41,18 +42,17 @@ HASHED = 1 << 22
 @dataclass(frozen=True)
 class Checkpoint:
     """One model's files. `commit` is set when they come from the hub, `folder` when they are local; `name` ends with
-    that of a GGUF file, where the model is in one. `sees`: whether they are read as a model of images and text, where
-    the library has that beside the text model."""
+    that of a GGUF file, where the model is in one. `form`: as what they are read."""
 
     name: str
     folder: Path | None = None
     commit: str | None = None
     reading: Access = field(default_factory=Access)
-    sees: bool = False
+    form: Form = Form.TEXT
 
-    def seeing(self) -> Checkpoint:
-        """The same as a model of images and text."""
-        twin = replace(self, sees=True)
+    def read_as(self, form: Form) -> Checkpoint:
+        """The same as a model of another form."""
+        twin = replace(self, form=form)
         vars(twin)["config"] = self.config
         return twin
 

@@ -65,7 +65,7 @@ def describe_each(
     checkpoint: Checkpoint, quantizations: Sequence[str | None], dtype: str | torch.dtype | None = None
 ) -> list[Description]:
     """As `describe`, by each of several schemes, of which the model's outline is made once."""
-    model = skeleton(checkpoint.config, checkpoint.sees)
+    model = skeleton(checkpoint.config, checkpoint.form)
     return [_description(checkpoint, model, quantization, dtype) for quantization in quantizations]
 
 

@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as library_logging
 
 from swarm.errors import BadCheckpoint, UnsupportedModel
 from swarm.models.blocks import find_blocks
-from swarm.models.loading.layouts.choose import unquantized
+from swarm.models.loading.form import Form, decoder_config, model_class
 from swarm.models.loading.refused import refuse
 
 _BUILDING = threading.RLock()
@@ -57,45 +52,15 @@ class Waiting(nn.Module):
         self.register_parameter("bias", None if layer.bias is None else nn.Parameter(torch.empty_like(layer.bias)))
 
 
-def model_class(config: PretrainedConfig, sees: bool = False) -> type[PreTrainedModel]:
-    """The library's causal LM for a configuration, or its model that `sees`; this one also where there is no other.
-
-    Raises UnsupportedModel.
-    """
-    mappings: list[Mapping[Any, Any]] = [MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING]
-    for mapping in mappings[1:] if sees else mappings:
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            return cast("type[PreTrainedModel]", found[0] if isinstance(found, list | tuple) else found)
-    what = "model that sees" if sees else "causal language model"
-    raise UnsupportedModel(f"{config.model_type!r} has no {what} in transformers")
-
-
-def only_sees(config: PretrainedConfig) -> bool:
-    """Whether the library has this model as one that sees and not as a causal LM."""
-    return type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-
-def decoder_config(config: PretrainedConfig, sees: bool = False) -> PretrainedConfig:
-    """The configuration that the model is built from: the text part, where that has a causal LM of its own.
-
-    It says nothing of quantization: the library is to take the numbers that are read, and to quantize nothing.
-    """
-    config = unquantized(config)
-    sub = type(config).sub_configs.get("text_config")
-    text: PretrainedConfig = config.get_text_config(decoder=True) if sub is not None else config
-    return text if model_class(config, sees).config_class is sub else config
-
-
-def skeleton(config: PretrainedConfig, sees: bool = False) -> PreTrainedModel:
+def skeleton(config: PretrainedConfig, form: Form = Form.TEXT) -> PreTrainedModel:
     """The whole model on the meta device: shapes and names without memory. Raises UnsupportedModel."""
     refuse(config)
-    return outline(model_class(config, sees), config, sees)
+    return outline(model_class(config, form), config, form)
 
 
-def outline(kind: type[PreTrainedModel], config: PretrainedConfig, sees: bool = False) -> PreTrainedModel:
+def outline(kind: type[PreTrainedModel], config: PretrainedConfig, form: Form = Form.TEXT) -> PreTrainedModel:
     with _BUILDING, torch.device("meta"):
-        return kind(decoder_config(config, sees))
+        return kind(decoder_config(config, form))
 
 
 def partial_class(

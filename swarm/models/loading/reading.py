@@ -30,7 +30,8 @@ from swarm.models.loading import fingerprint
 from swarm.models.loading.block_cache import BlockCache, BlockWriter, Damaged, KeptBlock, drop, header_bound
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.ends_plan import EndsFiles, EndsPlan
-from swarm.models.loading.partial import Absent, assemble, decoder_config, model_class, partial_class
+from swarm.models.loading.form import decoder_config, model_class
+from swarm.models.loading.partial import Absent, assemble, partial_class
 from swarm.models.loading.source import BlockSource, Wanted, fingerprint_of, opened
 from swarm.models.loading.stored_ends import StoredEnds
 from swarm.models.loading.tensors import Tensors
@@ -163,11 +164,11 @@ class Reading:
             name for name in self.wanted if (self._block(name) in blocks if self._block(name) is not None else ends)
         ]
         layers = {name: self._layers[name] for name in names if name in self._layers}
-        config, sees = self._checkpoint.config, self._checkpoint.sees
-        partial = partial_class(model_class(config, sees), blocks, ends, layers.values())
+        config, form = self._checkpoint.config, self._checkpoint.form
+        partial = partial_class(model_class(config, form), blocks, ends, layers.values())
         stand_ins = self._ends.stand_ins() if ends and self._ends else {}
         plain = {name: self.dense(name) for name in names if name not in layers and name not in stand_ins}
-        model = assemble(partial, decoder_config(config, sees), plain | stand_ins, self._dtype, self._checkpoint.name)
+        model = assemble(partial, decoder_config(config, form), plain | stand_ins, self._dtype, self._checkpoint.name)
         del plain
         if self._ends is not None and stand_ins:
             self._ends.put(model)

@@ -20,7 +20,8 @@ from swarm.memory import available_memory
 from swarm.models.blocks import Blocks, find_blocks
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.ends_plan import EndsFiles, EndsPlan, plan_ends
-from swarm.models.loading.partial import model_class, outline, partial_class
+from swarm.models.loading.form import model_class
+from swarm.models.loading.partial import outline, partial_class
 from swarm.models.loading.reading import Reading
 from swarm.models.loading.refused import refuse, refuse_turned
 from swarm.models.loading.source import BlockSource
@@ -97,8 +98,8 @@ def load_part(
     """
     refuse(checkpoint.config)
     blocks = frozenset(span or ())
-    config, sees = checkpoint.config, checkpoint.sees
-    shape = outline(partial_class(model_class(config, sees), blocks, ends), config, sees)
+    config, form = checkpoint.config, checkpoint.form
+    shape = outline(partial_class(model_class(config, form), blocks, ends), config, form)
     if span is not None and span.last > (total := find_blocks(shape).total):
         raise UnsupportedModel(f"blocks {span} do not exist: the model has blocks 0:{total}")
     refuse_turned(checkpoint.config, shape)
