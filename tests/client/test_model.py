@@ -64,6 +64,13 @@ def test_only_what_stays_here_is_loaded(served: Serve, whole: Whole) -> None:
     assert names == {n for n, _ in whole("llama").named_parameters() if ".layers." not in n}
 
 
+@torch.no_grad()
+def test_batches_where_blocks_return_tuples_of_one(served: Serve, whole: Whole) -> None:
+    ids = prompt(6, batch=2)
+    got = served("gptj", 2).model()(ids).logits
+    torch.testing.assert_close(got, whole("gptj")(ids).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_stopping_strings(served: Serve, whole: Whole) -> None:
     servers, inputs, expected = llama(served, whole)
     tokenizer = make_tokenizer()

@@ -134,7 +134,8 @@ def returns_tuple(model: PreTrainedModel) -> int:
     blocks = find_blocks(model)
     owner: Any = blocks.owner
     layers, config = blocks.layers, owner.config
-    hidden = torch.zeros(1, 2, _width(model), dtype=model.dtype, device=model.device)
+    # Of two rows: some would take the first row of hidden states for the first of a tuple.
+    hidden = torch.zeros(2, 3, _width(model), dtype=model.dtype, device=model.device)
     try:
         owner.config = copy.deepcopy(config)
         recount(owner.config, 1)
