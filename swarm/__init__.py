@@ -18,16 +18,20 @@ from swarm.errors import SwarmError
 if TYPE_CHECKING:
     from swarm.client.model import (
         DistributedLlama,
+        DistributedModel,
         DistributedModelForCausalLM,
         DistributedModelForImageTextToText,
+        DistributedModelForSequenceClassification,
     )
     from swarm.client.swarm import connect
     from swarm.models.ends.remote import RemoteSpan
 
 __all__ = [
     "DistributedLlama",
+    "DistributedModel",
     "DistributedModelForCausalLM",
     "DistributedModelForImageTextToText",
+    "DistributedModelForSequenceClassification",
     "RemoteSpan",
     "SwarmError",
     "__version__",
@@ -37,8 +41,10 @@ __all__ = [
 
 _HOMES = {
     "DistributedLlama": "swarm.client.model",
+    "DistributedModel": "swarm.client.model",
     "DistributedModelForCausalLM": "swarm.client.model",
     "DistributedModelForImageTextToText": "swarm.client.model",
+    "DistributedModelForSequenceClassification": "swarm.client.model",
     "RemoteSpan": "swarm.models.ends.remote",
     "connect": "swarm.client.swarm",
 }

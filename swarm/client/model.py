@@ -7,6 +7,7 @@ transformers' own class, its layers are one `RemoteSpan`, and the user-visible s
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.arguments import LOADING_INFO, sort
 from swarm.models.blocks import find_blocks, leading_blocks
 from swarm.models.distributed import clean, distributed, head_parameters
+from swarm.models.ends.classes import watch_classes
 from swarm.models.ends.hollow import hollow_blocks
 from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.cost import Description, describe
-from swarm.models.loading.form import Form, only_sees
+from swarm.models.loading.form import Form, classifies, only_sees
 from swarm.types import ModelInfo, Span
+
+log = logging.getLogger(__name__)
 
 
 class DistributedModelForCausalLM:
@@ -68,6 +72,8 @@ class DistributedModelForCausalLM:
         Raises ModelNotFound, BadCheckpoint, UnsupportedModel, InvalidInput, NotEnoughMemory before anything is loaded
         that does not fit, and what `connect` raises.
         """
+        if head is not None and not cls.form.is_of_text:
+            raise InvalidInput(f"head={head!r} is where a vocabulary is: a {cls.form.value} has none, leave it out")
         arguments = sort({"dtype": dtype, **options})
         checkpoint = cls._as_asked(arguments.open(pretrained_model_name_or_path))
         config = _client_config(arguments.others, checkpoint.config)
@@ -79,6 +85,9 @@ class DistributedModelForCausalLM:
         remote = _remote_span(kept, model_cost.info.blocks)
         how: dict[str, Any] = {"dtype": model_cost.dtype, "quantization": config.quantization, "head": head}
         model, _ = load_ends(checkpoint, local_blocks=kept, device=arguments.device, progress=progress, **how)
+        begun = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if begun:
+            log.warning("%s has no %s: it is new, and to be trained", checkpoint.name, ", ".join(sorted(begun)))
         if arguments.generation_config is not None:
             model.generation_config = arguments.generation_config
         parameters = _parameters(model_cost, remote) + (0 if model_cost.tied else head_parameters(model))
@@ -87,7 +96,9 @@ class DistributedModelForCausalLM:
         joined = swarm or connect(initial_peers)
         model = attach(model, joined, model_cost.info, config, kept, on_notice=on_notice, parameters=parameters)
         if arguments.output_loading_info:
-            return model, {name: [] if name == "error_msgs" else set() for name in LOADING_INFO}
+            return model, {name: [] if name == "error_msgs" else set() for name in LOADING_INFO} | {
+                "missing_keys": begun
+            }
         return model
 
     @classmethod
@@ -114,6 +125,23 @@ class DistributedModelForImageTextToText(DistributedModelForCausalLM):
     """
 
     form = Form.SEEING
+
+
+class DistributedModel(DistributedModelForCausalLM):
+    """Any decoder-only model of transformers without its head, its blocks in a swarm: its outputs are hidden states
+    `[batch, positions, hidden_size]` behind the last norm. Columns of padding hold nothing meant to be used."""
+
+    form = Form.STATES
+
+
+class DistributedModelForSequenceClassification(DistributedModelForCausalLM):
+    """Any decoder-only model of transformers with a head that classifies whole texts, its blocks in a swarm.
+
+    Out of a checkpoint of another head the head is new: `num_labels=`, `id2label=` or `problem_type=` say for what.
+    It is drawn from torch's random numbers as in transformers, and is all that can be trained at first.
+    """
+
+    form = Form.CLASSES
 
 
 class DistributedLlama(DistributedModelForCausalLM):
@@ -147,8 +175,10 @@ def attach(
     originals = [*range(remote.first), remote.first, *range(remote.last, info.blocks)]
     hollow = hollow_blocks(model.config, list(remote), model.dtype)
     rearrange(model, [*local[: remote.first], span, *local[remote.first :]], originals, hollow)
-    if model.generation_config is not None:
-        clean(model.generation_config)
+    if (recommended := getattr(model, "generation_config", None)) is not None:
+        clean(recommended)
+    if classifies(model):
+        watch_classes(model)
     model.__class__ = distributed(type(model))
     setattr(model, "remote_blocks", blocks)  # noqa: B010 - nn.Module's annotations know only tensors and modules
     return model

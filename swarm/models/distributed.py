@@ -94,6 +94,45 @@ class Distributed:
         """Positions that a sequence may have; None where the architecture sets no limit."""
         return self.remote_blocks.model.context_length
 
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Of the whole model, as in transformers; of the blocks elsewhere none can be trained."""
+        here: int = super().num_parameters(only_trainable, exclude_embeddings)  # type: ignore[misc]
+        modules: Iterator[Any] = self.modules()  # type: ignore[attr-defined]
+        hollow = sum(each.numbers for each in modules if isinstance(each, Layers))
+        return here + (0 if only_trainable else self.remote_blocks.parameters - hollow)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Raises InvalidInput where the head is on a grid."""
+        if head_parameters(self) and (args or kwargs):
+            raise InvalidInput(f"resize_token_embeddings: {FIXED}")
+        return super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; a head on a grid stays what it is."""
+        if not head_parameters(self):
+            super().tie_weights(*args, **kwargs)  # type: ignore[misc]
+
+    def __copy__(self) -> Any:
+        twin = type(self).__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Its ends and settings are its own; the swarm is the same."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InvalidInput(
+            "pickle, torch.save: this model is connected to a swarm, and other processes connect by themselves: "
+            "call from_pretrained there"
+        )
+
+
+class Generating(Distributed):
+    """What a distributed model that makes texts does beyond its class."""
+
     def generate(
         self,
         inputs: torch.Tensor | None = None,
@@ -141,41 +180,6 @@ class Distributed:
                 begun.done()
                 return text
 
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Of the whole model, as in transformers; of the blocks elsewhere none can be trained."""
-        here: int = super().num_parameters(only_trainable, exclude_embeddings)  # type: ignore[misc]
-        modules: Iterator[Any] = self.modules()  # type: ignore[attr-defined]
-        hollow = sum(each.numbers for each in modules if isinstance(each, Layers))
-        return here + (0 if only_trainable else self.remote_blocks.parameters - hollow)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Raises InvalidInput where the head is on a grid."""
-        if head_parameters(self) and (args or kwargs):
-            raise InvalidInput(f"resize_token_embeddings: {FIXED}")
-        return super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
-
-    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; a head on a grid stays what it is."""
-        if not head_parameters(self):
-            super().tie_weights(*args, **kwargs)  # type: ignore[misc]
-
-    def __copy__(self) -> Any:
-        twin = type(self).__new__(type(self))
-        vars(twin).update(vars(self))
-        return twin
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Its ends and settings are its own; the swarm is the same."""
-        twin = memo[id(self)] = type(self).__new__(type(self))
-        vars(twin).update(copy.deepcopy(vars(self), memo))
-        return twin
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise InvalidInput(
-            "pickle, torch.save: this model is connected to a swarm, and other processes connect by themselves: "
-            "call from_pretrained there"
-        )
-
 
 def head_parameters(model: Any) -> int:
     """Numbers of a head that is on a grid, which no parameter counts."""
@@ -197,7 +201,8 @@ for _name, _why in REFUSED_METHODS.items():
 
 def distributed(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The transformers class with what swarm adds; keeps its name, so that it prints as what it is."""
-    return type(kind.__name__, (Distributed, kind), {"__module__": kind.__module__})
+    adds = Generating if issubclass(kind, GenerationMixin) else Distributed
+    return type(kind.__name__, (adds, kind), {"__module__": kind.__module__})
 
 
 # ---- how to generate -------------------------------------------------------------------------------------------

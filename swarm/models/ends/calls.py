@@ -111,11 +111,11 @@ def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     """Before each forward: what the remote span must know of it. Raises InvalidInput for what cannot be had."""
     if current.module is not None and vars(current.module).get("swarm_blocks") is module:
         # A part of the model that is being called, which knows best where its positions stand.
-        inner = {**dict(zip(_parameters(module), args, strict=False)), **kwargs}
+        inner = named_arguments(module, args, kwargs)
         _check_inner(module, inner, current.call)
         current.call = replace(current.call, positions=inner.get("position_ids"))
         return
-    arguments = {**dict(zip(_parameters(module), args, strict=False)), **kwargs}
+    arguments = named_arguments(module, args, kwargs)
     _check(module, arguments)
     keep = arguments.get("logits_to_keep", 0)
     current.call = Call(
@@ -217,6 +217,11 @@ def _goes_on(positions: Any, arguments: Mapping[str, Any]) -> bool:
     held = _cache_in(arguments)
     past = held.get_seq_length() if isinstance(held, Cache) else 0
     return given is not None and torch.equal(positions.cpu(), torch.arange(past, past + given.shape[1]))
+
+
+def named_arguments(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a module is called with, by name."""
+    return {**dict(zip(_parameters(module), args, strict=False)), **kwargs}
 
 
 def _parameters(module: Any) -> tuple[str, ...]:

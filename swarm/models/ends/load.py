@@ -37,7 +37,7 @@ def load_ends(
     revision: str | None = None,
     progress: bool = True,
 ) -> tuple[PreTrainedModel, Checkpoint]:
-    """The library's causal LM with everything but its blocks loaded, and of the blocks only `local_blocks`.
+    """The library's model with everything but its blocks loaded, and of the blocks only `local_blocks`.
 
     Its list of blocks (`find_blocks(model).layers`) holds the local ones only, or nothing. Only the tensors that are
     kept are read; from the hub, only the files that hold them. `quantization`: of the swarm's blocks. `head`: where
@@ -53,15 +53,15 @@ def load_ends(
     local = [layer for layer in loaded.blocks.layers if not isinstance(layer, Absent)]
     setattr(loaded.blocks.owner, loaded.blocks.attribute, nn.ModuleList(local))
     _set_generation_config(loaded.model, checkpoint)
-    if loaded.ends is not None and loaded.ends.head == MEMORY:
+    if loaded.ends is not None and loaded.ends.head == MEMORY and checkpoint.form.is_of_text:
         _lay_out_head(loaded.model)
     return loaded.model, checkpoint
 
 
 def _set_generation_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     """What the authors recommend for generation, where they do: beside a GGUF file nothing is meant for it, as in
-    transformers. Raises BadCheckpoint for what cannot be read."""
-    if checkpoint.gguf is not None:
+    transformers, and some make no texts. Raises BadCheckpoint for what cannot be read."""
+    if checkpoint.gguf is not None or not model.can_generate():
         return
     try:
         path = checkpoint.path("generation_config.json")

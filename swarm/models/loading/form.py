@@ -9,6 +9,8 @@ from typing import Any, cast
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -22,24 +24,42 @@ class Form(Enum):
 
     TEXT = "causal language model"
     SEEING = "model that sees"
+    STATES = "model without a head"
+    CLASSES = "model for sequence classification"
+
+    @property
+    def is_of_text(self) -> bool:
+        """Whether a token comes next."""
+        return self in (Form.TEXT, Form.SEEING)
 
 
 _MAPPINGS: dict[Form, tuple[Mapping[Any, Any], ...]] = {
     Form.TEXT: (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
     Form.SEEING: (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,),
+    Form.STATES: (MODEL_MAPPING,),
+    Form.CLASSES: (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,),
 }
 
 
 def model_class(config: PretrainedConfig, form: Form = Form.TEXT) -> type[PreTrainedModel]:
-    """The library's class for a configuration; as a causal LM, where there is none, its model that sees.
+    """The library's class for a configuration; as a causal LM, where there is none, its model that sees; without its
+    head, or with another, only what is a causal LM.
 
     Raises UnsupportedModel.
     """
+    if not form.is_of_text:
+        config = decoder_config(config)
     for mapping in _MAPPINGS[form]:
         if type(config) in mapping:
             found = mapping[type(config)]
             return cast("type[PreTrainedModel]", found[0] if isinstance(found, list | tuple) else found)
     raise UnsupportedModel(f"{config.model_type!r} has no {form.value} in transformers")
+
+
+def classifies(model: PreTrainedModel) -> bool:
+    """Whether it tells the class of a text."""
+    mapping: Mapping[Any, Any] = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    return type(model.config) in mapping and isinstance(model, mapping[type(model.config)])
 
 
 def only_sees(config: PretrainedConfig) -> bool:
@@ -53,6 +73,8 @@ def decoder_config(config: PretrainedConfig, form: Form = Form.TEXT) -> Pretrain
     It says nothing of quantization: the library is to take the numbers that are read, and to quantize nothing.
     """
     config = unquantized(config)
+    if not form.is_of_text:
+        return decoder_config(config)
     sub = type(config).sub_configs.get("text_config")
     text: PretrainedConfig = config.get_text_config(decoder=True) if sub is not None else config
     return text if model_class(config, form).config_class is sub else config

@@ -116,8 +116,11 @@ def assemble(
     tensors: dict[str, torch.Tensor],
     dtype: torch.dtype,
     name: str,
-) -> PreTrainedModel:
-    """Let the library put the tensors in their places. Raises BadCheckpoint when some are missing or do not fit."""
+    new_head: bool = False,
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """Let the library put the tensors in their places. `new_head`: what is no part of the base model is begun by the
+    library where it is missing; also returns the names of these. Raises BadCheckpoint when others are missing, or some
+    do not fit."""
 
     def run() -> tuple[PreTrainedModel, dict[str, Any]]:
         loaded = partial.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True)
@@ -129,10 +132,12 @@ def assemble(
         raise BadCheckpoint(f"the tensors of {name} do not fit its configuration: {error}") from error
     except AttributeError as error:
         raise UnsupportedModel(f"transformers reaches into blocks that are not here: {error}") from error
-    missing = sorted(report["missing_keys"])
+    base = f"{model.base_model_prefix}."
+    begun = frozenset(key for key in report["missing_keys"] if new_head and not key.startswith(base))
+    missing = sorted(set(report["missing_keys"]) - begun)
     if missing:
         raise BadCheckpoint(f"{name} lacks {len(missing)} tensors, among them {', '.join(missing[:3])}")
-    return model
+    return model, begun
 
 
 def _quietly(run: Callable[[], Any]) -> Any:

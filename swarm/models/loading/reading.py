@@ -30,7 +30,7 @@ from swarm.models.loading import fingerprint
 from swarm.models.loading.block_cache import BlockCache, BlockWriter, Damaged, KeptBlock, drop, header_bound
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.ends_plan import EndsFiles, EndsPlan
-from swarm.models.loading.form import decoder_config, model_class
+from swarm.models.loading.form import Form, decoder_config, model_class
 from swarm.models.loading.partial import Absent, assemble, partial_class
 from swarm.models.loading.source import BlockSource, Wanted, fingerprint_of, opened
 from swarm.models.loading.stored_ends import StoredEnds
@@ -140,6 +140,8 @@ class Reading:
             if cache and block not in self._kept
             if (writer := cache.begin(block, {name: self._tensors.nbytes(name) for name in self._of(block)}))
         }
+        self.begun: frozenset[str] = frozenset()
+        """The names of a new head's parameters, which the checkpoint has not."""
         self._prints: dict[int, list[bytes]] = defaultdict(list)
         total = sum(self._bytes(name) for name in self.wanted)
         title = f"{checkpoint.name}: tensors"
@@ -168,7 +170,10 @@ class Reading:
         partial = partial_class(model_class(config, form), blocks, ends, layers.values())
         stand_ins = self._ends.stand_ins() if ends and self._ends else {}
         plain = {name: self.dense(name) for name in names if name not in layers and name not in stand_ins}
-        model = assemble(partial, decoder_config(config, form), plain | stand_ins, self._dtype, self._checkpoint.name)
+        how: dict[str, Any] = {"dtype": self._dtype, "name": self._checkpoint.name}
+        how["new_head"] = ends and form is Form.CLASSES
+        model, begun = assemble(partial, decoder_config(config, form), plain | stand_ins, **how)
+        self.begun |= begun
         del plain
         if self._ends is not None and stand_ins:
             self._ends.put(model)

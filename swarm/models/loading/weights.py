@@ -112,7 +112,7 @@ def load_part(
         layers = find_blocks(model).layers
         for block in sorted(blocks - shared):
             layers[block] = find_blocks(reading.assemble(frozenset({block}), ends=False)).layers[block]
-    _finish(model)
+    _finish(model, reading.begun)
     moved = cast(PreTrainedModel, model.to(device))  # type: ignore[arg-type]
     return PartialModel(moved, find_blocks(model), reading.fingerprints(), reading.ends)
 
@@ -139,7 +139,8 @@ def _plan(
     return plan
 
 
-def _finish(model: PreTrainedModel) -> None:
+def _finish(model: PreTrainedModel, begun: frozenset[str]) -> None:
+    """What is loaded is frozen; what is only begun is nothing before it is trained."""
     model.train(False)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in begun)
