@@ -384,6 +384,9 @@ async def open_directory(host: HivemindHost, seal: Seal | None = None) -> Hivemi
     try:
         node = await DHTNode.create(
             p2p=await host.p2p(),
+            # Whoever starts anew has its old place; and of two machines with one key, which answer each other's pings,
+            # the second would be told that nobody can reach it, and never learn why.
+            node_id=DHTID.generate(host.peer_id),
             initial_peers=initial_peers,
             record_validator=validator,
             num_replicas=_REPLICAS,
