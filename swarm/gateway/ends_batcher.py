@@ -14,7 +14,8 @@ from swarm.gateway.sampling import Sampler, logprobs
 if TYPE_CHECKING:
     import torch
 
-    from swarm.models.ends.ends import Ends
+    from swarm.models.ends.ends import Ends, Seen
+    from swarm.models.picture_prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,11 @@ class EndsBatcher:
     async def choose(self, ask: Choose) -> Done:
         """The next tokens of a sequence: one, and one more for each draft that was right."""
         return await self._submit(ask)
+
+    async def see(self, prompt: Prompt) -> Seen:
+        """See `Ends.see`."""
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(self._thread, self.ends.see, prompt.tokens, prompt.pictures)
 
     async def pool(self, rows: bytes, count: int) -> list[float]:
         """See `Ends.pooled`."""

@@ -20,11 +20,13 @@ from swarm.gateway.embedding import embedded
 from swarm.gateway.ends_batcher import EndsBatcher
 from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.notices import Notices
+from swarm.gateway.prompts import Prompts
 from swarm.gateway.recommended import Recommended
 from swarm.gateway.replies import Replies
 from swarm.gateway.sampling import MOST_ALTERNATIVES, Sampler, settings_of
 from swarm.gateway.trace import Stopwatch
 from swarm.gateway.writing import PreparedQuery, Writing
+from swarm.models.picture_prompts import PicturePrompts
 from swarm.models.texts import Answer, Texts
 from swarm.net.base import Host
 from swarm.speculation.drafts import NgramDrafter
@@ -39,7 +41,10 @@ EMBEDDED_TOGETHER = 8
 
 
 class Generator:
-    """Answers queries for one model with its own ends and the swarm's blocks. Satisfies `Answerer`."""
+    """Answers queries for one model with its own ends and the swarm's blocks. Satisfies `Answerer`.
+
+    `pictures`: where the model sees, what makes prompts of conversations with pictures.
+    """
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class Generator:
         recommended: Recommended,
         config: GatewayConfig,
         metrics: QueryMetrics | None = None,
+        pictures: PicturePrompts | None = None,
     ) -> None:
         self.view = view
         self.texts = texts
@@ -59,6 +65,7 @@ class Generator:
         self._ends = ends
         self._recommended = recommended
         self._metrics = metrics or QueryMetrics(CollectorRegistry())
+        self._prompts = Prompts(texts, ends.ends.vocabulary, pictures)
         self._compiler = Compiler(texts, ends.ends.vocabulary, recommended.ends)
 
     @property
@@ -91,7 +98,7 @@ class Generator:
 
     async def count(self, query: pb.Query) -> int:
         """See `Answerer`."""
-        return len(await asyncio.to_thread(self.texts.prompt, query, self._ends.ends.vocabulary))
+        return len((await self._prompts.of(query)).tokens)
 
     async def embed(self, queries: Sequence[pb.Query], pooling: str) -> list[Embedded]:
         """See `Answerer`. All of them together count as one query."""
@@ -122,8 +129,9 @@ class Generator:
         """See `Answerer`."""
         with self._counted():
             prepared = await self._prepare(query)
-            self._metrics.accepted(len(prepared.prompt))
-            accepted = pb.Accepted(model=self.model.key, name=self.model.name, prompt_tokens=len(prepared.prompt))
+            count = len(prepared.prompt.tokens)
+            self._metrics.accepted(count)
+            accepted = pb.Accepted(model=self.model.key, name=self.model.name, prompt_tokens=count)
             accepted.seed = prepared.sampler.settings.seed
             replies = Replies(accepted)
             writing = asyncio.create_task(self._writing(prepared, replies).run(), name="query")
@@ -165,8 +173,8 @@ class Generator:
             raise InvalidInput(f"a query's id has {QUERY_BYTES} bytes")
         sampling, vocabulary = query.sampling, self._ends.ends.vocabulary
         settings = settings_of(sampling, self._recommended.values, vocabulary)
-        prompt = await asyncio.to_thread(self.texts.prompt, query, vocabulary)
-        most = self._most(len(prompt), sampling)
+        prompt = await self._prompts.of(query)
+        most = self._most(len(prompt.tokens), sampling)
         grammar = self._grammar(query)
         tokens = list(query.generated)
         if len(tokens) > most or any(token >= vocabulary for token in tokens):
@@ -177,8 +185,8 @@ class Generator:
             tokens=tokens,
             most=most,
             ends=frozenset() if sampling.ignore_eos else self._recommended.ends,
-            sampler=Sampler(settings, prompt, tokens, constraint),
-            answer=Answer(self.texts, prompt, sampling.stop, query.sent_bytes),
+            sampler=Sampler(settings, prompt.tokens, tokens, constraint),
+            answer=Answer(self.texts, prompt.tokens, sampling.stop, query.sent_bytes),
             alternatives=min(sampling.top_logprobs, MOST_ALTERNATIVES) if sampling.logprobs else None,
             pacer=pacer_of(sampling.speculation or self.config.speculation),
             clock=Stopwatch(asyncio.get_running_loop().time()),

@@ -10,14 +10,19 @@ from swarm.speculation.windows import Sent, Window, Windows
 from swarm.tasks import ended
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.places import places_of
 
 Outputs = asyncio.Task[list[bytes]]
 
 
 class InFlight:
-    """The windows of an answer, in a session of their own; `close` ends what is in flight, and not the session."""
+    """The windows of an answer, in a session of their own; `close` ends what is in flight, and not the session.
+
+    `shift`: by how much positions stand further on than they are counted.
+    """
 
     def __init__(self, session: Session) -> None:
+        self.shift = 0
         self.windows: Windows[Outputs] = Windows()
         self._session = session
         self._sequence = 1
@@ -25,12 +30,16 @@ class InFlight:
         self._operations: list[pb.Operation] = []
         self._void: set[Outputs] = set()
 
-    def send(self, tokens: Sequence[Sent], hidden: bytes) -> None:
-        """Send hidden states; the last ones are those of `tokens`, whose outputs are wanted."""
+    def send(self, tokens: Sequence[Sent], hidden: bytes, places: bytes = b"") -> None:
+        """Send hidden states; the last ones are those of `tokens`, whose outputs are wanted. `places`: where they
+        stand, if not by their number and the shift."""
+        count = len(hidden) // self._session.row_bytes
+        if self.shift and not places:
+            places = places_of(self._length + self.shift, count, 1)
         operations, self._operations = self._operations, []
-        step = self._session.step([Rows(self._sequence, hidden, len(tokens))], operations)
+        step = self._session.step([Rows(self._sequence, hidden, len(tokens), places)], operations)
         self.windows.sent(tokens, asyncio.ensure_future(step), asyncio.get_running_loop().time())
-        self._length += len(hidden) // self._session.row_bytes
+        self._length += count
 
     async def receive(self) -> tuple[Window[Outputs], list[bytes]]:
         """The oldest window and what the last block gave for each of its tokens. Raises what `Session.step` raises."""

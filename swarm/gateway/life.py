@@ -7,7 +7,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -36,6 +36,8 @@ from swarm.wire import swarm_pb2 as pb
 
 PAGE = Path(__file__).parent / "page"
 """The built web page, in packages that have it."""
+PICTURES_LIMIT = 16 << 20
+"""Bytes of a body where a model sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,9 @@ class Gateway:
         ends = EndsBatcher(loaded.ends)
         with contextlib.suppress(NetworkError):
             await view.refresh(0.0)
-        generator = Generator(network.host, view, loaded.texts, ends, loaded.recommended, self.config, metrics)
+        generator = Generator(
+            network.host, view, loaded.texts, ends, loaded.recommended, self.config, metrics, loaded.pictures
+        )
         try:
             yield generator
         finally:
@@ -162,12 +166,18 @@ class Gateway:
         """OpenAI's API, the page and metrics."""
         app = create_app(
             {each.model.name: each for each in self._generators},
-            place.settings,
+            self._roomy(place.settings),
             page=PAGE,
             peers=lambda: self.edges,
             metrics=lambda: exposition(self._registry),
         )
         await serve_http(app, place.host, place.port, self._listens)
+
+    def _roomy(self, settings: HttpSettings) -> HttpSettings:
+        """Room for pictures in bodies, where a model sees."""
+        if not any(each.pictures for each in self.loaded):
+            return settings
+        return replace(settings, body_limit=max(settings.body_limit, PICTURES_LIMIT))
 
     def _listens(self, host: str, port: int) -> None:
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swarm.config import SCHEMES
 from swarm.contract import Contract
+from swarm.errors import BadCheckpoint, InvalidInput
 from swarm.gateway.recommended import Recommended
+from swarm.models.blocks import leading_blocks
 from swarm.models.ends.ends import Ends
 from swarm.models.ends.load import load_ends
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import describe
+from swarm.models.loading.form import only_sees
+from swarm.models.picture_prompts import PicturePrompts
+from swarm.models.processors import processor_of
 from swarm.models.texts import Texts, tokenizer_of
 from swarm.types import ModelInfo
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,8 @@ class LoadedModel:
     ends: Ends
     recommended: Recommended
     quantization: str
+    pictures: PicturePrompts | None = None
+    """Where it sees."""
 
     @property
     def contract(self) -> Contract:
@@ -55,7 +66,24 @@ def load_model(
     client, _ = load_ends(checkpoint, dtype=dtype, quantization=quantization, head=head, progress=progress)
     ends = Ends(client)
     recommended = Recommended.of(client.generation_config, tokenizer, ends.vocabulary)
-    return LoadedModel(_named(described.info, checkpoint), Texts(tokenizer), ends, recommended, described.quantization)
+    info, pictures = _named(described.info, checkpoint), _pictures(checkpoint)
+    return LoadedModel(info, Texts(tokenizer), ends, recommended, described.quantization, pictures)
+
+
+def _pictures(checkpoint: Checkpoint) -> PicturePrompts | None:
+    """What makes prompts of pictures, where the library has the model as one that sees alone: then what looks at them
+    is loaded with the ends. Why a model that sees reads text alone here is in the log."""
+    if checkpoint.gguf is not None or not only_sees(checkpoint.config):
+        return None
+    try:
+        if (local := leading_blocks(checkpoint.config)) is not None:
+            raise InvalidInput(f"what it sees is added to the outputs of blocks {local}, which are elsewhere")
+        if importlib.util.find_spec("PIL") is None:
+            raise InvalidInput('they need Pillow: pip install "swarm-llm[images]"')
+        return PicturePrompts(processor_of(checkpoint))
+    except (InvalidInput, BadCheckpoint) as error:
+        log.warning("%s takes no pictures here: %s", checkpoint.name, error)
+        return None
 
 
 def _named(info: ModelInfo, checkpoint: Checkpoint) -> ModelInfo:

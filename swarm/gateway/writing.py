@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swarm.client.session import Session
@@ -13,9 +12,11 @@ from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.replies import Replies
 from swarm.gateway.sampling import Sampler
 from swarm.gateway.trace import Stopwatch, spans_of
+from swarm.models.picture_prompts import Prompt
 from swarm.models.texts import Answer
 from swarm.speculation.pacer import Pacer
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.places import places_of, planes_in
 
 FORCED = -1
 """The kind of guesses that the form of an answer leaves no choice about: they cost nothing to make, and are right."""
@@ -30,7 +31,7 @@ class PreparedQuery:
     `complete`: it has the form that is asked for, and nothing may follow.
     """
 
-    prompt: Sequence[int]
+    prompt: Prompt
     tokens: list[int]
     most: int
     ends: frozenset[int]
@@ -45,12 +46,12 @@ class PreparedQuery:
     @property
     def length(self) -> int:
         """Positions of prompt and answer."""
-        return len(self.prompt) + len(self.tokens)
+        return len(self.prompt.tokens) + len(self.tokens)
 
     @property
     def text(self) -> list[int]:
         """Tokens of prompt and answer."""
-        return [*self.prompt, *self.tokens]
+        return [*self.prompt.tokens, *self.tokens]
 
     @property
     def over(self) -> pb.Finished.Reason | None:
@@ -99,9 +100,9 @@ class Writing:
         """Go on until the answer is over. Raises what `Session.step` raises."""
         query = self._query
         with query.clock.computing():
-            hidden = await self._ends.embed(Embed(query.text))
+            hidden, places = await self._begin()
         try:
-            self._flight.send([(query.text[-1], None)], hidden)
+            self._flight.send([(query.text[-1], None)], hidden, places)
             while True:
                 hidden = await self._take()
                 if query.over is not None:
@@ -110,6 +111,19 @@ class Writing:
                 await self._send(hidden)
         finally:
             await self._flight.close()
+
+    async def _begin(self) -> tuple[bytes, bytes]:
+        """Hidden states of prompt and answer for the first block, and where they stand."""
+        query, prompt = self._query, self._query.prompt
+        if not prompt.pictures:
+            return await self._ends.embed(Embed(query.text)), b""
+        seen, count = await self._ends.see(prompt), len(prompt.tokens)
+        query.prompt = Prompt(prompt.tokens)  # what was looked at is large, and not needed any more
+        self._flight.shift = seen.shift
+        if not query.tokens:
+            return seen.hidden, seen.places
+        behind = places_of(count + seen.shift, len(query.tokens), planes_in(seen.places, count))
+        return seen.hidden + await self._ends.embed(Embed(query.tokens, count)), seen.places + behind
 
     async def _take(self) -> bytes:
         """Tell what the oldest window brings; returns the hidden states of the last token."""
@@ -200,7 +214,9 @@ class Writing:
         query = self._query
         if rest := query.answer.end():
             self._replies.put(pb.QueryReply(delta=pb.Delta(text=rest, sent_bytes=query.answer.sent)))
-        finished = pb.Finished(reason=reason, prompt_tokens=len(query.prompt), completion_tokens=len(query.tokens))
+        finished = pb.Finished(
+            reason=reason, prompt_tokens=len(query.prompt.tokens), completion_tokens=len(query.tokens)
+        )
         finished.stop = query.answer.stop
         finished.seconds = asyncio.get_running_loop().time() - query.clock.began
         self._metrics.finished(pb.Finished.Reason.Name(reason).lower(), finished.seconds)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from swarm.errors import InvalidInput
+from swarm.models.picture_parts import KIND, picture_part, pictures_in
 
 Message = dict[str, Any]
+Made = TypeVar("Made")
 
 MARK = "swarmmark"
 """What stands in for texts when it is tried which of them a template shows: one word, with nothing to escape."""
@@ -29,7 +31,8 @@ def refused(words: str, field: str = "messages") -> InvalidInput:
 
 
 def plain_messages(messages: Sequence[Any]) -> list[Message]:
-    """Contents are texts (or left out beside calls), arguments objects; null is left out. Raises InvalidInput."""
+    """Contents are texts, or lists of parts where there are pictures (or left out beside calls), arguments objects;
+    null is left out. Raises InvalidInput."""
     if not messages:
         raise refused("messages: at least one is needed")
     plain = [_plain(message, f"messages[{place}]") for place, message in enumerate(messages)]
@@ -60,7 +63,7 @@ def _plain(message: Any, where: str) -> Message:
         raise refused(f"{where}.role is needed: system, user, assistant or tool")
     if "audio" in plain:
         raise refused(f"{where}.audio is not available: this model reads text alone")
-    content = _text(plain.get("content"), where, plain["role"])
+    content = _content(plain.get("content"), where, plain["role"])
     refusal = plain.pop("refusal", "")
     if not isinstance(refusal, str):
         raise refused(f"{where}.refusal is a text")
@@ -68,7 +71,9 @@ def _plain(message: Any, where: str) -> Message:
     if content is None and not refusal and not calls:
         raise refused(f"{where}.content is needed: a text, or a list of parts of type text")
     # What a model said when it refused is what it said.
-    if content is not None or refusal:
+    if isinstance(content, list):
+        plain["content"] = [*content, {"type": "text", "text": refusal}] if refusal else content
+    elif content is not None or refusal:
         plain["content"] = (content or "") + refusal
     if calls:
         plain["tool_calls"] = calls
@@ -77,23 +82,26 @@ def _plain(message: Any, where: str) -> Message:
     return plain
 
 
-def _text(content: Any, where: str, role: str) -> str | None:
+def _content(content: Any, where: str, role: str) -> str | list[Message] | None:
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
         raise refused(f"{where}.content is a text, or a list of parts of type text")
-    return "".join(_part(part, f"{where}.content[{place}]", role) for place, part in enumerate(content))
+    parts = [_part(part, f"{where}.content[{place}]", role) for place, part in enumerate(content)]
+    return parts if any(part["type"] == KIND for part in parts) else "".join(part["text"] for part in parts)
 
 
-def _part(part: Any, where: str, role: str) -> str:
+def _part(part: Any, where: str, role: str) -> Message:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(kind, str):
         raise refused(f"{where} is an object with a type, such as text")
+    if kind == KIND:
+        return picture_part(part, where, role)
     if kind != "text" and not (kind == "refusal" and role == "assistant"):
-        raise refused(f"{where} is of type {kind[:40]}: this model reads text alone")
+        raise refused(f"{where} is of type {kind[:40]}: there are text and, for models that see, {KIND}")
     if not isinstance(part.get(kind), str):
         raise refused(f"{where}.{kind} is a text")
-    return str(part[kind])
+    return {"type": "text", "text": str(part[kind])}
 
 
 def _calls(plain: Message, where: str) -> list[Message]:
@@ -158,29 +166,42 @@ def _there(fields: Mapping[str, Any]) -> Message:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer: a program of the model's authors."""
+    """The chat template of a tokenizer, or of a processor: a program of the model's authors."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._knows_developers = "developer" in str(tokenizer.chat_template)
 
     def ids(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
-        """The prompt for an answer to a conversation, in OpenAI's shape. Raises InvalidInput.
+        """The prompt for an answer to a conversation of text, in OpenAI's shape. Raises InvalidInput."""
+        for where, _ in pictures_in(plain_messages(messages)):
+            raise refused(f"{where} is of type {KIND}: this model reads text alone")
+        how = {"tokenize": True, "return_dict": False}
+        return self.whole(messages, tools, lambda shaped, defined: list(self.apply(shaped, defined, **how)), SHAPES)
 
-        Of the shapes in which templates may want a conversation, the first that this one takes whole.
+    def whole(
+        self,
+        messages: Sequence[Any],
+        tools: Sequence[Any],
+        make: Callable[[Sequence[Message], Sequence[Message]], Made],
+        shapes: Sequence[Callable[[Message], Message]],
+    ) -> Made:
+        """What `make` makes of a conversation in OpenAI's shape and of tools. Raises InvalidInput.
+
+        Of the `shapes` in which templates may want a conversation, the first that this one takes whole.
         """
         plain, defined = plain_messages(messages), plain_tools(tools)
         if not self._knows_developers:
             plain = [{**each, "role": "system"} if each["role"] == "developer" else each for each in plain]
         complaint: InvalidInput | None = None
         tried: list[list[Message]] = []
-        for shape in SHAPES:
+        for shape in shapes:
             shaped = [shape(each) for each in plain]
             if shaped in tried:
                 continue
             tried.append(shaped)
             try:
-                ids = list(self._apply(shaped, defined, tokenize=True, return_dict=False))
+                made = make(shaped, defined)
                 self._check_whole(shaped, defined)
             except InvalidInput as error:
                 complaint = complaint or error
@@ -188,11 +209,12 @@ class ChatTemplate:
                 words = f"the model's chat template refuses this conversation: {error}"
                 complaint = complaint or refused(words)
             else:
-                return ids
+                return made
         assert complaint is not None
         raise complaint
 
-    def _apply(self, messages: Sequence[Message], tools: Sequence[Message], **options: Any) -> Any:
+    def apply(self, messages: Sequence[Message], tools: Sequence[Message], **options: Any) -> Any:
+        """What the library makes of a conversation. Raises what the template raises."""
         return self._tokenizer.apply_chat_template(
             list(messages), tools=list(tools) or None, add_generation_prompt=True, **options
         )
@@ -204,7 +226,7 @@ class ChatTemplate:
         """
         marked = [_marked(message, f"{MARK}{place}x") for place, message in enumerate(messages)]
         try:
-            text = str(self._apply(marked, tools, tokenize=False)).casefold()
+            text = str(self.apply(marked, tools, tokenize=False)).casefold()
         except Exception:
             # It looks into contents: then there is no telling.
             return
@@ -235,7 +257,7 @@ def _marked_call(call: Message, mark: str) -> Message:
 
 def _says(message: Message) -> bool:
     content = message.get("content") or ""
-    return bool(content.strip() if isinstance(content, str) else content[0]["text"].strip())
+    return bool((content if isinstance(content, str) else "".join(part.get("text", "") for part in content)).strip())
 
 
 def _parts_that_count(message: Message) -> list[str]:
@@ -260,7 +282,7 @@ def _empty_content(message: Message) -> Message:
     return {**message, "content": message.get("content") or ""}
 
 
-def _text_arguments(message: Message) -> Message:
+def text_arguments(message: Message) -> Message:
     """For templates that print arguments as they come."""
     if "tool_calls" not in message:
         return message
@@ -272,7 +294,7 @@ def _text_arguments(message: Message) -> Message:
 
 
 def _both(message: Message) -> Message:
-    return _text_arguments(_empty_content(message))
+    return text_arguments(_empty_content(message))
 
 
 def _list_of_parts(message: Message) -> Message:
@@ -281,7 +303,7 @@ def _list_of_parts(message: Message) -> Message:
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
-def _short_ids(message: Message) -> Message:
+def short_ids(message: Message) -> Message:
     """For templates that want ids of calls to be of nine letters or digits."""
     short = dict(message)
     if "tool_calls" in message:
@@ -295,9 +317,10 @@ def _nine_of(id: Any) -> str:
     return hashlib.sha256(str(id).encode(errors="replace")).hexdigest()[:9]
 
 
-def _after(first: Callable[[Message], Message], then: Callable[[Message], Message]) -> Callable[[Message], Message]:
+def after(first: Callable[[Message], Message], then: Callable[[Message], Message]) -> Callable[[Message], Message]:
+    """One shape of the other."""
     return lambda message: then(first(message))
 
 
-WITH_IDS = (_as_it_is, _empty_content, _text_arguments, _both, _list_of_parts)
-SHAPES: Sequence[Callable[[Message], Message]] = (*WITH_IDS, *(_after(shape, _short_ids) for shape in WITH_IDS))
+WITH_IDS = (_as_it_is, _empty_content, text_arguments, _both, _list_of_parts)
+SHAPES: Sequence[Callable[[Message], Message]] = (*WITH_IDS, *(after(shape, short_ids) for shape in WITH_IDS))

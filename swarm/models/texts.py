@@ -67,7 +67,7 @@ class Texts:
         """The query's prompt as token ids. Raises InvalidInput."""
         kind = query.WhichOneof("prompt")
         if kind == "messages":
-            ids = self.conversation(_list_of(query.messages, "messages"), _list_of(query.tools, "tools"))
+            ids = self.conversation(list_of(query.messages, "messages"), list_of(query.tools, "tools"))
         elif kind == "tokens":
             ids = list(query.tokens.ids)
         elif kind == "text":
@@ -83,7 +83,7 @@ class Texts:
 
     def tools(self, query: pb.Query) -> list[dict[str, Any]]:
         """The tools that a query tells of. Raises InvalidInput."""
-        return plain_tools(_list_of(query.tools, "tools")) if query.tools else []
+        return plain_tools(list_of(query.tools, "tools")) if query.tools else []
 
     @property
     def tool_style(self) -> ToolStyle:
@@ -106,7 +106,8 @@ class Texts:
         return self._bytes.of(token)
 
 
-def _list_of(text: str, name: str) -> list[Any]:
+def list_of(text: str, name: str) -> list[Any]:
+    """A list that is in a query as JSON, empty: none. Raises InvalidInput."""
     try:
         value = json.loads(text) if text else []
     except (ValueError, RecursionError) as error:

@@ -8,26 +8,43 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from swarm.errors import InvalidInput
+from swarm.models.ends.calls import current
+from swarm.models.ends.columns import places
 from swarm.models.ends.load import returned, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
-from swarm.models.ends.remote_cache import RemoteLayer
+from swarm.models.ends.remote_cache import RemoteLayer, place_bytes
 
 TOLERANCE = 1e-4
 
 
 class _Reached(Exception):
-    """Hidden states `[1, T, hidden_size]` have come to where the blocks would be."""
+    """Hidden states `[1, T, hidden_size]` have come to where the blocks would be, with these positions."""
 
-    def __init__(self, hidden: torch.Tensor) -> None:
+    def __init__(self, hidden: torch.Tensor, positions: Any) -> None:
         super().__init__()
         self.hidden = hidden
+        self.positions = positions
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A prompt with pictures, ready for the first block.
+
+    `hidden`: its hidden states; `places`: where its positions stand, as `Rows` has it; `shift`: by how much those
+    behind it stand further on than they are counted.
+    """
+
+    hidden: bytes
+    places: bytes
+    shift: int
 
 
 def _nobody() -> Any:
@@ -41,7 +58,7 @@ class _Gap(RemoteSpan):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.given is None:
-            raise _Reached(hidden_states)
+            raise _Reached(hidden_states, current.call.positions)
         return returned(self.given, self.returns_tuple)
 
 
@@ -76,6 +93,37 @@ class Ends:
         return [_bytes(self._embed_one(each, start)) for each, start in zip(tokens, starts, strict=True)]
 
     @torch.inference_mode()
+    def see(self, tokens: Sequence[int], pictures: Mapping[str, Any]) -> Seen:
+        """A prompt in which tokens stand for pictures, by the model's own code for them; `pictures`: what its processor
+        made of these. Where the next token would stand, the model says itself.
+
+        Raises InvalidInput for pictures that the model refuses, or whose pieces see each other both ways.
+        """
+        given = {name: self._cast(value) for name, value in pictures.items()}
+        try:
+            prompt = self._reach_behind(0, tokens, given)
+        except InvalidInput:
+            raise
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            words = " ".join(str(error).split())[:300]
+            raise InvalidInput(f"messages: the model refuses these pictures: {words}", field="messages") from error
+        # Behind a mask of all that was, some models give the positions of all that was.
+        behind = self._reach_behind(len(tokens), tokens[-1:], {"attention_mask": None})
+        none, real, one = (torch.ones(1, count, dtype=torch.bool) for count in (0, len(tokens), 1))
+        how = self._gap.habits
+        known, (placed,) = places(prompt.positions, none, real, [None], how)
+        _, (next_place,) = places(behind.positions, real, one, known, how)
+        shift = 0 if next_place is None else int(next_place.max()) - len(tokens)
+        if next_place is not None and int(next_place.min()) != int(next_place.max()):
+            raise InvalidInput(
+                "messages: behind pictures, this model's tokens stand at several places", field="messages"
+            )
+        return Seen(_bytes(prompt.hidden[0]), place_bytes(placed), shift)
+
+    def _cast(self, value: Any) -> Any:
+        return value.to(self.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    @torch.inference_mode()
     def logits(self, rows: Sequence[bytes]) -> torch.Tensor:
         """Of positions whose hidden states the last block gave, one each: `[len(rows), vocabulary]`, float32."""
         hidden = torch.frombuffer(bytearray(b"".join(rows)), dtype=self.dtype).view(1, len(rows), -1)
@@ -106,21 +154,24 @@ class Ends:
         spans = [range(start, start + len(each)) for each, start in zip(tokens, starts, strict=True)]
         positions = torch.tensor([[position for span in spans for position in span]])
         options = {"position_ids": positions} if self._takes_positions else {}
-        return self._reach(lambda: self.model(input_ids=ids, use_cache=False, **options))
+        return self._reach(lambda: self.model(input_ids=ids, use_cache=False, **options)).hidden[0]
 
     def _embed_one(self, tokens: Sequence[int], start: int) -> torch.Tensor:
         """As the library embeds them behind a cache of `start` positions."""
+        return self._reach_behind(start, tokens, {}).hidden[0]
+
+    def _reach_behind(self, start: int, tokens: Sequence[int], given: Mapping[str, Any]) -> _Reached:
         cache: Any = DynamicCache()
         cache.layers[:] = [RemoteLayer.computed_elsewhere(start)]
         mask = torch.ones(1, start + len(tokens), dtype=torch.long)
-        options: dict[str, Any] = {"past_key_values": cache, "attention_mask": mask, "use_cache": True}
+        options: dict[str, Any] = {"past_key_values": cache, "attention_mask": mask, "use_cache": True, **given}
         return self._reach(lambda: self.model(input_ids=torch.tensor([list(tokens)]), **options))
 
-    def _reach(self, run: Callable[[], object]) -> torch.Tensor:
+    def _reach(self, run: Callable[[], object]) -> _Reached:
         try:
             run()
         except _Reached as reached:
-            return reached.hidden[0]
+            return reached
         raise AssertionError("the model has run without its blocks")
 
     @torch.inference_mode()

@@ -105,7 +105,7 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         filled = [i for i in range(len(self.sequences)) if bool(real[i].any())]
         placed, self._places = self._places or [None] * len(self.sequences), []
         rows = [
-            Rows(self.sequences[i], _bytes(plain[i, real[i]]), int(wanted[i].sum()), _place_bytes(placed[i]))
+            Rows(self.sequences[i], _bytes(plain[i, real[i]]), int(wanted[i].sum()), place_bytes(placed[i]))
             for i in filled
         ]
         outputs = self._compute(rows, real)
@@ -239,7 +239,7 @@ class NoSession:
         """Nothing is held."""
 
 
-def _place_bytes(places: torch.Tensor | None) -> bytes:
+def place_bytes(places: torch.Tensor | None) -> bytes:
     """`[planes, tokens]` as they travel."""
     return b"" if places is None else _bytes(places.T.flatten().to(torch.int32))
 
