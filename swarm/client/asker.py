@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from swarm.client import asking
 from swarm.client.asking import Ask, Asking, Broke, Event, Nodes, Phase, Reply, Tick
 from swarm.config import QUERY_FRAME_LIMIT, AskerConfig
-from swarm.errors import NetworkError, SwarmError
+from swarm.errors import InvalidInput, NetworkError, SwarmError
 from swarm.net.base import Directory, Host
 from swarm.tasks import ended
 from swarm.types import PeerId
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 ID_BYTES = 16
 TICK = 0.5
 """Seconds between looks at the clock while nothing comes."""
+LARGEST = QUERY_FRAME_LIMIT - (64 << 10)
+"""Bytes of a query: the tokens of its answer come to it when another node goes on."""
 MOST_UNREAD = 16
 """Replies that are read ahead of who takes them."""
 
@@ -76,6 +78,9 @@ class Asker:
         Raises InvalidInput for a query that no node can answer, PeerUnreachable when no node has answered for
         `max_wait`, GenerationFailed when one after the other fails at the same place.
         """
+        if query.ByteSize() > LARGEST:
+            words = f"the query has {query.ByteSize()} bytes, and nodes take {LARGEST}: less text, or smaller pictures"
+            raise InvalidInput(words)
         query, self.nodes = begun(query), []
         run = _Run(self, query)
         try:
@@ -123,7 +128,7 @@ class _Run:
     async def _nodes(self) -> Nodes:
         """Who could answer this query, as the directory has it now."""
         known = await self._asker.look(self.state.nodes)
-        return Nodes([node for node in known if asking.can_answer(node, self._query)])
+        return Nodes(asking.answering(known, self._query))
 
     async def _event(self) -> Event:
         """What comes next; where nobody is asked, another look into the directory after a pause."""

@@ -21,6 +21,7 @@ from swarm.errors import (
     ServerBusy,
     SwarmError,
 )
+from swarm.models.picture_parts import KIND
 from swarm.types import PeerId
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
@@ -163,6 +164,14 @@ def can_answer(node: pb.QueryNode, query: pb.Query) -> bool:
     """Whether a node knows all that a query asks for: one that does not would pass it over."""
     formed = query.HasField("tool_choice") or query.sampling.HasField("constraint")
     return node.constrains or not formed
+
+
+def answering(nodes: Sequence[pb.QueryNode], query: pb.Query) -> list[pb.QueryNode]:
+    """Those that can answer a query. Where it shows pictures, those that take some; if none does, one of the others is
+    to say so."""
+    able = [node for node in nodes if can_answer(node, query)]
+    seeing = [node for node in able if node.sees] if KIND in query.messages else []
+    return seeing or able
 
 
 def pick(asking: Asking, now: float) -> pb.QueryNode | None:

@@ -30,6 +30,10 @@ class Answerer(Protocol):
         """Whether it takes messages, too: the model has a chat template."""
 
     @property
+    def sees(self) -> bool:
+        """Whether messages may show pictures."""
+
+    @property
     def running(self) -> int:
         """Queries that are being answered."""
 

@@ -77,6 +77,10 @@ class Generator:
         return self.texts.converses
 
     @property
+    def sees(self) -> bool:
+        return self._prompts.sees
+
+    @property
     def capacity(self) -> int:
         return self.config.capacity
 

@@ -159,4 +159,5 @@ def record_of(
         converses=answerer.converses,
         codec=codec,
         constrains=True,
+        sees=answerer.sees,
     )

@@ -21,6 +21,11 @@ class Prompts:
         self._pictures = pictures
         self._looking = asyncio.Lock()
 
+    @property
+    def sees(self) -> bool:
+        """Whether there may be pictures."""
+        return self._pictures is not None
+
     async def of(self, query: pb.Query) -> Prompt:
         """The prompt of a query. Raises InvalidInput."""
         if self._pictures is not None and KIND in query.messages:

@@ -758,7 +758,7 @@ class MapServer(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., name: _Optional[str] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., free_tokens: _Optional[int] = ..., version: _Optional[str] = ..., relayed: _Optional[bool] = ...) -> None: ...
 
 class QueryNode(_message.Message):
-    __slots__ = ("peer_id", "contract", "name", "addresses", "edges", "running", "capacity", "version", "converses", "codec", "instance", "constrains")
+    __slots__ = ("peer_id", "contract", "name", "addresses", "edges", "running", "capacity", "version", "converses", "codec", "instance", "constrains", "sees")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -771,6 +771,7 @@ class QueryNode(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINS_FIELD_NUMBER: _ClassVar[int]
+    SEES_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     contract: Contract
     name: str
@@ -783,7 +784,8 @@ class QueryNode(_message.Message):
     codec: str
     instance: int
     constrains: bool
-    def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ..., instance: _Optional[int] = ..., constrains: _Optional[bool] = ...) -> None: ...
+    sees: bool
+    def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ..., instance: _Optional[int] = ..., constrains: _Optional[bool] = ..., sees: _Optional[bool] = ...) -> None: ...
 
 class Record(_message.Message):
     __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance", "training", "coordinate", "near")

@@ -41,6 +41,16 @@ def test_a_node_that_would_pass_over_what_an_answer_must_look_like_is_not_asked(
     assert asking.can_answer(old, pb.Query(sampling=pb.Sampling(seed=1)))
 
 
+def test_pictures_are_for_nodes_that_see_and_where_none_does_one_says_so() -> None:
+    old, sees = pb.QueryNode(constrains=True), pb.QueryNode(sees=True)
+    shown = pb.Query(messages='[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]')
+    assert asking.answering([old, sees], shown) == [sees]
+    assert asking.answering([old], shown) == [old]
+    assert asking.answering([old, sees], pb.Query(messages="[]")) == [old, sees]
+    shown.tool_choice.single = True
+    assert asking.answering([old, sees], shown) == [old]
+
+
 def reply_of(told: dict[str, Any]) -> pb.QueryReply:
     ((kind, value),) = told.items()
     match kind:

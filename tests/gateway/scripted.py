@@ -19,6 +19,7 @@ class Scripted:
         self.model = ModelInfo("key", "tiny", 4, 8, 100)
         self.says = says
         self.converses = True
+        self.sees = False
         self.running = 0
         self.capacity = capacity
         self.missing: MissingBlocks | None = None

@@ -44,7 +44,7 @@ class Scripted:
     """An answerer whose tokens are a function of seed and position, one every `pace` seconds."""
 
     model = MODEL
-    converses = False
+    converses = sees = False
     missing: MissingBlocks | None = None
 
     def __init__(self, pace: float = 0.1, capacity: int = 4, fails: SwarmError | None = None) -> None:
@@ -250,6 +250,14 @@ def test_what_no_node_can_answer_is_an_error_at_once() -> None:
             nodes.answerers["b"].running = 0
 
         scenario(work)
+
+
+def test_a_query_that_is_too_large_for_every_node_is_an_error_before_any_is_asked() -> None:
+    async def work(nodes: Nodes) -> None:
+        with pytest.raises(InvalidInput, match="smaller pictures"):
+            await anext(nodes.asker.ask(pb.Query(text="A" * (4 << 20))))
+
+    scenario(work)
 
 
 def test_nodes_that_fail_one_after_the_other_are_an_error_in_the_end() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable, Iterator
@@ -137,6 +138,17 @@ def test_a_picture_is_answered_to_as_plain_transformers_does_by_every_api(seeing
             model=made.model, messages=messages, max_tokens=NEW, temperature=0
         )
         assert told.choices[0].message.content == text
+
+        parts = [
+            {"type": "image_url", "image_url": {"url": data_url(seeing.path.read_bytes())}},
+            {"type": "text", "text": "abc"},
+        ]
+        asked = [{"role": "user", "content": parts}]
+        (node,) = await seeing.servers.swarm.directory.query_nodes(seeing.loaded.info.key)
+        assert node.sees
+        ask = seeing.servers.swarm.ask
+        by_peer = lambda: "".join(ask(made.model, asked, max_tokens=NEW, temperature=0.0))  # noqa: E731
+        assert await asyncio.to_thread(by_peer) == answers[0]
 
     asking(seeing, seeing.loaded, work)
 

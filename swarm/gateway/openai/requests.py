@@ -84,7 +84,7 @@ class Message(Fields):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: Annotated[Any, Field(description="A text, or a list of parts of type text.")] = None
+    content: Annotated[Any, Field(description="A text, or a list of parts of type text, or image_url.")] = None
 
 
 class ChatRequest(Request):
