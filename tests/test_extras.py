@@ -26,6 +26,7 @@ WITH_EXTRAS = {
         "swarm/gateway/life.py",
     ),
     "images": ("swarm/models/pictures.py",),
+    "adapters": ("swarm/models/ends/adapter_folder.py",),
     "edge": ("swarm/net/edge/",),
 }
 """Whose code may import what an extra brings."""
@@ -45,7 +46,7 @@ def test_the_extras_are_those_that_commands_name() -> None:
     for extra, packages in PACKAGES.items():
         assert names(extras[extra]) == {CALLED.get(each, each) for each in packages} - BROUGHT_ALONG
         assert not names(PROJECT["dependencies"]) & set(packages)
-    assert "swarm-llm[gateway,edge,images]" in extras["dev"]
+    assert "swarm-llm[gateway,edge,images,adapters]" in extras["dev"]
 
 
 def imports(file: Path) -> Iterator[str]:

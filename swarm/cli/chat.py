@@ -63,6 +63,12 @@ WARNING = "Whoever serves blocks on the route can read what you type and what th
     metavar="FILE",
     help="A picture that the first question is about; several times for several.",
 )
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="LoRA that peft has saved, to be added to the model.",
+)
 @client_options
 @head_option
 @model_options
@@ -71,6 +77,7 @@ def main(
     network: NetworkConfig,
     options: ChatOptions,
     images: tuple[Path, ...],
+    adapter: Path | None,
     dtype: str,
     head: str | None,
     revision: str | None,
@@ -89,6 +96,7 @@ def main(
     screen = Screen(talkative=not quiet())
     calm_logging()
     from swarm.client.swarm import connect
+    from swarm.models.ends.adapter_folder import put_adapter
     from swarm.models.loading.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(model, token, revision)
@@ -98,6 +106,8 @@ def main(
     with connect(network.initial_peers, **chosen(network)) as swarm:
         loading = {"swarm": swarm, "dtype": dtype, "head": head, "token": token, "revision": revision, **asdict(client)}
         loaded = load_model(model, checkpoint, screen, loading, sees=processor is not None)
+        if adapter is not None:
+            put_adapter(loaded, adapter)
         screen.note(WARNING, always=True)
         if conversation is None:
             talk(SeeingResponder(loaded, processor, images, options, screen), screen)

@@ -5,12 +5,14 @@ from __future__ import annotations
 PACKAGES = {
     "gateway": ("fastapi", "llguidance", "openai", "pydantic", "starlette", "uvicorn"),
     "images": ("PIL",),
+    "adapters": ("peft",),
     "edge": ("aioice", "aioquic", "aiortc", "libp2p", "trio", "wsproto"),
 }
 """By extra, what its code imports."""
 PURPOSES = {
     "gateway": "answering queries over HTTP",
     "images": "reading pictures",
+    "adapters": "reading adapters",
     "edge": "listening for browsers",
 }
 

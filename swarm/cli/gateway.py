@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,7 +29,7 @@ from swarm.cli.options import (
     together,
 )
 from swarm.cli.signals import on_signals
-from swarm.cli.values import COUNT, THREADS, place_of
+from swarm.cli.values import COUNT, THREADS, adapters_of, place_of
 from swarm.config import SPECULATIONS, ClientConfig, GatewayConfig, NetworkConfig, PeerLimits
 
 if TYPE_CHECKING:
@@ -44,6 +44,14 @@ if TYPE_CHECKING:
 @client_options
 @head_option
 @model_options
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    callback=adapters_of,
+    metavar="NAME=FOLDER",
+    help="LoRA that peft has saved, offered as the model MODEL:NAME beside MODEL; several times for several.",
+)
 @click.option("--threads", type=THREADS, metavar="N", help="Compute threads for embeddings and head.")
 @name_option("this query node")
 @together(
@@ -105,6 +113,7 @@ def main(
     head: str | None,
     revision: str | None,
     token: str | None,
+    adapters: dict[str, str],
     threads: int | None,
     public_name: str,
     client: ClientConfig,
@@ -124,7 +133,9 @@ def main(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if len(models) > 1 and revision is not None:
         raise click.UsageError("--revision is of one model: run a gateway for each, or leave it out")
-    options = GatewayOptions(models, dtype, head, revision, token, threads, public_name, config, client)
+    if len(models) > 1 and adapters:
+        raise click.UsageError("--adapter is of one model: run a gateway for each, or leave it out")
+    options = GatewayOptions(models, dtype, head, revision, token, adapters, threads, public_name, config, client)
     with identified(replace(network, dialled=True, limits=limits), identity_path, "gateway", "gateway") as network:
         asyncio.run(run(network, options, edge, side))
 
@@ -138,6 +149,7 @@ class GatewayOptions:
     head: str | None
     revision: str | None
     token: str | None
+    adapters: dict[str, str]
     threads: int | None
     name: str
     config: GatewayConfig
@@ -178,12 +190,13 @@ async def run(network: NetworkConfig, options: GatewayOptions, browsers: EdgeOpt
 
         torch.set_num_threads(options.threads)
     dtype = None if options.dtype == "auto" else options.dtype
-    which = {
+    which: dict[str, Any] = {
         "dtype": dtype,
         "head": options.head,
         "quantization": options.client.quantization,
         "revision": options.revision,
         "token": options.token,
+        "adapters": options.adapters,
     }
     loaded = [await asyncio.to_thread(load_model, model, progress=progress_bars(), **which) for model in options.models]
     async with contextlib.AsyncExitStack() as stack:
@@ -212,7 +225,7 @@ def say(gateway: Gateway) -> None:
         click.echo(f"http     {gateway.url}")
     if gateway.missing is not None:
         click.echo(f"answers have to wait: {gateway.missing}")
-    names = ", ".join(loaded.info.name for loaded in gateway.loaded)
+    names = ", ".join(name for loaded in gateway.loaded for name in loaded.names)
     click.echo(f"query node for {names} is ready; Ctrl-C leaves")
 
 

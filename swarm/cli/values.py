@@ -23,6 +23,7 @@ SEED = click.IntRange(min=0, max=MOST)
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _HOST = r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
+_ADAPTER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLACE = re.compile(rf"(?:(?P<host>{_HOST})?:)?(?P<port>[0-9]{{1,5}})")
 
 
@@ -65,6 +66,20 @@ def place_of(context: click.Context, parameter: click.Parameter, value: str | No
     if match is None or int(match["port"]) > 65535:
         raise click.BadParameter(f"{value!r} is not HOST:PORT, for instance 127.0.0.1:8000", context, parameter)
     return (match["host"] or "127.0.0.1").strip("[]"), int(match["port"])
+
+
+def adapters_of(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Callback of an option that holds NAME=FOLDER, several times."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, _, folder = value.partition("=")
+        if not _ADAPTER.fullmatch(name) or not folder:
+            words = "is not NAME=FOLDER, with a name of up to 64 letters, digits and ._-"
+            raise click.BadParameter(f"{value!r} {words}", context, parameter)
+        if name in found:
+            raise click.BadParameter(f"there are two adapters {name!r}", context, parameter)
+        found[name] = folder
+    return found
 
 
 def span_of(context: click.Context, parameter: click.Parameter, value: str | None) -> Span | None:

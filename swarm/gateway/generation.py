@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from swarm.client.matrices import NOTHING, Matrices
 from swarm.client.session import Session
 from swarm.client.view import View
 from swarm.config import GatewayConfig, check_speculation
@@ -32,7 +34,7 @@ from swarm.net.base import Host
 from swarm.speculation.drafts import NgramDrafter
 from swarm.speculation.pacer import Pacer
 from swarm.tasks import ended
-from swarm.types import ModelInfo, Span, is_called
+from swarm.types import Span, is_called
 from swarm.wire import swarm_pb2 as pb
 
 QUERY_BYTES = 16
@@ -56,8 +58,12 @@ class Generator:
         config: GatewayConfig,
         metrics: QueryMetrics | None = None,
         pictures: PicturePrompts | None = None,
+        adapter: tuple[str, Matrices] | None = None,
     ) -> None:
+        """`adapter`: its name, which follows the model's, and what it adds."""
         self.view = view
+        self.model = view.model if adapter is None else replace(view.model, name=f"{view.model.name}:{adapter[0]}")
+        self._matrices = NOTHING if adapter is None else adapter[1]
         self.texts = texts
         self.config = config
         self.running = 0
@@ -67,10 +73,6 @@ class Generator:
         self._metrics = metrics or QueryMetrics(CollectorRegistry())
         self._prompts = Prompts(texts, ends.ends.vocabulary, pictures)
         self._compiler = Compiler(texts, ends.ends.vocabulary, recommended.ends)
-
-    @property
-    def model(self) -> ModelInfo:
-        return self.view.model
 
     @property
     def converses(self) -> bool:
@@ -167,7 +169,7 @@ class Generator:
 
     def _session(self, **options: Any) -> Session:
         span, config = Span(0, self.model.blocks), self.view.config
-        return Session(self._host, self.view, span, config=config, **options)
+        return Session(self._host, self.view, span, config=config, matrices=self._matrices, **options)
 
     async def _prepare(self, query: pb.Query) -> PreparedQuery:
         """Raises InvalidInput, ContextTooLong."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from swarm._version import __version__
+from swarm.client.matrices import Matrices
 from swarm.client.view import View
 from swarm.config import ClientConfig, GatewayConfig, NetworkConfig
 from swarm.errors import InvalidInput, MissingBlocks, NetworkError
@@ -92,6 +93,8 @@ class Gateway:
         self._listening = asyncio.Event()
         self._registry = CollectorRegistry()
         self._generators: list[Generator] = []
+        self._adapted: list[Generator] = []
+        """With an adapter each, over the views and ends of the others; of HTTP alone."""
 
     @property
     def edges(self) -> Sequence[str]:
@@ -117,7 +120,7 @@ class Gateway:
             metrics = QueryMetrics(self._registry)
             answering = [self._answering(loaded, metrics) for loaded in self.loaded]
             self._generators = [await stack.enter_async_context(each) for each in answering]
-            metrics.watch(self._generators)
+            metrics.watch(self._generators, self._adapted)
             await self._serve_peers()
             announcers = [self._announcer(each) for each in self._generators]
             works = [self._leaving.wait(), self.network.lost(), self._stay(announcers)]
@@ -144,13 +147,15 @@ class Gateway:
         ends = EndsBatcher(loaded.ends)
         with contextlib.suppress(NetworkError):
             await view.refresh(0.0)
-        generator = Generator(
-            network.host, view, loaded.texts, ends, loaded.recommended, self.config, metrics, loaded.pictures
-        )
+        given = network.host, view, loaded.texts, ends, loaded.recommended, self.config, metrics, loaded.pictures
+        generator = Generator(*given)
+        adapted = [Generator(*given, (name, Matrices(files))) for name, files in loaded.adapters.items()]
+        self._adapted += adapted
         try:
             yield generator
         finally:
-            generator.close()
+            for each in (generator, *adapted):
+                each.close()
             await ends.close()
             await view.close()
 
@@ -165,7 +170,7 @@ class Gateway:
     async def _serve_http(self, place: HttpPlace) -> None:
         """OpenAI's API, the page and metrics."""
         app = create_app(
-            {each.model.name: each for each in self._generators},
+            {each.model.name: each for each in (*self._generators, *self._adapted)},
             self._roomy(place.settings),
             page=PAGE,
             peers=lambda: self.edges,

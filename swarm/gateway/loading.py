@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from swarm.config import SCHEMES
@@ -12,15 +13,17 @@ from swarm.contract import Contract
 from swarm.errors import BadCheckpoint, InvalidInput
 from swarm.gateway.recommended import Recommended
 from swarm.models.blocks import leading_blocks
+from swarm.models.ends.adapter_folder import read_adapter
 from swarm.models.ends.ends import Ends
 from swarm.models.ends.load import load_ends
+from swarm.models.ends.training import files_of
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import describe
 from swarm.models.loading.form import only_sees
 from swarm.models.picture_prompts import PicturePrompts
 from swarm.models.processors import processor_of
 from swarm.models.texts import Texts, tokenizer_of
-from swarm.types import ModelInfo
+from swarm.types import ModelInfo, Span
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,13 @@ class LoadedModel:
     quantization: str
     pictures: PicturePrompts | None = None
     """Where it sees."""
+    adapters: Mapping[str, Callable[[Span], bytes]] = field(default_factory=dict)
+    """By name: what each adds to some blocks, as a file; empty for nothing."""
+
+    @property
+    def names(self) -> list[str]:
+        """Under which it is offered, the plain model's first."""
+        return [self.info.name, *(f"{self.info.name}:{adapter}" for adapter in self.adapters)]
 
     @property
     def contract(self) -> Contract:
@@ -53,21 +63,26 @@ def load_model(
     revision: str | None = None,
     token: str | None = None,
     head: str | None = None,
+    adapters: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> LoadedModel:
     """Read a model's own part from a folder or from the hub. `dtype`, `quantization`: those of the servers;
-    None: the checkpoint's. `head`: where the head is, as for `load_ends`.
+    None: the checkpoint's. `head`: where the head is, as for `load_ends`. `adapters`: folders
+    of LoRA that peft wrote, by the names under which they are offered.
 
     Raises ModelError, InvalidInput.
     """
     checkpoint = open_checkpoint(model, token, revision)
     described = describe(checkpoint, dtype=dtype, quantization=quantization)
+    # Before all that takes long: what is wrong with one is told at once.
+    pairs = {name: read_adapter(checkpoint, path, described.dtype) for name, path in (adapters or {}).items()}
     tokenizer = tokenizer_of(checkpoint)
     client, _ = load_ends(checkpoint, dtype=dtype, quantization=quantization, head=head, progress=progress)
     ends = Ends(client)
     recommended = Recommended.of(client.generation_config, tokenizer, ends.vocabulary)
     info, pictures = _named(described.info, checkpoint), _pictures(checkpoint)
-    return LoadedModel(info, Texts(tokenizer), ends, recommended, described.quantization, pictures)
+    files = {name: files_of(each) for name, each in pairs.items()}
+    return LoadedModel(info, Texts(tokenizer), ends, recommended, described.quantization, pictures, files)
 
 
 def _pictures(checkpoint: Checkpoint) -> PicturePrompts | None:

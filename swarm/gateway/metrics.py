@@ -43,12 +43,12 @@ class QueryMetrics:
         )
         self._whole = Histogram("swarm_e2e_request_latency_seconds", "Until the end", registry=registry, buckets=WHOLE)
 
-    def watch(self, answerers: Sequence[Answerer]) -> None:
-        """Tell how busy they are together, too."""
+    def watch(self, answerers: Sequence[Answerer], adapted: Sequence[Answerer] = ()) -> None:
+        """Tell how busy they are together, too; those `adapted` have the blocks of others."""
 
         def look() -> Iterable[Metric]:
-            running = sum(answerer.running for answerer in answerers)
-            capacity = sum(answerer.capacity for answerer in answerers)
+            running = sum(answerer.running for answerer in (*answerers, *adapted))
+            capacity = sum(answerer.capacity for answerer in (*answerers, *adapted))
             yield gauge("swarm_num_requests_running", "Queries being answered", running)
             yield gauge("swarm_request_capacity", "Queries that can be answered at a time", capacity)
             yield gauge("swarm_blocks_missing", "Blocks from the first gap on", sum(map(_gap, answerers)))
