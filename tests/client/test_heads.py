@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from survey.configs import small_config
 from swarm import DistributedModel, DistributedModelForSequenceClassification
@@ -103,6 +103,27 @@ def test_a_new_head_is_the_librarys_and_is_trained_with_lora(served: Serve, chec
     for name, gradient in expected.items():
         assert gradient is not None and got[name] is not None
         assert float((got[name] - gradient).norm() / gradient.norm()) < CLOSE, name
+
+
+def test_a_trainer_comes_to_the_same_losses(served: Serve, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    ids, how = prompt(8, batch=16), {"num_labels": 2, "pad_token_id": PAD}
+    ids[::2, 5:] = PAD
+    data: Any = [{"input_ids": row, "attention_mask": row != PAD, "labels": int(row[0]) % 2} for row in ids]
+    options: dict[str, Any] = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+    options |= {"logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True}
+    losses = []
+    for here in (False, True):
+        torch.manual_seed(1)
+        if here:
+            model = served("llama", 2).model(DistributedModelForSequenceClassification, **how)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(checkpoints("llama"), **how)
+            model.requires_grad_(False).score.requires_grad_(True)
+        trainer = Trainer(model, TrainingArguments(str(tmp_path), **options), train_dataset=data)
+        trainer.train()
+        losses.append([each["loss"] for each in trainer.state.log_history if "loss" in each])
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_what_would_be_told_from_padding_is_refused(served: Serve) -> None:
