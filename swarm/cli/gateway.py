@@ -52,6 +52,11 @@ if TYPE_CHECKING:
     metavar="NAME=FOLDER",
     help="LoRA that peft has saved, offered as the model MODEL:NAME beside MODEL; several times for several.",
 )
+@click.option(
+    "--images",
+    is_flag=True,
+    help="Take pictures also where a model can be had without what looks at them; others that see take them anyway.",
+)
 @click.option("--threads", type=THREADS, metavar="N", help="Compute threads for embeddings and head.")
 @name_option("this query node")
 @together(
@@ -114,6 +119,7 @@ def main(
     revision: str | None,
     token: str | None,
     adapters: dict[str, str],
+    images: bool,
     threads: int | None,
     public_name: str,
     client: ClientConfig,
@@ -135,7 +141,9 @@ def main(
         raise click.UsageError("--revision is of one model: run a gateway for each, or leave it out")
     if len(models) > 1 and adapters:
         raise click.UsageError("--adapter is of one model: run a gateway for each, or leave it out")
-    options = GatewayOptions(models, dtype, head, revision, token, adapters, threads, public_name, config, client)
+    options = GatewayOptions(
+        models, dtype, head, revision, token, adapters, images, threads, public_name, config, client
+    )
     with identified(replace(network, dialled=True, limits=limits), identity_path, "gateway", "gateway") as network:
         asyncio.run(run(network, options, edge, side))
 
@@ -150,6 +158,7 @@ class GatewayOptions:
     revision: str | None
     token: str | None
     adapters: dict[str, str]
+    images: bool
     threads: int | None
     name: str
     config: GatewayConfig
@@ -193,6 +202,7 @@ async def run(network: NetworkConfig, options: GatewayOptions, browsers: EdgeOpt
     which: dict[str, Any] = {
         "dtype": dtype,
         "head": options.head,
+        "images": options.images,
         "quantization": options.client.quantization,
         "revision": options.revision,
         "token": options.token,

@@ -19,7 +19,7 @@ from swarm.models.ends.load import load_ends
 from swarm.models.ends.training import files_of
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import describe
-from swarm.models.loading.form import only_sees
+from swarm.models.loading.form import Form, only_sees
 from swarm.models.picture_prompts import PicturePrompts
 from swarm.models.processors import processor_of
 from swarm.models.texts import Texts, tokenizer_of
@@ -64,15 +64,18 @@ def load_model(
     token: str | None = None,
     head: str | None = None,
     adapters: Mapping[str, str] | None = None,
+    images: bool = False,
     progress: bool = False,
 ) -> LoadedModel:
     """Read a model's own part from a folder or from the hub. `dtype`, `quantization`: those of the servers;
     None: the checkpoint's. `head`: where the head is, as for `load_ends`. `adapters`: folders
-    of LoRA that peft wrote, by the names under which they are offered.
+    of LoRA that peft wrote, by the names under which they are offered. `images`: load what looks at pictures also
+    where the library has a model of text alone.
 
     Raises ModelError, InvalidInput.
     """
     checkpoint = open_checkpoint(model, token, revision)
+    checkpoint = checkpoint.read_as(Form.SEEING) if images else checkpoint
     described = describe(checkpoint, dtype=dtype, quantization=quantization)
     # Before all that takes long: what is wrong with one is told at once.
     pairs = {name: read_adapter(checkpoint, path, described.dtype) for name, path in (adapters or {}).items()}
@@ -80,24 +83,27 @@ def load_model(
     client, _ = load_ends(checkpoint, dtype=dtype, quantization=quantization, head=head, progress=progress)
     ends = Ends(client)
     recommended = Recommended.of(client.generation_config, tokenizer, ends.vocabulary)
-    info, pictures = _named(described.info, checkpoint), _pictures(checkpoint)
+    info, pictures = _named(described.info, checkpoint), _pictures(checkpoint, needed=images)
     files = {name: files_of(each) for name, each in pairs.items()}
     return LoadedModel(info, Texts(tokenizer), ends, recommended, described.quantization, pictures, files)
 
 
-def _pictures(checkpoint: Checkpoint) -> PicturePrompts | None:
-    """What makes prompts of pictures, where the library has the model as one that sees alone: then what looks at them
-    is loaded with the ends. Why a model that sees reads text alone here is in the log."""
-    if checkpoint.gguf is not None or not only_sees(checkpoint.config):
+def _pictures(checkpoint: Checkpoint, *, needed: bool) -> PicturePrompts | None:
+    """What makes prompts of pictures, where what looks at them is loaded with the ends: it is `needed`, or the library
+    has no model without it. Then, why a model that sees reads text alone here is in the log. Raises ModelError,
+    InvalidInput."""
+    if not needed and (checkpoint.gguf is not None or not only_sees(checkpoint.config)):
         return None
     try:
         if (local := leading_blocks(checkpoint.config)) is not None:
-            raise InvalidInput(f"what it sees is added to the outputs of blocks {local}, which are elsewhere")
+            raise InvalidInput(f"images: what is seen is added to the outputs of blocks {local}, which are elsewhere")
         if importlib.util.find_spec("PIL") is None:
-            raise InvalidInput('they need Pillow: pip install "swarm-llm[images]"')
+            raise InvalidInput('images: they need Pillow: pip install "swarm-llm[images]"')
         return PicturePrompts(processor_of(checkpoint))
     except (InvalidInput, BadCheckpoint) as error:
-        log.warning("%s takes no pictures here: %s", checkpoint.name, error)
+        if needed:
+            raise
+        log.warning("%s reads text alone here: %s", checkpoint.name, error)
         return None
 
 

@@ -20,7 +20,8 @@ from transformers import AutoProcessor
 from survey.images import build_seeing, question, seeing_config
 from swarm.client.view import View
 from swarm.config import ClientConfig, GatewayConfig
-from swarm.errors import InvalidInput
+from swarm.errors import BadCheckpoint, InvalidInput, UnsupportedModel
+from swarm.gateway import loading
 from swarm.gateway.ends_batcher import EndsBatcher
 from swarm.gateway.generation import Generator
 from swarm.gateway.life import Gateway, HttpPlace
@@ -36,7 +37,7 @@ from swarm.models.texts import Texts
 from swarm.net.loop import shared_loop
 from swarm.types import Span
 from swarm.wire import swarm_pb2 as pb
-from tests.checkpoints import GREEDY, Served
+from tests.checkpoints import GREEDY, Served, make_tokenizer
 from tests.cli.test_chat_images import png
 from tests.gateway.test_generation import Bytes
 from tests.gateway.test_life import lived
@@ -270,14 +271,18 @@ async def tokens_of(
 
 
 @pytest.mark.parametrize("speculation", ["none", "ngram"])
-@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "mistral3", "smolvlm"])
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "mistral3", "smolvlm", "qwen3_5"])
 def test_an_answer_goes_on_when_a_server_dies_and_at_another_node(kind: str, speculation: str, tmp_path: Path) -> None:
     whole = build_seeing(seeing_config(kind))
     whole.save_pretrained(tmp_path)
     inputs = question(whole)
     wanted = whole.generate(**inputs, **GREEDY, max_new_tokens=10)[0, inputs["input_ids"].shape[1] :].tolist()
     servers = Served(tmp_path, SPANS)
-    node = node_of(servers, Ends(load_ends(tmp_path, dtype="float32", progress=False)[0]), inputs)
+    node = node_of(
+        servers,
+        Ends(load_ends(open_checkpoint(tmp_path).read_as(Form.SEEING), dtype="float32", progress=False)[0]),
+        inputs,
+    )
     parts = [{"type": "image_url", "image_url": {"url": data_url(picture(tmp_path / "a.png").read_bytes())}}]
     messages = json.dumps([{"role": "user", "content": [*parts, {"type": "text", "text": "a"}]}])
     sampling = pb.Sampling(max_tokens=10, speculation=speculation)
@@ -292,6 +297,42 @@ def test_an_answer_goes_on_when_a_server_dies_and_at_another_node(kind: str, spe
 
     shared_loop().run(main())
     servers.close()
+
+
+def test_a_model_that_also_is_one_of_text_sees_where_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = build_seeing(seeing_config("qwen3_5"))
+    whole.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    blind = load_model(str(tmp_path), dtype="float32")
+    assert blind.pictures is None
+    assert "visual" not in "".join(name for name, _ in blind.ends.model.named_parameters())
+    with pytest.raises((BadCheckpoint, InvalidInput)):
+        load_model(str(tmp_path), dtype="float32", images=True)
+    monkeypatch.setattr(loading, "processor_of", lambda checkpoint: Looks(question(whole)))
+    sees = load_model(str(tmp_path), dtype="float32", images=True)
+    assert sees.pictures is not None
+    assert "visual" in "".join(name for name, _ in sees.ends.model.named_parameters())
+    # Servers know no difference.
+    assert sees.contract == blind.contract
+    whole.config.text_config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="has no model that sees"):
+        load_model(str(tmp_path), dtype="float32", images=True)
+
+
+@pytest.mark.parametrize(("kind", "why"), [("qwen3_vl", "outputs of blocks 0:2"), ("llava", "the processor of")])
+def test_a_model_that_cannot_be_shown_pictures_reads_text_and_the_log_says_why(
+    kind: str, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_seeing(seeing_config(kind)).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    caplog.set_level("WARNING", "swarm.gateway.loading")
+    assert load_model(str(tmp_path), dtype="float32").pictures is None
+    assert "reads text alone here" in caplog.text
+    assert why in caplog.text
+    with pytest.raises((BadCheckpoint, InvalidInput)):
+        load_model(str(tmp_path), dtype="float32", images=True)
 
 
 def test_where_a_picture_is_seen_as_a_whole_it_is_refused(tmp_path: Path) -> None:
