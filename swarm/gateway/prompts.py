@@ -29,7 +29,7 @@ class Prompts:
     async def of(self, query: pb.Query) -> Prompt:
         """The prompt of a query. Raises InvalidInput."""
         if self._pictures is not None and KIND in query.messages:
-            # What is unpacked is many times what came: one conversation's pictures at a time.
+            # They are made one after the other; those that wait keep no thread.
             async with self._looking:
                 return await asyncio.to_thread(self._seen, self._pictures, query)
         return Prompt(await asyncio.to_thread(self._texts.prompt, query, self._vocabulary))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +20,19 @@ class Prompt:
 
 
 class PicturePrompts:
-    """The processor of a model that sees (`processor_of`). For one thread at a time."""
+    """The processor of a model that sees (`processor_of`). From any thread, one conversation after the other: what is
+    unpacked is many times what came."""
 
     def __init__(self, processor: Any) -> None:
         self._template = ChatTemplate(processor)
+        self._looking = threading.Lock()
 
     def prompt(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> Prompt:
         """The prompt for an answer to a conversation in OpenAI's shape. Raises InvalidInput."""
+        with self._looking:
+            return self._prompt(messages, tools)
+
+    def _prompt(self, messages: Sequence[Any], tools: Sequence[Any]) -> Prompt:
         images = open_pictures(plain_messages(messages))
 
         def processed(shaped: Sequence[Message], defined: Sequence[Message]) -> Prompt:
