@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from swarm.client.view import View
 from swarm.config import ClientConfig, GatewayConfig
 from swarm.errors import InvalidInput
+from swarm.gateway.constrained import compiler
 from swarm.gateway.constrained.compiler import Compiler
 from swarm.gateway.constrained.grammars import grammar_of
 from swarm.gateway.ends_batcher import EndsBatcher
@@ -195,7 +196,6 @@ UNMEETABLE: list[dict[str, Any]] = [
     {"regex": "((("}, {"regex": "(?=a)b"}, {"regex": r"[^\x00-\x{10FFFF}]"}, {"regex": r"\x{1F41D}+"},
     {"grammar": "start: nothing"}, {"grammar": 'start: start "a"'}, {"grammar": ""},
     {"grammar": "start: @other"}, {"grammar": 'root ::= "llama"'}, {"grammar": "\n" * 40_000},
-    {"grammar": "start: " + " ".join('%json {"type":"object"}' for _ in range(1300))},
 ]  # fmt: skip
 
 
@@ -204,6 +204,12 @@ def test_what_cannot_be_met_is_refused_before_any_work(nodes: Nodes, form: dict[
     with pytest.raises(InvalidInput) as raised:
         ask(nodes(), formed(**form))
     assert raised.value.field == ("response_format" if "json_schema" in form else "structured_outputs")
+
+
+def test_what_takes_too_long_to_prepare_is_refused(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "PATIENCE", 0.0)
+    with pytest.raises(InvalidInput, match="takes too long"):
+        ask(nodes(), formed(grammar="start: " + " ".join('%json {"type":"object"}' for _ in range(100))))
 
 
 def test_senseless_choices_are_refused(nodes: Nodes) -> None:

@@ -309,7 +309,6 @@ def test_multipliers_belong_to_the_client() -> None:
 @pytest.mark.parametrize(
     ("model_type", "words"),
     [
-        ("mamba", "outside the cache"),
         ("bert", "embeddings in place of tokens"),
         ("recurrent_gemma", "multiplies them by 8"),
         ("openai-gpt", "outside the cache"),
