@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import click
+import numpy as np
 
 from benchmarks.wide import link_of
 from swarm import net
@@ -44,8 +45,17 @@ class Compute:
         return Throughput(self.seconds(1) * 1000.0 / blocks, 128 * blocks / max(self.seconds(128), 1e-9))
 
 
+def turned(segments: Sequence[Segment], hidden: Buffer) -> memoryview:
+    """Outputs that nobody takes for a copy of an input or of each other: each row, turned by its position."""
+    counts = [segment.count for segment in segments]
+    rows = np.frombuffer(hidden, dtype=np.float32).reshape(sum(counts), -1)
+    places = [position for segment in segments for position in range(segment.start, segment.start + segment.count)]
+    shifted = [np.roll(row, place + 1) for row, place in zip(rows, places, strict=True)]
+    return memoryview(np.concatenate(shifted).tobytes())
+
+
 class Stated(ByteRunner):
-    """A runner whose passes take as long as stated. `inner` computes within that time; None: outputs are the inputs."""
+    """A runner whose passes take as long as stated. `inner` computes within that time; None: nothing does."""
 
     def __init__(self, inner: Runner | None, compute: Compute) -> None:
         self.inner = inner
@@ -55,7 +65,7 @@ class Stated(ByteRunner):
 
     def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
         end = time.perf_counter() + self.compute.seconds(sum(segment.count for segment in segments))
-        output = memoryview(hidden) if self.inner is None else compute(self.inner, span, segments, hidden)
+        output = turned(segments, hidden) if self.inner is None else compute(self.inner, span, segments, hidden)
         time.sleep(max(end - time.perf_counter(), 0.0))
         return output
 
@@ -126,7 +136,7 @@ async def serve(hosting: Hosting, host: Any, directory: Any, load: Any, name: st
 @click.option("--loss", default=0.0)
 @click.option("--pass-ms", default=0.0, help="Stated duration of a pass…")
 @click.option("--position-ms", default=0.0, help="… and of each position in it.")
-@click.option("--simulated", is_flag=True, help="Nothing is computed: outputs are the inputs.")
+@click.option("--simulated", is_flag=True, help="Nothing is computed: outputs are the inputs, turned.")
 def main(
     model: str,
     blocks: str,
