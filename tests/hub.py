@@ -98,12 +98,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def _send(self, name: str, part: bytes) -> None:
             with hub.lock:
                 cut = hub.cuts.pop(0) if hub.cuts and name.endswith(".safetensors") else len(part)
+                # Counted before: whoever has it may look at once.
+                hub.sent[name] = hub.sent.get(name, 0) + len(part[:cut])
             try:
                 self.wfile.write(part[:cut])
             except OSError:  # who asked for it has left
+                with hub.lock:
+                    hub.sent[name] -= len(part[:cut])
                 return
-            with hub.lock:
-                hub.sent[name] = hub.sent.get(name, 0) + len(part[:cut])
             if cut < len(part):
                 self.wfile.flush()
                 self.close_connection = True

@@ -25,7 +25,7 @@ WITH_EXTRAS = {
         "swarm/gateway/constrained/",
         "swarm/gateway/life.py",
     ),
-    "images": ("swarm/models/pictures.py",),
+    "images": ("swarm/models/pictures.py", "swarm/models/picture_parts.py"),
     "adapters": ("swarm/models/ends/adapter_folder.py",),
     "edge": ("swarm/net/edge/",),
 }
