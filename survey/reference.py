@@ -8,6 +8,7 @@ writes for each type a checkpoint and `reference.safetensors` (token ids and log
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def write(folder: Path, model_type: str) -> None:
     save_file(results, folder / "reference.safetensors")
 
 
-def main(arguments: list[str]) -> None:
+def write_each(arguments: list[str], write: Callable[[Path, str], None], longest: int | None = None) -> None:
+    """For each type that is named after the folder what `write` makes in a folder of its own, or why it cannot: in at
+    most `longest` characters."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -68,8 +71,8 @@ def main(arguments: list[str]) -> None:
             write(folder, model_type)
         except Exception as error:
             words = " ".join(f"{type(error).__name__}: {error}".split())
-            (folder / "impossible.txt").write_text(words, encoding="utf-8")
+            (folder / "impossible.txt").write_text(words[:longest], encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_each(sys.argv[1:], write)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
-from transformers.utils import logging
 
 from survey.examine import Outcome, Recorder, Wrong, expect, how_computed
 from survey.images import build_seeing, question, seeing_config
+from survey.reference import write_each
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.blocks import find_blocks, leading_blocks
 from swarm.models.ends.load import load_ends, returns_tuple
@@ -118,19 +118,5 @@ def compare_seeing(folder: Path) -> Sequence[SpanModel]:
     return spans
 
 
-def main(arguments: list[str]) -> None:
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for model_type in arguments[1:]:
-        folder = Path(arguments[0]) / model_type
-        folder.mkdir(parents=True)
-        try:
-            write(folder, model_type)
-        except Exception as error:
-            words = " ".join(f"{type(error).__name__}: {error}".split())
-            (folder / "impossible.txt").write_text(words[:WORDS], encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_each(sys.argv[1:], write, WORDS)

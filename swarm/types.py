@@ -173,9 +173,12 @@ class ServerRecord:
         return self.contract.fingerprints
 
 
+DIGEST_BYTES = 8
+
+
 def digest(peer_id: PeerId) -> bytes:
-    """What stands for a peer where there is room for 8 bytes."""
-    return hashlib.sha256(peer_id.encode()).digest()[:8]
+    """What stands for a peer where there is little room."""
+    return hashlib.sha256(peer_id.encode()).digest()[:DIGEST_BYTES]
 
 
 MAX_NEAR = 8

@@ -63,15 +63,22 @@ class Paces:
         self._best[record.peer_id] = min(self._best.get(record.peer_id, times), times)
         self._last[record.peer_id] = times, now
 
-    def corrected(self, record: ServerRecord, now: float) -> ServerRecord:
-        """The record with the speed that is to be expected; waiting is in it where that was measured."""
+    def corrected(self, records: Sequence[ServerRecord], now: float) -> Sequence[ServerRecord]:
+        """The records with the speeds that are to be expected; waiting is in them where that was measured."""
         if not self._best:
-            return record
+            return records
         usual = statistics.median(self._best.values())
-        times, at = self._last.get(record.peer_id, (usual, now))
-        if now - at < REMEMBERED and times > MARKED * usual:
-            return replace(record, decode_ms=record.decode_ms * times, queue=0)
-        return replace(record, decode_ms=record.decode_ms * usual)
+        slow = {
+            peer_id: times
+            for peer_id, (times, at) in self._last.items()
+            if now - at < REMEMBERED and times > MARKED * usual
+        }
+        return [
+            replace(record, decode_ms=record.decode_ms * slow[record.peer_id], queue=0)
+            if record.peer_id in slow
+            else replace(record, decode_ms=record.decode_ms * usual)
+            for record in records
+        ]
 
 
 def is_worth(now_ms: float, then_ms: float, steps: int, replay_seconds: float) -> bool:

@@ -99,26 +99,24 @@ class Choice:
 
     # ---- a faster route ---------------------------------------------------------------------------------------
 
-    def is_outdone(self, route: Route, needs: Needs, steps: int, positions: int) -> bool:
-        """Whether another route is worth leaving hops for, after so many steps, with so many positions to replay."""
+    def outdone(self, route: Route, needs: Needs, steps: int, positions: int) -> set[PeerId]:
+        """The peers of a route to leave for a faster one, after so many steps, with so many positions to replay; none
+        where that is not worth it."""
         best = self._best(route, needs)
         if best is None:
-            return False
+            return set()
         seen = {record.peer_id: record for record in self._view.seen()}
         own = [replace(hop.server, contract=hop.server.contract.on(hop.span), queue=0) for hop in route.hops]
         own = [replace(each, decode_ms=seen.get(each.peer_id, each).decode_ms) for each in own]
         try:
             now = find_route(own, self._span, self._view.conditions(needs, self._pins))
         except SwarmError:
-            return False
+            return set()
         stages = [stage(hop) for hop in best.hops]
         replay = pipeline_seconds(positions, best_chunk(positions, stages), stages)
-        return is_worth(now.cost_ms, best.cost_ms, steps, replay)
-
-    def slow(self, route: Route, needs: Needs) -> set[PeerId]:
-        """The peers of a route that the best one does not have."""
-        best = self._best(route, needs)
-        return set() if best is None else {hop.peer_id for hop in route.hops} - {hop.peer_id for hop in best.hops}
+        if not is_worth(now.cost_ms, best.cost_ms, steps, replay):
+            return set()
+        return {hop.peer_id for hop in route.hops} - {hop.peer_id for hop in best.hops}
 
     def _best(self, route: Route, needs: Needs) -> Route | None:
         """The best route as if `route` were not there: what it makes servers wait for is no reason to leave them."""

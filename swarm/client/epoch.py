@@ -267,18 +267,16 @@ class Epochs:
 
     def part(self) -> bool:
         """Whether there are other servers by now for hops on such peers: then these are let go in the next epoch."""
-        return self.route is not None and self._leave(self._choice.spared(self.route, self._needs))
+        return self.route is not None and self.leave(self._choice.spared(self.route, self._needs))
 
-    def is_outdone(self, steps: int) -> bool:
-        """Whether another route is worth leaving hops for, after so many steps."""
-        positions = self._sequences.positions
-        return self.route is not None and self._choice.is_outdone(self.route, self._needs, steps, positions)
+    def outdone(self, steps: int) -> set[PeerId]:
+        """The peers to leave for a faster route, after so many steps; none where that is not worth it."""
+        if self.route is None:
+            return set()
+        return self._choice.outdone(self.route, self._needs, steps, self._sequences.positions)
 
-    def leave_slow(self) -> bool:
-        """Let hops go, in the next epoch, that the best route does not have. False: it has them all."""
-        return self.route is not None and self._leave(self._choice.slow(self.route, self._needs))
-
-    def _leave(self, peers: Container[PeerId]) -> bool:
+    def leave(self, peers: Container[PeerId]) -> bool:
+        """Let the hops on these peers go in the next epoch. False: there are none."""
         going = {link for link in self.links if link.hop.peer_id in peers}
         self._leaving |= going
         return bool(going)

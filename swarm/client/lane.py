@@ -277,8 +277,9 @@ class Lane:
             self.view.observed(hops[key].server, seconds * 1000.0 / len(hops[key].span))
         if not self.running or links != self.epochs.links:
             return
-        before, self._wanting = self._wanting, self.epochs.is_outdone(self._steps)
-        if before and self._wanting and self.epochs.leave_slow():
+        slow = self.epochs.outdone(self._steps)
+        before, self._wanting = self._wanting, bool(slow)
+        if before and self.epochs.leave(slow):
             log.info("leaving a route for a faster one")
             self._break()
 

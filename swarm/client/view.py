@@ -262,10 +262,9 @@ class View:
         """A session found that a block takes so long at a server, with all the waiting there."""
         self._paces.note(record, decode_ms, asyncio.get_running_loop().time())
 
-    def seen(self) -> list[ServerRecord]:
+    def seen(self) -> Sequence[ServerRecord]:
         """The servers that compute as is asked, as fast as sessions found them of late."""
-        now = asyncio.get_running_loop().time()
-        return [self._paces.corrected(record, now) for record in self.records]
+        return self._paces.corrected(self.records, asyncio.get_running_loop().time())
 
     def newest(self, record: ServerRecord) -> ServerRecord:
         """The server's record as last read; the one given where the directory has none (any more)."""

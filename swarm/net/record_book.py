@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from swarm.errors import RecordRefused, SwarmError
 from swarm.net.base import Directory, Host, Stream
+from swarm.net.records import MAX_BLOCKS
 from swarm.tasks import Tasks, ended
 from swarm.types import PeerId, ServerRecord
 from swarm.wire import messages
@@ -29,7 +30,6 @@ PATIENCE = 10.0
 FRAME = 256 * 1024
 REQUEST = 512
 MOST_RECORDS = 16_384
-_BLOCKS = 1024
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class RecordBook:
             async with asyncio.timeout(PATIENCE):
                 request = messages.decode(pb.RecordsRequest, await stream.receive(REQUEST))
                 messages.require(0 < len(request.model) <= messages.MAX_TEXT, "this is no model's key")
-                messages.require(0 < request.blocks <= _BLOCKS, "no model has so many blocks")
+                messages.require(0 < request.blocks <= MAX_BLOCKS, "no model has so many blocks")
                 page = await self._page(request.model, request.blocks)
                 if page is not None:
                     await _send(stream, page, asyncio.get_running_loop().time())

@@ -13,7 +13,7 @@ from swarm.coordinates import FARTHEST_MS
 from swarm.errors import InvalidInput, MalformedFrame, RecordRefused
 from swarm.net.forwarding import forwarding_pb2 as fwd
 from swarm.net.identity import Identity, peer_id_of, verify
-from swarm.types import MAX_NEAR, ModelInfo, PeerId, ServerRecord, ServerState
+from swarm.types import DIGEST_BYTES, MAX_NEAR, ModelInfo, PeerId, ServerRecord, ServerState
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.messages import MAX_TEXT, contract_message, contract_of, coordinate_message, coordinate_of
 
@@ -22,7 +22,6 @@ MODELS_KEY = "models"
 CLOCK_TOLERANCE = 3.0
 """Seconds by which the clocks of two peers may differ."""
 MAX_ADDRESSES = 16
-DIGEST_BYTES = 8
 MAX_EDGE = 512
 """Characters of an address for browsers, which holds the hashes of certificates."""
 MAX_BLOCKS = 1024

@@ -39,7 +39,7 @@ from swarm.testing.exact import (
 from swarm.testing.generation import generate, speculate
 from swarm.testing.network import MemoryDirectory, MemoryHost, MemoryStream, SimulatedNetwork
 from swarm.testing.peer import Peer, Talk
-from swarm.testing.runner import ByteRows, ByteRunner
+from swarm.testing.runner import ByteRows, ByteRunner, PastRunner
 from swarm.testing.wan import DelayedHost, DelayedStream
 from swarm.testing.world import SimulatedServer, World
 
@@ -61,6 +61,7 @@ __all__ = [
     "MemoryDirectory",
     "MemoryHost",
     "MemoryStream",
+    "PastRunner",
     "Peer",
     "RoomyRunner",
     "SimulatedNetwork",

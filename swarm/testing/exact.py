@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from swarm.jobs import Afresh, Backward, Forward, compute
 from swarm.server.runner import Runner
-from swarm.testing.runner import ByteRows, ByteRunner
+from swarm.testing.runner import ByteRows, PastRunner
 from swarm.types import Segment, SequenceKey, Span
 from swarm.wire.rows import Buffer
 
@@ -20,14 +20,14 @@ MASK = (1 << 64) - 1
 VOCABULARY = 997
 
 
-class ExactRunner(ByteRunner):
+class ExactRunner(PastRunner):
     """Computes blocks as hashes. Raises when a sequence does not go on exactly where it ended."""
 
     can_rollback: bool = True
 
     def __init__(self) -> None:
+        super().__init__()
         self.on_block: Callable[[], None] | None = None
-        self.states: dict[SequenceKey, dict[int, list[int]]] = {}
         self.computed = 0
         self.complaints: list[str] = []
         """What it was asked that cannot be done; a server in order never asks such a thing."""
@@ -88,20 +88,6 @@ class ExactRunner(ByteRunner):
             self.free(key)
             found.append(stages)
         return found
-
-    def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
-        self.states[target] = {block: past[:length] for block, past in self.states[source].items()}
-
-    def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
-        self.fork(source, target, length)
-        del self.states[source]
-
-    def truncate(self, sequence: SequenceKey, length: int) -> None:
-        for past in self.states.get(sequence, {}).values():
-            del past[length:]
-
-    def free(self, sequence: SequenceKey) -> None:
-        self.states.pop(sequence, None)
 
     def bytes_held(self) -> int:
         return sum(8 * self.room(len(past)) for blocks in self.states.values() for past in blocks.values())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import abc
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.jobs import Afresh, Backward, Forward
-from swarm.types import Segment, Span
+from swarm.types import Segment, SequenceKey, Span
 from swarm.wire.rows import Buffer
 
 
@@ -61,3 +62,24 @@ class ByteRunner(abc.ABC):
     @abc.abstractmethod
     def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
         """Compute the rows of all segments, one behind the other."""
+
+
+class PastRunner(ByteRunner):
+    """One that keeps something of every position in every block: `states`, by sequence and block."""
+
+    def __init__(self) -> None:
+        self.states: dict[SequenceKey, dict[int, list[Any]]] = {}
+
+    def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
+        self.states[target] = {block: past[:length] for block, past in self.states[source].items()}
+
+    def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
+        self.fork(source, target, length)
+        del self.states[source]
+
+    def truncate(self, sequence: SequenceKey, length: int) -> None:
+        for past in self.states.get(sequence, {}).values():
+            del past[length:]
+
+    def free(self, sequence: SequenceKey) -> None:
+        self.states.pop(sequence, None)

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from swarm.jobs import compute
-from swarm.testing import Arithmetic, ByteRunner
-from swarm.types import Segment, SequenceKey, Span
+from swarm.testing import Arithmetic, PastRunner
+from swarm.types import Segment, Span
 from swarm.wire.rows import Buffer
 
 SIZE, VOCABULARY = 96, 211
@@ -44,7 +44,7 @@ def token_of(output: bytes) -> int:
     return int((table(2000) @ row).argmax())
 
 
-class NumbersRunner(ByteRunner):
+class NumbersRunner(PastRunner):
     """Computes the blocks. `noise`: what another kernel would do to each block's contribution, relative to it."""
 
     can_rollback = True
@@ -53,7 +53,7 @@ class NumbersRunner(ByteRunner):
         self.span = span
         self.noise = noise
         self.random = np.random.default_rng([seed, span.first])
-        self.sums: dict[SequenceKey, dict[int, list[Rows]]] = {}
+        super().__init__()
         self.computed = 0
 
     def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
@@ -78,7 +78,7 @@ class NumbersRunner(ByteRunner):
     def contribution(self, block: int, segment: Segment, rows: Rows) -> Rows:
         """What a block adds."""
         one, other = weights(block)
-        sums = self.sums.setdefault(segment.sequence, {}).setdefault(block, [])
+        sums = self.states.setdefault(segment.sequence, {}).setdefault(block, [])
         assert len(sums) == segment.start, f"{segment} does not continue {len(sums)} positions"
         added = np.empty_like(rows)
         for index, row in enumerate(rows):
@@ -89,22 +89,8 @@ class NumbersRunner(ByteRunner):
             added *= 1.0 + self.noise * self.random.standard_normal(added.shape, np.float32)
         return added
 
-    def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
-        self.sums[target] = {block: past[:length] for block, past in self.sums[source].items()}
-
-    def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
-        self.fork(source, target, length)
-        del self.sums[source]
-
-    def truncate(self, sequence: SequenceKey, length: int) -> None:
-        for past in self.sums.get(sequence, {}).values():
-            del past[length:]
-
-    def free(self, sequence: SequenceKey) -> None:
-        self.sums.pop(sequence, None)
-
     def bytes_held(self) -> int:
-        return sum(4 * SIZE * len(past) for blocks in self.sums.values() for past in blocks.values())
+        return sum(4 * SIZE * len(past) for blocks in self.states.values() for past in blocks.values())
 
     def reserved_bytes(self, span: Span, length: int) -> int:
         return 4 * SIZE * len(span) * length
