@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from swarm.demo.local_swarm import LocalSwarm
+from swarm.models.picture_parts import open_pictures
+from tests.seeing import picture, save_seeing
 
 ROOT = Path(__file__).parents[2]
 WEB = ROOT / "web"
@@ -222,3 +224,35 @@ def test_what_is_missing_is_told_in_words_and_waited_for(
     assert whole["hops"] == ["alice: blocks 0–3", "bella: blocks 4–7"]
     assert whole["sparks"] == 0
     assert any("bella" in note for note in whole["notes"])
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_picture_is_shown_to_a_model_that_sees(site: str, browser: Browser, tmp_path: Path, shots: Path) -> None:
+    whole = save_seeing(tmp_path / "seeing")
+    path = picture(tmp_path / "picture.png")
+    with LocalSwarm(tmp_path / "seeing") as local:
+        local.start_bootstrap("--edge-address-file", str(local.folder / "edges"))
+        local.start_server("alice", "0:6")
+        local.wait_until_online("alice")
+        local.start_gateway("carol")
+        local.wait_until_ready("carol")
+        browser("open", url=link(site, local, "ws"))
+        browser.joined()
+        browser.wait("!document.getElementById('show-picture').hidden")
+        browser("choose", id="picture-file", paths=[str(path), str(tmp_path / "seeing" / "config.json")])
+        browser.wait("document.querySelectorAll('#pictures img').length === 1 && document.querySelector('#complaint').textContent")
+        assert browser("barriers") == []
+        browser("picture", path=str(shots / "picture-chosen.png"))
+        browser.ask("cdef", 12)
+        told = browser.wait(ENDED)
+        browser("picture", path=str(shots / "picture-told.png"))
+        (sent,) = browser("sources", selector="#log .shown img")
+        assert browser("sources", selector="#pictures img") == []
+    parts = [{"type": "image_url", "image_url": {"url": sent}}]
+    (image,) = open_pictures([{"role": "user", "content": parts}])
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "cdef"}]
+    processor: Any = AutoProcessor.from_pretrained(tmp_path / "seeing")  # type: ignore[no-untyped-call]
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], **how)
+    made = whole.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert told["text"] == processor.tokenizer.decode(made, skip_special_tokens=True).lstrip()

@@ -2,7 +2,8 @@
 
 import { dialable, type Kind, kindOf, readLink, readPeersFile, remember, remembered, type Surroundings } from "./net/addresses";
 import { join, type Network } from "./net/node";
-import { askedOf, promptOf, type Settings } from "./query/ask";
+import { askedOf, promptOf, type Question, type Settings } from "./query/ask";
+import { fits } from "./query/pictures";
 import { Run } from "./query/run";
 import { isOver, modelName, type Session, speed } from "./query/session";
 import { absorb, type ModelSeen, NOTHING, type Seen } from "./map/seen";
@@ -27,7 +28,7 @@ class Page {
   readonly #route = new RouteView(find("route"));
   readonly #map = new MapView(find("map"));
   readonly #composer = new Composer({
-    ask: (prompt, settings) => this.ask(prompt, settings),
+    ask: (question, settings) => this.ask(question, settings),
     stop: () => this.run?.stop(),
     chosen: () => this.paint(),
   });
@@ -51,7 +52,7 @@ class Page {
   }
 
   /** Begin a turn; false: nothing can be asked now, and it was said why. */
-  ask(prompt: string, settings: Settings): boolean {
+  ask(question: Question, settings: Settings): boolean {
     const model = this.model;
     if (model === undefined) {
       this.#composer.complain("Not connected to the swarm yet.");
@@ -59,12 +60,21 @@ class Page {
     }
     const nodes = this.#askable(model);
     const converses = nodes.some((node) => node.converses);
-    const said = this.turns.map((turn) => ({ prompt: turn.prompt, answer: turn.session.text }));
-    const asked = askedOf(model.model.key, promptOf(said, prompt, converses), settings);
-    const able = converses ? nodes.filter((node) => node.converses) : nodes;
+    const said = this.turns.map((turn) => ({ ...turn, answer: turn.session.text }));
+    const pictures = [...said, question].flatMap((each) => each.pictures);
+    if (!fits(pictures)) {
+      this.#composer.complain("The pictures of this conversation are too many for one more question: begin a new one.");
+      return false;
+    }
+    const able = nodes.filter((node) => (node.converses || !converses) && (node.sees || pictures.length === 0));
+    if (pictures.length > 0 && able.length === 0) {
+      this.#composer.complain("No query node of this model looks at pictures: begin a new conversation without.");
+      return false;
+    }
+    const asked = askedOf(model.model.key, promptOf(said, question, converses), settings);
     const run = new Run(this.network, this.surroundings, asked, able, this.avoided, () => this.paint());
     this.run = run;
-    const turn: Turn = { prompt, session: run.session };
+    const turn: Turn = { ...question, session: run.session };
     this.turns.push(turn);
     this.#shown = undefined;
     find("intro").hidden = true;
@@ -107,7 +117,8 @@ class Page {
     const model = asked && this.seen.models.get(asked.model);
     if (model !== undefined) {
       const chats = asked?.prompt.case === "messages";
-      this.run?.meet(this.#askable(model).filter((node) => !chats || node.converses));
+      const shows = this.turns.some((turn) => turn.pictures.length > 0);
+      this.run?.meet(this.#askable(model).filter((node) => (!chats || node.converses) && (!shows || node.sees)));
     }
     this.paint();
   }
@@ -148,7 +159,8 @@ class Page {
     }
     if (session !== undefined) this.#route.show(session, speed(session));
     this.#composer.run(running);
-    this.#composer.invite(this.model?.nodes.some((node) => node.converses) ?? true);
+    const nodes = this.model?.nodes ?? [];
+    this.#composer.invite(this.model === undefined || nodes.some((node) => node.converses), nodes.some((node) => node.sees));
     this.#map.show(this.seen, this.model, running ? session : undefined, now);
     this.#banner(now);
   }

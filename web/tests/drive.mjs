@@ -56,6 +56,8 @@ const actions = {
   bottom: () => page.evaluate(() => void (document.getElementById("scroller").scrollTop = 1e9)),
   press: ({ key }) => page.keyboard.press(key),
   click: ({ selector }) => page.click(selector),
+  choose: ({ id, paths }) => page.setInputFiles(`#${id}`, paths),
+  sources: ({ selector }) => page.evaluate((all) => [...document.querySelectorAll(all)].map(({ src }) => src), selector),
   wait: async ({ until, timeout = 60_000 }) => {
     // Not page.waitForFunction: the page's policy lets nothing be evaluated in it.
     for (const end = Date.now() + timeout; !(await page.evaluate(until)); await page.waitForTimeout(20)) {

@@ -1,5 +1,6 @@
 /** From a conversation and its settings to what is asked. */
 
+import type { Picture } from "./pictures";
 import type { Asked, Prompt } from "./session";
 
 export interface Settings {
@@ -11,8 +12,12 @@ export interface Settings {
   trace: boolean;
 }
 
-export interface Said {
+export interface Question {
   prompt: string;
+  pictures: readonly Picture[];
+}
+
+export interface Said extends Question {
   answer: string;
 }
 
@@ -20,15 +25,19 @@ export interface Said {
  * The prompt for one turn more. A model with a chat template is sent messages; one without goes on with text, so it is
  * sent all that was said as one text.
  */
-export function promptOf(said: readonly Said[], prompt: string, converses: boolean): Prompt {
+export function promptOf(said: readonly Said[], question: Question, converses: boolean): Prompt {
   if (!converses) {
-    return { case: "text", value: [...said.flatMap((turn) => turn.prompt + turn.answer), prompt].join("\n\n") };
+    return { case: "text", value: [...said.flatMap((turn) => turn.prompt + turn.answer), question.prompt].join("\n\n") };
   }
-  const messages = said.flatMap((turn) => [
-    { role: "user", content: turn.prompt },
-    { role: "assistant", content: turn.answer },
-  ]);
-  return { case: "messages", value: JSON.stringify([...messages, { role: "user", content: prompt }]) };
+  const messages = said.flatMap((turn) => [messageOf(turn), { role: "assistant", content: turn.answer }]);
+  return { case: "messages", value: JSON.stringify([...messages, messageOf(question)]) };
+}
+
+/** In OpenAI's shape: a text alone, or parts, the pictures first. */
+function messageOf({ prompt, pictures }: Question): { role: string; content: unknown } {
+  if (pictures.length === 0) return { role: "user", content: prompt };
+  const shown = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  return { role: "user", content: [...shown, { type: "text", text: prompt }] };
 }
 
 export function askedOf(

@@ -3,11 +3,12 @@
 import { isOver, type Session, speed } from "../query/session";
 import { Finished_Reason } from "../swarm/wire/swarm_pb";
 import { inWords } from "../map/seen";
+import type { Question } from "../query/ask";
 import { capital, h, setText } from "./dom";
+import { thumbnail } from "./pictures";
 import { drawTrace, duration } from "./trace";
 
-export interface Turn {
-  prompt: string;
+export interface Turn extends Question {
   session: Session;
 }
 
@@ -22,10 +23,11 @@ class TurnView {
   #notesShown = 0;
   #closed = false;
 
-  constructor({ prompt }: Turn, number: number) {
+  constructor({ prompt, pictures }: Turn, number: number) {
     const title = h("h2", { class: "unseen" }, `Question ${number}`);
     this.#answer.append(h("h3", { class: "unseen" }, "Answer"), this.#text, this.#notes, this.#state, this.#more);
-    this.element = h("li", { class: "turn" }, title, h("p", { class: "prompt" }, prompt), this.#answer);
+    const shown = pictures.length > 0 && h("p", { class: "shown" }, ...pictures.map(thumbnail));
+    this.element = h("li", { class: "turn" }, title, shown, h("p", { class: "prompt" }, prompt), this.#answer);
   }
 
   show(session: Session): void {

@@ -1,7 +1,8 @@
 /** Where questions are written, and how they are to be answered. */
 
-import { numberIn, seedIn, type Settings } from "../query/ask";
+import { numberIn, type Question, seedIn, type Settings } from "../query/ask";
 import { find, h, setText } from "./dom";
+import { Tray } from "./pictures";
 
 export interface ModelChoice {
   key: string;
@@ -15,10 +16,11 @@ export class Composer {
   readonly #send = find<HTMLButtonElement>("send");
   readonly #complaint = find("complaint");
   readonly #model = find<HTMLSelectElement>("model");
+  readonly #tray = new Tray((words) => this.complain(words));
   readonly #running = { value: false };
   #offered = "";
 
-  constructor(actions: { ask(prompt: string, settings: Settings): boolean; stop(): void; chosen(): void }) {
+  constructor(actions: { ask(question: Question, settings: Settings): boolean; stop(): void; chosen(): void }) {
     this.#form.addEventListener("submit", (event) => {
       event.preventDefault();
       if (this.#running.value) actions.stop();
@@ -50,8 +52,9 @@ export class Composer {
     find("model-field").hidden = models.length < 2;
   }
 
-  /** A model without a chat template goes on with a text. */
-  invite(converses: boolean): void {
+  /** A model without a chat template goes on with a text; some look at pictures. */
+  invite(converses: boolean, sees: boolean): void {
+    this.#tray.offer(sees);
     this.#prompt.placeholder = converses ? "Ask the swarm" : "Begin a text";
   }
 
@@ -66,13 +69,14 @@ export class Composer {
     setText(this.#complaint, words);
   }
 
-  #ask(ask: (prompt: string, settings: Settings) => boolean): void {
+  #ask(ask: (question: Question, settings: Settings) => boolean): void {
     const prompt = this.#prompt.value.trimEnd();
     if (prompt.trim() === "") return;
     try {
       const settings = this.#settings();
       this.complain("");
-      if (!ask(prompt, settings)) return;
+      if (!ask({ prompt, pictures: this.#tray.pictures }, settings)) return;
+      this.#tray.clear();
       this.#prompt.value = "";
       this.#fit();
     } catch (error) {
