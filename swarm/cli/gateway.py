@@ -79,8 +79,8 @@ if TYPE_CHECKING:
 )
 @together(
     "side",
-    lambda http, no_http, allow_host, allow_origin, api_keys: (
-        None if no_http else HttpSide(http[0], http[1], allow_host, allow_origin, api_keys)
+    lambda http, no_http, allow_host, allow_origin, api_keys, image_urls: (
+        None if no_http else HttpSide(http[0], http[1], allow_host, allow_origin, api_keys, image_urls)
     ),
     click.option(
         "--http",
@@ -107,6 +107,12 @@ if TYPE_CHECKING:
         envvar="SWARM_API_KEYS",
         metavar="KEY",
         help="A key that HTTP requests need one of; else SWARM_API_KEYS, separated by spaces; else none is needed.",
+    ),
+    click.option(
+        "--image-urls",
+        is_flag=True,
+        help="Fetch pictures that requests tell the address of, from the public internet alone. Whoever may ask lets "
+        "this machine fetch what they name.",
     ),
 )
 @edge_options
@@ -174,13 +180,16 @@ class HttpSide:
     hosts: tuple[str, ...]
     origins: tuple[str, ...]
     keys: tuple[str, ...]
+    image_urls: bool
 
     def place(self) -> HttpPlace:
         """The same as the gateway takes it. Raises InvalidInput."""
         from swarm.gateway.http.guard import HttpSettings
         from swarm.gateway.life import HttpPlace
 
-        return HttpPlace(self.host, self.port, HttpSettings(self.hosts, self.origins, self.keys))
+        return HttpPlace(
+            self.host, self.port, HttpSettings(self.hosts, self.origins, self.keys, image_urls=self.image_urls)
+        )
 
 
 async def run(network: NetworkConfig, options: GatewayOptions, browsers: EdgeOptions, side: HttpSide | None) -> None:

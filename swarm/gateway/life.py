@@ -26,6 +26,7 @@ from swarm.gateway.loading import LoadedModel
 from swarm.gateway.map import MapService
 from swarm.gateway.metrics import QueryMetrics
 from swarm.gateway.node import Announcer, QueryService, record_of
+from swarm.gateway.picture_urls import PictureUrls
 from swarm.metrics import exposition
 from swarm.net import Network
 from swarm.net.addresses import best_first
@@ -169,14 +170,20 @@ class Gateway:
 
     async def _serve_http(self, place: HttpPlace) -> None:
         """OpenAI's API, the page and metrics."""
+        urls = PictureUrls() if place.settings.image_urls else None
         app = create_app(
             {each.model.name: each for each in (*self._generators, *self._adapted)},
             self._roomy(place.settings),
             page=PAGE,
             peers=lambda: self.edges,
             metrics=lambda: exposition(self._registry),
+            urls=urls,
         )
-        await serve_http(app, place.host, place.port, self._listens)
+        try:
+            await serve_http(app, place.host, place.port, self._listens)
+        finally:
+            if urls is not None:
+                await urls.close()
 
     def _roomy(self, settings: HttpSettings) -> HttpSettings:
         """Room for pictures in bodies, where a model sees."""

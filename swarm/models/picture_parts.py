@@ -1,4 +1,4 @@
-"""Pictures in messages, as OpenAI's API has them: each is in its message, nothing is fetched."""
+"""Pictures in messages, as OpenAI's API has them. Nothing is fetched here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOW = "send the picture itself: data:image/png;base64,…"
 
 
 def picture_part(part: Mapping[str, Any], where: str, role: str) -> dict[str, Any]:
-    """A part of type image_url with nothing but the picture. Raises InvalidInput for other ones than data URLs.
+    """A part of type image_url with nothing but the picture, or its address. Raises InvalidInput for other URLs.
 
     How closely to look (`detail`) is the model's own affair.
     """
@@ -30,14 +30,24 @@ def picture_part(part: Mapping[str, Any], where: str, role: str) -> dict[str, An
     url = image.get("url") if isinstance(image, Mapping) else image
     if not isinstance(url, str):
         raise _refused(f"{where} is of type {KIND}, which needs a url: {HOW}")
+    if not is_address(url):
+        _check_data(url, where)
+    if role not in ROLES:
+        raise _refused(f"{where} is of type {KIND}, and the role is {role[:40]}: pictures are for users and tools")
+    return {"type": KIND, KIND: {"url": url}}
+
+
+def is_address(url: str) -> bool:
+    """Whether a picture is somewhere on the web."""
+    return url[:8].casefold().startswith(("http://", "https://"))
+
+
+def _check_data(url: str, where: str) -> None:
     head, comma, _ = url[:200].partition(",")
     if not head[:5].casefold() == "data:":
         raise _refused(f"{where} is of type {KIND} with an address: nothing is fetched here; {HOW}")
     if not comma or not head.casefold().endswith(";base64"):
         raise _refused(f"{where} is of type {KIND} with a data URL that is not base64; {HOW}")
-    if role not in ROLES:
-        raise _refused(f"{where} is of type {KIND}, and the role is {role[:40]}: pictures are for users and tools")
-    return {"type": KIND, KIND: {"url": url}}
 
 
 def pictures_in(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -57,6 +67,7 @@ def open_pictures(messages: Sequence[Mapping[str, Any]]) -> list[Image]:
     opened: list[Image] = []
     pixels = 0
     for where, url in found:
+        _check_data(url, where)
         try:
             opened.append(read_picture(_bytes(url, where), where))
         except InvalidInput as error:

@@ -26,6 +26,7 @@ from swarm.gateway.http.page import add_page, add_words
 from swarm.gateway.http.schema import STATUSES, Health, ModelList, TokenCount, Version, anthropic_errors, errors
 from swarm.gateway.openai.embeddings import EmbeddingRequest
 from swarm.gateway.openai.requests import ChatRequest, CompletionRequest, asked_of
+from swarm.gateway.picture_urls import PictureUrls
 from swarm.gateway.responses.requests import ResponseRequest
 from swarm.gateway.responses.requests import asked_of as responses_asked
 
@@ -37,12 +38,13 @@ def create_app(
     page: Path | None = None,
     peers: Callable[[], Sequence[str]] = tuple,
     metrics: Callable[[], tuple[str, bytes]] | None = None,
+    urls: PictureUrls | None = None,
 ) -> FastAPI:
     """The application. `answerers`: by the model's name; `page`: a folder with a web page to show at /; `peers`:
-    through whom the page joins; `metrics`: content type and text of what Prometheus reads."""
+    through whom the page joins; `metrics`: content type and text of what Prometheus reads; `urls`: fetches pictures."""
     words = "OpenAI's APIs and Anthropic's over a model whose blocks many machines serve."
     app = FastAPI(title="swarm gateway", version=__version__, description=words, responses=errors(403))
-    endpoint = Endpoint(answerers, settings)
+    endpoint = Endpoint(answerers, settings, urls)
     app.include_router(_models(endpoint))
     app.include_router(_completions(endpoint))
     app.include_router(_responses(endpoint))

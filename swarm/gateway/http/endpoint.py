@@ -20,6 +20,8 @@ from swarm.gateway.http.guard import HttpSettings
 from swarm.gateway.http.schema import Health
 from swarm.gateway.http.streams import ClientGone, EventStream, Telling, events_of, merged, unless_gone
 from swarm.gateway.openai.embeddings import EmbeddingRequest, queries_of, told_of
+from swarm.gateway.picture_urls import PictureUrls
+from swarm.models.picture_parts import KIND
 from swarm.types import is_called
 from swarm.wire import swarm_pb2 as pb
 
@@ -28,11 +30,14 @@ GONE = 499
 
 
 class Endpoint:
-    """Serves the models of some answerers, each under its name."""
+    """Serves the models of some answerers, each under its name. `urls`: fetches pictures; None: it does not."""
 
-    def __init__(self, answerers: Mapping[str, Answerer], settings: HttpSettings) -> None:
+    def __init__(
+        self, answerers: Mapping[str, Answerer], settings: HttpSettings, urls: PictureUrls | None = None
+    ) -> None:
         self.answerers = answerers
         self.settings = settings
+        self._urls = urls
         self._began = int(time.time())
 
     def models(self) -> list[ModelObject]:
@@ -64,10 +69,22 @@ class Endpoint:
 
     async def count(self, model: str, query: pb.Query) -> int:
         """Tokens of a prompt. Raises ApiError."""
+        answerer = self.answerer(model)
         try:
-            return await self.answerer(model).count(query)
+            (seen,) = await self._seen(answerer, [query])
+            return await answerer.count(seen)
         except SwarmError as error:
             raise api_error(error) from error
+
+    async def _seen(self, answerer: Answerer, queries: Sequence[pb.Query]) -> Sequence[pb.Query]:
+        """The queries of one request with the pictures that their messages tell the address of. Raises InvalidInput."""
+        messages = queries[0].messages
+        if self._urls is None or not answerer.sees or KIND not in messages:
+            return queries
+        fetched = await self._urls.fetched(messages)
+        for query in queries:
+            query.messages = fetched
+        return queries
 
     async def embed(self, request: EmbeddingRequest, http: HttpRequest) -> Response:
         """Vectors of texts. Raises ApiError."""
@@ -89,7 +106,13 @@ class Endpoint:
         if gap is not None:
             raise api_error(gap)
         choices = [Choice(index, asked.parser()) for index in range(len(asked.queries))]
-        replies = merged([answerer.answer(query) for query in asked.queries])
+        try:
+            queries = await unless_gone(self._seen(answerer, asked.queries), http.receive)
+        except SwarmError as error:
+            raise api_error(error) from error
+        except ClientGone:
+            return Response(status_code=GONE)
+        replies = merged([answerer.answer(query) for query in queries])
         telling = asked.telling(answerer.model)
         try:
             if not asked.stream:

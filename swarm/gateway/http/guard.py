@@ -39,6 +39,8 @@ class HttpSettings:
     """An asker that takes nothing for so many seconds is given up."""
     heartbeat: float = 10.0
     """Seconds of silence after which a stream says that it is alive."""
+    image_urls: bool = False
+    """Whether pictures are fetched from where messages say."""
 
     def __post_init__(self) -> None:
         for host in self.hosts:
