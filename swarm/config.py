@@ -237,7 +237,10 @@ class ServerConfig:
     training_bytes: int = 512 * MIB
     """For what is kept of training passes, and what of them is under way. 0: no training is served."""
     training_share_per_peer: float = 0.5
-    """Of `training_bytes` and `adapter_bytes`, what one peer may have."""
+    """Of `training_bytes`, `activation_bytes` and `adapter_bytes`, what one peer may have."""
+    activation_bytes: int = 2048 * MIB
+    """For what is kept of training passes so that blocks need not be computed again for their gradients, where they are
+    computed. 0: nothing is."""
     adapter_bytes: int = 256 * MIB
     """For the adapters of clients."""
     training_expiry: float = 600.0

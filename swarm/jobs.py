@@ -29,12 +29,26 @@ class Forward(Generic[R]):
         return sum(segment.count for segment in self.segments)
 
 
+class Activations(Protocol):
+    """What gradients are computed from, as the runner keeps it. Whoever holds it may forget it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+
+    @property
+    def whole_nbytes(self) -> int:
+        """Bytes that it would take with room for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Afresh(Generic[R]):
     """What the blocks of `span` make of whole sequences, which are kept nowhere.
 
     `counts`: positions of each sequence; `inputs`: their hidden states, one sequence behind the other. `seed`: of what
-    the adapter drops, 0 for nothing. It gives as many rows.
+    the adapter drops, 0 for nothing. It gives as many rows. `room`: bytes that may be kept of what gradients are
+    computed from (activations); with any, it gives the rows and `Activations`, or None in place of these.
+    `inputs_wanted`: whether gradients of the inputs may be asked for then.
     """
 
     span: Span
@@ -42,6 +56,8 @@ class Afresh(Generic[R]):
     inputs: R
     adapter: Adapter | None = None
     seed: int = 0
+    room: int = 0
+    inputs_wanted: bool = True
 
     @property
     def positions(self) -> int:
@@ -51,10 +67,11 @@ class Afresh(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Backward(Generic[R]):
-    """Gradients for the inputs of sequences that are computed again from their beginning, and kept nowhere.
+    """Gradients for the inputs of sequences, which are computed again from their beginning and kept nowhere, unless
+    there are `activations` of an `Afresh` of the same: these are used up. `room`: bytes that activations may take.
 
     `counts`: positions of each sequence; `inputs`: their hidden states, `gradients`: those of what the blocks of `span`
-    make of them, both as many rows, one sequence behind the other. It gives as many rows, or none of `inputs_wanted` is
+    make of them, both as many rows, one sequence behind the other. It gives as many rows, or none if `inputs_wanted` is
     False, and with an `adapter` its gradients, as a file like the one it came in. `seed`: as in `Afresh`.
     """
 
@@ -65,6 +82,8 @@ class Backward(Generic[R]):
     adapter: Adapter | None = None
     inputs_wanted: bool = True
     seed: int = 0
+    room: int = 0
+    activations: Activations | None = None
 
     @property
     def positions(self) -> int:

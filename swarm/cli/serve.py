@@ -58,6 +58,28 @@ if TYPE_CHECKING:
     from swarm.server.span_life import SpanLife
 
 
+def _config(
+    drain_timeout: float,
+    share_prefixes: bool,
+    max_sessions_per_peer: int,
+    max_cache_per_peer: float,
+    offer_rate: float,
+    training_budget: int,
+    activation_budget: int,
+    adapter_budget: int,
+) -> ServerConfig:
+    return ServerConfig(
+        drain_timeout=drain_timeout,
+        share_prefixes=share_prefixes,
+        max_sessions_per_peer=max_sessions_per_peer,
+        cache_share_per_peer=max_cache_per_peer,
+        offer_rate=offer_rate,
+        training_bytes=training_budget,
+        activation_bytes=activation_budget,
+        adapter_bytes=adapter_budget,
+    )
+
+
 @click.command(cls=Command)
 @together(
     "options",
@@ -137,16 +159,7 @@ if TYPE_CHECKING:
 @name_option("this server in swarm-status")
 @together(
     "config",
-    lambda drain_timeout, share_prefixes, max_sessions_per_peer, max_cache_per_peer, offer_rate, training_budget: (
-        ServerConfig(
-            drain_timeout=drain_timeout,
-            share_prefixes=share_prefixes,
-            max_sessions_per_peer=max_sessions_per_peer,
-            cache_share_per_peer=max_cache_per_peer,
-            offer_rate=offer_rate,
-            training_bytes=training_budget,
-        )
-    ),
+    _config,
     click.option(
         "--drain-timeout",
         type=Seconds(),
@@ -192,6 +205,22 @@ if TYPE_CHECKING:
         "training_budget",
         flag_value="0",
         help="Give no gradients: the same as --training-budget 0.",
+    ),
+    click.option(
+        "--activation-budget",
+        callback=size_of,
+        default="2GiB",
+        show_default=True,
+        metavar="SIZE",
+        help="Memory, of the device, for what spares computing blocks twice for gradients, half of it for one client.",
+    ),
+    click.option(
+        "--adapter-budget",
+        callback=size_of,
+        default="256MiB",
+        show_default=True,
+        metavar="SIZE",
+        help="Main memory for the adapters that clients bring, half of it for one client.",
     ),
     click.option(
         "--offer-rate",

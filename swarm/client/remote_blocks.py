@@ -201,11 +201,13 @@ class BlockingTraining:
         self._blocks = blocks
         self._training: Training | None = None
 
-    def forward(self, sequences: Sequence[bytes], matrices: Callable[[Span], bytes], seed: int) -> Passed:
+    def forward(
+        self, sequences: Sequence[bytes], matrices: Callable[[Span], bytes], seed: int, first: int | None
+    ) -> Passed:
         """As `Training.forward`. `matrices`: the file of an adapter for some blocks, empty for none."""
         if self._training is None:
             self._training = self._blocks.training()
-        return self._blocks.swarm.loop.run(self._training.forward(sequences, Matrices(matrices), seed))
+        return self._blocks.swarm.loop.run(self._training.forward(sequences, Matrices(matrices), seed, first))
 
     def backward(self, passed: Passed, gradients: Sequence[bytes], first: int | None) -> Found:
         """As `Training.backward`."""

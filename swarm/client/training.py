@@ -120,10 +120,12 @@ class Training:
 
     # ---- passes -----------------------------------------------------------------------------------------------
 
-    async def forward(self, sequences: Sequence[bytes], matrices: Matrices = NOTHING, seed: int = 0) -> Passed:
+    async def forward(
+        self, sequences: Sequence[bytes], matrices: Matrices = NOTHING, seed: int = 0, first: int | None = None
+    ) -> Passed:
         """Whole sequences, each as the bytes of its hidden states, through all blocks with what an adapter adds.
 
-        `seed`: of what it drops of its inputs, 0 for nothing.
+        `seed`: of what it drops of its inputs, 0 for nothing; `first`: as `backward` will be asked, as far as is known.
 
         Survives every failure of servers and links. Raises what `Session.step` raises; NoServerFits, too, where no
         server of some blocks takes training.
@@ -135,7 +137,7 @@ class Training:
             parts.append(Part(group, b"".join(sequences[begin : begin + len(group)]), drawn))
             begin += len(group)
         self._blame.step_begins()
-        await self._all([self._go(part, matrices) for part in parts])
+        await self._all([self._go(part, matrices, first) for part in parts])
         outputs = [each for part in parts for each in _split(part.outputs, part.counts, self.row_bytes)]
         return Passed(tuple(parts), tuple(outputs), matrices)
 
@@ -164,24 +166,28 @@ class Training:
             raise InvalidInput(f"{len(sequence)} bytes are no rows of {self.row_bytes}")
         return count
 
-    async def _go(self, part: Part, matrices: Matrices) -> None:
+    async def _go(self, part: Part, matrices: Matrices, first: int | None) -> None:
         """Forward, from block to block."""
         async with self._places:
-            first = self.span.first
-            while first < self.span.last:
-                leg, part.outputs = await self._compute(Span(first, self.span.last), part, part.outputs, matrices)
+            begin = self.span.first
+            while begin < self.span.last:
+                span = Span(begin, self.span.last)
+                leg, part.outputs = await self._compute(span, part, part.outputs, matrices, first)
                 part.legs.append(leg)
-                first = leg.span.last
+                begin = leg.span.last
 
-    async def _compute(self, span: Span, part: Part, inputs: bytes, matrices: Matrices) -> tuple[Leg, bytes]:
+    async def _compute(
+        self, span: Span, part: Part, inputs: bytes, matrices: Matrices, first: int | None
+    ) -> tuple[Leg, bytes]:
         """As many of the first blocks of `span` as one server computes."""
         while True:
             hop = await self._hop(span)
-            leg = Leg(hop.span, inputs, hop)
+            leg, adapter = Leg(hop.span, inputs, hop), matrices.on(hop.span)
             try:
                 async with TrainingLink(self._host, hop, self.view.contract, self._config) as link:
-                    await self._adapt(link, matrices.on(hop.span))
-                    outputs = await link.forward(leg.id, part.counts, inputs, matrices.on(hop.span), part.seed)
+                    await self._adapt(link, adapter)
+                    wanted = _inputs_wanted(hop.span, adapter, first)
+                    outputs = await link.forward(leg.id, part.counts, inputs, adapter, wanted, part.seed)
             except SwarmError as error:
                 self._failed(hop, error)
                 continue
@@ -201,15 +207,15 @@ class Training:
                     hop = await self._hop(leg.span)
                     if hop.span != leg.span:
                         # Several do what one did: forward through the first, to have what goes into the rest.
-                        begun, between = await self._compute(leg.span, part, leg.inputs, matrices)
+                        begun, between = await self._compute(leg.span, part, leg.inputs, matrices, first)
                         legs.append(begun)
                         if begun.span != leg.span:
                             legs.append(Leg(Span(begun.span.last, leg.span.last), between))
                         continue
                 adapter = matrices.on(leg.span)
-                goes_on = first is None or leg.span.first > first or adapter is None
+                wanted = _inputs_wanted(leg.span, adapter, first)
                 try:
-                    rows, file = await self._gradients(hop, leg, part, gradient, adapter, goes_on)
+                    rows, file = await self._gradients(hop, leg, part, gradient, adapter, wanted)
                 except SwarmError as error:
                     self._failed(hop, error)
                     legs.append(leg)
@@ -317,6 +323,11 @@ class Training:
     def _tell(self, kind: str, text: str, error: SwarmError | None = None, route: Route | None = None) -> None:
         log.log(logging.WARNING if kind == "waiting" else logging.INFO, "%s", text)
         self._on_notice(Notice(kind, text, route, error.blocks if isinstance(error, MissingBlocks) else ()))
+
+
+def _inputs_wanted(span: Span, adapter: Blob | None, first: int | None) -> bool:
+    """Whether gradients of what goes into `span` are, where those from block `first` on are."""
+    return first is None or span.first > first or adapter is None
 
 
 def _meet(span: Span, blocks: Sequence[int]) -> bool:

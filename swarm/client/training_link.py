@@ -91,9 +91,13 @@ class TrainingLink:
         finally:
             await ended(sending)
 
-    async def forward(self, id: bytes, counts: Sequence[int], inputs: bytes, adapter: Blob | None, seed: int) -> bytes:
-        """What the blocks make of whole sequences. Raises what the server answers instead."""
-        asked = pb.Pass(id=id, counts=counts, inputs=True, adapter=adapter.digest if adapter else b"", seed=seed)
+    async def forward(
+        self, id: bytes, counts: Sequence[int], inputs: bytes, adapter: Blob | None, inputs_wanted: bool, seed: int
+    ) -> bytes:
+        """What the blocks make of whole sequences. `inputs_wanted`: whether gradients of the inputs may be asked for.
+        Raises what the server answers instead."""
+        asked = pb.Pass(id=id, counts=counts, inputs=True, seed=seed, fixed=not inputs_wanted)
+        asked.adapter = adapter.digest if adapter else b""
         outputs, _ = await self._adapted(adapter, asked, len(inputs), inputs)
         return outputs
 

@@ -10,8 +10,7 @@ from typing import Any
 from swarm.errors import ComputeFailed
 from swarm.jobs import Afresh, Backward, Copy, Count, Forward, apply
 from swarm.server.runner import Runner
-from swarm.server.work import Gradients, Share, Work
-from swarm.wire.rows import Buffer
+from swarm.server.work import Gradients, Passed, Result, Share, Work
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +83,10 @@ def _put(runner: Runner, job: Afresh[memoryview] | Backward[memoryview]) -> Any:
     return replace(job, inputs=inputs, gradients=runner.put(job.gradients, job.positions))
 
 
-def _result(runner: Runner, job: Afresh[memoryview] | Backward[memoryview], found: Any) -> Buffer | Gradients:
+def _result(runner: Runner, job: Afresh[memoryview] | Backward[memoryview], found: Any) -> Result:
+    if isinstance(job, Afresh) and job.room:
+        rows, activations = found
+        return Passed(runner.get(rows), activations)
     if isinstance(job, Backward) and job.adapter is not None:
         rows, of_adapter = found
         return Gradients(runner.get(rows), of_adapter)

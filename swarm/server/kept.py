@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from swarm.errors import LimitExceeded, ServerBusy
 from swarm.types import PeerId
-from swarm.wire.rows import Buffer
 
+T = TypeVar("T")
 RETRY = 2.0
 """Seconds after which to come again, who finds no room."""
 ITEM_BYTES = 512
@@ -22,22 +23,19 @@ ITEM_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    data: Buffer
+class _Entry(Generic[T]):
+    data: T
+    nbytes: int
     used: float
 
-    @property
-    def nbytes(self) -> int:
-        return len(self.data) + ITEM_BYTES
 
-
-class Kept:
-    """Bytes of clients under names, at most `total` of all and `per_client` of each, with what is under way."""
+class Kept(Generic[T]):
+    """What clients have under names, at most `total` bytes of all and `per_client` of each, with what is under way."""
 
     def __init__(self, total: int, per_client: int) -> None:
         self.total = total
         self.per_client = per_client
-        self._entries: dict[tuple[PeerId, bytes], _Entry] = {}
+        self._entries: dict[tuple[PeerId, bytes], _Entry[T]] = {}
         """The one used longest ago first."""
         self._held = Counter[PeerId]()
         self._under_way = Counter[PeerId]()
@@ -65,21 +63,32 @@ class Kept:
             self._under_way[client] -= nbytes
             self._under_way += Counter()  # without those who have nothing
 
-    def put(self, client: PeerId, name: bytes, data: Buffer, now: float) -> None:
-        """Keep it, if there is room."""
+    def free(self, client: PeerId) -> int:
+        """Bytes that a client may have beside what is kept and under way."""
+        own = self._held[client] + self._under_way[client]
+        return max(min(self.per_client - own, self.total - self.nbytes), 0)
+
+    def put(self, client: PeerId, name: bytes, data: T, nbytes: int, now: float) -> None:
+        """Keep something of `nbytes`, if there is room."""
         self.drop(client, name)
-        entry = _Entry(data, now)
+        entry = _Entry(data, nbytes + ITEM_BYTES, now)
         if self._make_room(client, entry.nbytes):
             self._entries[client, name] = entry
             self._held[client] += entry.nbytes
 
-    def get(self, client: PeerId, name: bytes, now: float) -> Buffer | None:
+    def get(self, client: PeerId, name: bytes, now: float) -> T | None:
         """What is kept under a name; None: nothing (any more)."""
         entry = self._entries.pop((client, name), None)
         if entry is None:
             return None
-        self._entries[client, name] = _Entry(entry.data, now)
+        self._entries[client, name] = _Entry(entry.data, entry.nbytes, now)
         return entry.data
+
+    def pop(self, client: PeerId, name: bytes) -> T | None:
+        """What is kept under a name, and no longer; None: nothing."""
+        entry = self._entries.get((client, name))
+        self.drop(client, name)
+        return None if entry is None else entry.data
 
     def drop(self, client: PeerId, name: bytes) -> None:
         """Forget it."""

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from swarm.config import TRAINING_FRAME_LIMIT, ServerConfig
 from swarm.contract import Contract
@@ -20,10 +21,11 @@ from swarm.errors import ContextTooLong, ContractMismatch, MalformedFrame, Serve
 from swarm.jobs import Afresh, Backward
 from swarm.net.base import Stream
 from swarm.net.quota import Places
+from swarm.server.activations import KeptActivations
 from swarm.server.engine import Engine
 from swarm.server.hosted import Hosted
 from swarm.server.kept import Kept
-from swarm.server.work import Gradients, Job, Work
+from swarm.server.work import Gradients, Passed, Work
 from swarm.tasks import ended
 from swarm.types import Adapter, PeerId, Span
 from swarm.wire import messages, training
@@ -32,13 +34,17 @@ from swarm.wire.rows import Buffer
 
 log = logging.getLogger(__name__)
 
+Pass = Afresh[memoryview] | Backward[memoryview]
+
 
 class Training:
     """Serves `/swarm/training`. `find`: what is hosted that fits a contract, else ContractMismatch or ServerBusy."""
 
     def __init__(self, find: Callable[[Contract], Hosted], config: ServerConfig) -> None:
-        self.kept = Kept(config.training_bytes, int(config.training_bytes * config.training_share_per_peer))
-        self.adapters = Kept(config.adapter_bytes, int(config.adapter_bytes * config.training_share_per_peer))
+        share = config.training_share_per_peer
+        self.kept = Kept[bytes](config.training_bytes, int(config.training_bytes * share))
+        self.adapters = Kept[bytes](config.adapter_bytes, int(config.adapter_bytes * share))
+        self.activations = KeptActivations(config.activation_bytes, int(config.activation_bytes * share))
         self._find = find
         self._config = config
         self._streams = Places(config.training_streams_per_peer, config.training_streams)
@@ -47,8 +53,8 @@ class Training:
         """Forget what nobody has asked for in a long time."""
         while True:
             await asyncio.sleep(self._config.training_expiry / 4)
-            self.kept.expire(_now() - self._config.training_expiry)
-            self.adapters.expire(_now() - self._config.training_expiry)
+            for kept in (self.kept, self.adapters, self.activations):
+                kept.expire(_now() - self._config.training_expiry)
 
     async def serve(self, stream: Stream) -> None:
         """Compute for a peer until it leaves."""
@@ -108,13 +114,13 @@ class Training:
             if hashlib.sha256(data).digest() != announced.digest:
                 raise MalformedFrame("an adapter that has another digest than it was announced with")
             await asyncio.to_thread(hosted.engine.runner.check_adapter, data)
-        self.adapters.put(peer, announced.digest, data, _now())
+        self.adapters.put(peer, announced.digest, data, size, _now())
         await self._send(stream, pb.TrainingReply(opened=True))
 
     def adapter(self, peer: PeerId, digest: bytes) -> Adapter | None:
         """What is kept of a client's; None: nothing (any more)."""
         data = self.adapters.get(peer, digest, _now())
-        return None if data is None else Adapter(digest, bytes(data))
+        return None if data is None else Adapter(digest, data)
 
     async def _compute(self, stream: Stream, hosted: Hosted, span: Span, session: bytes, asked: pb.Pass) -> None:
         """One pass: read what comes along, compute, and answer."""
@@ -130,21 +136,21 @@ class Training:
                 lacks = pb.Missing(
                     inputs=inputs is None or len(inputs) != size, adapter=bool(asked.adapter) and adapter is None
                 )
-                found: Buffer | Gradients = b""
+                found: Passed | Gradients | None = None
                 if inputs is not None and not lacks.inputs and not lacks.adapter:
                     job = _job(span, asked, memoryview(inputs), data[-size:], adapter)
-                    found = await self._run(hosted.engine, session, job, peer)
-            if inputs is None or lacks.inputs or lacks.adapter:
+                    found = await self._run(hosted, session, job, peer, asked.id)
+            if inputs is None or found is None:
                 await self._send(stream, pb.TrainingReply(missing=lacks))
                 return
             if asked.gradients:
                 self.kept.drop(peer, asked.id)
             else:
-                self.kept.put(peer, asked.id, bytes(inputs), _now())
-            rows, of_adapter = (found.rows, found.adapter) if isinstance(found, Gradients) else (found, b"")
-            computed = pb.Computed(rows=len(rows), adapter=len(of_adapter))
+                self.kept.put(peer, asked.id, bytes(inputs), size, _now())
+            of_adapter = found.adapter if isinstance(found, Gradients) else b""
+            computed = pb.Computed(rows=len(found.rows), adapter=len(of_adapter))
             await self._send(stream, pb.TrainingReply(computed=computed))
-            for piece in training.pieces(memoryview(rows), of_adapter):
+            for piece in training.pieces(memoryview(found.rows), of_adapter):
                 await self._send(stream, pb.TrainingReply(data=piece))
 
     async def _read(self, stream: Stream, size: int) -> memoryview:
@@ -156,12 +162,29 @@ class Training:
 
         return memoryview(await training.collect(size, piece))
 
+    async def _run(self, hosted: Hosted, session: bytes, job: Pass, client: str, name: bytes) -> Passed | Gradients:
+        """What comes of a pass, in its turn, with what is kept of it and as much room as there is."""
+        model, given = hosted.contract.model, len(job.inputs) * len(job.span)
+        kept = self.activations.take(client, name)
+        with contextlib.ExitStack() as stack:
+            if kept is None:
+                room = stack.enter_context(self.activations.room(client, model, given, _now()))
+                job = replace(job, room=room)
+            elif isinstance(job, Backward):
+                job = replace(job, activations=kept)
+            found = await self._answer(hosted.engine, session, job, client)
+        if isinstance(found, Passed) and found.activations is not None:
+            self.activations.put(client, name, found.activations, model, given, _now())
+        if isinstance(found, Gradients | Passed):
+            return found
+        return Gradients(found, b"") if isinstance(job, Backward) else Passed(found, None)
+
     @staticmethod
-    async def _run(engine: Engine, session: bytes, job: Job, client: str) -> Buffer | Gradients:
+    async def _answer(engine: Engine, session: bytes, job: Pass, client: str) -> Buffer | Gradients | Passed:
         """What comes of a job, in its turn. Raises ComputeFailed."""
         answer = asyncio.get_running_loop().create_future()
 
-        def done(result: Buffer | Gradients) -> None:
+        def done(result: Buffer | Gradients | Passed) -> None:
             if not answer.done():
                 answer.set_result(result)
 
@@ -170,7 +193,7 @@ class Training:
                 answer.set_exception(error)
 
         engine.submit(Work(session, job, done, failed, client=client))
-        result: Buffer | Gradients = await answer
+        result: Buffer | Gradients | Passed = await answer
         return result
 
     @asynccontextmanager
@@ -198,13 +221,11 @@ class Training:
             await stream.send(reply.SerializeToString())
 
 
-def _job(
-    span: Span, asked: pb.Pass, inputs: memoryview, gradients: memoryview, adapter: Adapter | None
-) -> Afresh[memoryview] | Backward[memoryview]:
+def _job(span: Span, asked: pb.Pass, inputs: memoryview, gradients: memoryview, adapter: Adapter | None) -> Pass:
     counts = tuple(asked.counts)
     if asked.gradients:
         return Backward(span, counts, inputs, gradients, adapter, not asked.unwanted, asked.seed)
-    return Afresh(span, counts, inputs, adapter, asked.seed)
+    return Afresh(span, counts, inputs, adapter, asked.seed, inputs_wanted=not asked.fixed)
 
 
 def _why_not(hosted: Hosted) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm.errors import ComputeFailed
-from swarm.jobs import Afresh, Backward, Change, Copy, Count, Forward
+from swarm.jobs import Activations, Afresh, Backward, Change, Copy, Count, Forward
 from swarm.types import Segment, SequenceKey
 from swarm.wire.rows import Buffer
 
@@ -20,6 +20,18 @@ class Gradients:
 
     rows: Buffer
     adapter: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The outputs of a forward pass, as bytes of rows, and what is kept of it for gradients."""
+
+    rows: Buffer
+    activations: Activations | None
+
+
+Result = Buffer | Gradients | Passed | int
+"""Of a job."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +65,7 @@ class Work:
     running: Generator[None, None, Any] | None = None
     slices: int = 0
     outputs: list[Any] = field(default_factory=list)
-    result: Buffer | Gradients | int = b""
+    result: Result = b""
 
     @property
     def segments(self) -> Sequence[Segment]:
@@ -77,7 +89,7 @@ class Work:
             case Afresh() as job:
                 return len(job.span)
             case Backward() as job:
-                return 2 * len(job.span)
+                return (1 if job.activations else 2) * len(job.span)
             case _:
                 return 0
 

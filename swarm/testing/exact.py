@@ -6,8 +6,9 @@ A lost, doubled, reordered or stale position changes every later token, without 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from swarm.jobs import Afresh, Backward, Forward, compute
 from swarm.server.runner import Runner
@@ -18,6 +19,18 @@ from swarm.wire.rows import Buffer
 ROW = struct.Struct("<Q")
 MASK = (1 << 64) - 1
 VOCABULARY = 997
+
+
+@dataclass(frozen=True, slots=True)
+class ExactActivations:
+    """For each sequence what went into each block, and what came out of the last."""
+
+    stages: list[list[list[int]]]
+    nbytes: int
+
+    @property
+    def whole_nbytes(self) -> int:
+        return self.nbytes
 
 
 class ExactRunner(PastRunner):
@@ -60,22 +73,26 @@ class ExactRunner(PastRunner):
             rows = after
         return rows
 
-    def run(self, job: Forward[ByteRows] | Afresh[ByteRows] | Backward[ByteRows]) -> ByteRows:
+    def run(self, job: Forward[ByteRows] | Afresh[ByteRows] | Backward[ByteRows]) -> Any:
         """Gradients are hashes, too, of those that come in and of all that the blocks have computed."""
         match job:
             case Forward():
                 return super().run(job)
             case Afresh():
-                rows = [after[-1] for after in self._afresh(job)]
+                stages = self._afresh(job)
+                outputs = self._rows(after[-1] for after in stages)
+                return (outputs, ExactActivations(stages, 8 * job.positions * len(job.span))) if job.room else outputs
             case Backward():
-                rows = [
-                    _back(span_rows, job.span, gradients)
-                    for span_rows, gradients in zip(
-                        self._afresh(job), _cut(_numbers(job.gradients.data), job.counts), strict=True
-                    )
-                ]
-        self.computed += job.positions
-        return self.put(b"".join(ROW.pack(value) for each in rows for value in each), job.positions)
+                kept = job.activations
+                stages = kept.stages if isinstance(kept, ExactActivations) else self._afresh(job)
+                gradients = _cut(_numbers(job.gradients.data), job.counts)
+                pairs = zip(stages, gradients, strict=True)
+                return self._rows(_back(each, job.span, gradient) for each, gradient in pairs)
+
+    def _rows(self, sequences: Iterable[Sequence[int]]) -> ByteRows:
+        data = b"".join(ROW.pack(value) for each in sequences for value in each)
+        self.computed += len(data) // ROW.size
+        return self.put(data, len(data) // ROW.size)
 
     def _afresh(self, job: Afresh[ByteRows] | Backward[ByteRows]) -> list[list[list[int]]]:
         """For each sequence what goes into each block, and what comes out of the last."""

@@ -43,13 +43,13 @@ class ByteRunner(abc.ABC):
         """Rows one behind the other."""
         return ByteRows(b"".join(part.data for part in parts), parts[0].size)
 
-    def run(self, job: Forward[ByteRows] | Afresh[ByteRows] | Backward[ByteRows]) -> ByteRows:
+    def run(self, job: Forward[ByteRows] | Afresh[ByteRows] | Backward[ByteRows]) -> Any:
         """Rows of outputs. Raises UnsupportedModel for what is computed afresh, and gradients."""
         if not isinstance(job, Forward):
             raise UnsupportedModel("bytes have no gradients")
         return self.put(self.forward(job.span, job.segments, job.rows.data), job.positions)
 
-    def slices(self, job: Afresh[ByteRows] | Backward[ByteRows]) -> Generator[None, None, ByteRows]:
+    def slices(self, job: Afresh[ByteRows] | Backward[ByteRows]) -> Generator[None, None, Any]:
         """In one part for each block that is passed."""
         for _ in job.span:
             yield

@@ -434,7 +434,7 @@ class TrainingRequest(_message.Message):
     def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., wanted: _Optional[_Union[Pass, _Mapping]] = ..., data: _Optional[bytes] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
 class Pass(_message.Message):
-    __slots__ = ("id", "counts", "inputs", "gradients", "unwanted", "adapter", "seed")
+    __slots__ = ("id", "counts", "inputs", "gradients", "unwanted", "adapter", "seed", "fixed")
     ID_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -442,6 +442,7 @@ class Pass(_message.Message):
     UNWANTED_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    FIXED_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     counts: _containers.RepeatedScalarFieldContainer[int]
     inputs: bool
@@ -449,7 +450,8 @@ class Pass(_message.Message):
     unwanted: bool
     adapter: bytes
     seed: int
-    def __init__(self, id: _Optional[bytes] = ..., counts: _Optional[_Iterable[int]] = ..., inputs: _Optional[bool] = ..., gradients: _Optional[bool] = ..., unwanted: _Optional[bool] = ..., adapter: _Optional[bytes] = ..., seed: _Optional[int] = ...) -> None: ...
+    fixed: bool
+    def __init__(self, id: _Optional[bytes] = ..., counts: _Optional[_Iterable[int]] = ..., inputs: _Optional[bool] = ..., gradients: _Optional[bool] = ..., unwanted: _Optional[bool] = ..., adapter: _Optional[bytes] = ..., seed: _Optional[int] = ..., fixed: _Optional[bool] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("digest", "size")

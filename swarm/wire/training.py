@@ -25,6 +25,7 @@ def check_pass(message: pb.Pass) -> pb.Pass:
     require(len(counts) == 1 or sum(counts) <= PASS_POSITIONS, f"more than {PASS_POSITIONS} positions of sequences")
     require(message.inputs or message.gradients, "a pass of nothing")
     require(len(message.adapter) in (0, DIGEST), f"the digest of an adapter has {DIGEST} bytes")
+    require(not message.fixed or bool(message.adapter), "a pass of which no gradients will be wanted")
     require(not message.unwanted or bool(message.gradients and message.adapter), "a pass that wants nothing")
     return message
 

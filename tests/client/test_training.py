@@ -36,7 +36,8 @@ def expected(inputs: Sequence[bytes], gradients: Sequence[bytes]) -> tuple[list[
 
 
 def held(world: World) -> int:
-    return sum(server.handler.training.kept.nbytes for server in world.servers.values())
+    trainings = [server.handler.training for server in world.servers.values()]
+    return sum(each.kept.nbytes + each.activations.nbytes for each in trainings)
 
 
 async def check(training: Training, seed: int, count: int = 3) -> None:
@@ -159,7 +160,7 @@ def test_what_is_too_much_is_refused_before_it_is_read_and_others_may_take_it() 
 
 def test_who_begins_passes_and_never_ends_them_takes_what_a_client_may_have() -> None:
     async def main() -> None:
-        world = World(server_config=ServerConfig(training_bytes=64 * 1024))
+        world = World(server_config=ServerConfig(training_bytes=64 * 1024, activation_bytes=0))
         await standing(world, "0:9")
         careless, other = world.training(), world.training()
         for seed in range(200):

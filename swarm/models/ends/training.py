@@ -17,9 +17,11 @@ from swarm.types import Span
 class RemoteTraining(Protocol):
     """Computes whole sequences through the remote blocks, and their gradients."""
 
-    def forward(self, sequences: Sequence[bytes], matrices: Callable[[Span], bytes], seed: int) -> Any:
+    def forward(
+        self, sequences: Sequence[bytes], matrices: Callable[[Span], bytes], seed: int, first: int | None
+    ) -> Any:
         """What becomes of each, as `outputs` of what is given. `matrices`: the file of an adapter for some blocks;
-        `seed`: of what it drops, 0 for nothing."""
+        `seed`: of what it drops, 0 for nothing; `first`: as `backward` will be asked."""
 
     def backward(self, passed: Any, gradients: Sequence[bytes], first: int | None) -> Any:
         """From the gradients of the outputs: `inputs`, those of each sequence's inputs, unless only the adapter's
@@ -72,13 +74,13 @@ class _Way:
         self._filled = [row for row in range(real.shape[0]) if bool(real[row].any())]
         self._passed: Any = None
 
-    def forward(self, hidden: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-        """`[batch, T, hidden_size]` → the same."""
+    def forward(self, hidden: torch.Tensor, matrices: Sequence[torch.Tensor], needed: Sequence[bool]) -> torch.Tensor:
+        """`[batch, T, hidden_size]` → the same. `needed`: as in `backward`."""
         found = zip(self._places, matrices[::2], matrices[1::2], self._dropouts, strict=True)
         pairs = {place: Pair(a, b, dropout=dropout) for place, a, b, dropout in found}
         # Of the caller's own numbers, so that a seed makes the same run again.
         seed = int(torch.randint(1, 1 << 62, ())) if any(self._dropouts) else 0
-        self._passed = self._training.forward(self._rows(hidden), files_of(pairs), seed)
+        self._passed = self._training.forward(self._rows(hidden), files_of(pairs), seed, self._first(needed))
         return self._batch(self._passed.outputs, hidden)
 
     def backward(self, gradient: torch.Tensor, needed: Sequence[bool]) -> list[torch.Tensor | None]:
@@ -86,14 +88,17 @@ class _Way:
         rows = gradient[self._real.to(gradient.device)]
         if not bool(torch.isfinite(rows).all()):
             raise InvalidInput("the loss gives gradients that are not finite: no server is asked to go on with them")
-        pairs = zip(self._places, needed[1::2], needed[2::2], strict=True)
-        blocks = [place.block for place, a, b in pairs if a or b]
-        found = self._training.backward(self._passed, self._rows(gradient), None if needed[0] else min(blocks))
+        found = self._training.backward(self._passed, self._rows(gradient), self._first(needed))
         sums = added(found.adapters)
         of_matrices = list[torch.Tensor | None]()
         for place in self._places:
             of_matrices += (sums[place].a, sums[place].b) if place in sums else (None, None)
         return [self._batch(found.inputs, gradient) if needed[0] else None, *of_matrices]
+
+    def _first(self, needed: Sequence[bool]) -> int | None:
+        """The first block of which gradients are `needed`; None: those of the inputs are."""
+        pairs = zip(self._places, needed[1::2], needed[2::2], strict=True)
+        return None if needed[0] else min(place.block for place, a, b in pairs if a or b)
 
     def _rows(self, batch: torch.Tensor) -> list[bytes]:
         """What is no padding of each row that has anything."""
@@ -112,7 +117,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, way: _Way, hidden: torch.Tensor, *matrices: torch.Tensor) -> torch.Tensor:
         ctx.way = way
-        return way.forward(hidden, matrices)
+        return way.forward(hidden, matrices, ctx.needs_input_grad[1:])
 
     @staticmethod
     @once_differentiable

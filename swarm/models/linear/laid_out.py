@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from swarm.models.linear.gradient import product_with_gradient
 from swarm.models.linear.panels import panels
 from swarm.models.linear.replace import replace
 
@@ -62,10 +63,14 @@ class LaidOutLinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[…, in_features]` → `[…, out_features]`. Gradients are had for the input and the bias."""
-        if torch.is_grad_enabled() and (input.requires_grad or (self.bias is not None and self.bias.requires_grad)):
-            # These products have no gradient; those of the plain one are the same.
-            return nn.functional.linear(input, self.dense(), self.bias)
-        return self.product(input.reshape(-1, self.in_features)).view(*input.shape[:-1], self.out_features)
+        rows = input.reshape(-1, self.in_features)
+        if torch.is_grad_enabled() and self.bias is not None and self.bias.requires_grad:
+            product = nn.functional.linear(rows, self.dense(), self.bias)
+        elif torch.is_grad_enabled() and rows.requires_grad:
+            product = product_with_gradient(self, rows)
+        else:
+            product = self.product(rows)
+        return product.view(*input.shape[:-1], self.out_features)
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
         """`[rows, in_features]` → `[rows, out_features]`, without a gradient where it is laid out."""
@@ -77,6 +82,10 @@ class LaidOutLinear(nn.Module):
             return nn.functional.linear(rows, self.weight, self.bias)
         product: torch.Tensor = _operators()._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
         return product
+
+    def back(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of a product's rows, `[rows, in_features]`, from that of the product, `[rows, out_features]`."""
+        return gradient @ self.dense()
 
     def dense(self) -> torch.Tensor:
         """The weight `[out_features, in_features]` in the usual layout."""

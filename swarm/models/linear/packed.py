@@ -86,11 +86,15 @@ class Packed:
         """The CPU."""
         return self.codes.device
 
-    def grid(self, outputs: int | None = None) -> Grid:
-        """What was laid out, perhaps with scales or minima in more bits; `outputs`: only so many, the first."""
-        count = self.out_features if outputs is None else min(outputs, self.out_features)
-        panels = -(-count // PANEL)
-        codes = self.codes[:panels]
+    def grid(self) -> Grid:
+        """What was laid out, perhaps with scales or minima in more bits."""
+        return self.rows(0, self.out_features)
+
+    def rows(self, first: int, last: int) -> Grid:
+        """The same of some outputs, or as far as there are any; `first` is a multiple of 16."""
+        last = min(last, self.out_features)
+        panels, count = slice(first // PANEL, -(-last // PANEL)), last - first
+        codes = self.codes[panels]
         if self.bits == 8:
             codes = codes if self.floats else codes.bitwise_xor(128)
             codes = codes.transpose(1, 2).reshape(-1, self.in_features).view(FLOAT8 if self.floats else torch.int8)
@@ -98,7 +102,7 @@ class Packed:
             pairs = torch.stack((codes & 15, codes >> 4), dim=2)  # [panel, 8 columns, half, output, 4]
             codes = pack4(pairs.permute(0, 3, 1, 2, 4).reshape(-1, self.in_features))
         numbers = {
-            name: part[:panels].transpose(1, 2).reshape(-1, part.shape[1])[:count].contiguous()
+            name: part[panels].transpose(1, 2).reshape(-1, part.shape[1])[:count].contiguous()
             for name, part in self._numbers.items()
         }
         return Grid(codes[:count].contiguous(), table=self.table, columns=self.columns, **numbers)

@@ -10,8 +10,9 @@ from torch import nn
 
 from swarm.errors import UnsupportedModel
 from swarm.models.linear.compiled import kernel
+from swarm.models.linear.gradient import product_with_gradient
 from swarm.models.linear.grid import Grid
-from swarm.models.linear.packed import Packed, laid_out
+from swarm.models.linear.packed import PAIR, Packed, laid_out
 
 TILE = 1 << 22
 """Numbers that are taken off the grid at once where there is no kernel for it."""
@@ -61,7 +62,7 @@ class QuantizedLinear(nn.Module):
         """`[…, in_features]` → `[…, out_features]`."""
         rows = input.reshape(-1, self.in_features)
         if torch.is_grad_enabled() and rows.requires_grad:
-            product: torch.Tensor = _WithGradient.apply(rows, self)  # type: ignore[no-untyped-call]
+            product = product_with_gradient(self, rows)
         else:
             product = self.product(rows)
         return product.view(*input.shape[:-1], self.out_features)
@@ -73,6 +74,14 @@ class QuantizedLinear(nn.Module):
             product += self.bias
         return product if rows.dtype == torch.float32 else product.to(rows.dtype)
 
+    def back(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of a product's rows, `[rows, in_features]`, from that of the product, `[rows, out_features]`:
+        the weight comes off its grid tile by tile."""
+        total = torch.zeros(len(gradient), self.in_features, device=gradient.device)
+        for part, first, last in tiles(self._weight):
+            total.addmm_(gradient[:, first:last].float(), part)
+        return total.to(gradient.dtype)
+
     def without_bias(self, rows: torch.Tensor) -> torch.Tensor:
         """`[rows, in_features]` → `[rows, out_features]`, without a gradient either."""
         return self._multiply(rows.float()).to(rows.dtype)
@@ -80,14 +89,14 @@ class QuantizedLinear(nn.Module):
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
         weight, compiled = self._weight, kernel()
         if isinstance(weight, Grid) or compiled is None:
-            return _bytiles(rows, self.grid)
+            return _bytiles(rows, weight)
         return weight.multiply(compiled, rows)
 
     @torch.inference_mode()
     def checked(self) -> QuantizedLinear:
         """The same. Raises UnsupportedModel where the first outputs are not what the numbers of the grid give."""
         weight = self._weight
-        grid = weight.rows(0, PROBED) if isinstance(weight, Grid) else weight.grid(PROBED)
+        grid = weight.rows(0, PROBED)
         for count in (1, 8, 40):
             rows = torch.randn(count, self.in_features, generator=torch.Generator().manual_seed(count))
             rows[:, :: self.in_features // 3] *= 100
@@ -107,31 +116,14 @@ class QuantizedLinear(nn.Module):
         return self
 
 
-class _WithGradient(torch.autograd.Function):
-    """The product, with the gradient of its rows."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
-        ctx.layer = layer
-        return layer.product(rows)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (gradient,), grid = gradients, ctx.layer.grid
-        total = torch.zeros(len(gradient), grid.in_features, device=gradient.device)
-        for part, first, last in tiles(grid):
-            total += gradient[:, first:last].float() @ part
-        return total.to(gradient.dtype), None
-
-
-def _bytiles(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
+def _bytiles(rows: torch.Tensor, weight: Packed | Grid) -> torch.Tensor:
     """`[rows, in]` float32 → `[rows, out]` float32."""
-    return torch.cat([rows @ part.T for part, _, _ in tiles(grid)], dim=1)
+    return torch.cat([rows @ part.T for part, _, _ in tiles(weight)], dim=1)
 
 
-def tiles(grid: Grid) -> Iterator[tuple[torch.Tensor, int, int]]:
+def tiles(weight: Packed | Grid) -> Iterator[tuple[torch.Tensor, int, int]]:
     """Some outputs' numbers `[outputs, in]` in float32 after others, with the first and the last output."""
-    many = max(1, TILE // grid.in_features)
-    for first in range(0, grid.out_features, many):
-        last = min(first + many, grid.out_features)
-        yield grid.rows(first, last).dense(), first, last
+    many = max(1, TILE // weight.in_features // PAIR) * PAIR
+    for first in range(0, weight.out_features, many):
+        last = min(first + many, weight.out_features)
+        yield weight.rows(first, last).dense(), first, last

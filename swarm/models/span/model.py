@@ -18,11 +18,11 @@ from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.jobs import Afresh, Backward, Forward
 from swarm.models.blocks import context_length, rotary_threshold
 from swarm.models.loading.refused import refuse
-from swarm.models.lora import encode
+from swarm.models.lora import Pair, Place, encode
 from swarm.models.span.adapters import Adapters
 from swarm.models.span.attention.base import Lane
 from swarm.models.span.attention.ragged import RaggedAttention
-from swarm.models.span.backward import Sequences, afresh, gradients
+from swarm.models.span.backward import BlockActivations, Sequences, gradients
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import SequenceCache
 from swarm.models.span.kv.cost import Cost
@@ -62,6 +62,8 @@ class SpanModel:
         lay_out(self._model, self._passes)
         self._model.after_each_block(self._beat)
         self._adapters = Adapters(self._model.blocks, span.first)
+        weights = [each for block in self._model.blocks for each in (*block.parameters(), *block.buffers())]
+        self._weights = frozenset(each.untyped_storage().data_ptr() for each in weights if not each.is_mkldnn)
 
     def _choose_passes(self, attention: RaggedAttention) -> Passes[Any]:
         if self.proven.batched:
@@ -116,16 +118,40 @@ class SpanModel:
         if not self.span.covers(job.span):
             raise InvalidInput(f"blocks {job.span} are not all among {self.span}")
         self._check_afresh(job)
-        adapter = self._adapters.get(job.adapter)
-        sequences = Sequences(self._passes, self._model.narrow, job.counts, adapter, job.seed)
         if isinstance(job, Afresh):
-            return (yield from afresh(sequences, job.span, job.inputs))
+            return (yield from self._afresh(job, self._sequences(job)))
         self._check_rows(job.positions, job.gradients)
         if not bool(torch.isfinite(job.gradients).all()):
             raise InvalidInput("gradients that are not finite")
-        wanted = job.inputs_wanted or adapter is None
-        found, pairs = yield from gradients(sequences, job.span, job.inputs, job.gradients, inputs_wanted=wanted)
+        found, pairs = yield from self._backward(job, self._sequences(job))
         return found if job.adapter is None else (found, encode(pairs))
+
+    def _sequences(self, job: Afresh[torch.Tensor] | Backward[torch.Tensor]) -> Sequences:
+        adapter = self._adapters.get(job.adapter)
+        return Sequences(self._passes, self._model.narrow, job.counts, adapter, job.seed, self._weights)
+
+    @staticmethod
+    def _afresh(job: Afresh[torch.Tensor], sequences: Sequences) -> Generator[None, None, Any]:
+        activations = BlockActivations(sequences, job.span, job.inputs, job.inputs_wanted or job.adapter is None)
+        if job.room <= activations.nbytes_at_least:
+            hidden = job.inputs
+            for block in job.span:
+                hidden = sequences.forward(block, hidden)
+                yield
+            return (hidden, None) if job.room else hidden
+        yield from activations.build(job.room)
+        return activations.outputs, activations if activations.useful else None
+
+    @staticmethod
+    def _backward(
+        job: Backward[torch.Tensor], sequences: Sequences
+    ) -> Generator[None, None, tuple[torch.Tensor, dict[Place, Pair]]]:
+        wanted = job.inputs_wanted or job.adapter is None
+        if isinstance(job.activations, BlockActivations) and job.activations.fit(sequences, job.span, wanted):
+            return (yield from job.activations.consume(job.gradients, wanted))
+        return (
+            yield from gradients(sequences, job.span, job.inputs, job.gradients, inputs_wanted=wanted, room=job.room)
+        )
 
     @torch.inference_mode()
     def _forward(self, job: Forward[torch.Tensor]) -> torch.Tensor:

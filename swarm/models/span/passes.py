@@ -12,6 +12,7 @@ from swarm.models.span.attention.base import Attention, C, Lane, Row, current_ro
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import KeyValueCache
 from swarm.models.span.kv.library import LibraryCache
+from swarm.models.span.kv.whole import WholeSequence
 
 
 class Passes(Protocol[C]):
@@ -19,6 +20,9 @@ class Passes(Protocol[C]):
 
     def new_cache(self) -> C:
         """Of a sequence that has no positions yet."""
+
+    def no_cache(self) -> C:
+        """Of a sequence whose positions all come at once, and which does not go on."""
 
     def run(self, lanes: Sequence[Lane[C]], hidden: torch.Tensor) -> torch.Tensor:
         """`hidden` `[1, T, hidden_size]` of all lanes, one behind the other → the same shape. The caches have grown."""
@@ -34,6 +38,10 @@ class Batched:
     def new_cache(self) -> KeyValueCache:
         """What the attention reads."""
         return self._attention.new_cache()
+
+    def no_cache(self) -> KeyValueCache:
+        """Of a sequence that does not go on: gradients flow through what is not copied anywhere."""
+        return WholeSequence()
 
     def run(self, lanes: Sequence[Lane[KeyValueCache]], hidden: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden_size]` → the same shape."""
@@ -70,6 +78,10 @@ class Unbatched:
     def new_cache(self) -> LibraryCache:
         """Of the library's layers."""
         return LibraryCache(self._model.config)
+
+    def no_cache(self) -> LibraryCache:
+        """The same."""
+        return self.new_cache()
 
     def run(self, lanes: Sequence[Lane[LibraryCache]], hidden: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden_size]` → the same shape."""

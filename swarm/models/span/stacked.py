@@ -37,6 +37,10 @@ class Stacked:
         """Of a sequence that has no positions yet."""
         return HybridCache(self._model.config)
 
+    def no_cache(self) -> HybridCache:
+        """The same."""
+        return self.new_cache()
+
     def run(self, lanes: Sequence[Lane[HybridCache]], hidden: torch.Tensor) -> torch.Tensor:
         """`[1, T, hidden_size]` → the same shape."""
         if self._model.singly and any(lane.start and lane.count > 1 for lane in lanes):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +14,13 @@ import torch
 from survey.configs import small_config
 from survey.reference import build
 from swarm.errors import InvalidInput, UnsupportedModel
-from swarm.jobs import Backward
+from swarm.jobs import Afresh, Backward
 from swarm.models.blocks import find_blocks
+from swarm.models.lora import Pair, Place, encode
+from swarm.models.span import backward
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
-from swarm.types import Span
+from swarm.types import Adapter, Span
 from tests.checkpoints import put_on_grids, reference
 
 COUNTS = (7, 4)
@@ -72,6 +77,83 @@ def test_gradients_of_quantized_blocks_are_those_of_their_numbers(checkpoints: A
     inputs, expected = plain(model, COUNTS, wanted)
     got = span.run(Backward(SPAN, COUNTS, inputs, wanted))
     assert float((got - expected).abs().max() / expected.abs().max()) < 1e-3
+
+
+def adapter_for(span: SpanModel, names: Sequence[str], blocks: Iterable[int] = SPAN) -> Adapter:
+    """Of random numbers, beside these layers."""
+    generator, pairs = torch.Generator().manual_seed(3), dict[Place, Pair]()
+    for block in blocks:
+        for name in names:
+            layer: Any = span._model.blocks[block - span.span.first].get_submodule(name)
+            a = torch.randn(4, layer.in_features, generator=generator)
+            pairs[Place(block, name)] = Pair(a, 0.1 * torch.randn(layer.out_features, 4, generator=generator))
+    data = encode(pairs)
+    return Adapter(hashlib.sha256(data).digest(), data)
+
+
+NAMES = ("self_attn.q_proj", "mlp.down_proj")
+PLENTY = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def llama() -> SpanModel:
+    return SpanModel(build(small_config("llama")), SPAN)
+
+
+def rows_of(span: SpanModel, seed: int) -> torch.Tensor:
+    return torch.randn(sum(COUNTS), span.hidden_size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("blocks", [range(1, 5), range(3, 5)], ids=["everywhere", "late"])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_is_kept_of_a_pass_gives_the_same_gradients(llama: SpanModel, wanted: bool, blocks: range) -> None:
+    inputs, gradient, adapter = rows_of(llama, 1), rows_of(llama, 2), adapter_for(llama, NAMES, blocks)
+    job = Backward(SPAN, COUNTS, inputs, gradient, adapter, wanted, seed=7)
+    rows, file = llama.run(job)
+    outputs = llama.run(Afresh(SPAN, COUNTS, inputs, adapter, 7))
+    forward = Afresh(SPAN, COUNTS, inputs, adapter, 7, PLENTY, wanted)
+    kept, activations = llama.run(forward)
+    assert torch.equal(kept, outputs)
+    whole = activations.nbytes
+    assert whole == activations.whole_nbytes > 5 * inputs.nbytes
+    for room in (PLENTY, 3 * whole // 4, inputs.nbytes * 2):
+        _, activations = llama.run(replace(forward, room=room))
+        assert activations is None or activations.nbytes <= room
+        assert (activations is None) == (room < 3 * whole // 4)
+        for _ in range(2):  # the second time they are used up
+            got, got_file = llama.run(replace(job, activations=activations))
+            assert torch.equal(got, rows)
+            assert got_file == file
+
+
+def test_activations_of_another_pass_are_not_used(llama: SpanModel) -> None:
+    inputs, gradient, adapter = rows_of(llama, 1), rows_of(llama, 2), adapter_for(llama, NAMES)
+    right, _ = llama.run(Backward(SPAN, COUNTS, inputs, gradient, adapter))
+    others = [
+        Afresh(SPAN, COUNTS[::-1], inputs, adapter, room=PLENTY),
+        Afresh(SPAN, COUNTS, inputs, None, room=PLENTY),
+        Afresh(SPAN, COUNTS, inputs, adapter, inputs_wanted=False, room=PLENTY),
+        Afresh(Span(1, 4), COUNTS, inputs, adapter_for(llama, NAMES, range(1, 4)), room=PLENTY),
+    ]
+    for other in others:
+        _, activations = llama.run(other)
+        assert activations is not None
+        got, _ = llama.run(Backward(SPAN, COUNTS, inputs, gradient, adapter, activations=activations))
+        assert torch.equal(got, right)
+
+
+def test_where_there_is_hardly_room_blocks_are_computed_several_times(
+    llama: SpanModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, gradient, adapter = rows_of(llama, 1), rows_of(llama, 2), adapter_for(llama, NAMES, range(2, 5))
+    for wanted in (True, False):
+        job = Backward(SPAN, COUNTS, inputs, gradient, adapter, wanted)
+        monkeypatch.setattr(backward, "LEAST_ROOM", PLENTY)
+        rows, file = llama.run(job)
+        monkeypatch.setattr(backward, "LEAST_ROOM", 0)
+        got, got_file = llama.run(job)
+        assert torch.equal(got, rows)
+        assert got_file == file
 
 
 def test_what_has_no_gradients_is_refused() -> None:
