@@ -24,6 +24,8 @@ the two."""
 MEMORY, DISK = "memory", "disk"
 HEADS = (MEMORY, DISK, FILE, INT8, INT4)
 """Where a model's head is that is computed here, in the checkpoint's numbers, or the grid that it is put on."""
+REMOTE = "remote"
+"""Where a model's head, or its embeddings, are that servers have."""
 SPECULATIONS = ("none", "ngram")
 CODEC_CHOICES = ("raw", "int8", "auto")
 
@@ -247,6 +249,10 @@ class ServerConfig:
     """Inputs whose gradients nobody asks for within so long are forgotten."""
     training_streams: int = 128
     training_streams_per_peer: int = 32
+    ends_streams: int = 64
+    ends_streams_per_peer: int = 16
+    ends_idle: float = 30.0
+    """A client that asks nothing of the ends for so long loses its stream."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.cache_share_per_peer <= 1.0:
@@ -370,3 +376,4 @@ BLOCKS_FRAME_LIMIT = MIB + 64 * 1024
 CONTROL_FRAME_LIMIT = MIB
 MAP_FRAME_LIMIT = MIB
 TRAINING_FRAME_LIMIT = MIB + 64 * 1024
+ENDS_FRAME_LIMIT = 2 * MIB + 64 * 1024

@@ -125,6 +125,16 @@ def printable(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class EndsRecord:
+    """That a server has the ends of its model. `fingerprint`: the first 8 bytes of the sha256 of their numbers;
+    `head_ms`: of the head for one row."""
+
+    fingerprint: bytes
+    vocabulary: int
+    head_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class ServerRecord:
     """One server's announcement, as read from the directory after its signature was checked.
 
@@ -132,6 +142,7 @@ class ServerRecord:
     /p2p/; `free_tokens`: positions of KV cache that are free for the whole span; `decode_ms`: milliseconds per block
     for one decode step; `prefill_rate`: positions per second through one block, in a pass of
     `prefill_positions` (0: not said); `queue`: steps waiting; `training`: whether it gives gradients;
+    `ends`: what it has of the model beside blocks, None: nothing;
     `coordinate`: where it is, None: not said; `near`: round trips in ms that it measured, by the `digest` of the
     peer, to servers that can follow it; `signed`: the
     record as it was signed, to be shown to others; `expires`: unix seconds.
@@ -152,6 +163,7 @@ class ServerRecord:
     name: str = ""
     instance: int = 0
     training: bool = False
+    ends: EndsRecord | None = None
     expires: float = 0.0
     coordinate: Coordinate | None = None
     near: tuple[tuple[bytes, float], ...] = ()

@@ -21,11 +21,14 @@ from survey.reference import build
 from swarm.client.model import DistributedModelForCausalLM
 from swarm.client.swarm import Swarm
 from swarm.config import SCHEMES, ServerConfig
+from swarm.models.ends.served import load_served_ends
 from swarm.models.linear.experts import expert_weights
 from swarm.models.linear.schemes import can_quantize, quantize
+from swarm.models.loading.checkpoint import open_checkpoint
 from swarm.models.loading.cost import describe
 from swarm.models.span.load import load_span
 from swarm.net.loop import shared_loop
+from swarm.server.ends import HostedEnds
 from swarm.server.handler import Handler
 from swarm.server.hosted import Hosted, Limits
 from swarm.server.thread_engine import ThreadEngine
@@ -129,7 +132,8 @@ def put_on_grids(blocks: Iterable[nn.Module], quantization: str) -> None:
 
 
 class Served:
-    """Servers of a checkpoint in this process, on a network without delay, and a client."""
+    """Servers of a checkpoint in this process, on a network without delay, and a client. `ends`: the servers that have
+    the ends, too."""
 
     def __init__(
         self,
@@ -138,9 +142,11 @@ class Served:
         dtype: str = "float32",
         quantization: str = "none",
         codecs: tuple[str, ...] = ("raw",),
+        ends: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.codecs = codecs
+        self.ends = ends
         self.quantization = quantization
         self.dtype = dtype
         self.network = SimulatedNetwork(conditions=LinkConditions(delay=0))
@@ -169,7 +175,11 @@ class Served:
             places=model.proven.places,
         )
         limits, config = Limits(directory.verify, model.max_positions or 0, self.codecs), ServerConfig()
-        hosted = Hosted(host=host, engine=ThreadEngine(model), contract=contract, limits=limits, config=config)
+        how = {"dtype": getattr(torch, self.dtype), "quantization": self.quantization, "progress": False}
+        served = HostedEnds(load_served_ends(open_checkpoint(self.folder), **how)) if name in self.ends else None
+        hosted = Hosted(
+            host=host, engine=ThreadEngine(model), contract=contract, limits=limits, config=config, ends=served
+        )
         handler = Handler(host=host, config=config)
         handler.add(hosted)
         await handler.start()
@@ -186,6 +196,7 @@ class Served:
             expires=expires,
             codecs=self.codecs,
             training=hosted.trains,
+            ends=None if served is None else served.announced,
         )
         await directory.announce(record, self.info)
 

@@ -69,6 +69,9 @@ def as_text(model: ModelInfo, records: Sequence[ServerRecord]) -> str:
     for span, count in _runs(served_by(records, model.blocks)):
         servers = f"{count} server{'s' * (count != 1)}" if count else "missing"
         lines.append(f"  blocks {span!s:>9}  {servers}")
+    heads = [record for record in records if record.ends is not None and record.state is ServerState.ONLINE]
+    if heads:
+        lines.append(f"  head and embeddings  {len(heads)} server{'s' * (len(heads) != 1)}")
     return "\n".join([*lines, "", *_table(records)] if records else lines)
 
 
@@ -131,6 +134,7 @@ def _server(record: ServerRecord) -> dict[str, Any]:
         "decode_ms": record.decode_ms,
         "prefill_rate": record.prefill_rate,
         "queue": record.queue,
+        "ends": None if record.ends is None else {"head_ms": record.ends.head_ms, "vocabulary": record.ends.vocabulary},
         "reached": way_to(record.addresses),
         "forwarders": forwarders_of(record.addresses),
         "version": record.version,

@@ -143,6 +143,11 @@ def _config(
         help="Where int8 and int4 blocks come from: the model's files (hub), other servers (peers), or these where "
         "samples agree with the files, and the files where not (any).",
     ),
+    click.option(
+        "--serve-ends",
+        is_flag=True,
+        help="Serve the model's head and embeddings, too, to clients that have neither (head='remote').",
+    ),
     model_options,
 )
 @click.option(
@@ -409,6 +414,8 @@ def summary(hosting: Hosting, span: Span) -> list[str]:
         f"cache    {needs.cache_tokens:,} tokens in {size(needs.cache_bytes)} ({size(needs.token_bytes)} a token)",
         f"device   {hosting.device}  {size(needs.total)} of {size(hosting.allowance.memory)}",
     ]
+    if hosting.ends_bytes:
+        lines.append(f"ends     head and embeddings are served, too: at most {size(hosting.ends_bytes)} beside that")
     advice = hosting.advice(len(span))
     return lines if advice is None else [*lines, f"more     {advice}"]
 

@@ -18,15 +18,16 @@ from transformers import PreTrainedModel
 from swarm.client.remote_blocks import BlockingTraining, RemoteBlocks
 from swarm.client.session import Notice
 from swarm.client.swarm import Swarm, connect
-from swarm.config import ClientConfig
+from swarm.config import REMOTE, ClientConfig
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.arguments import LOADING_INFO, sort
 from swarm.models.blocks import find_blocks, leading_blocks
 from swarm.models.distributed import clean, distributed, head_parameters
 from swarm.models.ends.classes import watch_classes
 from swarm.models.ends.hollow import hollow_blocks
-from swarm.models.ends.load import load_ends, returns_tuple
+from swarm.models.ends.load import connect_ends, load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
+from swarm.models.linear.elsewhere import RemoteHead
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.cost import Description, describe
 from swarm.models.loading.form import Form, classifies, only_sees
@@ -51,6 +52,7 @@ class DistributedModelForCausalLM:
         dtype: str | torch.dtype | None = None,
         local_blocks: str | Span | None = None,
         head: str | None = None,
+        embeddings: str | None = None,
         on_notice: Callable[[Notice], None] | None = None,
         progress: bool = True,
         **options: Any,
@@ -62,7 +64,9 @@ class DistributedModelForCausalLM:
         by name. `dtype`: of the hidden states, which must be that of the servers; "auto" is the checkpoint's own.
         `local_blocks`: blocks at the beginning or the end to keep here, e.g. "0:2". `head`: where the head is, "memory"
         or "disk", or the grid that it is on, "file" (the checkpoint's own), "int8" or "int4", which is nearly the same
-        model; None: on the file's grid where the blocks are, else in memory if it fits there. `on_notice` hears of
+        model; None: on the file's grid where the blocks are, else in memory if it fits there. "remote": at servers that
+        have it (`swarm-serve --serve-ends`), which give the largest logits where no others decide, else all;
+        `embeddings="remote"`: these, too, which else stay on disk. `on_notice` hears of
         routes, reroutes and waiting, in the network's thread. `progress`: show bars while loading. Further options are
         fields of ClientConfig, e.g. `max_wait`, the seconds to wait for blocks that nobody hosts (None: for ever), or
         of the model's configuration, such as `use_cache`.
@@ -74,16 +78,27 @@ class DistributedModelForCausalLM:
         """
         if head is not None and not cls.form.is_of_text:
             raise InvalidInput(f"head={head!r} is where a vocabulary is: a {cls.form.value} has none, leave it out")
+        if embeddings is not None and not cls.form.is_of_text:
+            raise InvalidInput(f"embeddings={embeddings!r} goes with a head of a vocabulary: leave it out")
         arguments = sort({"dtype": dtype, **options})
         checkpoint = cls._as_asked(arguments.open(pretrained_model_name_or_path))
         config = _client_config(arguments.others, checkpoint.config)
         cls._check_architecture(checkpoint.config.model_type)
+        if head == REMOTE and (config.audits or config.compare == 2):
+            raise InvalidInput(
+                "head='remote': nobody audits or compares a head that servers have; leave one of both out"
+            )
         kept = Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
         kept = kept if local_blocks is not None or cls.form is not Form.SEEING else leading_blocks(checkpoint.config)
         model_cost = describe(checkpoint, dtype=arguments.dtype, quantization=config.quantization)
         config = dataclasses.replace(config, quantization=model_cost.quantization)
         remote = _remote_span(kept, model_cost.info.blocks)
-        how: dict[str, Any] = {"dtype": model_cost.dtype, "quantization": config.quantization, "head": head}
+        how: dict[str, Any] = {
+            "dtype": model_cost.dtype,
+            "quantization": config.quantization,
+            "head": head,
+            "embeddings": embeddings,
+        }
         model, _ = load_ends(checkpoint, local_blocks=kept, device=arguments.device, progress=progress, **how)
         begun = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         if begun:
@@ -171,6 +186,9 @@ def attach(
     blocks.on_notice = on_notice
     how: dict[str, Any] = {"dtype": model.dtype, "training_through": BlockingTraining(blocks)}
     span = RemoteSpan(blocks.open, returns_tuple=returns_tuple(model), **how)
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if isinstance(head, RemoteHead):
+        connect_ends(model, blocks.ends(head.out_features))
     local = list(find_blocks(model).layers)
     originals = [*range(remote.first), remote.first, *range(remote.last, info.blocks)]
     hollow = hollow_blocks(model.config, list(remote), model.dtype)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from swarm.client.ends import Ends
 from swarm.client.matrices import Matrices
 from swarm.client.session import Notice, Session
 from swarm.client.swarm import Swarm
@@ -137,6 +138,8 @@ class RemoteBlocks:
         self.span = span
         self.parameters = parameters
         self.route: Route | None = None
+        self.head: Ends | None = None
+        """Who computes the head, where servers do."""
         self.on_notice: Callable[[Notice], None] | None = None
         self._current = _Current()
 
@@ -154,6 +157,11 @@ class RemoteBlocks:
             session.held = self.view.config.audits
             self._current.sessions.append(session)
         return session
+
+    def ends(self, vocabulary: int) -> BlockingEnds:
+        """The model's head and embeddings, where servers have them."""
+        self.head = Ends(self.swarm.host, self.view, vocabulary, self._hear)
+        return BlockingEnds(self.swarm, self.head)
 
     def training(self) -> Training:
         """What computes whole sequences, and gradients; servers are asked with its first pass."""
@@ -185,13 +193,29 @@ class RemoteBlocks:
     def __deepcopy__(self, memo: dict[int, Any]) -> RemoteBlocks:
         """The same blocks of the same swarm, with a route of its own."""
         twin = memo[id(self)] = RemoteBlocks(self.swarm, self.view, self.span, self.parameters)
-        twin.on_notice = self.on_notice
+        twin.on_notice, twin.head = self.on_notice, self.head
         return twin
 
     def _hear(self, notice: Notice) -> None:
         self.route = notice.route or self.route
         if self.on_notice is not None:
             self.on_notice(notice)
+
+
+class BlockingEnds:
+    """The ends at servers, for the thread that runs the model."""
+
+    def __init__(self, swarm: Swarm, ends: Ends) -> None:
+        self.ends = ends
+        self._swarm = swarm
+
+    def logits(self, rows: bytes, count: int, best: int) -> tuple[bytes, bytes]:
+        """As `Ends.logits`."""
+        return self._swarm.loop.run(self.ends.logits(rows, count, best))
+
+    def embeddings(self, tokens: Sequence[int]) -> bytes:
+        """As `Ends.embeddings`."""
+        return self._swarm.loop.run(self.ends.embeddings(tokens))
 
 
 class BlockingTraining:

@@ -21,8 +21,10 @@ from transformers import (
 
 from swarm.errors import ContextTooLong, InvalidInput, Refuted
 from swarm.models.ends.beginning import Beginning
+from swarm.models.ends.best import deciding_logits
 from swarm.models.ends.calls import ELSEWHERE, generating
 from swarm.models.ends.hollow import Layers
+from swarm.models.linear.elsewhere import RemoteHead, asking
 from swarm.models.linear.head import FIXED, QuantizedHead
 from swarm.models.speculation.decoding import SpeculativeDecoding
 from swarm.models.speculation.draft_model import ModelDrafter
@@ -102,13 +104,13 @@ class Distributed:
         return here + (0 if only_trainable else self.remote_blocks.parameters - hollow)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Raises InvalidInput where the head is on a grid."""
+        """As in transformers. Raises InvalidInput where the head is on a grid, or at servers."""
         if head_parameters(self) and (args or kwargs):
             raise InvalidInput(f"resize_token_embeddings: {FIXED}")
         return super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; a head on a grid stays what it is."""
+        """As in transformers; a head on a grid, or at servers, stays what it is."""
         if not head_parameters(self):
             super().tie_weights(*args, **kwargs)  # type: ignore[misc]
 
@@ -164,6 +166,7 @@ class Generating(Distributed):
         if drafting:
             _check_one_guesser(settings)
             _stop_at_strings(options)
+        deciding = self._deciding(settings, inputs, options)
         together = max(settings.get("num_beams") or 1, settings.get("num_return_sequences") or 1)
         begun = Beginning(options)
         while True:
@@ -172,7 +175,7 @@ class Generating(Distributed):
                 drafter = _drafter(speculation, draft_model, vocabulary)
                 options["custom_generate"] = SpeculativeDecoding(drafter, options.get("streamer"))
             try:
-                with self.remote_blocks.generating(together), generating():
+                with self.remote_blocks.generating(together), generating(), asking(deciding):
                     text = super().generate(inputs, **options)  # type: ignore[misc]
             except Refuted as refuted:
                 begun.again(refuted)
@@ -180,11 +183,19 @@ class Generating(Distributed):
                 begun.done()
                 return text
 
+    def _deciding(self, settings: Settings, inputs: torch.Tensor | None, options: dict[str, Any]) -> int:
+        """How many of the largest logits of a row decide, where the head is at servers; 0: all."""
+        if not isinstance(self.get_output_embeddings(), RemoteHead):  # type: ignore[attr-defined]
+            return 0
+        _, width = _prompt(inputs, options)
+        said = [_new_tokens(each, width) or DEFAULT_NEW_TOKENS for each in (settings.asked, settings.recommended)]
+        return deciding_logits(settings.get, options, width + max(said))
+
 
 def head_parameters(model: Any) -> int:
-    """Numbers of a head that is on a grid, which no parameter counts."""
+    """Numbers of a head that is on a grid, or at servers, which no parameter counts."""
     head = model.get_output_embeddings()
-    return head.out_features * head.in_features if isinstance(head, QuantizedHead) else 0
+    return head.out_features * head.in_features if isinstance(head, QuantizedHead | RemoteHead) else 0
 
 
 def _refusing(name: str, why: str) -> Callable[..., NoReturn]:

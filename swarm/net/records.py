@@ -9,11 +9,12 @@ from functools import lru_cache
 from google.protobuf.message import DecodeError
 
 from swarm.config import NetworkConfig
+from swarm.contract import FINGERPRINT_BYTES
 from swarm.coordinates import FARTHEST_MS
 from swarm.errors import InvalidInput, MalformedFrame, RecordRefused
 from swarm.net.forwarding import forwarding_pb2 as fwd
 from swarm.net.identity import Identity, peer_id_of, verify
-from swarm.types import DIGEST_BYTES, MAX_NEAR, ModelInfo, PeerId, ServerRecord, ServerState
+from swarm.types import DIGEST_BYTES, MAX_NEAR, EndsRecord, ModelInfo, PeerId, ServerRecord, ServerState
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.messages import MAX_TEXT, contract_message, contract_of, coordinate_message, coordinate_of
 
@@ -81,6 +82,7 @@ def sign_record(identity: Identity, record: ServerRecord) -> bytes:
         instance=identity.instance,
         training=record.training,
         coordinate=coordinate_message(record.coordinate),
+        ends=_ends_message(record.ends),
         near=[pb.Near(peer=peer, rtt_ms=rtt_ms) for peer, rtt_ms in record.near[:MAX_NEAR]],
     )
     return sign(identity, span_key(record.model, record.span.first), message.SerializeToString(), record.expires)
@@ -266,6 +268,21 @@ def _signed_bytes(message: pb.SignedRecord) -> bytes:
     return CONTEXT + bare.SerializeToString(deterministic=True)
 
 
+def _ends_message(ends: EndsRecord | None) -> pb.Ends | None:
+    if ends is None:
+        return None
+    return pb.Ends(fingerprint=ends.fingerprint, vocabulary=ends.vocabulary, head_ms=ends.head_ms)
+
+
+def _ends(message: pb.Ends) -> EndsRecord:
+    """Raises ValueError."""
+    if len(message.fingerprint) != FINGERPRINT_BYTES or not message.vocabulary:
+        raise ValueError("ends without a fingerprint or a vocabulary")
+    if not (math.isfinite(message.head_ms) and message.head_ms > 0.0):
+        raise ValueError("speeds must be finite and positive")
+    return EndsRecord(message.fingerprint, message.vocabulary, message.head_ms)
+
+
 def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
     """Raises ValueError or MalformedFrame where a field makes no sense."""
     contract = contract_of(message.contract)
@@ -301,6 +318,7 @@ def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
         name=message.name,
         instance=message.instance,
         training=message.training,
+        ends=_ends(message.ends) if message.HasField("ends") else None,
         expires=opened.expires,
         coordinate=coordinate_of(message.coordinate) if message.HasField("coordinate") else None,
         near=tuple((each.peer, each.rtt_ms) for each in message.near),

@@ -28,6 +28,7 @@ from swarm.net.base import Host, Stream
 from swarm.net.flight import Flight
 from swarm.net.guard import Guard
 from swarm.server.control import Control
+from swarm.server.ends_service import EndsService
 from swarm.server.given import Given
 from swarm.server.hosted import Hosted
 from swarm.server.offering import Offering
@@ -36,6 +37,7 @@ from swarm.server.training import Training
 from swarm.tasks import Tasks, ended
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.ends import ENDS_PROTOCOL
 from swarm.wire.training import TRAINING_PROTOCOL
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class Handler:
         self.hosted: list[Hosted] = []
         self.offering = Offering(lambda: self.hosted, config)
         self.training = Training(self._trained, config)
+        self.ends = EndsService(lambda: () if self.draining else self.hosted, config)
         self.draining = False
         self.refused: Counter[str] = Counter()
         self._one_ended = asyncio.Event()
@@ -79,6 +82,7 @@ class Handler:
         await self.host.serve(messages.CONTROL_PROTOCOL, self._serve_control)
         await self.host.serve(messages.DATA_PROTOCOL, self._serve_data)
         await self.host.serve(messages.BLOCKS_PROTOCOL, self.offering.serve)
+        await self.host.serve(ENDS_PROTOCOL, self.ends.serve)
         if self.config.training_bytes:
             await self.host.serve(TRAINING_PROTOCOL, self.training.serve)
             self._tasks.spawn(self.training.keep_house(), name="housekeeping of training")

@@ -18,6 +18,7 @@ from swarm.net.base import Host
 from swarm.net.flight import Flight
 from swarm.net.guard import Guard
 from swarm.server.budget import CacheBudget
+from swarm.server.ends import HostedEnds
 from swarm.server.engine import Engine
 from swarm.server.given import NOTHING_GIVEN, Given
 from swarm.server.prefixes import OWNER, PrefixCache
@@ -62,7 +63,7 @@ class HostedStatistics:
 class Hosted:
     """Serves sessions on what `contract` (with fingerprints of 32 bytes a block) says, with an engine and a budget of
     their own. `flight`: where its clients' bytes on their way are counted; `offered`: files of blocks that other
-    servers may have."""
+    servers may have; `ends`: of the model, where they are served, too."""
 
     def __init__(
         self,
@@ -74,11 +75,13 @@ class Hosted:
         config: ServerConfig,
         flight: Flight | None = None,
         offered: Mapping[int, Path] | None = None,
+        ends: HostedEnds | None = None,
     ) -> None:
         self.engine = engine
         self.contract = contract
         self.limits = limits
         self.offered: Mapping[int, Path] = offered or {}
+        self.ends = ends
         self.config = config
         self.prefixes = PrefixCache(config.prefix_chunk, self._free_prefix)
         self.budget = CacheBudget(
@@ -180,6 +183,8 @@ class Hosted:
     async def close(self) -> None:
         """Wait until nothing of its sessions, which have ended, runs any more."""
         await self._tasks.close()
+        if self.ends is not None:
+            await self.ends.close()
 
     def _codec(self, name: str) -> Codec:
         """The codec of this name; an empty name is raw. Raises ContractMismatch for one that is not offered."""

@@ -18,6 +18,7 @@ from swarm.config import FILE, HUB, INT4, INT8, PEERS, SCHEMES, ServerConfig
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput
 from swarm.memory import available_memory, size
+from swarm.models.ends.served import ServedEnds, load_served_ends
 from swarm.models.linear.rate import rate
 from swarm.models.linear.schemes import BITS
 from swarm.models.loading.block_cache import BlockCache
@@ -25,6 +26,7 @@ from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.cost import Description, describe, describe_each
 from swarm.models.loading.kept import trim
 from swarm.models.loading.source import BlockSource
+from swarm.models.loading.weights import DTYPES
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
 from swarm.net.base import Directory, Host
@@ -78,7 +80,13 @@ class Hosting:
                 "with --quantization int8 or int4, and not with --max-disk 0"
             )
         self.contract = self.info.contract(self.dtype, quantization=SCHEMES[self.quantization])
+        self.ends_bytes = description.head_bytes if options.serve_ends else 0
+        """Of memory, for the head that is served."""
+        self._ends: ServedEnds | None = None
         memory = options.memory if options.memory is not None else available_memory(self.device)
+        memory -= self.ends_bytes
+        if memory <= 0:
+            raise InvalidInput(f"--serve-ends: the head takes {size(self.ends_bytes)}, all that may be used here")
         self.allowance = Allowance(memory, config.cache_bytes, options.cache_tokens)
         self._rng = random.Random()
 
@@ -165,12 +173,12 @@ class Hosting:
 
     def _checked(self, span: Span) -> Span:
         """Blocks that were asked for by hand are refused only by a limit that was set by hand."""
-        need = self.footprint(span).total
+        need = self.footprint(span).total + self.ends_bytes
         if self.options.memory is not None and need > self.options.memory:
             raise InvalidInput(
                 f"blocks {span} and their KV cache need {size(need)}, more than --memory; host fewer blocks"
             )
-        if need > self.allowance.memory:
+        if need - self.ends_bytes > self.allowance.memory:
             log.warning("blocks %s and their KV cache need %s, which may be too much here", span, size(need))
         return span
 
@@ -197,6 +205,10 @@ class Hosting:
             keep=self._keep,
             blocks_from=self.source,
         )
+        if self.options.serve_ends and self._ends is None:
+            how = {"dtype": DTYPES[self.dtype], "quantization": self.quantization, "progress": self.progress}
+            self._ends = load_served_ends(self.checkpoint, **how)  # type: ignore[arg-type]
+            log.info("the head: %.2f ms for a row", self._ends.head_ms)
         trim(cache_dir(), self.options.max_disk)
         speed = measure(model, span, model.hidden_size, model.row_bytes, model.max_positions)
         log.info(
@@ -219,6 +231,7 @@ class Hosting:
             max_positions=model.max_positions or 0,
             cache_bytes=self._cache_bytes(model, span),
             offered=self.offered(span),
+            ends=self._ends,
         )
 
     def offered(self, span: Span) -> dict[int, Path]:
@@ -254,7 +267,8 @@ def hostings(options: ServeOptions, config: ServerConfig, *, progress: bool = Tr
     every: list[Hosting] = []
     for name in names:
         opened = every[0].checkpoint if every else None
-        every.append(Hosting(replace(options, device=name), config, progress=progress, opened=opened))
+        own = replace(options, device=name, serve_ends=options.serve_ends and not every)
+        every.append(Hosting(own, config, progress=progress, opened=opened))
     if len(every) == 1:
         return every
     if options.blocks is not None:

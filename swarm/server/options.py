@@ -15,6 +15,7 @@ class ServeOptions:
     `rebalance`: whether other blocks are hosted instead when the swarm needs these more. `max_disk`: bytes that may
     stay on disk of what was fetched or quantized. `offer_blocks`: whether other servers may have quantized blocks from
     this one, by default where everybody may have the model from the hub; `blocks_from`: of `BLOCK_SOURCES`.
+    `serve_ends`: whether head and embeddings are served, too.
     """
 
     model: str
@@ -31,3 +32,4 @@ class ServeOptions:
     rebalance: bool = True
     offer_blocks: bool | None = None
     blocks_from: str = ANY
+    serve_ends: bool = False

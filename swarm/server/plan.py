@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from swarm.contract import Contract
+from swarm.server.ends import Ends
 from swarm.server.runner import Runner
 from swarm.server.throughput import Throughput
 from swarm.types import ModelInfo, ServerRecord, Span
@@ -17,7 +18,8 @@ class Loaded:
     """A span that is ready to compute.
 
     `contract`: with fingerprints of 32 bytes a block; `max_positions`: 0 for no limit; `cache_bytes`: for KV cache and
-    history, when it depends on the span; `offered`: the files of the blocks that other servers may have.
+    history, when it depends on the span; `offered`: the files of the blocks that other servers may have;
+    `ends`: of the model, where they are served.
     """
 
     runner: Runner
@@ -26,6 +28,7 @@ class Loaded:
     max_positions: int = 0
     cache_bytes: int | None = None
     offered: Mapping[int, Path] = field(default_factory=dict)
+    ends: Ends | None = None
 
 
 Choose = Callable[[Sequence[ServerRecord]], Span]

@@ -16,6 +16,7 @@ from swarm.errors import InvalidInput, SwarmError
 from swarm.net.addresses import FORWARDED, way_to
 from swarm.net.base import Directory
 from swarm.net.locator import Locator
+from swarm.server.ends import HostedEnds
 from swarm.server.engine import Engine
 from swarm.server.handler import Handler
 from swarm.server.hosted import Hosted, Limits
@@ -208,6 +209,7 @@ class SpanLife:
             limits=Limits(self._directory.verify, loaded.max_positions, codecs),
             config=config,
             offered=loaded.offered,
+            ends=None if loaded.ends is None else HostedEnds(loaded.ends),
         )
         self._handler.add(self.hosted)
 
@@ -316,4 +318,5 @@ def _with_load(record: ServerRecord, loaded: Loaded, hosted: Hosted) -> ServerRe
         prefill_rate=loaded.throughput.prefill_rate,
         prefill_positions=loaded.throughput.prefill_positions,
         training=hosted.trains,
+        ends=None if hosted.ends is None else hosted.ends.announced,
     )

@@ -421,6 +421,66 @@ class BlockManifest(_message.Message):
     pieces: bytes
     def __init__(self, fingerprint: _Optional[bytes] = ..., size: _Optional[int] = ..., pieces: _Optional[bytes] = ...) -> None: ...
 
+class EndsRequest(_message.Message):
+    __slots__ = ("open", "head", "embed")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    EMBED_FIELD_NUMBER: _ClassVar[int]
+    open: EndsWanted
+    head: HeadWanted
+    embed: Tokens
+    def __init__(self, open: _Optional[_Union[EndsWanted, _Mapping]] = ..., head: _Optional[_Union[HeadWanted, _Mapping]] = ..., embed: _Optional[_Union[Tokens, _Mapping]] = ...) -> None: ...
+
+class EndsWanted(_message.Message):
+    __slots__ = ("model", "dtype", "fingerprint")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    dtype: str
+    fingerprint: bytes
+    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., fingerprint: _Optional[bytes] = ...) -> None: ...
+
+class HeadWanted(_message.Message):
+    __slots__ = ("rows", "hidden", "best")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    BEST_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    hidden: bytes
+    best: int
+    def __init__(self, rows: _Optional[int] = ..., hidden: _Optional[bytes] = ..., best: _Optional[int] = ...) -> None: ...
+
+class EndsReply(_message.Message):
+    __slots__ = ("opened", "logits", "embedded", "failure")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    LOGITS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    opened: EndsOpened
+    logits: Logits
+    embedded: bytes
+    failure: Failure
+    def __init__(self, opened: _Optional[_Union[EndsOpened, _Mapping]] = ..., logits: _Optional[_Union[Logits, _Mapping]] = ..., embedded: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class EndsOpened(_message.Message):
+    __slots__ = ("fingerprint", "vocabulary", "hidden_size")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    VOCABULARY_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    vocabulary: int
+    hidden_size: int
+    def __init__(self, fingerprint: _Optional[bytes] = ..., vocabulary: _Optional[int] = ..., hidden_size: _Optional[int] = ...) -> None: ...
+
+class Logits(_message.Message):
+    __slots__ = ("tokens", "values")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    tokens: bytes
+    values: bytes
+    def __init__(self, tokens: _Optional[bytes] = ..., values: _Optional[bytes] = ...) -> None: ...
+
 class TrainingRequest(_message.Message):
     __slots__ = ("contract", "wanted", "data", "adapter")
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
@@ -790,7 +850,7 @@ class QueryNode(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ..., instance: _Optional[int] = ..., constrains: _Optional[bool] = ..., sees: _Optional[bool] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance", "training", "coordinate", "near")
+    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance", "training", "coordinate", "near", "ends")
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -807,6 +867,7 @@ class Record(_message.Message):
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     COORDINATE_FIELD_NUMBER: _ClassVar[int]
     NEAR_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FIELD_NUMBER: _ClassVar[int]
     contract: Contract
     state: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -823,7 +884,18 @@ class Record(_message.Message):
     training: bool
     coordinate: Coordinate
     near: _containers.RepeatedCompositeFieldContainer[Near]
-    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ..., training: _Optional[bool] = ..., coordinate: _Optional[_Union[Coordinate, _Mapping]] = ..., near: _Optional[_Iterable[_Union[Near, _Mapping]]] = ...) -> None: ...
+    ends: Ends
+    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ..., training: _Optional[bool] = ..., coordinate: _Optional[_Union[Coordinate, _Mapping]] = ..., near: _Optional[_Iterable[_Union[Near, _Mapping]]] = ..., ends: _Optional[_Union[Ends, _Mapping]] = ...) -> None: ...
+
+class Ends(_message.Message):
+    __slots__ = ("fingerprint", "vocabulary", "head_ms")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    VOCABULARY_FIELD_NUMBER: _ClassVar[int]
+    HEAD_MS_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    vocabulary: int
+    head_ms: float
+    def __init__(self, fingerprint: _Optional[bytes] = ..., vocabulary: _Optional[int] = ..., head_ms: _Optional[float] = ...) -> None: ...
 
 class Near(_message.Message):
     __slots__ = ("peer", "rtt_ms")

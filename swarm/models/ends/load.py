@@ -16,7 +16,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from swarm.config import MEMORY
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks, recount
+from swarm.models.linear.elsewhere import EndsService, RemoteHead, RemoteTable
 from swarm.models.linear.substitute import substitute
+from swarm.models.linear.unread import UnreadWeight
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.partial import Absent
 from swarm.models.loading.weights import dtype_of, load_part, quantization_of
@@ -33,6 +35,7 @@ def load_ends(
     quantization: str | None = None,
     device: str | torch.device = "cpu",
     head: str | None = None,
+    embeddings: str | None = None,
     token: str | None = None,
     revision: str | None = None,
     progress: bool = True,
@@ -41,21 +44,31 @@ def load_ends(
 
     Its list of blocks (`find_blocks(model).layers`) holds the local ones only, or nothing. Only the tensors that are
     kept are read; from the hub, only the files that hold them. `quantization`: of the swarm's blocks. `head`: where
-    the head is, as in `plan_ends`; embeddings stay on disk, and rows of them are read as they are used. Also
-    returns where they came from.
+    the head is, as in `plan_ends`; embeddings stay on disk, and rows of them are read as they are used, or are at
+    servers (`connect_ends`). Also returns where they came from.
     Raises ModelNotFound, BadCheckpoint, UnsupportedModel, InvalidInput, NotEnoughMemory.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
     scheme = quantization_of(checkpoint, quantization)
     compute = dtype_of(checkpoint, dtype, scheme)
     how: dict[str, Any] = {"dtype": compute, "device": device, "quantization": scheme, "progress": progress}
-    loaded = load_part(checkpoint, local_blocks, ends=True, head=head, **how)
+    loaded = load_part(checkpoint, local_blocks, ends=True, head=head, embeddings=embeddings, **how)
     local = [layer for layer in loaded.blocks.layers if not isinstance(layer, Absent)]
     setattr(loaded.blocks.owner, loaded.blocks.attribute, nn.ModuleList(local))
     _set_generation_config(loaded.model, checkpoint)
-    if loaded.ends is not None and loaded.ends.head == MEMORY and checkpoint.form.is_of_text:
-        _lay_out_head(loaded.model)
+    if loaded.ends is not None and loaded.ends.plan.head == MEMORY and checkpoint.form.is_of_text:
+        lay_out_head(loaded.model)
     return loaded.model, checkpoint
+
+
+def connect_ends(model: Any, service: EndsService) -> None:
+    """Give a model whose head, and perhaps embeddings, are at servers what asks these."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if isinstance(head, RemoteHead):
+        head.service = service
+    weight = getattr(table, "weight", None)
+    if isinstance(weight, UnreadWeight) and isinstance(weight.held.numbers, RemoteTable):
+        weight.held.numbers.service = service
 
 
 def _set_generation_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
@@ -95,7 +108,7 @@ def _is_accepted(name: str, value: Any) -> bool:
     return True
 
 
-def _lay_out_head(model: PreTrainedModel) -> None:
+def lay_out_head(model: PreTrainedModel) -> None:
     """Lay out the head for this processor, unless it is tied to the embeddings and so one with them."""
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     embeddings: Any = model.get_input_embeddings()

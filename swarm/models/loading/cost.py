@@ -42,6 +42,11 @@ class Description:
     cache_bytes: tuple[int, ...]
     ends_bytes: int
 
+    @property
+    def head_bytes(self) -> int:
+        """Of the head in memory, at most: on a grid it takes less."""
+        return self.vocabulary * self.info.hidden_size * self.dtype.itemsize
+
 
 def describe(
     source: str | Path | Checkpoint,

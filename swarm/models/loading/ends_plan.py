@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from swarm.config import DISK, FILE, HEADS, MEMORY
+from swarm.config import DISK, FILE, HEADS, MEMORY, REMOTE
 from swarm.errors import InvalidInput, NotEnoughMemory, UnsupportedModel
 from swarm.memory import size
 from swarm.models.linear.schemes import BITS, can_quantize
@@ -42,8 +42,9 @@ class EndsFiles:
 
 @dataclass(frozen=True, slots=True)
 class EndsPlan:
-    """`embeddings`: MEMORY or DISK; `head`: one of `HEADS`. Bytes that head and all else take in memory, what is taken
-    while they are loaded, and what stays on disk; embeddings in memory are the head, or among all else."""
+    """`embeddings`: MEMORY, DISK or REMOTE; `head`: one of `HEADS`, or REMOTE. Bytes that head and all else take in
+    memory, what is taken while they are loaded, and what stays on disk; embeddings in memory are the head, or among all
+    else."""
 
     name: str
     embeddings: str
@@ -57,20 +58,25 @@ class EndsPlan:
     def words(self) -> str:
         """In one line."""
         parts = [f"{size(self.on_disk)} stay on disk"] if self.on_disk else []
+        parts += ["the head is at servers"] if self.head == REMOTE else []
         if self.head_bytes:
             scheme = "" if self.head == MEMORY else f" as {self.head}"
             parts += [f"{size(self.head_bytes)} of memory for the head{scheme}"]
         return f"ends of {self.name}: {', '.join([*parts, f'{size(self.other_bytes)} for all else'])}"
 
 
-def plan_ends(files: EndsFiles, asked: str | None, itemsize: int, scheme: str, free: int) -> EndsPlan:
-    """Where they are to be. `asked`: one of `HEADS`; None: on the checkpoint's grid where the blocks are on it, too,
-    else in memory where it fits, else on disk. `itemsize`: bytes of a number that is computed with; `scheme`: of the
-    blocks; `free`: bytes that may be taken.
+def plan_ends(
+    files: EndsFiles, asked: str | None, itemsize: int, scheme: str, free: int, embeddings: str | None = None
+) -> EndsPlan:
+    """Where they are to be. `asked`: one of `HEADS`, or REMOTE; None: on the checkpoint's grid where the blocks are on
+    it, too, else in memory where it fits, else on disk. `itemsize`: bytes of a number that is computed with; `scheme`:
+    of the blocks; `free`: bytes that may be taken.
 
-    Embeddings stay on disk, unless the head is the same and in memory. Raises InvalidInput, UnsupportedModel,
-    and NotEnoughMemory where what is asked for takes more than is free.
+    Embeddings stay on disk, unless the head is the same and in memory; or they are asked for as REMOTE, as the head is.
+    Raises InvalidInput, UnsupportedModel, and NotEnoughMemory where what is asked for takes more than is free.
     """
+    if embeddings is not None:
+        return _without_embeddings(files, asked, embeddings, itemsize, free)
     if asked is not None:
         check_head(asked)
         _check_possible(files, asked)
@@ -80,10 +86,21 @@ def plan_ends(files: EndsFiles, asked: str | None, itemsize: int, scheme: str, f
     return usual if usual.peak <= free or files.head is None else _fitting(files, DISK, itemsize, free)
 
 
+def _without_embeddings(files: EndsFiles, head: str | None, asked: str, itemsize: int, free: int) -> EndsPlan:
+    if asked != REMOTE:
+        raise InvalidInput(f"embeddings={asked!r}: there is {REMOTE}; left out, they stay on disk")
+    if head != REMOTE:
+        raise InvalidInput("embeddings='remote' goes with head='remote': who has the head can have them, too")
+    if files.embeddings is None:
+        raise UnsupportedModel(f"embeddings='remote': those of {files.name} are no plain table; leave it out")
+    _check_possible(files, REMOTE)
+    return replace(_fitting(files, REMOTE, itemsize, free), embeddings=REMOTE, on_disk=0)
+
+
 def check_head(asked: str) -> None:
     """Raises InvalidInput for a place or a scheme that there is not."""
-    if asked not in HEADS:
-        raise InvalidInput(f"head={asked!r}: there is {', '.join(HEADS)}")
+    if asked not in (*HEADS, REMOTE):
+        raise InvalidInput(f"head={asked!r}: there is {', '.join((*HEADS, REMOTE))}")
 
 
 def _check_possible(files: EndsFiles, asked: str) -> None:
@@ -135,7 +152,7 @@ def _plan(files: EndsFiles, head: str, itemsize: int) -> EndsPlan:
             taken, peak = plain, plain + (matrix.stored if files.tied else max(plain, matrix.stored))
         elif head == DISK:
             on_disk += 0 if files.tied else matrix.stored
-        else:
+        elif head != REMOTE:
             taken = peak = matrix.stored if head == FILE else int(matrix.numbers * BITS[head] / 8)
     place = MEMORY if table is None or together else DISK
     return EndsPlan(files.name, place, head, taken, rest, rest + peak + WORKING, on_disk)

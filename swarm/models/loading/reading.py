@@ -231,9 +231,10 @@ class Reading:
     def _fetch(self, progress: bool) -> None:
         """Have on this machine what is to be read, block by block."""
         parts: dict[str, list[str]] = defaultdict(list)
+        elsewhere = self._ends.elsewhere if self._ends is not None else frozenset()
         for name in self.wanted:
             block = self._block(name)
-            if block in self._kept:
+            if block in self._kept or name in elsewhere:
                 continue
             parts["ends" if block is None else f"block {block}"].append(name)
         self._checkpoint.fetch(parts, progress)
@@ -315,9 +316,9 @@ class Reading:
             self._prints[block].append(digest(block))
 
     @property
-    def ends(self) -> EndsPlan | None:
-        """Where embeddings and head are."""
-        return None if self._ends is None else self._ends.plan
+    def ends(self) -> StoredEnds | None:
+        """Embeddings and head."""
+        return self._ends
 
     def fingerprints(self) -> dict[int, bytes]:
         """sha256 of the tensors of each block."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from swarm.config import DISK, FILE, MEMORY
-from swarm.errors import BadCheckpoint
+from swarm.config import DISK, FILE, MEMORY, REMOTE
+from swarm.errors import BadCheckpoint, UnsupportedModel
+from swarm.models.linear.elsewhere import RemoteHead, RemoteTable
 from swarm.models.linear.grid import Grid, as_dense
 from swarm.models.linear.head import QuantizedHead
 from swarm.models.linear.packed import laid_out
@@ -59,13 +61,37 @@ class StoredEnds:
         rows, columns = self._tensors.shape(name)
         return Matrix(rows, columns, self._tensors.nbytes(name), self._tensors.on_grid(name))
 
+    @property
+    def elsewhere(self) -> frozenset[str]:
+        """Tensors that nothing is read of here."""
+        return frozenset(name for name, place in self._places().items() if place == REMOTE)
+
+    def _places(self) -> dict[str, str]:
+        """Where each tensor is to be; one that is both, where the embeddings are."""
+        places = {self._head: self.plan.head, self._table: self.plan.embeddings}
+        return {name: place for name, place in places.items() if name is not None}
+
+    def fingerprint(self) -> bytes:
+        """sha256 of the numbers of head and embeddings. Raises UnsupportedModel where one of them is no plain matrix,
+        and what reading raises."""
+        if self._head is None or self._table is None:
+            raise UnsupportedModel(f"the ends of {self._checkpoint.name} are no plain matrices")
+        found = hashlib.sha256()
+        for name in dict.fromkeys((self._head, self._table)):
+            shape = rows, columns = self._tensors.shape(name)
+            many = max(1, CHUNK // columns // ROWS) * ROWS
+            digest = hashlib.sha256()
+            for first in range(0, rows, many):
+                part = as_dense(self._tensors.read(name, slice(first, min(first + many, rows))))
+                digest.update(f"{part.dtype} ".encode() if first == 0 else b"")
+                digest.update(part.contiguous().view(torch.uint8).numpy().data)
+            found.update(f"{list(shape)} ".encode() + digest.digest())
+        return found.digest()
+
     def stand_ins(self) -> dict[str, torch.Tensor]:
         """For each tensor that is not read into memory as it is, one of its shape that takes none. No two are alike:
         the library would take them for one."""
-        places = {self._table: self.plan.embeddings, self._head: self.plan.head}
-        if self._table == self._head and self.plan.embeddings == DISK:
-            places[self._table] = DISK
-        names = [name for name, place in places.items() if name is not None and place != MEMORY]
+        names = [name for name, place in self._places().items() if place != MEMORY]
         return {
             name: torch.full((1, 1), float(number), dtype=self._dtype).expand(self._tensors.shape(name))
             for number, name in enumerate(names)
@@ -73,8 +99,17 @@ class StoredEnds:
 
     def put(self, model: Any) -> None:
         """In a model that has the stand-ins: the ends in their places."""
+        table = model.get_input_embeddings()
+        if self.plan.head == REMOTE and self._head is not None:
+            rows, columns = self._tensors.shape(self._head)
+            model.set_output_embeddings(RemoteHead(columns, rows, self._dtype))
         if self.plan.embeddings == DISK and self._table is not None:
-            self._put_on_disk(model, model.get_input_embeddings(), self._table)
+            self._put_on_disk(model, table, self._table)
+        elif self.plan.embeddings == REMOTE and self._table is not None:
+            rows, columns = self._tensors.shape(self._table)
+            _put_unread(model, table.weight, unread(RemoteTable((rows, columns), self._dtype)))
+        if self.plan.head == REMOTE:
+            return
         if self.plan.head == MEMORY or self._head is None:
             return
         head = model.get_output_embeddings()
@@ -86,13 +121,8 @@ class StoredEnds:
 
     def _put_on_disk(self, model: nn.Module, owner: Any, name: str) -> None:
         """In place of a parameter, wherever the model has it."""
-        old = owner.weight
         new = unread(OnDisk(self._tensors, name, self._dtype, self._checkpoint.watch(name)))
-        vars(new).update(vars(old))
-        for module in model.modules():
-            for kind, held in list(module.named_parameters(recurse=False)):
-                if held is old:
-                    setattr(module, kind, new)
+        _put_unread(model, owner.weight, new)
 
     def _grids(self, name: str) -> Iterator[Grid]:
         """A weight on the head's grid, some outputs after others."""
@@ -108,3 +138,12 @@ class StoredEnds:
             if not isinstance(read, Grid):
                 raise BadCheckpoint(f"{name} is not on a grid")
             yield read
+
+
+def _put_unread(model: nn.Module, old: Any, new: nn.Parameter) -> None:
+    """In place of a parameter, wherever the model has it."""
+    vars(new).update(vars(old))
+    for module in model.modules():
+        for kind, held in list(module.named_parameters(recurse=False)):
+            if held is old:
+                setattr(module, kind, new)

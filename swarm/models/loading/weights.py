@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
-from swarm.config import DISK, FILE, INT4, INT8, MEMORY
+from swarm.config import DISK, FILE, INT4, INT8, MEMORY, REMOTE
 from swarm.contract import UNQUANTIZED
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.memory import available_memory
@@ -25,6 +25,7 @@ from swarm.models.loading.partial import outline, partial_class
 from swarm.models.loading.reading import Reading
 from swarm.models.loading.refused import refuse, refuse_turned
 from swarm.models.loading.source import BlockSource
+from swarm.models.loading.stored_ends import StoredEnds
 from swarm.types import Span
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @dataclass(frozen=True)
 class PartialModel:
     """A model that has some of its tensors; `fingerprints`: sha256 of the tensors of each block that it has; `ends`:
-    where its embeddings and head are, where it has these."""
+    its embeddings and head, where it has these."""
 
     model: PreTrainedModel
     blocks: Blocks
     fingerprints: dict[int, bytes]
-    ends: EndsPlan | None = None
+    ends: StoredEnds | None = None
 
 
 def quantization_of(checkpoint: Checkpoint, asked: str | None = None) -> str:
@@ -88,13 +89,14 @@ def load_part(
     keep: Path | None = None,
     source: BlockSource | None = None,
     head: str | None = None,
+    embeddings: str | None = None,
 ) -> PartialModel:
     """The blocks of `span`, and with `ends` also everything that is not a block.
 
     The list of blocks has its full length; blocks that are not loaded are `Absent`. `quantization`: linear layers of
     blocks are put on its grid as they are read, one after the other; `keep`: the folder in which blocks on it are kept
-    for the next time, if any; `source`: where those may come from that are not there. `head`: as in `plan_ends`. Raises
-    BadCheckpoint, ModelNotFound, UnsupportedModel, and NotEnoughMemory where the ends do not fit.
+    for the next time, if any; `source`: where those may come from that are not there. `head` and `embeddings`: as in
+    `plan_ends`. Raises BadCheckpoint, ModelNotFound, UnsupportedModel, and NotEnoughMemory where the ends do not fit.
     """
     refuse(checkpoint.config)
     blocks = frozenset(span or ())
@@ -103,7 +105,7 @@ def load_part(
     if span is not None and span.last > (total := find_blocks(shape).total):
         raise UnsupportedModel(f"blocks {span} do not exist: the model has blocks 0:{total}")
     refuse_turned(checkpoint.config, shape)
-    planned = partial(_plan, head, dtype, quantization, str(device), progress) if ends else None
+    planned = partial(_plan, head, embeddings, dtype, quantization, str(device), progress) if ends else None
     with Reading(checkpoint, shape, dtype, quantization, progress, keep, planned, source) as reading:
         # A block with experts is read by itself: their weights are whole before they are on a grid.
         alone = sorted(reading.with_experts)
@@ -118,16 +120,22 @@ def load_part(
 
 
 def _plan(
-    head: str | None, dtype: torch.dtype, quantization: str, device: str, progress: bool, files: EndsFiles
+    head: str | None,
+    embeddings: str | None,
+    dtype: torch.dtype,
+    quantization: str,
+    device: str,
+    progress: bool,
+    files: EndsFiles,
 ) -> EndsPlan:
     """Where the ends are to be, told before anything is read. Raises as `plan_ends`."""
     if not device.startswith("cpu"):
-        if head not in (None, MEMORY):
+        if head not in (None, MEMORY, REMOTE) or embeddings is not None:
             raise InvalidInput(f"head={head!r}: only on a CPU yet, not on {device}; leave one of the two out")
-        head = MEMORY
+        head = head or MEMORY
         files = replace(files, embeddings=None)
     free = available_memory("cpu")
-    plan = plan_ends(files, head, dtype.itemsize, quantization, free)
+    plan = plan_ends(files, head, dtype.itemsize, quantization, free, embeddings)
     log.info("%s", plan.words)
     if progress and sys.stderr.isatty():
         tqdm.write(plan.words, file=sys.stderr)

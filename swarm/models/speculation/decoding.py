@@ -26,6 +26,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.ends.calls import when_begun
 from swarm.models.ends.remote_cache import RemoteLayer
+from swarm.models.linear.elsewhere import asking, deciding
 from swarm.speculation.drafts import Drafter
 from swarm.speculation.pacer import MOST, WINDOW, Pacer
 from swarm.speculation.windows import Window, Windows
@@ -191,6 +192,7 @@ class _InFlight:
         self._model = model
         self._cache = cache
         self._mask = mask
+        self._deciding = deciding()
         self._before = cache.get_seq_length() - length
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="swarm-window")
@@ -205,7 +207,7 @@ class _InFlight:
 
     def _forward(self, inputs: dict[str, Any], begun: Callable[[], None]) -> torch.Tensor:
         try:
-            with torch.no_grad(), when_begun(begun):
+            with torch.no_grad(), when_begun(begun), asking(self._deciding):
                 logits: torch.Tensor = self._model(**inputs).logits[0]
                 return logits
         finally:

@@ -13,7 +13,11 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file swarm/wire/swarm.proto.
  */
 export const file_swarm_wire_swarm: GenFile = /*@__PURE__*/
+<<<<<<< HEAD
   fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSK8AQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDRIPCgZwbGFjZXMYjAEgASgNIuoBCg5Db250cm9sUmVxdWVzdBIeCgRvcGVuGAEgASgLMg4uc3dhcm0udjEuT3BlbkgAEiIKBmF0dGFjaBgCIAEoCzIQLnN3YXJtLnYxLkF0dGFjaEgAEiQKB3ByZXBhcmUYAyABKAsyES5zd2FybS52MS5QcmVwYXJlSAASIgoGcmVzdW1lGAQgASgLMhAuc3dhcm0udjEuUmVzdW1lSAASIAoFcHJvYmUYBSABKAsyDy5zd2FybS52MS5Qcm9iZUgAEiAKBWNsb3NlGAYgASgLMg8uc3dhcm0udjEuQ2xvc2VIAEIGCgRraW5kImEKBE9wZW4SDwoHc2Vzc2lvbhgBIAEoDBIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EhEKCXBvc2l0aW9ucxgDIAEoDRIPCgdhZGFwdGVyGGQgASgMIhkKBkF0dGFjaBIPCgdzZXNzaW9uGAEgASgMIs0BCgdQcmVwYXJlEg0KBWVwb2NoGAEgASgEEiUKCXNlcXVlbmNlcxgCIAMoCzISLnN3YXJtLnYxLlNlcXVlbmNlEhAKCHVwc3RyZWFtGAMgASgJEigKCmRvd25zdHJlYW0YBCABKAsyFC5zd2FybS52MS5Eb3duc3RyZWFtEg8KB3JlbGF5ZWQYBSABKAgSEwoLaW5wdXRfY29kZWMYBiABKAkSFAoMb3V0cHV0X2NvZGVjGAcgASgJEhQKDGNoZWNrX2lucHV0cxh4IAEoCCJNCghTZXF1ZW5jZRIKCgJpZBgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDgoGcGFyZW50GAMgASgNEhUKDXBhcmVudF9sZW5ndGgYBCABKA0iLQoKRG93bnN0cmVhbRIPCgdzZXNzaW9uGAEgASgMEg4KBnJlY29yZBgCIAEoDCKBAQoGUmVzdW1lEg0KBWVwb2NoGAEgASgEEiAKBGN1dHMYAiADKAsyEi5zd2FybS52MS5Qb3NpdGlvbhIjCgdyZXBsYXlzGAMgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIQoFd2FudHMYBCADKAsyEi5zd2FybS52MS5Qb3NpdGlvbiIuCghQb3NpdGlvbhIQCghzZXF1ZW5jZRgBIAEoDRIQCghwb3NpdGlvbhgCIAEoDSJNCgVQcm9iZRINCgVub25jZRgBIAEoBBIPCgdwYWRkaW5nGAIgASgMEhMKC3JlcGx5X2J5dGVzGAMgASgNEg8KB3RhbGxpZXMYBCABKAgiBwoFQ2xvc2Ui9wEKDENvbnRyb2xSZXBseRIiCgZvcGVuZWQYASABKAsyEC5zd2FybS52MS5PcGVuZWRIABIeCgRoYXZlGAIgASgLMg4uc3dhcm0udjEuSGF2ZUgAEiYKCHByb2dyZXNzGAMgASgLMhIuc3dhcm0udjEuUHJvZ3Jlc3NIABInCglsaW5rX2Rvd24YBCABKAsyEi5zd2FybS52MS5MaW5rRG93bkgAEiQKB2xlYXZpbmcYBSABKAsyES5zd2FybS52MS5MZWF2aW5nSAASJAoHZmFpbHVyZRgGIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIrYBCgZPcGVuZWQSDwoHc2Vzc2lvbhgBIAEoDBIUCgxjYW5fcm9sbGJhY2sYAiABKAgSFQoNbWF4X3Bvc2l0aW9ucxgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCADKAwSDgoGY29kZWNzGAUgAygJEhUKDW1heF9zZXF1ZW5jZXMYBiABKA0SGwoTbWF4X3RvdGFsX3Bvc2l0aW9ucxgHIAEoBBIUCgxwcmVmaXhfY2h1bmsYCCABKA0iMwoESGF2ZRINCgVlcG9jaBgBIAEoBBIcCgRoZWxkGAIgAygLMg4uc3dhcm0udjEuSGVsZCI5CgRIZWxkEhAKCHNlcXVlbmNlGAEgASgNEg4KBmxlbmd0aBgCIAEoDRIPCgdoaXN0b3J5GAMgASgNIpgBCghQcm9ncmVzcxINCgVub25jZRgBIAEoBBINCgVlcG9jaBgCIAEoBBIMCgRiZWF0GAMgASgEEh4KBW1vdmVkGAQgAygLMg8uc3dhcm0udjEuTW92ZWQSDQoFcXVldWUYBSABKA0SDwoHcGFkZGluZxgGIAEoDBIgCgd0YWxsaWVzGAcgAygLMg8uc3dhcm0udjEuVGFsbHkikQEKBVRhbGx5EiQKBXBoYXNlGAEgASgOMhUuc3dhcm0udjEuVGFsbHkuUGhhc2USDQoFc3RlcHMYAiABKA0SEQoJcG9zaXRpb25zGAMgASgNEg0KBXF1ZXVlGAQgASgBEg8KB2NvbXB1dGUYBSABKAEiIAoFUGhhc2USCwoHUFJFRklMTBAAEgoKBkRFQ09ERRABIlAKBU1vdmVkEhAKCHNlcXVlbmNlGAEgASgNEhAKCHJlY2VpdmVkGAIgASgNEhAKCGNvbXB1dGVkGAMgASgNEhEKCWZvcndhcmRlZBgEIAEoDSIpCghMaW5rRG93bhINCgVlcG9jaBgBIAEoBBIOCgZyZWFzb24YAiABKAkiGwoHTGVhdmluZxIQCghkZWFkbGluZRgBIAEoASKpAwoHRmFpbHVyZRIkCgRjb2RlGAEgASgOMhYuc3dhcm0udjEuRmFpbHVyZS5Db2RlEg8KB21lc3NhZ2UYAiABKAkSEwoLcmV0cnlfYWZ0ZXIYAyABKAESDQoFZXBvY2gYBCABKAQSDQoFbGltaXQYBSABKAkSDwoHYWxsb3dlZBgGIAEoBBINCgVhc2tlZBgHIAEoBBIQCghzZXF1ZW5jZRh4IAEoDRIQCghwb3NpdGlvbhh5IAEoDRIMCgR0d2luGHogASgNIuEBCgRDb2RlEgsKB1VOS05PV04QABIICgRCVVNZEAESFQoRU0VTU0lPTl9OT1RfRk9VTkQQAhIVChFDT05UUkFDVF9NSVNNQVRDSBADEhIKDkNPTVBVVEVfRkFJTEVEEAQSDQoJTUFMRk9STUVEEAUSEAoMVU5BVVRIT1JJWkVEEAYSBwoDR0FQEAcSDAoIVE9PX0xPTkcQCBILCgdJTlZBTElEEAkSEgoOTUlTU0lOR19CTE9DS1MQChIJCgVMSU1JVBALEg8KC0lNUExBVVNJQkxFEHgSCwoHUkVGVVRFRBB5InYKBERhdGESIAoFaGVsbG8YASABKAsyDy5zd2FybS52MS5IZWxsb0gAEh4KBHN0ZXAYAiABKAsyDi5zd2FybS52MS5TdGVwSAASJAoHZmFpbHVyZRgDIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kImwKBUhlbGxvEg8KB3Nlc3Npb24YASABKAwSDQoFZXBvY2gYAiABKAQSIgoEcm9sZRgDIAEoDjIULnN3YXJtLnYxLkhlbGxvLlJvbGUiHwoEUm9sZRIKCgZJTlBVVFMQABILCgdSRVNVTFRTEAEiXQoEU3RlcBInCgpvcGVyYXRpb25zGAEgAygLMhMuc3dhcm0udjEuT3BlcmF0aW9uEhwKBHJvd3MYAiADKAsyDi5zd2FybS52MS5Sb3dzEg4KBmhpZGRlbhgDIAEoDCKJAQoJT3BlcmF0aW9uEiYKBGtpbmQYASABKA4yGC5zd2FybS52MS5PcGVyYXRpb24uS2luZBIOCgZzb3VyY2UYAiABKA0SDgoGdGFyZ2V0GAMgASgNEg4KBmxlbmd0aBgEIAEoDSIkCgRLaW5kEggKBEZPUksQABIICgRNT1ZFEAESCAoERlJFRRACIkQKBFJvd3MSEAoIc2VxdWVuY2UYASABKA0SDQoFc3RhcnQYAiABKA0SDQoFY291bnQYAyABKA0SDAoEd2FudBgEIAEoDSJQCg1CbG9ja3NSZXF1ZXN0EiYKBWJsb2NrGAEgASgLMhUuc3dhcm0udjEuQmxvY2tXYW50ZWRIABIPCgVwaWVjZRgCIAEoDUgAQgYKBGtpbmQiUQoLQmxvY2tXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFYmxvY2sYAiABKA0SFAoMcXVhbnRpemF0aW9uGAMgASgJEg4KBmZvcm1hdBgEIAEoDSJ5CgtCbG9ja3NSZXBseRIrCghtYW5pZmVzdBgBIAEoCzIXLnN3YXJtLnYxLkJsb2NrTWFuaWZlc3RIABIPCgVwaWVjZRgCIAEoDEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJCCg1CbG9ja01hbmlmZXN0EhMKC2ZpbmdlcnByaW50GAEgASgMEgwKBHNpemUYAiABKAQSDgoGcGllY2VzGAMgASgMIpkBCg9UcmFpbmluZ1JlcXVlc3QSJgoIY29udHJhY3QYZSABKAsyEi5zd2FybS52MS5Db250cmFjdEgAEiAKBndhbnRlZBhmIAEoCzIOLnN3YXJtLnYxLlBhc3NIABIOCgRkYXRhGGcgASgMSAASJAoHYWRhcHRlchhoIAEoCzIRLnN3YXJtLnYxLkFkYXB0ZXJIAEIGCgRraW5kIoYBCgRQYXNzEgoKAmlkGAEgASgMEg4KBmNvdW50cxgCIAMoDRIOCgZpbnB1dHMYAyABKAgSEQoJZ3JhZGllbnRzGAQgASgIEhAKCHVud2FudGVkGAUgASgIEg8KB2FkYXB0ZXIYBiABKAwSDAoEc2VlZBgHIAEoBBIOCgVmaXhlZBjcASABKAgiJwoHQWRhcHRlchIOCgZkaWdlc3QYASABKAwSDAoEc2l6ZRgCIAEoBCLTAQoNVHJhaW5pbmdSZXBseRIQCgZvcGVuZWQYZSABKAhIABImCghjb21wdXRlZBhmIAEoCzISLnN3YXJtLnYxLkNvbXB1dGVkSAASDgoEZGF0YRhnIAEoDEgAEiQKB3dvcmtpbmcYaCABKAsyES5zd2FybS52MS5Xb3JraW5nSAASJAoHbWlzc2luZxhpIAEoCzIRLnN3YXJtLnYxLk1pc3NpbmdIABIkCgdmYWlsdXJlGGogASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQiKQoIQ29tcHV0ZWQSDAoEcm93cxgBIAEoBBIPCgdhZGFwdGVyGAIgASgEIhcKB1dvcmtpbmcSDAoEYmVhdBgBIAEoBCIqCgdNaXNzaW5nEg4KBmlucHV0cxgBIAEoCBIPCgdhZGFwdGVyGAIgASgIIosCCgVRdWVyeRIKCgJpZBgBIAEoDBINCgVtb2RlbBgCIAEoCRIOCgR0ZXh0GAMgASgJSAASEgoIbWVzc2FnZXMYBCABKAlIABIiCgZ0b2tlbnMYBSABKAsyEC5zd2FybS52MS5Ub2tlbnNIABINCgV0b29scxgGIAEoCRIkCghzYW1wbGluZxgHIAEoCzISLnN3YXJtLnYxLlNhbXBsaW5nEhEKCWdlbmVyYXRlZBgIIAMoDRISCgpzZW50X2J5dGVzGAkgASgNEg0KBXRyYWNlGAogASgIEioKC3Rvb2xfY2hvaWNlGKABIAEoCzIULnN3YXJtLnYxLlRvb2xDaG9pY2VCCAoGcHJvbXB0IisKClRvb2xDaG9pY2USDQoFbmFtZXMYASADKAkSDgoGc2luZ2xlGAIgASgIIhUKBlRva2VucxILCgNpZHMYASADKA0ijgQKCFNhbXBsaW5nEhcKCm1heF90b2tlbnMYASABKA1IAIgBARIYCgt0ZW1wZXJhdHVyZRgCIAEoAkgBiAEBEhIKBXRvcF9wGAMgASgCSAKIAQESEgoFdG9wX2sYBCABKA1IA4gBARISCgVtaW5fcBgFIAEoAkgEiAEBEh8KEnJlcGV0aXRpb25fcGVuYWx0eRgGIAEoAkgFiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYByABKAJIBogBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgIIAEoAkgHiAEBEgwKBHNlZWQYCSABKAQSDAoEc3RvcBgKIAMoCRIQCghsb2dwcm9icxgLIAEoCBIUCgx0b3BfbG9ncHJvYnMYDCABKA0SHAoEYmlhcxgNIAMoCzIOLnN3YXJtLnYxLkJpYXMSEgoKaWdub3JlX2VvcxgOIAEoCBITCgtzcGVjdWxhdGlvbhgPIAEoCRIpCgpjb25zdHJhaW50GKABIAEoCzIULnN3YXJtLnYxLkNvbnN0cmFpbnRCDQoLX21heF90b2tlbnNCDgoMX3RlbXBlcmF0dXJlQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5Ik8KCkNvbnN0cmFpbnQSFQoLanNvbl9zY2hlbWEYASABKAlIABIPCgVyZWdleBgCIAEoCUgAEhEKB2dyYW1tYXIYAyABKAlIAEIGCgRraW5kIiQKBEJpYXMSDQoFdG9rZW4YASABKA0SDQoFdmFsdWUYAiABKAIi+QEKClF1ZXJ5UmVwbHkSJgoIYWNjZXB0ZWQYASABKAsyEi5zd2FybS52MS5BY2NlcHRlZEgAEiAKBWRlbHRhGAIgASgLMg8uc3dhcm0udjEuRGVsdGFIABIlCgVyb3V0ZRgDIAEoCzIULnN3YXJtLnYxLlJvdXRlSW5Vc2VIABIkCgd3YWl0aW5nGAQgASgLMhEuc3dhcm0udjEuV2FpdGluZ0gAEiYKCGZpbmlzaGVkGAUgASgLMhIuc3dhcm0udjEuRmluaXNoZWRIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQiTAoIQWNjZXB0ZWQSDQoFbW9kZWwYASABKAkSDAoEbmFtZRgCIAEoCRIVCg1wcm9tcHRfdG9rZW5zGAMgASgNEgwKBHNlZWQYBCABKAQiXgoFRGVsdGESDgoGdG9rZW5zGAEgAygNEgwKBHRleHQYAiABKAkSIwoIbG9ncHJvYnMYAyADKAsyES5zd2FybS52MS5Mb2dwcm9iEhIKCnNlbnRfYnl0ZXMYBCABKA0iVwoHTG9ncHJvYhINCgV0b2tlbhgBIAEoDRIPCgdsb2dwcm9iGAIgASgCEgwKBHRleHQYAyABKAwSHgoDdG9wGAQgAygLMhEuc3dhcm0udjEuTG9ncHJvYiJQCgpSb3V0ZUluVXNlEiAKBGhvcHMYASADKAsyEi5zd2FybS52MS5Sb3V0ZUhvcBIQCghyZXJvdXRlcxgCIAEoDRIOCgZyZWFzb24YAyABKAkiRgoIUm91dGVIb3ASDwoHcGVlcl9pZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBWZpcnN0GAMgASgNEgwKBGxhc3QYBCABKA0iRAoHV2FpdGluZxINCgVmaXJzdBgBIAEoDRIMCgRsYXN0GAIgASgNEg0KBXNpbmNlGAMgASgBEg0KBXdvcmRzGAQgASgJItsBCghGaW5pc2hlZBIpCgZyZWFzb24YASABKA4yGS5zd2FybS52MS5GaW5pc2hlZC5SZWFzb24SFQoNcHJvbXB0X3Rva2VucxgCIAEoDRIZChFjb21wbGV0aW9uX3Rva2VucxgDIAEoDRIPCgdzZWNvbmRzGAQgASgBEiIKBXRyYWNlGAUgAygLMhMuc3dhcm0udjEuVHJhY2VTcGFuEg0KBHN0b3AYoAEgASgJIi4KBlJlYXNvbhIICgRTVE9QEAASCgoGTEVOR1RIEAESDgoKVE9PTF9DQUxMUxACIlkKCVRyYWNlU3BhbhIMCgRuYW1lGAEgASgJEg8KB3BlZXJfaWQYAiABKAkSDQoFc3RhcnQYAyABKAESDwoHc2Vjb25kcxgEIAEoARINCgVjb3VudBgFIAEoDSIbCgpNYXBSZXF1ZXN0Eg0KBXdhdGNoGAEgASgIIoMBCghTd2FybU1hcBIMCgR0aW1lGAEgASgBEh8KBm1vZGVscxgCIAMoCzIPLnN3YXJtLnYxLk1vZGVsEiQKB3NlcnZlcnMYAyADKAsyEy5zd2FybS52MS5NYXBTZXJ2ZXISIgoFbm9kZXMYBCADKAsyEy5zd2FybS52MS5RdWVyeU5vZGUizgEKCU1hcFNlcnZlchIPCgdwZWVyX2lkGAEgASgJEiQKCGNvbnRyYWN0GAIgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDQoFc3RhdGUYAyABKAkSDAoEbmFtZRgEIAEoCRIRCglkZWNvZGVfbXMYBSABKAISFAoMcHJlZmlsbF9yYXRlGAYgASgCEg0KBXF1ZXVlGAcgASgNEhMKC2ZyZWVfdG9rZW5zGAggASgEEg8KB3ZlcnNpb24YCSABKAkSDwoHcmVsYXllZBgKIAEoCCL+AQoJUXVlcnlOb2RlEg8KB3BlZXJfaWQYASABKAkSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBIMCgRuYW1lGAMgASgJEhEKCWFkZHJlc3NlcxgEIAMoCRINCgVlZGdlcxgFIAMoCRIPCgdydW5uaW5nGAYgASgNEhAKCGNhcGFjaXR5GAcgASgNEg8KB3ZlcnNpb24YCCABKAkSEQoJY29udmVyc2VzGAkgASgIEg0KBWNvZGVjGAogASgJEhAKCGluc3RhbmNlGAsgASgNEhMKCmNvbnN0cmFpbnMYoAEgASgIEg0KBHNlZXMYoQEgASgIIuQCCgZSZWNvcmQSJAoIY29udHJhY3QYASABKAsyEi5zd2FybS52MS5Db250cmFjdBINCgVzdGF0ZRgCIAEoCRIRCglhZGRyZXNzZXMYAyADKAkSEwoLZnJlZV90b2tlbnMYBCABKAQSEQoJZGVjb2RlX21zGAUgASgCEhQKDHByZWZpbGxfcmF0ZRgGIAEoAhINCgVxdWV1ZRgHIAEoDRIPCgdyZWxheWVkGAggASgIEg4KBmNvZGVjcxgJIAMoCRIPCgd2ZXJzaW9uGAogASgJEgwKBG5hbWUYCyABKAkSGQoRcHJlZmlsbF9wb3NpdGlvbnMYDCABKA0SEAoIaW5zdGFuY2UYDSABKA0SEAoIdHJhaW5pbmcYZCABKAgSKAoKY29vcmRpbmF0ZRhuIAEoCzIULnN3YXJtLnYxLkNvb3JkaW5hdGUSHAoEbmVhchhvIAMoCzIOLnN3YXJtLnYxLk5lYXIiJAoETmVhchIMCgRwZWVyGAEgASgMEg4KBnJ0dF9tcxgCIAEoAiI6CgpDb29yZGluYXRlEg0KBXBvaW50GAEgAygCEg4KBmhlaWdodBgCIAEoAhINCgVlcnJvchgDIAEoAiIwCgRQaW5nEigKCmNvb3JkaW5hdGUYASABKAsyFC5zd2FybS52MS5Db29yZGluYXRlIi8KDlJlY29yZHNSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEg4KBmJsb2NrcxgCIAEoDSI6CgxSZWNvcmRzUmVwbHkSDwoHcmVjb3JkcxgBIAMoDBILCgNhZ2UYAiABKAESDAoEbW9yZRgDIAEoCCJjCgxTaWduZWRSZWNvcmQSEgoKcHVibGljX2tleRgBIAEoDBIOCgZyZWNvcmQYAiABKAwSDwoHZXhwaXJlcxgDIAEoARILCgNrZXkYBCABKAkSEQoJc2lnbmF0dXJlGAUgASgMIl8KBU1vZGVsEgsKA2tleRgBIAEoCRIMCgRuYW1lGAIgASgJEg4KBmJsb2NrcxgDIAEoDRITCgtoaWRkZW5fc2l6ZRgEIAEoDRIWCg5jb250ZXh0X2xlbmd0aBgFIAEoDWIGcHJvdG8z");
+=======
+  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSK8AQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDRIPCgZwbGFjZXMYjAEgASgNIuoBCg5Db250cm9sUmVxdWVzdBIeCgRvcGVuGAEgASgLMg4uc3dhcm0udjEuT3BlbkgAEiIKBmF0dGFjaBgCIAEoCzIQLnN3YXJtLnYxLkF0dGFjaEgAEiQKB3ByZXBhcmUYAyABKAsyES5zd2FybS52MS5QcmVwYXJlSAASIgoGcmVzdW1lGAQgASgLMhAuc3dhcm0udjEuUmVzdW1lSAASIAoFcHJvYmUYBSABKAsyDy5zd2FybS52MS5Qcm9iZUgAEiAKBWNsb3NlGAYgASgLMg8uc3dhcm0udjEuQ2xvc2VIAEIGCgRraW5kImEKBE9wZW4SDwoHc2Vzc2lvbhgBIAEoDBIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EhEKCXBvc2l0aW9ucxgDIAEoDRIPCgdhZGFwdGVyGGQgASgMIhkKBkF0dGFjaBIPCgdzZXNzaW9uGAEgASgMIs0BCgdQcmVwYXJlEg0KBWVwb2NoGAEgASgEEiUKCXNlcXVlbmNlcxgCIAMoCzISLnN3YXJtLnYxLlNlcXVlbmNlEhAKCHVwc3RyZWFtGAMgASgJEigKCmRvd25zdHJlYW0YBCABKAsyFC5zd2FybS52MS5Eb3duc3RyZWFtEg8KB3JlbGF5ZWQYBSABKAgSEwoLaW5wdXRfY29kZWMYBiABKAkSFAoMb3V0cHV0X2NvZGVjGAcgASgJEhQKDGNoZWNrX2lucHV0cxh4IAEoCCJNCghTZXF1ZW5jZRIKCgJpZBgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDgoGcGFyZW50GAMgASgNEhUKDXBhcmVudF9sZW5ndGgYBCABKA0iLQoKRG93bnN0cmVhbRIPCgdzZXNzaW9uGAEgASgMEg4KBnJlY29yZBgCIAEoDCKBAQoGUmVzdW1lEg0KBWVwb2NoGAEgASgEEiAKBGN1dHMYAiADKAsyEi5zd2FybS52MS5Qb3NpdGlvbhIjCgdyZXBsYXlzGAMgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIQoFd2FudHMYBCADKAsyEi5zd2FybS52MS5Qb3NpdGlvbiIuCghQb3NpdGlvbhIQCghzZXF1ZW5jZRgBIAEoDRIQCghwb3NpdGlvbhgCIAEoDSJNCgVQcm9iZRINCgVub25jZRgBIAEoBBIPCgdwYWRkaW5nGAIgASgMEhMKC3JlcGx5X2J5dGVzGAMgASgNEg8KB3RhbGxpZXMYBCABKAgiBwoFQ2xvc2Ui9wEKDENvbnRyb2xSZXBseRIiCgZvcGVuZWQYASABKAsyEC5zd2FybS52MS5PcGVuZWRIABIeCgRoYXZlGAIgASgLMg4uc3dhcm0udjEuSGF2ZUgAEiYKCHByb2dyZXNzGAMgASgLMhIuc3dhcm0udjEuUHJvZ3Jlc3NIABInCglsaW5rX2Rvd24YBCABKAsyEi5zd2FybS52MS5MaW5rRG93bkgAEiQKB2xlYXZpbmcYBSABKAsyES5zd2FybS52MS5MZWF2aW5nSAASJAoHZmFpbHVyZRgGIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIrYBCgZPcGVuZWQSDwoHc2Vzc2lvbhgBIAEoDBIUCgxjYW5fcm9sbGJhY2sYAiABKAgSFQoNbWF4X3Bvc2l0aW9ucxgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCADKAwSDgoGY29kZWNzGAUgAygJEhUKDW1heF9zZXF1ZW5jZXMYBiABKA0SGwoTbWF4X3RvdGFsX3Bvc2l0aW9ucxgHIAEoBBIUCgxwcmVmaXhfY2h1bmsYCCABKA0iMwoESGF2ZRINCgVlcG9jaBgBIAEoBBIcCgRoZWxkGAIgAygLMg4uc3dhcm0udjEuSGVsZCI5CgRIZWxkEhAKCHNlcXVlbmNlGAEgASgNEg4KBmxlbmd0aBgCIAEoDRIPCgdoaXN0b3J5GAMgASgNIpgBCghQcm9ncmVzcxINCgVub25jZRgBIAEoBBINCgVlcG9jaBgCIAEoBBIMCgRiZWF0GAMgASgEEh4KBW1vdmVkGAQgAygLMg8uc3dhcm0udjEuTW92ZWQSDQoFcXVldWUYBSABKA0SDwoHcGFkZGluZxgGIAEoDBIgCgd0YWxsaWVzGAcgAygLMg8uc3dhcm0udjEuVGFsbHkikQEKBVRhbGx5EiQKBXBoYXNlGAEgASgOMhUuc3dhcm0udjEuVGFsbHkuUGhhc2USDQoFc3RlcHMYAiABKA0SEQoJcG9zaXRpb25zGAMgASgNEg0KBXF1ZXVlGAQgASgBEg8KB2NvbXB1dGUYBSABKAEiIAoFUGhhc2USCwoHUFJFRklMTBAAEgoKBkRFQ09ERRABIlAKBU1vdmVkEhAKCHNlcXVlbmNlGAEgASgNEhAKCHJlY2VpdmVkGAIgASgNEhAKCGNvbXB1dGVkGAMgASgNEhEKCWZvcndhcmRlZBgEIAEoDSIpCghMaW5rRG93bhINCgVlcG9jaBgBIAEoBBIOCgZyZWFzb24YAiABKAkiGwoHTGVhdmluZxIQCghkZWFkbGluZRgBIAEoASKpAwoHRmFpbHVyZRIkCgRjb2RlGAEgASgOMhYuc3dhcm0udjEuRmFpbHVyZS5Db2RlEg8KB21lc3NhZ2UYAiABKAkSEwoLcmV0cnlfYWZ0ZXIYAyABKAESDQoFZXBvY2gYBCABKAQSDQoFbGltaXQYBSABKAkSDwoHYWxsb3dlZBgGIAEoBBINCgVhc2tlZBgHIAEoBBIQCghzZXF1ZW5jZRh4IAEoDRIQCghwb3NpdGlvbhh5IAEoDRIMCgR0d2luGHogASgNIuEBCgRDb2RlEgsKB1VOS05PV04QABIICgRCVVNZEAESFQoRU0VTU0lPTl9OT1RfRk9VTkQQAhIVChFDT05UUkFDVF9NSVNNQVRDSBADEhIKDkNPTVBVVEVfRkFJTEVEEAQSDQoJTUFMRk9STUVEEAUSEAoMVU5BVVRIT1JJWkVEEAYSBwoDR0FQEAcSDAoIVE9PX0xPTkcQCBILCgdJTlZBTElEEAkSEgoOTUlTU0lOR19CTE9DS1MQChIJCgVMSU1JVBALEg8KC0lNUExBVVNJQkxFEHgSCwoHUkVGVVRFRBB5InYKBERhdGESIAoFaGVsbG8YASABKAsyDy5zd2FybS52MS5IZWxsb0gAEh4KBHN0ZXAYAiABKAsyDi5zd2FybS52MS5TdGVwSAASJAoHZmFpbHVyZRgDIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kImwKBUhlbGxvEg8KB3Nlc3Npb24YASABKAwSDQoFZXBvY2gYAiABKAQSIgoEcm9sZRgDIAEoDjIULnN3YXJtLnYxLkhlbGxvLlJvbGUiHwoEUm9sZRIKCgZJTlBVVFMQABILCgdSRVNVTFRTEAEiXQoEU3RlcBInCgpvcGVyYXRpb25zGAEgAygLMhMuc3dhcm0udjEuT3BlcmF0aW9uEhwKBHJvd3MYAiADKAsyDi5zd2FybS52MS5Sb3dzEg4KBmhpZGRlbhgDIAEoDCKJAQoJT3BlcmF0aW9uEiYKBGtpbmQYASABKA4yGC5zd2FybS52MS5PcGVyYXRpb24uS2luZBIOCgZzb3VyY2UYAiABKA0SDgoGdGFyZ2V0GAMgASgNEg4KBmxlbmd0aBgEIAEoDSIkCgRLaW5kEggKBEZPUksQABIICgRNT1ZFEAESCAoERlJFRRACIkQKBFJvd3MSEAoIc2VxdWVuY2UYASABKA0SDQoFc3RhcnQYAiABKA0SDQoFY291bnQYAyABKA0SDAoEd2FudBgEIAEoDSJQCg1CbG9ja3NSZXF1ZXN0EiYKBWJsb2NrGAEgASgLMhUuc3dhcm0udjEuQmxvY2tXYW50ZWRIABIPCgVwaWVjZRgCIAEoDUgAQgYKBGtpbmQiUQoLQmxvY2tXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFYmxvY2sYAiABKA0SFAoMcXVhbnRpemF0aW9uGAMgASgJEg4KBmZvcm1hdBgEIAEoDSJ5CgtCbG9ja3NSZXBseRIrCghtYW5pZmVzdBgBIAEoCzIXLnN3YXJtLnYxLkJsb2NrTWFuaWZlc3RIABIPCgVwaWVjZRgCIAEoDEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJCCg1CbG9ja01hbmlmZXN0EhMKC2ZpbmdlcnByaW50GAEgASgMEgwKBHNpemUYAiABKAQSDgoGcGllY2VzGAMgASgMIoQBCgtFbmRzUmVxdWVzdBIkCgRvcGVuGAEgASgLMhQuc3dhcm0udjEuRW5kc1dhbnRlZEgAEiQKBGhlYWQYAiABKAsyFC5zd2FybS52MS5IZWFkV2FudGVkSAASIQoFZW1iZWQYAyABKAsyEC5zd2FybS52MS5Ub2tlbnNIAEIGCgRraW5kIj8KCkVuZHNXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFZHR5cGUYAiABKAkSEwoLZmluZ2VycHJpbnQYAyABKAwiOAoKSGVhZFdhbnRlZBIMCgRyb3dzGAEgASgNEg4KBmhpZGRlbhgCIAEoDBIMCgRiZXN0GAMgASgNIpkBCglFbmRzUmVwbHkSJgoGb3BlbmVkGAEgASgLMhQuc3dhcm0udjEuRW5kc09wZW5lZEgAEiIKBmxvZ2l0cxgCIAEoCzIQLnN3YXJtLnYxLkxvZ2l0c0gAEhIKCGVtYmVkZGVkGAMgASgMSAASJAoHZmFpbHVyZRgEIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIkoKCkVuZHNPcGVuZWQSEwoLZmluZ2VycHJpbnQYASABKAwSEgoKdm9jYWJ1bGFyeRgCIAEoDRITCgtoaWRkZW5fc2l6ZRgDIAEoDSIoCgZMb2dpdHMSDgoGdG9rZW5zGAEgASgMEg4KBnZhbHVlcxgCIAEoDCKZAQoPVHJhaW5pbmdSZXF1ZXN0EiYKCGNvbnRyYWN0GGUgASgLMhIuc3dhcm0udjEuQ29udHJhY3RIABIgCgZ3YW50ZWQYZiABKAsyDi5zd2FybS52MS5QYXNzSAASDgoEZGF0YRhnIAEoDEgAEiQKB2FkYXB0ZXIYaCABKAsyES5zd2FybS52MS5BZGFwdGVySABCBgoEa2luZCJ2CgRQYXNzEgoKAmlkGAEgASgMEg4KBmNvdW50cxgCIAMoDRIOCgZpbnB1dHMYAyABKAgSEQoJZ3JhZGllbnRzGAQgASgIEhAKCHVud2FudGVkGAUgASgIEg8KB2FkYXB0ZXIYBiABKAwSDAoEc2VlZBgHIAEoBCInCgdBZGFwdGVyEg4KBmRpZ2VzdBgBIAEoDBIMCgRzaXplGAIgASgEItMBCg1UcmFpbmluZ1JlcGx5EhAKBm9wZW5lZBhlIAEoCEgAEiYKCGNvbXB1dGVkGGYgASgLMhIuc3dhcm0udjEuQ29tcHV0ZWRIABIOCgRkYXRhGGcgASgMSAASJAoHd29ya2luZxhoIAEoCzIRLnN3YXJtLnYxLldvcmtpbmdIABIkCgdtaXNzaW5nGGkgASgLMhEuc3dhcm0udjEuTWlzc2luZ0gAEiQKB2ZhaWx1cmUYaiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCIpCghDb21wdXRlZBIMCgRyb3dzGAEgASgEEg8KB2FkYXB0ZXIYAiABKAQiFwoHV29ya2luZxIMCgRiZWF0GAEgASgEIioKB01pc3NpbmcSDgoGaW5wdXRzGAEgASgIEg8KB2FkYXB0ZXIYAiABKAgiiwIKBVF1ZXJ5EgoKAmlkGAEgASgMEg0KBW1vZGVsGAIgASgJEg4KBHRleHQYAyABKAlIABISCghtZXNzYWdlcxgEIAEoCUgAEiIKBnRva2VucxgFIAEoCzIQLnN3YXJtLnYxLlRva2Vuc0gAEg0KBXRvb2xzGAYgASgJEiQKCHNhbXBsaW5nGAcgASgLMhIuc3dhcm0udjEuU2FtcGxpbmcSEQoJZ2VuZXJhdGVkGAggAygNEhIKCnNlbnRfYnl0ZXMYCSABKA0SDQoFdHJhY2UYCiABKAgSKgoLdG9vbF9jaG9pY2UYoAEgASgLMhQuc3dhcm0udjEuVG9vbENob2ljZUIICgZwcm9tcHQiKwoKVG9vbENob2ljZRINCgVuYW1lcxgBIAMoCRIOCgZzaW5nbGUYAiABKAgiFQoGVG9rZW5zEgsKA2lkcxgBIAMoDSKOBAoIU2FtcGxpbmcSFwoKbWF4X3Rva2VucxgBIAEoDUgAiAEBEhgKC3RlbXBlcmF0dXJlGAIgASgCSAGIAQESEgoFdG9wX3AYAyABKAJIAogBARISCgV0b3BfaxgEIAEoDUgDiAEBEhIKBW1pbl9wGAUgASgCSASIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAYgASgCSAWIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgHIAEoAkgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgCSAeIAQESDAoEc2VlZBgJIAEoBBIMCgRzdG9wGAogAygJEhAKCGxvZ3Byb2JzGAsgASgIEhQKDHRvcF9sb2dwcm9icxgMIAEoDRIcCgRiaWFzGA0gAygLMg4uc3dhcm0udjEuQmlhcxISCgppZ25vcmVfZW9zGA4gASgIEhMKC3NwZWN1bGF0aW9uGA8gASgJEikKCmNvbnN0cmFpbnQYoAEgASgLMhQuc3dhcm0udjEuQ29uc3RyYWludEINCgtfbWF4X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHkiTwoKQ29uc3RyYWludBIVCgtqc29uX3NjaGVtYRgBIAEoCUgAEg8KBXJlZ2V4GAIgASgJSAASEQoHZ3JhbW1hchgDIAEoCUgAQgYKBGtpbmQiJAoEQmlhcxINCgV0b2tlbhgBIAEoDRINCgV2YWx1ZRgCIAEoAiL5AQoKUXVlcnlSZXBseRImCghhY2NlcHRlZBgBIAEoCzISLnN3YXJtLnYxLkFjY2VwdGVkSAASIAoFZGVsdGEYAiABKAsyDy5zd2FybS52MS5EZWx0YUgAEiUKBXJvdXRlGAMgASgLMhQuc3dhcm0udjEuUm91dGVJblVzZUgAEiQKB3dhaXRpbmcYBCABKAsyES5zd2FybS52MS5XYWl0aW5nSAASJgoIZmluaXNoZWQYBSABKAsyEi5zd2FybS52MS5GaW5pc2hlZEgAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJMCghBY2NlcHRlZBINCgVtb2RlbBgBIAEoCRIMCgRuYW1lGAIgASgJEhUKDXByb21wdF90b2tlbnMYAyABKA0SDAoEc2VlZBgEIAEoBCJeCgVEZWx0YRIOCgZ0b2tlbnMYASADKA0SDAoEdGV4dBgCIAEoCRIjCghsb2dwcm9icxgDIAMoCzIRLnN3YXJtLnYxLkxvZ3Byb2ISEgoKc2VudF9ieXRlcxgEIAEoDSJXCgdMb2dwcm9iEg0KBXRva2VuGAEgASgNEg8KB2xvZ3Byb2IYAiABKAISDAoEdGV4dBgDIAEoDBIeCgN0b3AYBCADKAsyES5zd2FybS52MS5Mb2dwcm9iIlAKClJvdXRlSW5Vc2USIAoEaG9wcxgBIAMoCzISLnN3YXJtLnYxLlJvdXRlSG9wEhAKCHJlcm91dGVzGAIgASgNEg4KBnJlYXNvbhgDIAEoCSJGCghSb3V0ZUhvcBIPCgdwZWVyX2lkGAEgASgJEgwKBG5hbWUYAiABKAkSDQoFZmlyc3QYAyABKA0SDAoEbGFzdBgEIAEoDSJECgdXYWl0aW5nEg0KBWZpcnN0GAEgASgNEgwKBGxhc3QYAiABKA0SDQoFc2luY2UYAyABKAESDQoFd29yZHMYBCABKAki2wEKCEZpbmlzaGVkEikKBnJlYXNvbhgBIAEoDjIZLnN3YXJtLnYxLkZpbmlzaGVkLlJlYXNvbhIVCg1wcm9tcHRfdG9rZW5zGAIgASgNEhkKEWNvbXBsZXRpb25fdG9rZW5zGAMgASgNEg8KB3NlY29uZHMYBCABKAESIgoFdHJhY2UYBSADKAsyEy5zd2FybS52MS5UcmFjZVNwYW4SDQoEc3RvcBigASABKAkiLgoGUmVhc29uEggKBFNUT1AQABIKCgZMRU5HVEgQARIOCgpUT09MX0NBTExTEAIiWQoJVHJhY2VTcGFuEgwKBG5hbWUYASABKAkSDwoHcGVlcl9pZBgCIAEoCRINCgVzdGFydBgDIAEoARIPCgdzZWNvbmRzGAQgASgBEg0KBWNvdW50GAUgASgNIhsKCk1hcFJlcXVlc3QSDQoFd2F0Y2gYASABKAgigwEKCFN3YXJtTWFwEgwKBHRpbWUYASABKAESHwoGbW9kZWxzGAIgAygLMg8uc3dhcm0udjEuTW9kZWwSJAoHc2VydmVycxgDIAMoCzITLnN3YXJtLnYxLk1hcFNlcnZlchIiCgVub2RlcxgEIAMoCzITLnN3YXJtLnYxLlF1ZXJ5Tm9kZSLOAQoJTWFwU2VydmVyEg8KB3BlZXJfaWQYASABKAkSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBINCgVzdGF0ZRgDIAEoCRIMCgRuYW1lGAQgASgJEhEKCWRlY29kZV9tcxgFIAEoAhIUCgxwcmVmaWxsX3JhdGUYBiABKAISDQoFcXVldWUYByABKA0SEwoLZnJlZV90b2tlbnMYCCABKAQSDwoHdmVyc2lvbhgJIAEoCRIPCgdyZWxheWVkGAogASgIIv4BCglRdWVyeU5vZGUSDwoHcGVlcl9pZBgBIAEoCRIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EgwKBG5hbWUYAyABKAkSEQoJYWRkcmVzc2VzGAQgAygJEg0KBWVkZ2VzGAUgAygJEg8KB3J1bm5pbmcYBiABKA0SEAoIY2FwYWNpdHkYByABKA0SDwoHdmVyc2lvbhgIIAEoCRIRCgljb252ZXJzZXMYCSABKAgSDQoFY29kZWMYCiABKAkSEAoIaW5zdGFuY2UYCyABKA0SEwoKY29uc3RyYWlucxigASABKAgSDQoEc2VlcxihASABKAgigwMKBlJlY29yZBIkCghjb250cmFjdBgBIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0Eg0KBXN0YXRlGAIgASgJEhEKCWFkZHJlc3NlcxgDIAMoCRITCgtmcmVlX3Rva2VucxgEIAEoBBIRCglkZWNvZGVfbXMYBSABKAISFAoMcHJlZmlsbF9yYXRlGAYgASgCEg0KBXF1ZXVlGAcgASgNEg8KB3JlbGF5ZWQYCCABKAgSDgoGY29kZWNzGAkgAygJEg8KB3ZlcnNpb24YCiABKAkSDAoEbmFtZRgLIAEoCRIZChFwcmVmaWxsX3Bvc2l0aW9ucxgMIAEoDRIQCghpbnN0YW5jZRgNIAEoDRIQCgh0cmFpbmluZxhkIAEoCBIoCgpjb29yZGluYXRlGG4gASgLMhQuc3dhcm0udjEuQ29vcmRpbmF0ZRIcCgRuZWFyGG8gAygLMg4uc3dhcm0udjEuTmVhchIdCgRlbmRzGKwCIAEoCzIOLnN3YXJtLnYxLkVuZHMiQAoERW5kcxITCgtmaW5nZXJwcmludBgBIAEoDBISCgp2b2NhYnVsYXJ5GAIgASgNEg8KB2hlYWRfbXMYAyABKAIiJAoETmVhchIMCgRwZWVyGAEgASgMEg4KBnJ0dF9tcxgCIAEoAiI6CgpDb29yZGluYXRlEg0KBXBvaW50GAEgAygCEg4KBmhlaWdodBgCIAEoAhINCgVlcnJvchgDIAEoAiIwCgRQaW5nEigKCmNvb3JkaW5hdGUYASABKAsyFC5zd2FybS52MS5Db29yZGluYXRlIi8KDlJlY29yZHNSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEg4KBmJsb2NrcxgCIAEoDSI6CgxSZWNvcmRzUmVwbHkSDwoHcmVjb3JkcxgBIAMoDBILCgNhZ2UYAiABKAESDAoEbW9yZRgDIAEoCCJjCgxTaWduZWRSZWNvcmQSEgoKcHVibGljX2tleRgBIAEoDBIOCgZyZWNvcmQYAiABKAwSDwoHZXhwaXJlcxgDIAEoARILCgNrZXkYBCABKAkSEQoJc2lnbmF0dXJlGAUgASgMIl8KBU1vZGVsEgsKA2tleRgBIAEoCRIMCgRuYW1lGAIgASgJEg4KBmJsb2NrcxgDIAEoDRITCgtoaWRkZW5fc2l6ZRgEIAEoDRIWCg5jb250ZXh0X2xlbmd0aBgFIAEoDWIGcHJvdG8z");
+>>>>>>> f766330 (Ends that servers have: a head and embeddings for clients with neither)
 
 /**
  * What is computed. One message wherever it is said: in a record, by who opens a session, by a query node, on a map.
@@ -1343,6 +1347,211 @@ export const BlockManifestSchema: GenMessage<BlockManifest> = /*@__PURE__*/
   messageDesc(file_swarm_wire_swarm, 29);
 
 /**
+ * First `open`, then what is asked; each is answered before the next is read.
+ *
+ * @generated from message swarm.v1.EndsRequest
+ */
+export type EndsRequest = Message<"swarm.v1.EndsRequest"> & {
+  /**
+   * @generated from oneof swarm.v1.EndsRequest.kind
+   */
+  kind: {
+    /**
+     * @generated from field: swarm.v1.EndsWanted open = 1;
+     */
+    value: EndsWanted;
+    case: "open";
+  } | {
+    /**
+     * @generated from field: swarm.v1.HeadWanted head = 2;
+     */
+    value: HeadWanted;
+    case: "head";
+  } | {
+    /**
+     * rows of the embeddings
+     *
+     * @generated from field: swarm.v1.Tokens embed = 3;
+     */
+    value: Tokens;
+    case: "embed";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message swarm.v1.EndsRequest.
+ * Use `create(EndsRequestSchema)` to create a new message.
+ */
+export const EndsRequestSchema: GenMessage<EndsRequest> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 30);
+
+/**
+ * @generated from message swarm.v1.EndsWanted
+ */
+export type EndsWanted = Message<"swarm.v1.EndsWanted"> & {
+  /**
+   * key
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * of rows and of logits
+   *
+   * @generated from field: string dtype = 2;
+   */
+  dtype: string;
+
+  /**
+   * 8 bytes, as announced; empty: any
+   *
+   * @generated from field: bytes fingerprint = 3;
+   */
+  fingerprint: Uint8Array;
+};
+
+/**
+ * Describes the message swarm.v1.EndsWanted.
+ * Use `create(EndsWantedSchema)` to create a new message.
+ */
+export const EndsWantedSchema: GenMessage<EndsWanted> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 31);
+
+/**
+ * @generated from message swarm.v1.HeadWanted
+ */
+export type HeadWanted = Message<"swarm.v1.HeadWanted"> & {
+  /**
+   * @generated from field: uint32 rows = 1;
+   */
+  rows: number;
+
+  /**
+   * what goes into the head: one row of hidden_size numbers each, little-endian
+   *
+   * @generated from field: bytes hidden = 2;
+   */
+  hidden: Uint8Array;
+
+  /**
+   * of each row so many of the largest logits; 0: all
+   *
+   * @generated from field: uint32 best = 3;
+   */
+  best: number;
+};
+
+/**
+ * Describes the message swarm.v1.HeadWanted.
+ * Use `create(HeadWantedSchema)` to create a new message.
+ */
+export const HeadWantedSchema: GenMessage<HeadWanted> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 32);
+
+/**
+ * @generated from message swarm.v1.EndsReply
+ */
+export type EndsReply = Message<"swarm.v1.EndsReply"> & {
+  /**
+   * @generated from oneof swarm.v1.EndsReply.kind
+   */
+  kind: {
+    /**
+     * @generated from field: swarm.v1.EndsOpened opened = 1;
+     */
+    value: EndsOpened;
+    case: "opened";
+  } | {
+    /**
+     * @generated from field: swarm.v1.Logits logits = 2;
+     */
+    value: Logits;
+    case: "logits";
+  } | {
+    /**
+     * one row of hidden_size numbers a token
+     *
+     * @generated from field: bytes embedded = 3;
+     */
+    value: Uint8Array;
+    case: "embedded";
+  } | {
+    /**
+     * the last word
+     *
+     * @generated from field: swarm.v1.Failure failure = 4;
+     */
+    value: Failure;
+    case: "failure";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message swarm.v1.EndsReply.
+ * Use `create(EndsReplySchema)` to create a new message.
+ */
+export const EndsReplySchema: GenMessage<EndsReply> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 33);
+
+/**
+ * @generated from message swarm.v1.EndsOpened
+ */
+export type EndsOpened = Message<"swarm.v1.EndsOpened"> & {
+  /**
+   * all 32 bytes
+   *
+   * @generated from field: bytes fingerprint = 1;
+   */
+  fingerprint: Uint8Array;
+
+  /**
+   * @generated from field: uint32 vocabulary = 2;
+   */
+  vocabulary: number;
+
+  /**
+   * @generated from field: uint32 hidden_size = 3;
+   */
+  hiddenSize: number;
+};
+
+/**
+ * Describes the message swarm.v1.EndsOpened.
+ * Use `create(EndsOpenedSchema)` to create a new message.
+ */
+export const EndsOpenedSchema: GenMessage<EndsOpened> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 34);
+
+/**
+ * Of each row as many as were asked for, or one for each token of the vocabulary.
+ *
+ * @generated from message swarm.v1.Logits
+ */
+export type Logits = Message<"swarm.v1.Logits"> & {
+  /**
+   * uint32, little-endian; empty: of all, in order
+   *
+   * @generated from field: bytes tokens = 1;
+   */
+  tokens: Uint8Array;
+
+  /**
+   * in the dtype, little-endian
+   *
+   * @generated from field: bytes values = 2;
+   */
+  values: Uint8Array;
+};
+
+/**
+ * Describes the message swarm.v1.Logits.
+ * Use `create(LogitsSchema)` to create a new message.
+ */
+export const LogitsSchema: GenMessage<Logits> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 35);
+
+/**
  * First a contract, answered by `opened`. Then what is asked, one after the other: each is followed by the bytes that it
  * announces, in frames of `data`, and answered before the next is read.
  *
@@ -1384,7 +1593,7 @@ export type TrainingRequest = Message<"swarm.v1.TrainingRequest"> & {
  * Use `create(TrainingRequestSchema)` to create a new message.
  */
 export const TrainingRequestSchema: GenMessage<TrainingRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 30);
+  messageDesc(file_swarm_wire_swarm, 36);
 
 /**
  * Compute sequences from their beginning, without KV cache; or the gradients of their inputs, from those of the outputs.
@@ -1454,7 +1663,7 @@ export type Pass = Message<"swarm.v1.Pass"> & {
  * Use `create(PassSchema)` to create a new message.
  */
 export const PassSchema: GenMessage<Pass> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 31);
+  messageDesc(file_swarm_wire_swarm, 37);
 
 /**
  * Matrices to add to linear layers of the blocks, as a safetensors file.
@@ -1482,7 +1691,7 @@ export type Adapter = Message<"swarm.v1.Adapter"> & {
  * Use `create(AdapterSchema)` to create a new message.
  */
 export const AdapterSchema: GenMessage<Adapter> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 32);
+  messageDesc(file_swarm_wire_swarm, 38);
 
 /**
  * @generated from message swarm.v1.TrainingReply
@@ -1543,7 +1752,7 @@ export type TrainingReply = Message<"swarm.v1.TrainingReply"> & {
  * Use `create(TrainingReplySchema)` to create a new message.
  */
 export const TrainingReplySchema: GenMessage<TrainingReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 33);
+  messageDesc(file_swarm_wire_swarm, 39);
 
 /**
  * @generated from message swarm.v1.Computed
@@ -1569,7 +1778,7 @@ export type Computed = Message<"swarm.v1.Computed"> & {
  * Use `create(ComputedSchema)` to create a new message.
  */
 export const ComputedSchema: GenMessage<Computed> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 34);
+  messageDesc(file_swarm_wire_swarm, 40);
 
 /**
  * @generated from message swarm.v1.Working
@@ -1586,7 +1795,7 @@ export type Working = Message<"swarm.v1.Working"> & {
  * Use `create(WorkingSchema)` to create a new message.
  */
 export const WorkingSchema: GenMessage<Working> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 35);
+  messageDesc(file_swarm_wire_swarm, 41);
 
 /**
  * @generated from message swarm.v1.Missing
@@ -1608,7 +1817,7 @@ export type Missing = Message<"swarm.v1.Missing"> & {
  * Use `create(MissingSchema)` to create a new message.
  */
 export const MissingSchema: GenMessage<Missing> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 36);
+  messageDesc(file_swarm_wire_swarm, 42);
 
 /**
  * The only frame is a Query. The asker keeps its side of the stream open as long as it wants the answer.
@@ -1701,7 +1910,7 @@ export type Query = Message<"swarm.v1.Query"> & {
  * Use `create(QuerySchema)` to create a new message.
  */
 export const QuerySchema: GenMessage<Query> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 37);
+  messageDesc(file_swarm_wire_swarm, 43);
 
 /**
  * That tools are called. Query nodes that do so announce `constrains`.
@@ -1729,7 +1938,7 @@ export type ToolChoice = Message<"swarm.v1.ToolChoice"> & {
  * Use `create(ToolChoiceSchema)` to create a new message.
  */
 export const ToolChoiceSchema: GenMessage<ToolChoice> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 38);
+  messageDesc(file_swarm_wire_swarm, 44);
 
 /**
  * @generated from message swarm.v1.Tokens
@@ -1746,7 +1955,7 @@ export type Tokens = Message<"swarm.v1.Tokens"> & {
  * Use `create(TokensSchema)` to create a new message.
  */
 export const TokensSchema: GenMessage<Tokens> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 39);
+  messageDesc(file_swarm_wire_swarm, 45);
 
 /**
  * What is absent is as the model's authors recommend; what they do not say is greedy.
@@ -1854,7 +2063,7 @@ export type Sampling = Message<"swarm.v1.Sampling"> & {
  * Use `create(SamplingSchema)` to create a new message.
  */
 export const SamplingSchema: GenMessage<Sampling> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 40);
+  messageDesc(file_swarm_wire_swarm, 46);
 
 /**
  * @generated from message swarm.v1.Constraint
@@ -1895,7 +2104,7 @@ export type Constraint = Message<"swarm.v1.Constraint"> & {
  * Use `create(ConstraintSchema)` to create a new message.
  */
 export const ConstraintSchema: GenMessage<Constraint> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 41);
+  messageDesc(file_swarm_wire_swarm, 47);
 
 /**
  * @generated from message swarm.v1.Bias
@@ -1917,7 +2126,7 @@ export type Bias = Message<"swarm.v1.Bias"> & {
  * Use `create(BiasSchema)` to create a new message.
  */
 export const BiasSchema: GenMessage<Bias> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 42);
+  messageDesc(file_swarm_wire_swarm, 48);
 
 /**
  * @generated from message swarm.v1.QueryReply
@@ -1978,7 +2187,7 @@ export type QueryReply = Message<"swarm.v1.QueryReply"> & {
  * Use `create(QueryReplySchema)` to create a new message.
  */
 export const QueryReplySchema: GenMessage<QueryReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 43);
+  messageDesc(file_swarm_wire_swarm, 49);
 
 /**
  * @generated from message swarm.v1.Accepted
@@ -2012,7 +2221,7 @@ export type Accepted = Message<"swarm.v1.Accepted"> & {
  * Use `create(AcceptedSchema)` to create a new message.
  */
 export const AcceptedSchema: GenMessage<Accepted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 44);
+  messageDesc(file_swarm_wire_swarm, 50);
 
 /**
  * Some tokens more. Their text may come later: a character can have several tokens, a stop text is held back. Without
@@ -2051,7 +2260,7 @@ export type Delta = Message<"swarm.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 45);
+  messageDesc(file_swarm_wire_swarm, 51);
 
 /**
  * @generated from message swarm.v1.Logprob
@@ -2085,7 +2294,7 @@ export type Logprob = Message<"swarm.v1.Logprob"> & {
  * Use `create(LogprobSchema)` to create a new message.
  */
 export const LogprobSchema: GenMessage<Logprob> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 46);
+  messageDesc(file_swarm_wire_swarm, 52);
 
 /**
  * @generated from message swarm.v1.RouteInUse
@@ -2116,7 +2325,7 @@ export type RouteInUse = Message<"swarm.v1.RouteInUse"> & {
  * Use `create(RouteInUseSchema)` to create a new message.
  */
 export const RouteInUseSchema: GenMessage<RouteInUse> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 47);
+  messageDesc(file_swarm_wire_swarm, 53);
 
 /**
  * @generated from message swarm.v1.RouteHop
@@ -2148,7 +2357,7 @@ export type RouteHop = Message<"swarm.v1.RouteHop"> & {
  * Use `create(RouteHopSchema)` to create a new message.
  */
 export const RouteHopSchema: GenMessage<RouteHop> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 48);
+  messageDesc(file_swarm_wire_swarm, 54);
 
 /**
  * @generated from message swarm.v1.Waiting
@@ -2184,7 +2393,7 @@ export type Waiting = Message<"swarm.v1.Waiting"> & {
  * Use `create(WaitingSchema)` to create a new message.
  */
 export const WaitingSchema: GenMessage<Waiting> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 49);
+  messageDesc(file_swarm_wire_swarm, 55);
 
 /**
  * @generated from message swarm.v1.Finished
@@ -2230,7 +2439,7 @@ export type Finished = Message<"swarm.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 50);
+  messageDesc(file_swarm_wire_swarm, 56);
 
 /**
  * @generated from enum swarm.v1.Finished.Reason
@@ -2258,7 +2467,7 @@ export enum Finished_Reason {
  * Describes the enum swarm.v1.Finished.Reason.
  */
 export const Finished_ReasonSchema: GenEnum<Finished_Reason> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 50, 0);
+  enumDesc(file_swarm_wire_swarm, 56, 0);
 
 /**
  * Where time went, in the terms of OpenTelemetry's spans: seconds since the query was taken.
@@ -2303,7 +2512,7 @@ export type TraceSpan = Message<"swarm.v1.TraceSpan"> & {
  * Use `create(TraceSpanSchema)` to create a new message.
  */
 export const TraceSpanSchema: GenMessage<TraceSpan> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 51);
+  messageDesc(file_swarm_wire_swarm, 57);
 
 /**
  * The swarm as a peer sees it, for those who take no part in the directory. The asker sends one MapRequest; the peer
@@ -2323,7 +2532,7 @@ export type MapRequest = Message<"swarm.v1.MapRequest"> & {
  * Use `create(MapRequestSchema)` to create a new message.
  */
 export const MapRequestSchema: GenMessage<MapRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 52);
+  messageDesc(file_swarm_wire_swarm, 58);
 
 /**
  * @generated from message swarm.v1.SwarmMap
@@ -2357,7 +2566,7 @@ export type SwarmMap = Message<"swarm.v1.SwarmMap"> & {
  * Use `create(SwarmMapSchema)` to create a new message.
  */
 export const SwarmMapSchema: GenMessage<SwarmMap> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 53);
+  messageDesc(file_swarm_wire_swarm, 59);
 
 /**
  * @generated from message swarm.v1.MapServer
@@ -2423,7 +2632,7 @@ export type MapServer = Message<"swarm.v1.MapServer"> & {
  * Use `create(MapServerSchema)` to create a new message.
  */
 export const MapServerSchema: GenMessage<MapServer> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 54);
+  messageDesc(file_swarm_wire_swarm, 60);
 
 /**
  * A query node's announcement, under `queries/<model key>`; in a map with its `peer_id`.
@@ -2522,7 +2731,7 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
  * Use `create(QueryNodeSchema)` to create a new message.
  */
 export const QueryNodeSchema: GenMessage<QueryNode> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 55);
+  messageDesc(file_swarm_wire_swarm, 61);
 
 /**
  * What a server announces. The key and the subkey it is stored under are part of what is signed.
@@ -2623,6 +2832,13 @@ export type Record = Message<"swarm.v1.Record"> & {
    * @generated from field: repeated swarm.v1.Near near = 111;
    */
   near: Near[];
+
+  /**
+   * /swarm/ends is served, in this dtype; absent: it is not
+   *
+   * @generated from field: swarm.v1.Ends ends = 300;
+   */
+  ends?: Ends | undefined;
 };
 
 /**
@@ -2630,7 +2846,38 @@ export type Record = Message<"swarm.v1.Record"> & {
  * Use `create(RecordSchema)` to create a new message.
  */
 export const RecordSchema: GenMessage<Record> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 56);
+  messageDesc(file_swarm_wire_swarm, 62);
+
+/**
+ * @generated from message swarm.v1.Ends
+ */
+export type Ends = Message<"swarm.v1.Ends"> & {
+  /**
+   * 8 bytes
+   *
+   * @generated from field: bytes fingerprint = 1;
+   */
+  fingerprint: Uint8Array;
+
+  /**
+   * @generated from field: uint32 vocabulary = 2;
+   */
+  vocabulary: number;
+
+  /**
+   * for one row
+   *
+   * @generated from field: float head_ms = 3;
+   */
+  headMs: number;
+};
+
+/**
+ * Describes the message swarm.v1.Ends.
+ * Use `create(EndsSchema)` to create a new message.
+ */
+export const EndsSchema: GenMessage<Ends> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 63);
 
 /**
  * @generated from message swarm.v1.Near
@@ -2656,7 +2903,7 @@ export type Near = Message<"swarm.v1.Near"> & {
  * Use `create(NearSchema)` to create a new message.
  */
 export const NearSchema: GenMessage<Near> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 57);
+  messageDesc(file_swarm_wire_swarm, 64);
 
 /**
  * Where a peer is, so that round trips between others can be estimated (Vivaldi with a height). Milliseconds.
@@ -2689,7 +2936,7 @@ export type Coordinate = Message<"swarm.v1.Coordinate"> & {
  * Use `create(CoordinateSchema)` to create a new message.
  */
 export const CoordinateSchema: GenMessage<Coordinate> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 58);
+  messageDesc(file_swarm_wire_swarm, 65);
 
 /**
  * Each is answered at once with one, which says where the peer is that answers; a stream carries a few.
@@ -2708,7 +2955,7 @@ export type Ping = Message<"swarm.v1.Ping"> & {
  * Use `create(PingSchema)` to create a new message.
  */
 export const PingSchema: GenMessage<Ping> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 59);
+  messageDesc(file_swarm_wire_swarm, 66);
 
 /**
  * What the peer knows of a model's servers, in one answer; records are signed, so anybody may pass them on.
@@ -2734,7 +2981,7 @@ export type RecordsRequest = Message<"swarm.v1.RecordsRequest"> & {
  * Use `create(RecordsRequestSchema)` to create a new message.
  */
 export const RecordsRequestSchema: GenMessage<RecordsRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 60);
+  messageDesc(file_swarm_wire_swarm, 67);
 
 /**
  * @generated from message swarm.v1.RecordsReply
@@ -2767,7 +3014,7 @@ export type RecordsReply = Message<"swarm.v1.RecordsReply"> & {
  * Use `create(RecordsReplySchema)` to create a new message.
  */
 export const RecordsReplySchema: GenMessage<RecordsReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 61);
+  messageDesc(file_swarm_wire_swarm, 68);
 
 /**
  * @generated from message swarm.v1.SignedRecord
@@ -2814,7 +3061,7 @@ export type SignedRecord = Message<"swarm.v1.SignedRecord"> & {
  * Use `create(SignedRecordSchema)` to create a new message.
  */
 export const SignedRecordSchema: GenMessage<SignedRecord> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 62);
+  messageDesc(file_swarm_wire_swarm, 69);
 
 /**
  * @generated from message swarm.v1.Model
@@ -2853,5 +3100,5 @@ export type Model = Message<"swarm.v1.Model"> & {
  * Use `create(ModelSchema)` to create a new message.
  */
 export const ModelSchema: GenMessage<Model> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 63);
+  messageDesc(file_swarm_wire_swarm, 70);
 
