@@ -26,10 +26,13 @@ SOURCE = "llama-cpp-python==0.3.36"
 """Its sdist has the source of llama.cpp."""
 FLAGS = (
     "-DGGML_RPC=ON", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=OFF",
-    "-DGGML_AVX=ON", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON", "-DGGML_BMI2=ON", "-DGGML_AVX512=ON",
-    "-DGGML_AVX512_VNNI=ON", "-DGGML_AVX512_VBMI=ON", "-DGGML_AVX512_BF16=ON",
 )  # fmt: skip
-"""Without AMX: its kernels end with an illegal instruction on the machine that this was tried on."""
+INSTRUCTIONS = {
+    "avx": "AVX", "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx512f": "AVX512",
+    "avx512_vnni": "AVX512_VNNI", "avx512vbmi": "AVX512_VBMI", "avx512_bf16": "AVX512_BF16", "avx_vnni": "AVX_VNNI",
+}  # fmt: skip
+"""What llama.cpp calls those of this processor. Without AMX: its kernels end with an illegal instruction on the machine
+that this was tried on."""
 
 
 @click.command()
@@ -108,10 +111,19 @@ def build() -> Path:
         archive = next(folder.glob("*.tar.gz"))
         subprocess.run(["tar", "-xzf", str(archive), "--strip-components=1", "-C", str(folder)], check=True)
         source = folder / "vendor" / "llama.cpp"
-        subprocess.run(["cmake", "-S", str(source), "-B", str(folder / "build"), *FLAGS], check=True)
+        flags = [*FLAGS, *(f"-DGGML_{name}={'ON' if has else 'OFF'}" for name, has in instructions().items())]
+        subprocess.run(["cmake", "-S", str(source), "-B", str(folder / "build"), *flags], check=True)
         targets = ["llama-batched-bench", "ggml-rpc-server"]
         subprocess.run(["cmake", "--build", str(folder / "build"), "--target", *targets], check=True)
     return programs
+
+
+def instructions() -> dict[str, bool]:
+    """Which of `INSTRUCTIONS` this processor has; none of them where /proc does not say."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return {name: flag in flags for flag, name in INSTRUCTIONS.items()}
 
 
 def llama_rates(programs: Path, file: Path, rtt: float, rounds: int, tokens: int) -> tuple[list[float], list[float]]:
