@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from swarm.errors import InvalidInput, MissingBlocks, SwarmError
+from swarm.errors import InvalidInput, MissingBlocks, Refuted, SwarmError
 from swarm.gateway.answers import Embedded
 from swarm.types import ModelInfo
 from swarm.wire import swarm_pb2 as pb
@@ -25,6 +25,8 @@ class Scripted:
         self.missing: MissingBlocks | None = None
         self.error: SwarmError | None = None
         self.fails_after = 0
+        self.refuted = 0
+        """Answers that turn out wrong at their end."""
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked: list[pb.Query] = []
@@ -74,6 +76,9 @@ class Scripted:
                 self.told += 1
                 yield pb.QueryReply(delta=delta)
                 await asyncio.sleep(0)
+            if self.refuted:
+                self.refuted -= 1
+                raise Refuted("not right", 0, 2)
             short = len(words) < len(said)
             reason = pb.Finished.LENGTH if short else pb.Finished.STOP
             finished = pb.Finished(reason=reason, prompt_tokens=5, completion_tokens=len(words), stop=self.stop)

@@ -273,6 +273,24 @@ def test_an_error_in_the_middle_of_a_stream_ends_it() -> None:
     served(work)
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_what_turns_out_wrong_before_it_is_given_is_computed_anew(count: int) -> None:
+    async def work(server: Served) -> None:
+        server.answerer.refuted, server.answerer.says = count, ["wrong", "wrong again", "no", "one two three four"]
+        got = await server.http.post("/v1/chat/completions", json={"model": "tiny", "messages": HELLO})
+        assert len(server.answerer.asked) == 4
+        if count == 3:
+            assert got.json()["choices"][0]["message"]["content"] == "one two three four"
+            assert got.json()["usage"]["completion_tokens"] == 4
+        else:
+            assert got.status_code >= 500 and got.json()["error"]["code"] == "generation_failed"
+        server.answerer.refuted = 1
+        streamed = await server.http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "stream": True})
+        assert "not right" in streamed.text
+
+    served(work)
+
+
 def test_missing_blocks_are_said_at_once() -> None:
     async def work(server: Served) -> None:
         assert (await server.http.get("/health")).status_code == 200

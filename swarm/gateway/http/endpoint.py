@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
@@ -11,7 +12,7 @@ from fastapi import Request as HttpRequest
 from openai.types import Model as ModelObject
 from starlette.responses import JSONResponse, Response
 
-from swarm.errors import SwarmError
+from swarm.errors import Refuted, SwarmError
 from swarm.gateway.answers import Answerer
 from swarm.gateway.http.asked import Asked
 from swarm.gateway.http.choice import Choice
@@ -25,8 +26,14 @@ from swarm.models.picture_parts import KIND
 from swarm.types import is_called
 from swarm.wire import swarm_pb2 as pb
 
+log = logging.getLogger(__name__)
+
 GONE = 499
 """What some proxies call a client that has gone; nobody reads it."""
+REFUTED_TRIES = 4
+"""Times that an answer is computed that nobody has seen yet, where audits find each of them wrong."""
+
+Replies = AsyncGenerator[tuple[int, pb.QueryReply], None]
 
 
 class Endpoint:
@@ -105,42 +112,49 @@ class Endpoint:
         gap = await answerer.look()
         if gap is not None:
             raise api_error(gap)
-        choices = [Choice(index, asked.parser()) for index in range(len(asked.queries))]
         try:
             queries = await unless_gone(self._seen(answerer, asked.queries), http.receive)
         except SwarmError as error:
             raise api_error(error) from error
         except ClientGone:
             return Response(status_code=GONE)
-        replies = merged([answerer.answer(query) for query in queries])
         telling = asked.telling(answerer.model)
         try:
             if not asked.stream:
-                return await unless_gone(_whole(replies, choices, telling), http.receive)
+                return await unless_gone(_whole(asked, answerer, queries, telling), http.receive)
+            choices, replies = _begun(asked, answerer, queries)
             first = await unless_gone(anext(replies), http.receive)
         except SwarmError as error:
             raise api_error(error) from error
         except ClientGone:
             return Response(status_code=GONE)
-        finally:
-            if not asked.stream:
-                await replies.aclose()
         events = events_of(_behind(first, replies), choices, telling)
         return EventStream(events, self.settings.heartbeat, self.settings.stuck)
 
 
-async def _whole(
-    replies: AsyncGenerator[tuple[int, pb.QueryReply], None], choices: Sequence[Choice], telling: Telling
-) -> Response:
-    async for place, reply in replies:
-        choices[place].take(reply)
+def _begun(asked: Asked, answerer: Answerer, queries: Sequence[pb.Query]) -> tuple[list[Choice], Replies]:
+    choices = [Choice(index, asked.parser()) for index in range(len(queries))]
+    return choices, merged([answerer.answer(query) for query in queries])
+
+
+async def _whole(asked: Asked, answerer: Answerer, queries: Sequence[pb.Query], telling: Telling) -> Response:
+    """What turns out wrong before it is given is computed anew, without whoever was wrong."""
+    for tries in range(REFUTED_TRIES):
+        choices, replies = _begun(asked, answerer, queries)
+        try:
+            async with contextlib.aclosing(replies):
+                async for place, reply in replies:
+                    choices[place].take(reply)
+            break
+        except Refuted as error:
+            if tries == REFUTED_TRIES - 1:
+                raise
+            log.warning("%s: computing it anew", error.message)
     body = json.dumps(telling.whole(choices), ensure_ascii=False).encode(errors="replace")
     return Response(body, media_type="application/json")
 
 
-async def _behind(
-    first: tuple[int, pb.QueryReply], replies: AsyncGenerator[tuple[int, pb.QueryReply], None]
-) -> AsyncGenerator[tuple[int, pb.QueryReply], None]:
+async def _behind(first: tuple[int, pb.QueryReply], replies: Replies) -> Replies:
     async with contextlib.aclosing(replies):
         yield first
         async for reply in replies:
