@@ -100,6 +100,8 @@ class NetworkConfig:
     identity_path: str | None = None
     swarm_key: str | None = None
     """File of the key without which nobody takes part: 64 hexadecimal digits. None: everybody may."""
+    account: str | None = None
+    """Folder of the account in whose name this peer gives and takes; None: it does so in nobody's."""
     public: bool = False
     """Whether everybody is known to reach this peer, as bootstrap peers have to be."""
     dialled: bool = False

@@ -26,12 +26,14 @@ SwarmError
 │   ├── Gap                   the session is there, positions before those that came are not; they are sent again
 │   ├── ContractMismatch      model, fingerprints, dtype or span differ from what the session needs
 │   ├── ComputeFailed         the server's engine failed on this step
+│   ├── Unsigned              the server has stopped: what it did on an account was not signed for
 │   ├── Implausible           what a server sent cannot be hidden states; `position` of `sequence` is the first
 │   └── FrameRejected         the server calls our frame malformed or unauthorised: a bug, here or there
 ├── MissingBlocks             `max_wait` passed and some blocks still have no server
 │   └── NoServerFits          there are servers, and none computes what is asked; said at once, with each one's reason
 ├── Refuted                   outputs that were given have turned out wrong, from `position` of `sequence` on
 ├── GenerationFailed          the same step failed on every server tried
+├── BookFailed                the database of receipts cannot be read or written; the message says which and why
 ├── ProcessFailed             a process of a swarm on this machine did not come up; the message holds what it said
 ├── StepVoid                  the sequence was rolled back while this step of it was on its way
 └── SessionClosed             the session was closed or cancelled while in use
@@ -214,6 +216,10 @@ class Implausible(RemoteError):
         self.twin = twin
 
 
+class Unsigned(RemoteError):
+    """A server does no more on an account on which it was not signed for what it did."""
+
+
 class FrameRejected(RemoteError):
     """The server says that we broke the protocol: a bug in this client, or in that server."""
 
@@ -251,6 +257,10 @@ class Refuted(SwarmError):
 
 class GenerationFailed(SwarmError):
     """The same step failed on every server that was tried; the last failure is the cause."""
+
+
+class BookFailed(SwarmError):
+    """The database of receipts cannot be read or written."""
 
 
 class ProcessFailed(SwarmError):

@@ -144,7 +144,8 @@ class ServerRecord:
     `prefill_positions` (0: not said); `queue`: steps waiting; `training`: whether it gives gradients;
     `ends`: what it has of the model beside blocks, None: nothing;
     `coordinate`: where it is, None: not said; `near`: round trips in ms that it measured, by the `digest` of the
-    peer, to servers that can follow it; `signed`: the
+    peer, to servers that can follow it; `account`: the end of its account's chain, not checked, empty where it has
+    none; `signed`: the
     record as it was signed, to be shown to others; `expires`: unix seconds.
     """
 
@@ -167,6 +168,7 @@ class ServerRecord:
     expires: float = 0.0
     coordinate: Coordinate | None = None
     near: tuple[tuple[bytes, float], ...] = ()
+    account: bytes = field(default=b"", repr=False)
     signed: bytes = field(default=b"", repr=False)
 
     @property

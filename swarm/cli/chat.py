@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from swarm.cli.accounts import AccountOptions, account_options
 from swarm.cli.command import Command
 from swarm.cli.conversation import ChatOptions, Conversation, Responder
 from swarm.cli.logs import quiet
@@ -69,6 +70,7 @@ WARNING = "Whoever serves blocks on the route can read what you type and what th
     metavar="FOLDER",
     help="LoRA that peft has saved, to be added to the model.",
 )
+@account_options("it does where this user has an account, as who has run a server has")
 @client_options
 @head_option
 @model_options
@@ -78,6 +80,7 @@ def main(
     options: ChatOptions,
     images: tuple[Path, ...],
     adapter: Path | None,
+    account: AccountOptions,
     dtype: str,
     head: str | None,
     revision: str | None,
@@ -103,7 +106,7 @@ def main(
     _ = checkpoint.config  # what is wrong with it is not to be told as the tokenizer's fault
     processor = processor_of(checkpoint) if images else None
     conversation = None if processor else Conversation(tokenizer_of(checkpoint), options.system)
-    with connect(network.initial_peers, **chosen(network)) as swarm:
+    with connect(network.initial_peers, account=account.folder(), **chosen(network)) as swarm:
         loading = {"swarm": swarm, "dtype": dtype, "head": head, "token": token, "revision": revision, **asdict(client)}
         loaded = load_model(model, checkpoint, screen, loading, sees=processor is not None)
         if adapter is not None:

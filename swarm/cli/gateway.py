@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from swarm.accounting.account import account_of
+from swarm.accounting.stream import serve_receipts
+from swarm.cli.accounts import AccountOptions, account_options
 from swarm.cli.command import Command
 from swarm.cli.identity import identified
 from swarm.cli.logs import progress_bars
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 @network_options()
 @limit_options
 @identity_option
+@account_options("it does where this user has an account, as who has run a server has")
 @client_options
 @head_option
 @model_options
@@ -120,6 +124,7 @@ def main(
     models: tuple[str, ...],
     network: NetworkConfig,
     identity_path: str | None,
+    account: AccountOptions,
     dtype: str,
     head: str | None,
     revision: str | None,
@@ -150,7 +155,8 @@ def main(
     options = GatewayOptions(
         models, dtype, head, revision, token, adapters, images, threads, public_name, config, client
     )
-    with identified(replace(network, dialled=True, limits=limits), identity_path, "gateway", "gateway") as network:
+    network = replace(network, dialled=True, limits=limits, account=account.folder(identity_path))
+    with identified(network, identity_path, "gateway", "gateway") as network:
         asyncio.run(run(network, options, edge, side))
 
 
@@ -220,6 +226,10 @@ async def run(network: NetworkConfig, options: GatewayOptions, browsers: EdgeOpt
     loaded = [await asyncio.to_thread(load_model, model, progress=progress_bars(), **which) for model in options.models]
     async with contextlib.AsyncExitStack() as stack:
         joined = await stack.enter_async_context(await join(network, leaving))
+        account = account_of(network.account)
+        if account is not None:
+            stack.callback(account.close)
+            await serve_receipts(joined.host, account)
         listening = edge_of(joined.identity, browsers.beside(network), needed=browsers.needed)
         edge = await stack.enter_async_context(listening)
         gateway = Gateway(
@@ -232,6 +242,7 @@ async def run(network: NetworkConfig, options: GatewayOptions, browsers: EdgeOpt
             edge=edge,
             name=options.name,
             on_ready=say,
+            account=account,
         )
         await until(leaving, gateway.run())
 

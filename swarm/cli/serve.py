@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from swarm.accounting.account import account_of
+from swarm.cli.accounts import AccountOptions, account_options
 from swarm.cli.command import Command
 from swarm.cli.identity import identified
 from swarm.cli.logs import progress_bars
@@ -161,6 +163,7 @@ def _config(
 @forward_options
 @limit_options
 @identity_option
+@account_options("it does")
 @name_option("this server in swarm-status")
 @together(
     "config",
@@ -245,6 +248,7 @@ def main(
     forward: ForwardConfig | None,
     limits: PeerLimits,
     identity_path: str | None,
+    account: AccountOptions,
     public_name: str,
     config: ServerConfig,
     metrics: tuple[str, int] | None,
@@ -281,6 +285,7 @@ def main(
         asyncio.run(foresee(network, choose))
         return
     network = replace(network, dialled=True, forward=forward, limits=limits, begins=True)
+    network = replace(network, account=account.folder(identity_path, begins=True))
     with identified(network, identity_path, "serve", "server") as network:
         hosted = asyncio.run(serve(choose, network, config, public_name, metrics))
     if not hosted or any(hosting.loading for hosting in hosted):
@@ -363,7 +368,9 @@ async def serve(
         hosted: dict[Plan, Hosting] = {hosting.plan: hosting for hosting in choosing.result()}
         for hosting in hosted.values():
             hosting.join(joined.host, joined.directory)
+        account = account_of(network.account)
         server = Server(
+            account=account,
             host=joined.host,
             directory=joined.directory,
             plans=list(hosted),
@@ -385,6 +392,8 @@ async def serve(
             return list(hosted.values())
         async with showing_metrics(metrics, lambda registry: ServerMetrics(registry, server)):
             await server.run()
+        if account is not None:
+            account.close()
     return list(hosted.values())
 
 

@@ -94,10 +94,20 @@ class Epochs:
 
     def put(self, steps: Iterable[pb.Step]) -> None:
         """Send steps to the first hop, now or when the epoch that begins runs; a later one sends all there is."""
+        steps = list(steps)
         if self.streams is not None:
             self.streams.put(steps)
         elif self._beginning:
             self._backlog.extend(steps)
+        else:
+            return
+        self._count(steps)
+
+    def _count(self, steps: Sequence[pb.Step]) -> None:
+        """All hops are going to compute these, and to be signed for them."""
+        for link in self.links:
+            if link.paying is not None:
+                link.paying.sent(steps)
 
     def chunk(self, positions: int) -> int:
         """Into frames of how many positions to cut so many, on the route in use."""
@@ -216,6 +226,10 @@ class Epochs:
         self._blame.needs = self._needs
         codecs, states = await self._meet(route, fresh, snapshot)
         plan = plan_resume(states, snapshot.wanted)
+        anew = not any(state.held for state in states)
+        for link, state, resumed in zip(self.links, states, plan.hops, strict=True):
+            if link.paying is not None and not anew:
+                link.paying.again(_lacking(snapshot, state, resumed))
         streams = EpochStreams(
             route,
             self.links,
@@ -235,7 +249,7 @@ class Epochs:
         except SwarmError:
             streams.close()
             raise
-        self._run(streams, snapshot, plan.client_from)
+        self._run(streams, snapshot, plan.client_from, anew=anew)
 
     async def _reattach(self) -> None:
         """A control stream that was lost may have been just that: take the session up again where the peer answers."""
@@ -284,9 +298,9 @@ class Epochs:
     def _take(self, route: Route) -> list[HopLink]:
         """A link for every hop, those that are open as they are; the others are let go. Returns which are new."""
         old, kept = self.links, {link.hop.key: link for link in self.links if not link.lost}
-        config, event = self._view.config, self._hearing.event
+        config, event, payer = self._view.config, self._hearing.event, self._view.usable_payer
         self.links = tuple(
-            kept.get(hop.key) or HopLink(self._host, hop, config, event, self._tasks) for hop in route.hops
+            kept.get(hop.key) or HopLink(self._host, hop, config, event, self._tasks, payer) for hop in route.hops
         )
         self.route = route
         self._leaving &= set(self.links)
@@ -402,17 +416,28 @@ class Epochs:
             wants=[pb.Position(sequence=s, position=p) for s, p in snapshot.wanted.items()],
         )
 
-    def _run(self, streams: EpochStreams, snapshot: Snapshot, starts: Mapping[int, int]) -> None:
-        """From now on steps go out: first what the hops lack, then what was issued in the meantime."""
+    def _run(self, streams: EpochStreams, snapshot: Snapshot, starts: Mapping[int, int], *, anew: bool) -> None:
+        """From now on steps go out: first what the hops lack, `anew` where that is all, then what was issued in the
+        meantime."""
         self.streams = streams
         self._view.has_run = True
         again = sum(max(length - starts.get(sequence, 0), 0) for sequence, length in snapshot.lengths.items())
-        streams.put(snapshot.steps(starts, self.chunk(again), self.grain))
+        steps = list(snapshot.steps(starts, self.chunk(again), self.grain))
+        if anew:
+            self._count(steps)
+        streams.put(steps)
         streams.put(self._backlog)
         self._backlog.clear()
         for hop in streams.route.hops:
             for block, fingerprint in zip(hop.span, hop.server.contract.on(hop.span).fingerprints, strict=True):
                 self._pins.setdefault(block, fingerprint)
+
+
+def _lacking(snapshot: Snapshot, state: HopState, plan: HopPlan) -> int:
+    """Positions that a hop has to compute to have all that was issued."""
+    held = {sequence: holding.length for sequence, holding in state.held.items()}
+    kept = {sequence: min(length, plan.cuts.get(sequence, length)) for sequence, length in held.items()}
+    return sum(max(length - kept.get(sequence, 0), 0) for sequence, length in snapshot.lengths.items())
 
 
 def _now() -> float:

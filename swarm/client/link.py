@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from swarm.client.diagnosis import Moved, Report
 from swarm.client.encoding import LinkEnd, Rates, rates_of
+from swarm.client.paying import Payer, Paying
 from swarm.client.questions import Kind, Question, Questions
 from swarm.client.resume import Holding, HopState
 from swarm.client.trust import Limits
 from swarm.config import CONTROL_FRAME_LIMIT, ClientConfig
 from swarm.contract import FINGERPRINT_BYTES
-from swarm.errors import ContractMismatch, MalformedFrame, PeerUnreachable, StreamClosed, SwarmError
+from swarm.errors import ContractMismatch, MalformedFrame, PeerUnreachable, StreamClosed, SwarmError, Unsigned
 from swarm.net.base import Host, Stream
 from swarm.tasks import Tasks
 from swarm.types import Hop
@@ -28,14 +30,21 @@ Event = pb.LinkDown | pb.Leaving | pb.Failure | SwarmError
 class HopLink:
     """One open session at one server. `on_event(link, what)` hears what the server says unasked, or how it was lost.
 
-    `tasks`: who owns the reading of the control stream, and awaits its end.
+    `tasks`: who owns the reading of the control stream, and awaits its end; `payer`: who signs for what is done.
     """
 
     def __init__(
-        self, host: Host, hop: Hop, config: ClientConfig, on_event: Callable[[HopLink, Event], None], tasks: Tasks
+        self,
+        host: Host,
+        hop: Hop,
+        config: ClientConfig,
+        on_event: Callable[[HopLink, Event], None],
+        tasks: Tasks,
+        payer: Payer | None = None,
     ) -> None:
         self.hop = hop
         self.session = os.urandom(messages.SESSION_BYTES)
+        self.paying = None if payer is None else Paying(payer, host.peer_id, hop, self.session)
         self.lost = False
         self.ended = False
         """Whether the session was closed from here, or is not known there: there is nothing to take up again."""
@@ -74,6 +83,8 @@ class HopLink:
         Raises PeerUnreachable, StreamClosed, MalformedFrame, ContractMismatch, or what the server answers.
         """
         request.session = self.session
+        if self.paying is not None:
+            self.paying.ask(request)
         await self._connect()
         asks: list[tuple[pb.ControlRequest, Kind]] = [(pb.ControlRequest(open=request), "opened")]
         if prepare is not None:
@@ -86,6 +97,8 @@ class HopLink:
         short = b"".join(whole[:FINGERPRINT_BYTES] for whole in opened.opened.fingerprints)
         if short != request.contract.fingerprints:
             raise ContractMismatch(f"{self}: the fingerprints it opened with are not those that it announced")
+        if self.paying is not None:
+            self.paying.opened(opened.opened)
         if self._config.codec == "auto" and INT8 in self.codecs:
             self.rates = await self._measure()
         return self._state(prepare, have[0]) if prepare is not None else None
@@ -246,11 +259,29 @@ class HopLink:
                 self._on_event(self, reply.leaving)
             case "failure":
                 self._fail(reply.failure)
+            case "claim" | "receipt":
+                self._tasks.spawn(self._sign(reply), name=f"receipts of {self}")
             case "progress":
                 self._note(reply.progress)
                 self._questions.settle(reply)
             case _:
                 self._questions.settle(reply)
+
+    async def _sign(self, reply: pb.ControlReply) -> None:
+        """Sign for what the server says that it has done, or keep that it has signed."""
+        if self.paying is None:
+            return
+        if reply.WhichOneof("kind") == "receipt":
+            await self.paying.answered(reply.receipt)
+            return
+        try:
+            entry = await self.paying.sign(reply.claim)
+            if entry is not None:
+                await self._say(pb.ControlRequest(receipt=entry))
+        except Unsigned as error:
+            self._on_event(self, messages.failure(error))
+        except SwarmError:
+            pass  # The control stream is gone, which its reader tells; what was signed is sent when it is asked for.
 
     def _fail(self, failure: pb.Failure) -> None:
         """It is the answer to what was asked, if anything was, or says what went wrong unasked."""
@@ -303,11 +334,21 @@ class HopLink:
         """Free the session at the server at once, if it still listens."""
         try:
             async with asyncio.timeout(1.0):
+                await self._settle()
                 await self._say(pb.ControlRequest(close=pb.Close()))
         except (SwarmError, TimeoutError):
             pass
         finally:
             self.drop()
+
+    async def _settle(self) -> None:
+        """Sign for the rest, before the session ends; that takes half of the time at most."""
+        if self.paying is None or not self.paying.owes or self.lost:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await self._say(pb.ControlRequest(settle=pb.Settle()))
+                await self.paying.settled()
 
     def drop(self) -> None:
         """Let go without a word: the server keeps the session for its time of grace."""

@@ -109,7 +109,16 @@ class DistributedModelForCausalLM:
         # As in transformers: adapters are saved with the name of what they are for.
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         joined = swarm or connect(initial_peers)
-        model = attach(model, joined, model_cost.info, config, kept, on_notice=on_notice, parameters=parameters)
+        model = attach(
+            model,
+            joined,
+            model_cost.info,
+            config,
+            kept,
+            on_notice=on_notice,
+            parameters=parameters,
+            each=model_cost.parameters,
+        )
         if arguments.output_loading_info:
             return model, {name: [] if name == "error_msgs" else set() for name in LOADING_INFO} | {
                 "missing_keys": begun
@@ -174,14 +183,15 @@ def attach(
     *,
     on_notice: Callable[[Notice], None] | None = None,
     parameters: int = 0,
+    each: Sequence[int] = (),
 ) -> PreTrainedModel:
     """Give a model that has only its `local_blocks` the rest of its blocks, remotely. Raises InvalidInput.
 
-    `parameters`: numbers in the weights of those that it has not.
+    `parameters`: numbers in the weights of those that it has not; `each`: of each block of the model.
     """
     remote = _remote_span(local_blocks, info.blocks)
     row_bytes = info.hidden_size * model.dtype.itemsize
-    view = swarm.view(info, str(model.dtype).removeprefix("torch."), row_bytes, config)
+    view = swarm.view(info, str(model.dtype).removeprefix("torch."), row_bytes, config, each)
     blocks = RemoteBlocks(swarm, view, remote, parameters)
     blocks.on_notice = on_notice
     how: dict[str, Any] = {"dtype": model.dtype, "training_through": BlockingTraining(blocks)}

@@ -15,8 +15,11 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from swarm import net
+from swarm.accounting.account import Account, account_of
+from swarm.accounting.stream import serve_receipts
 from swarm.client.asker import Asker
 from swarm.client.matrices import NOTHING, Matrices
+from swarm.client.paying import Payer
 from swarm.client.session import Notice, Session
 from swarm.client.training import Training
 from swarm.client.view import View
@@ -41,8 +44,9 @@ END_PATIENCE = 3.0
 class Swarm:
     """A connected client. Made by `connect`; methods may be called from any thread but the network's own."""
 
-    def __init__(self, network: Network, loop: LoopThread) -> None:
+    def __init__(self, network: Network, loop: LoopThread, account: Account | None = None) -> None:
         self.network = network
+        self.account = account
         self.host = network.host
         self.directory = network.directory
         self.loop = loop
@@ -59,14 +63,22 @@ class Swarm:
         """The servers of a model, as the directory has them now."""
         return self.loop.run(self.directory.lookup(model.key, model.blocks))
 
-    def view(self, model: ModelInfo, dtype: str, row_bytes: int, config: ClientConfig) -> View:
+    def view(
+        self,
+        model: ModelInfo,
+        dtype: str,
+        row_bytes: int,
+        config: ClientConfig,
+        parameters: Sequence[int] = (),
+    ) -> View:
         """What sessions on a model share: records, measurements, and whom to avoid.
 
-        `row_bytes`: bytes of one position's hidden state.
+        `row_bytes`: bytes of one position's hidden state; `parameters`: of each block, where that is known.
         """
         contract = model.contract(dtype, row_bytes, SCHEMES[config.quantization or UNQUANTIZED])
         network, rng = self.network, random.Random()
-        view = View(self.directory, model, contract, config, network.locator, network.introducers, rng)
+        payer = None if self.account is None else Payer(self.account, parameters)
+        view = View(self.directory, model, contract, config, network.locator, network.introducers, rng, payer)
         self._views.add(view)
         return view
 
@@ -152,6 +164,8 @@ class Swarm:
         await self._ends.close()
         await asyncio.gather(*(view.close() for view in self._views))
         await self.network.close()
+        if self.account is not None:
+            self.account.close()
 
     def close(self) -> None:
         """Leave the swarm. Sessions that are open end. May be called twice.
@@ -244,4 +258,8 @@ def _as_tuple(given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 async def _join(config: NetworkConfig) -> Swarm:
-    return Swarm(await net.open(config), shared_loop())
+    account = account_of(config.account)
+    network = await net.open(config)
+    if account is not None:
+        await serve_receipts(network.host, account)
+    return Swarm(network, shared_loop(), account)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from swarm.client.betterment import Paces
 from swarm.client.fitness import Misfit, explained, misfit
+from swarm.client.paying import Payer
 from swarm.client.routing import Conditions, agreed_fingerprints, find_route, repair
 from swarm.client.standings import load, save
 from swarm.client.surroundings import explore
@@ -41,7 +42,8 @@ class View:
     """One model in the swarm, shared by all sessions of a client on it.
 
     `contract`: what they ask of servers; `locator`: knows where the client is, and how far others are; `introducers`:
-    tell of servers before the directory is read; `rng`: sessions spread over routes nearly as good as the best.
+    tell of servers before the directory is read; `rng`: sessions spread over routes nearly as good as the best;
+    `payer`: signs for what servers do; None: they do it for nobody.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class View:
         locator: Locator | None = None,
         introducers: Introducers | None = None,
         rng: random.Random | None = None,
+        payer: Payer | None = None,
     ) -> None:
         self.directory = directory
+        self.payer = payer
         self.model = model
         self.contract = contract
         self.config = config
@@ -77,6 +81,11 @@ class View:
         """What the swarm serves instead, if nobody serves this model."""
         self._read_at = self._doubted_until = float("-inf")
         self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def usable_payer(self) -> Payer | None:
+        """Who signs for what servers do, as long as that can be kept."""
+        return self.payer if self.payer is not None and self.payer.usable else None
 
     async def refresh(self, max_age: float, patience: float | None = None) -> None:
         """Read the directory again unless the last reading is at most `max_age` seconds old; readers share one.

@@ -13,7 +13,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from swarm._version import __version__
+from swarm.accounting.account import Account
 from swarm.client.matrices import Matrices
+from swarm.client.paying import Payer
 from swarm.client.view import View
 from swarm.config import ClientConfig, GatewayConfig, NetworkConfig
 from swarm.errors import InvalidInput, MissingBlocks, NetworkError
@@ -59,8 +61,9 @@ class Gateway:
             await Gateway(network, loaded, http=HttpPlace(port=8000)).run()
 
     `edge`: a host for browsers, with the identity of the network's; `name`: to be shown beside this query node;
-    `client`: how servers are used; `http`: None serves peers alone. `on_ready` hears that queries are taken, over every
-    way, and that the directory was told. Raises InvalidInput for models of one name.
+    `client`: how servers are used; `http`: None serves peers alone; `account`: signs for what servers do. `on_ready`
+    hears that queries are taken, over every way, and that the directory was told. Raises InvalidInput for models of
+    one name.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class Gateway:
         edge: Host | None = None,
         name: str = "",
         on_ready: Callable[[Gateway], None] = lambda gateway: None,
+        account: Account | None = None,
     ) -> None:
         self.network = network
+        self.account = account
         self.loaded = (loaded,) if isinstance(loaded, LoadedModel) else tuple(loaded)
         self.config = config or GatewayConfig()
         self.client = client or ClientConfig()
@@ -144,6 +149,7 @@ class Gateway:
             network.locator,
             network.introducers,
             random.Random(),
+            None if self.account is None else Payer(self.account, loaded.parameters),
         )
         ends = EndsBatcher(loaded.ends)
         with contextlib.suppress(NetworkError):

@@ -41,6 +41,8 @@ class LoadedModel:
     """Where it sees."""
     adapters: Mapping[str, Callable[[Span], bytes]] = field(default_factory=dict)
     """By name: what each adds to some blocks, as a file; empty for nothing."""
+    parameters: tuple[int, ...] = ()
+    """Of each block."""
 
     @property
     def names(self) -> list[str]:
@@ -85,7 +87,9 @@ def load_model(
     recommended = Recommended.of(client.generation_config, tokenizer, ends.vocabulary)
     info, pictures = _named(described.info, checkpoint), _pictures(checkpoint, needed=images)
     files = {name: files_of(each) for name, each in pairs.items()}
-    return LoadedModel(info, Texts(tokenizer), ends, recommended, described.quantization, pictures, files)
+    return LoadedModel(
+        info, Texts(tokenizer), ends, recommended, described.quantization, pictures, files, described.parameters
+    )
 
 
 def _pictures(checkpoint: Checkpoint, *, needed: bool) -> PicturePrompts | None:

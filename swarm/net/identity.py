@@ -87,6 +87,11 @@ class Identity:
         except OSError as error:
             raise InvalidInput(f"the identity cannot be kept in {file}: {error}") from error
 
+    @property
+    def key(self) -> bytes:
+        """The public key alone, 32 bytes."""
+        return self.public_bytes[4:]
+
     def sign(self, data: bytes) -> bytes:
         """An Ed25519 signature, 64 bytes."""
         return self._key.sign(data)
@@ -108,3 +113,13 @@ def verify(public_bytes: bytes, signature: bytes, data: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def verify_by(key: bytes, signature: bytes, data: bytes) -> bool:
+    """Whether the owner of a public key of 32 bytes signed `data`."""
+    return len(key) == 32 and verify(_PUBLIC + key, signature, data)
+
+
+def name_of(key: bytes) -> PeerId:
+    """What the owner of a public key of 32 bytes would be called as a peer. Raises InvalidInput for anything else."""
+    return peer_id_of(_PUBLIC + key)

@@ -25,6 +25,8 @@ CLOCK_TOLERANCE = 3.0
 MAX_ADDRESSES = 16
 MAX_EDGE = 512
 """Characters of an address for browsers, which holds the hashes of certificates."""
+MAX_HEAD = 200
+"""Bytes of the end of an account's chain."""
 MAX_BLOCKS = 1024
 """Blocks of the deepest model; reading a model takes a question per block."""
 CHECKED = 8192
@@ -84,6 +86,7 @@ def sign_record(identity: Identity, record: ServerRecord) -> bytes:
         coordinate=coordinate_message(record.coordinate),
         ends=_ends_message(record.ends),
         near=[pb.Near(peer=peer, rtt_ms=rtt_ms) for peer, rtt_ms in record.near[:MAX_NEAR]],
+        account=pb.Head.FromString(record.account) if record.account else None,
     )
     return sign(identity, span_key(record.model, record.span.first), message.SerializeToString(), record.expires)
 
@@ -302,7 +305,11 @@ def _record(opened: Opened, message: pb.Record, signed: bytes) -> ServerRecord:
         len(each.peer) == DIGEST_BYTES and 0.0 <= each.rtt_ms <= FARTHEST_MS for each in message.near
     ):
         raise ValueError("servers that are near are few, and not far")
+    account = message.account.SerializeToString() if message.HasField("account") else b""
+    if len(account) > MAX_HEAD:
+        raise ValueError("the end of a chain is short")
     return ServerRecord(
+        account=account,
         peer_id=opened.peer_id,
         contract=contract,
         state=ServerState(message.state),

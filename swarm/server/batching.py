@@ -65,7 +65,7 @@ def slice_of(seconds: float, per_position: float, most: int) -> int:
 
 
 def serve_fairly(served: Mapping[str, float], waiting: Iterable[str]) -> dict[str, float]:
-    """How much each client that waits, or was served more than those, has been served, in positions.
+    """How much each client that waits, or was served more than those, has been served, in positions by its weight.
 
     Start-time fair queuing (Goyal, Vin, Cheng, 1996): the next pass goes to the client served least; who comes begins
     with the least of those who wait, or where it left off if that was more: nobody saves up a claim while idle.

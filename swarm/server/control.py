@@ -8,6 +8,7 @@ from typing import Any
 from swarm.config import CONTROL_FRAME_LIMIT
 from swarm.errors import MalformedFrame, SwarmError
 from swarm.net.base import Stream
+from swarm.server.receipts import Receipts
 from swarm.server.session import Session
 from swarm.tasks import ended
 from swarm.wire import messages
@@ -33,6 +34,8 @@ class Control:
     async def run(self, first: pb.ControlReply) -> None:
         """Serve until the stream ends. Raises StreamClosed, ProtocolError."""
         self._replies.put_nowait(first)
+        if self.session.receipts is not None:
+            self.session.receipts.remind()
         tasks = [asyncio.ensure_future(work) for work in (self._read(), self._change(), self._write())]
         try:
             # Not until writing fails: what the client said last, which may be that it closes, is still to be read.
@@ -55,6 +58,8 @@ class Control:
                         await self._changes.put(request)
                 case "resume":
                     messages.check_resume(request.resume)
+                    await self._changes.put(request)
+                case "receipt" | "settle":
                     await self._changes.put(request)
                 case "close":
                     self.said_close = True
@@ -79,10 +84,18 @@ class Control:
                     have = await self.session.prepare(request.prepare)
                     if have is not None:
                         self._reply(have=have)
-                else:
+                elif request.WhichOneof("kind") == "resume":
                     await self.session.resume(request.resume)
+                elif self.session.receipts is not None:
+                    await self._sign(self.session.receipts, request)
             except SwarmError as error:
                 self._reply(failure=messages.failure(error, self.session.epoch))
+
+    async def _sign(self, receipts: Receipts, request: pb.ControlRequest) -> None:
+        if request.WhichOneof("kind") == "receipt":
+            await receipts.take(request.receipt)
+        else:
+            receipts.claim(settles=True)
 
     async def _write(self) -> None:
         while True:

@@ -149,14 +149,15 @@ class Engine(abc.ABC):
             self._stepped = False
             work = next((work for work in sliced if work.begun), sliced[0])
             positions = work.left if work.broken else min(work.slice, work.left)
-            served[work.client] += positions
+            served[work.client] += positions / work.weight
             return [self._share(work, positions)]
         self._stepped = True
         waiting = [Waiting(work.job.span, work.left) for work in heads if isinstance(work.job, Forward)]
         chunk, decoding = self._slice(heads)
         grants = choose(waiting, self.batch_positions, chunk, decoding=decoding)
         for grant in grants:
-            served[heads[grant.index].client] += grant.positions
+            head = heads[grant.index]
+            served[head.client] += grant.positions / head.weight
         return [self._share(heads[grant.index], grant.positions) for grant in grants]
 
     def _slice(self, heads: Sequence[Work]) -> tuple[int, bool]:

@@ -9,9 +9,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from swarm.accounting.account import Account
+from swarm.accounting.entries import check_accounting
+from swarm.accounting.stream import Friends, serve_receipts
 from swarm.config import CONTROL_FRAME_LIMIT, ServerConfig
 from swarm.contract import Contract
 from swarm.errors import (
+    BookFailed,
     ContextTooLong,
     ContractMismatch,
     Gap,
@@ -23,6 +27,7 @@ from swarm.errors import (
     StreamClosed,
     SwarmError,
     Unauthorized,
+    Unsigned,
 )
 from swarm.net.base import Host, Stream
 from swarm.net.flight import Flight
@@ -35,6 +40,7 @@ from swarm.server.offering import Offering
 from swarm.server.session import Session
 from swarm.server.training import Training
 from swarm.tasks import Tasks, ended
+from swarm.types import PeerId
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.ends import ENDS_PROTOCOL
@@ -46,7 +52,7 @@ HELLO_LIMIT = 4096
 MOST_REASONS = 4
 """Spans of which a client is told why they are not what it asks for."""
 
-TOLD_TO_CLIENT = (ServerBusy, Gap, ContextTooLong, LimitExceeded, Implausible)
+TOLD_TO_CLIENT = (ServerBusy, Gap, ContextTooLong, LimitExceeded, Implausible, Unsigned)
 """Trouble with a step that the client must hear of, whoever sent the step."""
 
 
@@ -59,10 +65,15 @@ class HandlerStatistics:
 
 
 class Handler:
-    """Serves sessions over a host, each on that of the `hosted` spans whose contract it asks for."""
+    """Serves sessions over a host, each on that of the `hosted` spans whose contract it asks for. `account`: in whose
+    name that is done; None: in nobody's."""
 
-    def __init__(self, *, host: Host, config: ServerConfig, flight: Flight | None = None) -> None:
+    def __init__(
+        self, *, host: Host, config: ServerConfig, flight: Flight | None = None, account: Account | None = None
+    ) -> None:
         self.host = host
+        self.account = account
+        self._friends = None if account is None else Friends(host, account)
         self.flight = flight or Guard().flight
         """The bytes of all peers that are on their way through here."""
         self.config = config
@@ -83,6 +94,8 @@ class Handler:
         await self.host.serve(messages.DATA_PROTOCOL, self._serve_data)
         await self.host.serve(messages.BLOCKS_PROTOCOL, self.offering.serve)
         await self.host.serve(ENDS_PROTOCOL, self.ends.serve)
+        if self.account is not None:
+            await serve_receipts(self.host, self.account)
         if self.config.training_bytes:
             await self.host.serve(TRAINING_PROTOCOL, self.training.serve)
             self._tasks.spawn(self.training.keep_house(), name="housekeeping of training")
@@ -115,6 +128,16 @@ class Handler:
         sessions = sum(len(hosted.sessions) for hosted in self.hosted)
         return HandlerStatistics(sessions=sessions, controls=len(self._controls))
 
+    def head(self) -> bytes:
+        """The end of the account's chain, for records; empty where there is none."""
+        if self.account is None:
+            return b""
+        try:
+            return self.account.head(self.host.peer_id).SerializeToString()
+        except BookFailed as error:
+            log.warning("the account is not announced: %s", error)
+            return b""
+
     async def drain(self, timeout: float) -> None:
         """Take no new sessions, ask the clients to move on, and return when all are gone or `timeout` s passed."""
         self.draining = True
@@ -123,6 +146,8 @@ class Handler:
     async def _empty(self, sessions: Mapping[bytes, Session], timeout: float) -> None:
         """Tell sessions that they have so many seconds to move on, and wait until they have, or these are over."""
         for session in list(sessions.values()):
+            if session.receipts is not None and session.receipts.tab.is_open:
+                session.receipts.claim()
             session.tell(pb.ControlReply(leaving=pb.Leaving(deadline=timeout)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -195,11 +220,20 @@ class Handler:
             self.config.max_sessions_per_peer
         ):
             raise ServerBusy(f"you have {mine} sessions here, which is all that one peer may have", retry_after=5.0)
+        payer = self._payer(message, stream.peer_id)
         given = Given(message.adapter, lambda: self.training.adapter(stream.peer_id, message.adapter))
         given.get()
         session = hosted.open(message.session, stream.peer_id, asked, message.positions, given)
+        if self.account is not None and payer is not None:
+            hosted.bill(session, self.account, self._friends, payer)
         log.info("%s: opened by %s", session, stream.peer_id, extra={**session.subject, "peer": stream.peer_id})
         return session
+
+    def _payer(self, message: pb.Open, client: PeerId) -> bytes | None:
+        """The account on which a client wants to be served. Raises MalformedFrame where it is not its own."""
+        if self.account is None or not message.HasField("accounting"):
+            return None
+        return check_accounting(message.accounting, message.session, client, self.host.peer_id)
 
     def _trained(self, asked: Contract) -> Hosted:
         """What gradients are asked of. Raises ContractMismatch and ServerBusy."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from swarm.accounting.account import Account
+from swarm.accounting.stream import Friends
 from swarm.config import ServerConfig
 from swarm.contract import Contract
 from swarm.errors import ContractMismatch, LimitExceeded, ServerBusy
@@ -22,6 +24,7 @@ from swarm.server.ends import HostedEnds
 from swarm.server.engine import Engine
 from swarm.server.given import NOTHING_GIVEN, Given
 from swarm.server.prefixes import OWNER, PrefixCache
+from swarm.server.receipts import Receipts
 from swarm.server.session import Session, SessionContext
 from swarm.tasks import Tasks
 from swarm.types import PeerId, SequenceKey, ServerRecord, Span
@@ -38,11 +41,13 @@ MANY = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What sessions may have beside the contract. `max_positions`: of a sequence, 0 for no limit; `codecs`: how hidden
-    states may travel; `verify` checks a signed record and raises RecordRefused."""
+    states may travel; `verify` checks a signed record and raises RecordRefused; `parameters`: of each block, for what
+    computing counts; none: it is not counted."""
 
     verify: Callable[[bytes], ServerRecord]
     max_positions: int = 0
     codecs: tuple[str, ...] = (RAW,)
+    parameters: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +166,21 @@ class Hosted:
         where many are short."""
         return self.budget.per_client * MANY // max(self.engine.runner.reserved_bytes(span, MANY), 1)
 
+    def bill(self, session: Session, account: Account, friends: Friends | None, payer: bytes) -> None:
+        """From now on `payer` is to sign for what is done in a session, where it is known what that counts for."""
+        blocks = zip(self.contract.span, self.limits.parameters, strict=False)
+        parameters = sum(count for block, count in blocks if block in session.span)
+        if parameters:
+            tell: Callable[[pb.ControlReply], None] = lambda reply: session.tell(reply)  # noqa: E731 - it changes
+            session.receipts = Receipts(
+                account, friends, payer, session.client, session.id, parameters, self._tasks, tell
+            )
+
     def greeting(self, session: Session) -> pb.Opened:
         """What a client is told of its session."""
+        bill = None if session.receipts is None else session.receipts.greeting(self._context.host.peer_id)
         return pb.Opened(
+            accounting=bill,
             session=session.id,
             can_rollback=self.engine.runner.can_rollback,
             max_positions=self.limits.max_positions,

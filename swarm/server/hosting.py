@@ -70,6 +70,7 @@ class Hosting:
         """Who may have quantized blocks, once the network is there."""
         self.checkpoint = opened or open_checkpoint(options.model, options.token, options.revision)
         description = describe(self.checkpoint, dtype=options.dtype, quantization=options.quantization)
+        self._parameters = description.parameters
         self.info: ModelInfo = _published(description.info, self.checkpoint)
         self.sizes = _sizes(description)
         self.dtype = str(description.dtype).removeprefix("torch.")
@@ -232,6 +233,7 @@ class Hosting:
             cache_bytes=self._cache_bytes(model, span),
             offered=self.offered(span),
             ends=self._ends,
+            parameters=tuple(self._parameters[block] for block in span),
         )
 
     def offered(self, span: Span) -> dict[int, Path]:

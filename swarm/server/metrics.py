@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import Metric
 
+from swarm.errors import BookFailed
 from swarm.metrics import ScrapeCollector, counter, gauge
 from swarm.types import ServerState
 
 if TYPE_CHECKING:
+    from swarm.accounting.account import Account
     from swarm.server.engine import Pass
     from swarm.server.hosted import HostedStatistics
     from swarm.server.server import Server
+    from swarm.server.session import Session
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -50,6 +53,8 @@ class ServerMetrics:
         for name, count in guard.refused.items():
             streams.labels(name).inc(count)
         yield from streams.collect()
+        if handler.account is not None:
+            yield from _accounts(handler.account, handler.sessions)
         if not handler.hosted:
             return
         yield from _occupancy([hosted.statistics() for hosted in handler.hosted])
@@ -65,6 +70,22 @@ class ServerMetrics:
     def _blocks(self) -> int:
         lives = [life for life in self._server.spans if life.state is ServerState.ONLINE and life.span is not None]
         return sum(len(life.span) for life in lives if life.span is not None)
+
+
+def _accounts(account: Account, sessions: Iterable[Session]) -> Iterable[Metric]:
+    """Work in thousands of millions of parameters times positions."""
+    bills = [session.receipts for session in sessions if session.receipts is not None]
+    unsigned = sum(bill.tab.computed - bill.tab.signed for bill in bills)
+    yield gauge("swarm_sessions_on_accounts", "Sessions of clients that sign receipts", len(bills))
+    yield gauge("swarm_work_unsigned", "Done and not signed for yet", unsigned / 1e9)
+    try:
+        sums = account.statistics()
+    except BookFailed:
+        return
+    yield counter("swarm_work_given", "Done for others, signed by them", sums.given / 1e9)
+    yield counter("swarm_work_taken", "Done by others, signed for", sums.taken / 1e9)
+    yield counter("swarm_receipts_refused", "Receipts that were no good", sums.refused)
+    yield gauge("swarm_accounts_cheating", "Accounts that have signed what contradicts itself", sums.cheats)
 
 
 def _occupancy(spans: Sequence[HostedStatistics]) -> Iterable[Metric]:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from swarm.accounting.account import Account
 from swarm.config import NetworkConfig, ServerConfig
 from swarm.errors import InvalidInput, SwarmError
 from swarm.net.base import Directory, Host
@@ -34,7 +35,8 @@ class Server:
     """Hosts the spans of `plans` on a host that has joined the network, each with an engine and a budget of its own.
 
     `lost` ends with an error when the host has lost its network for good; `on_state` hears of each span's states, each
-    when the directory has taken it; `guard`: what stands before `host`'s handlers; `locator`: knows where this peer is.
+    when the directory has taken it; `guard`: what stands before `host`'s handlers; `locator`: knows where this peer is;
+    `account`: in whose name it serves.
     Raises InvalidInput where there is no plan, or two are for the same.
     """
 
@@ -54,11 +56,12 @@ class Server:
         guard: Guard | None = None,
         rng: random.Random | None = None,
         locator: Locator | None = None,
+        account: Account | None = None,
     ) -> None:
         self.host = host
         self.guard = guard = guard or Guard()
         self.config = config or ServerConfig()
-        self.handler = Handler(host=host, config=self.config, flight=guard.flight)
+        self.handler = Handler(host=host, config=self.config, flight=guard.flight, account=account)
         self._lost = lost
         self._make_engine = engine or self._thread_engine
         self.on_pass: Callable[[Pass], None] | None = None

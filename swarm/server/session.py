@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from swarm.accounting.weight import ANONYMOUS
 from swarm.config import FRAME_LIMIT, ServerConfig
 from swarm.errors import ComputeFailed, Gap, MalformedFrame, NetworkError, ServerBusy, SwarmError, Unauthorized
 from swarm.jobs import Change, Copy, Forward, Kind
@@ -25,6 +26,7 @@ from swarm.server.manifest import Changes
 from swarm.server.outbox import Outbox
 from swarm.server.prefixes import Chains, PrefixCache, seed_of
 from swarm.server.prompts import Found, Prompts
+from swarm.server.receipts import Receipts
 from swarm.server.tallies import Tallies
 from swarm.server.work import Work
 from swarm.tasks import Tasks, until_first
@@ -79,7 +81,7 @@ class SessionStatistics:
 
 class Session:
     """A client's session on `span`, of rows with so many `places`. `tell` puts a reply on the control stream, if there
-    is one."""
+    is one; `receipts`, where the client has an account, are what it signs for."""
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class Session:
         self.closed = False
         self.tell: Callable[[pb.ControlReply], None] = lambda reply: None
         self.last_used = asyncio.get_running_loop().time()
+        self.receipts: Receipts | None = None
         self._context = context
         self._layout = RowLayout(context.row_bytes, places)
         self._ledger = _ledger(context, span, self._layout.row_bytes)
@@ -212,6 +215,8 @@ class Session:
             if self._check is not None:
                 self._check.look(bare(step, self._layout))
                 self._check.remember()
+            if self.receipts is not None:
+                await self.receipts.room()
             if epoch == self.epoch:
                 await self._accept(step)
 
@@ -290,21 +295,32 @@ class Session:
                 self._abandon(error)
 
         before = self._changes(step.operations)
-        work = Work(self.id, job, done, failed, before, lambda: outbox.forget(nbytes), self.client)
+        work = Work(self.id, job, done, failed, before, lambda: outbox.forget(nbytes), self._payer, self._weight)
         wanted = any(row.want for row in step.rows)
 
         def finished() -> None:
             self._tallies.add(work, wanted)
+            if self.receipts is not None and isinstance(job, Forward) and not work.left:
+                self.receipts.worked([segment.count for segment in job.segments])
             over()
 
         work.over = finished
         self._context.engine.submit(work)
 
+    @property
+    def _payer(self) -> str:
+        """Whose turn it is: that of an account, whichever of its peers asks, or of a peer without one."""
+        return self.client if self.receipts is None else self.receipts.payer.hex()
+
+    @property
+    def _weight(self) -> float:
+        return ANONYMOUS if self.receipts is None else self.receipts.weight
+
     def _computed(self, step: _Step, output: Buffer) -> None:
         self._ledger.computed(step.accepted, step.operations, step.rows, output)
         for kept in self._prompts.keep(step.found, step.rows):
             done, ignored = (lambda _, kept=kept: kept.done()), lambda error: None
-            copy = Work(self.id, Copy([kept.copy]), done, ignored, client=self.client, over=kept.over)
+            copy = Work(self.id, Copy([kept.copy]), done, ignored, client=self._payer, over=kept.over)
             self._context.engine.submit(copy)
         self._context.budget.trim_history()
 
@@ -437,6 +453,8 @@ class Session:
         """Free everything at once."""
         if not self.closed:
             self.closed = True
+            if self.receipts is not None:
+                self.receipts.close()
             self._hang_up()
             self._forget_all()
 

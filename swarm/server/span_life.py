@@ -206,7 +206,7 @@ class SpanLife:
             host=self._host,
             engine=self._make_engine(loaded.runner),
             contract=loaded.contract,
-            limits=Limits(self._directory.verify, loaded.max_positions, codecs),
+            limits=Limits(self._directory.verify, loaded.max_positions, codecs, loaded.parameters),
             config=config,
             offered=loaded.offered,
             ends=None if loaded.ends is None else HostedEnds(loaded.ends),
@@ -289,6 +289,7 @@ class SpanLife:
             expires=self._now() + self._network.record_lifetime,
             coordinate=None if self._locator is None else self._locator.coordinate,
             near=() if self._nearby is None else self._nearby.told(),
+            account=self._handler.head(),
         )
         if self._loaded is None or self.hosted is None:
             return record

@@ -39,10 +39,11 @@ class Work:
     """One job of one session, with rows as bytes. `done` gets the outputs, or `failed` the error, on the loop.
 
     `before`: changes of KV caches that are made first. `voided` is called instead of `done` where `Engine.void` took
-    the work back. `client`: on whose account it is served. `kept`: it is done although the session is cancelled. `over`
-    is called on the loop, last of all, when the work was computed, failed or cancelled: nothing of it will be run any
-    more. `submitted` and `started` are times of the engine's clock, `computing` the seconds of its passes. `rows` and
-    `outputs` are where the runner computes, `running` and how many `slices` of it are done where it does so in slices;
+    the work back. `client`: on whose account it is served, with `weight` times the share of others. `kept`: it is done
+    although the session is cancelled. `over` is called on the loop, last of all, when the work was computed, failed or
+    cancelled: nothing of it will be run any more. `submitted` and `started` are times of the engine's clock,
+    `computing` the seconds of its passes. `rows` and `outputs` are where the runner computes, `running` and how many
+    `slices` of it are done where it does so in slices;
     `result` is what they become in the end.
     """
 
@@ -53,6 +54,7 @@ class Work:
     before: Sequence[Change] = ()
     voided: Callable[[], None] = lambda: None
     client: str = ""
+    weight: float = 1.0
     kept: bool = False
     over: Callable[[], None] = lambda: None
     taken: int = 0

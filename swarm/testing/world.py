@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from swarm.accounting.account import Account
+from swarm.client.paying import Payer
 from swarm.client.session import Notice, Session
 from swarm.client.training import Training
 from swarm.client.view import View
@@ -24,6 +26,9 @@ from swarm.testing.exact import ROW, Arithmetic, ExactRunner, embed, token_of
 from swarm.testing.network import MemoryDirectory, MemoryHost, SimulatedNetwork
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 from swarm.wire.codecs import offered
+
+PARAMETERS = 1_000_000
+"""Of a block, as far as receipts are concerned."""
 
 
 @dataclass
@@ -128,12 +133,14 @@ class World:
         max_positions: int = 4096,
         runner: Runner | None = None,
         addresses: tuple[str, ...] = (),
+        account: Account | None = None,
         **changes: Any,
     ) -> SimulatedServer:
         """Start a server and wait until it is announced.
 
         `codecs`: those that it offers; None: all it can; `max_positions`: of one sequence; `runner`: its own;
-        `addresses`: beside its own; `changes`: fields of its contract that differ from the others'.
+        `addresses`: beside its own; `account`: in whose name it serves;
+        `changes`: fields of its contract that differ from the others'.
         """
         host = self.network.host(name)
         directory = self.network.directory(host)
@@ -141,12 +148,12 @@ class World:
         dtype, size = self.arithmetic.dtype, self.arithmetic.hidden_size
         codecs = offered(dtype, size) if codecs is None else codecs
         contract = replace(self.contract.on(span), fingerprints=prints, **changes)
-        limits = Limits(directory.verify, max_positions, codecs)
+        limits = Limits(directory.verify, max_positions, codecs, (PARAMETERS,) * len(span))
         self.runners.append(self.arithmetic.make_runner(span) if runner is None else runner)
         engine = InlineEngine(self.runners[-1], seconds=self.step_seconds)
         guard = Guard(self.peer_limits)
         door, config = GuardedHost(host, guard), self.server_config
-        handler = Handler(host=door, config=config, flight=guard.flight)
+        handler = Handler(host=door, config=config, flight=guard.flight, account=account)
         handler.add(
             Hosted(host=door, engine=engine, contract=contract, limits=limits, config=config, flight=guard.flight)
         )
@@ -176,15 +183,22 @@ class World:
 
         self._happenings.append(asyncio.ensure_future(wait()))
 
-    def session(self, config: ClientConfig | None = None, name: str = "", view: View | None = None) -> Session:
-        """A session of a client of its own, or of the one of this name, with what it knows in `view`."""
+    def session(
+        self,
+        config: ClientConfig | None = None,
+        name: str = "",
+        view: View | None = None,
+        payer: Payer | None = None,
+    ) -> Session:
+        """A session of a client of its own, or of the one of this name, with what it knows in `view`; `payer`: who
+        signs for it."""
         host = next((client for client in self.clients if client.peer_id == name and client.alive), None)
         if host is None:
             host = self.network.host(name or f"client{len(self.clients)}")
             self.clients.append(host)
         config = config or ClientConfig()
         contract = replace(self.contract, quantization=SCHEMES[config.quantization or UNQUANTIZED])
-        view = view or View(self.network.directory(host), self.model, contract, config)
+        view = view or View(self.network.directory(host), self.model, contract, config, payer=payer)
         session = Session(
             host, view, self.span, config=config, on_notice=self.notices.append,
             rng=random.Random(self.random.random()),

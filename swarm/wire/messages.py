@@ -27,6 +27,7 @@ from swarm.errors import (
     SessionNotFound,
     SwarmError,
     Unauthorized,
+    Unsigned,
 )
 from swarm.span import Span
 from swarm.types import PeerId, printable
@@ -39,6 +40,7 @@ MAP_PROTOCOL = "/swarm/map/1.0.0"
 BLOCKS_PROTOCOL = "/swarm/blocks/1.0.0"
 PING_PROTOCOL = "/swarm/ping/1.0.0"
 RECORDS_PROTOCOL = "/swarm/records/1.0.0"
+RECEIPTS_PROTOCOL = "/swarm/receipts/1.0.0"
 
 SESSION_BYTES = 16
 MAX_POSITION = 1 << 24
@@ -73,6 +75,7 @@ _ERRORS: dict[pb.Failure.Code, type[SwarmError]] = {
     pb.Failure.LIMIT: LimitExceeded,
     pb.Failure.IMPLAUSIBLE: Implausible,
     pb.Failure.REFUTED: Refuted,
+    pb.Failure.UNSIGNED: Unsigned,
 }
 
 

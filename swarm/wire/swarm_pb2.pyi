@@ -32,32 +32,38 @@ class Contract(_message.Message):
     def __init__(self, model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ..., hidden_size: _Optional[int] = ..., row_bytes: _Optional[int] = ..., places: _Optional[int] = ...) -> None: ...
 
 class ControlRequest(_message.Message):
-    __slots__ = ("open", "attach", "prepare", "resume", "probe", "close")
+    __slots__ = ("open", "attach", "prepare", "resume", "probe", "close", "receipt", "settle")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    SETTLE_FIELD_NUMBER: _ClassVar[int]
     open: Open
     attach: Attach
     prepare: Prepare
     resume: Resume
     probe: Probe
     close: Close
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+    receipt: Entry
+    settle: Settle
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ..., settle: _Optional[_Union[Settle, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "contract", "positions", "adapter")
+    __slots__ = ("session", "contract", "positions", "adapter", "accounting")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNTING_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     contract: Contract
     positions: int
     adapter: bytes
-    def __init__(self, session: _Optional[bytes] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., positions: _Optional[int] = ..., adapter: _Optional[bytes] = ...) -> None: ...
+    accounting: Accounting
+    def __init__(self, session: _Optional[bytes] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., positions: _Optional[int] = ..., adapter: _Optional[bytes] = ..., accounting: _Optional[_Union[Accounting, _Mapping]] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("session",)
@@ -141,24 +147,32 @@ class Close(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Settle(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ControlReply(_message.Message):
-    __slots__ = ("opened", "have", "progress", "link_down", "leaving", "failure")
+    __slots__ = ("opened", "have", "progress", "link_down", "leaving", "failure", "claim", "receipt")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     HAVE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     LINK_DOWN_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     have: Have
     progress: Progress
     link_down: LinkDown
     leaving: Leaving
     failure: Failure
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    claim: Claim
+    receipt: Entry
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs", "max_sequences", "max_total_positions", "prefix_chunk")
+    __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs", "max_sequences", "max_total_positions", "prefix_chunk", "accounting")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CAN_ROLLBACK_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +181,7 @@ class Opened(_message.Message):
     MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MAX_TOTAL_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNTING_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     can_rollback: bool
     max_positions: int
@@ -175,7 +190,8 @@ class Opened(_message.Message):
     max_sequences: int
     max_total_positions: int
     prefix_chunk: int
-    def __init__(self, session: _Optional[bytes] = ..., can_rollback: _Optional[bool] = ..., max_positions: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., codecs: _Optional[_Iterable[str]] = ..., max_sequences: _Optional[int] = ..., max_total_positions: _Optional[int] = ..., prefix_chunk: _Optional[int] = ...) -> None: ...
+    accounting: Accounting
+    def __init__(self, session: _Optional[bytes] = ..., can_rollback: _Optional[bool] = ..., max_positions: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., codecs: _Optional[_Iterable[str]] = ..., max_sequences: _Optional[int] = ..., max_total_positions: _Optional[int] = ..., prefix_chunk: _Optional[int] = ..., accounting: _Optional[_Union[Accounting, _Mapping]] = ...) -> None: ...
 
 class Have(_message.Message):
     __slots__ = ("epoch", "held")
@@ -276,6 +292,7 @@ class Failure(_message.Message):
         MISSING_BLOCKS: _ClassVar[Failure.Code]
         LIMIT: _ClassVar[Failure.Code]
         IMPLAUSIBLE: _ClassVar[Failure.Code]
+        UNSIGNED: _ClassVar[Failure.Code]
         REFUTED: _ClassVar[Failure.Code]
     UNKNOWN: Failure.Code
     BUSY: Failure.Code
@@ -290,6 +307,7 @@ class Failure(_message.Message):
     MISSING_BLOCKS: Failure.Code
     LIMIT: Failure.Code
     IMPLAUSIBLE: Failure.Code
+    UNSIGNED: Failure.Code
     REFUTED: Failure.Code
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -850,7 +868,7 @@ class QueryNode(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., edges: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., capacity: _Optional[int] = ..., version: _Optional[str] = ..., converses: _Optional[bool] = ..., codec: _Optional[str] = ..., instance: _Optional[int] = ..., constrains: _Optional[bool] = ..., sees: _Optional[bool] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance", "training", "coordinate", "near", "ends")
+    __slots__ = ("contract", "state", "addresses", "free_tokens", "decode_ms", "prefill_rate", "queue", "relayed", "codecs", "version", "name", "prefill_positions", "instance", "training", "coordinate", "near", "account", "ends")
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -867,6 +885,7 @@ class Record(_message.Message):
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     COORDINATE_FIELD_NUMBER: _ClassVar[int]
     NEAR_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     ENDS_FIELD_NUMBER: _ClassVar[int]
     contract: Contract
     state: str
@@ -884,8 +903,9 @@ class Record(_message.Message):
     training: bool
     coordinate: Coordinate
     near: _containers.RepeatedCompositeFieldContainer[Near]
+    account: Head
     ends: Ends
-    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ..., training: _Optional[bool] = ..., coordinate: _Optional[_Union[Coordinate, _Mapping]] = ..., near: _Optional[_Iterable[_Union[Near, _Mapping]]] = ..., ends: _Optional[_Union[Ends, _Mapping]] = ...) -> None: ...
+    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., state: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., free_tokens: _Optional[int] = ..., decode_ms: _Optional[float] = ..., prefill_rate: _Optional[float] = ..., queue: _Optional[int] = ..., relayed: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., prefill_positions: _Optional[int] = ..., instance: _Optional[int] = ..., training: _Optional[bool] = ..., coordinate: _Optional[_Union[Coordinate, _Mapping]] = ..., near: _Optional[_Iterable[_Union[Near, _Mapping]]] = ..., account: _Optional[_Union[Head, _Mapping]] = ..., ends: _Optional[_Union[Ends, _Mapping]] = ...) -> None: ...
 
 class Ends(_message.Message):
     __slots__ = ("fingerprint", "vocabulary", "head_ms")
@@ -914,6 +934,110 @@ class Coordinate(_message.Message):
     height: float
     error: float
     def __init__(self, point: _Optional[_Iterable[float]] = ..., height: _Optional[float] = ..., error: _Optional[float] = ...) -> None: ...
+
+class Accounting(_message.Message):
+    __slots__ = ("account", "proof", "parameters")
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    account: bytes
+    proof: bytes
+    parameters: int
+    def __init__(self, account: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., parameters: _Optional[int] = ...) -> None: ...
+
+class Claim(_message.Message):
+    __slots__ = ("total", "signed", "settles")
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_FIELD_NUMBER: _ClassVar[int]
+    SETTLES_FIELD_NUMBER: _ClassVar[int]
+    total: int
+    signed: int
+    settles: bool
+    def __init__(self, total: _Optional[int] = ..., signed: _Optional[int] = ..., settles: _Optional[bool] = ...) -> None: ...
+
+class Entry(_message.Message):
+    __slots__ = ("account", "other", "number", "previous", "gives", "work", "given", "taken", "pair_given", "pair_taken", "session", "answers", "time", "signature")
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    GIVES_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    PAIR_GIVEN_FIELD_NUMBER: _ClassVar[int]
+    PAIR_TAKEN_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    account: bytes
+    other: bytes
+    number: int
+    previous: bytes
+    gives: bool
+    work: int
+    given: int
+    taken: int
+    pair_given: int
+    pair_taken: int
+    session: bytes
+    answers: bytes
+    time: int
+    signature: bytes
+    def __init__(self, account: _Optional[bytes] = ..., other: _Optional[bytes] = ..., number: _Optional[int] = ..., previous: _Optional[bytes] = ..., gives: _Optional[bool] = ..., work: _Optional[int] = ..., given: _Optional[int] = ..., taken: _Optional[int] = ..., pair_given: _Optional[int] = ..., pair_taken: _Optional[int] = ..., session: _Optional[bytes] = ..., answers: _Optional[bytes] = ..., time: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Head(_message.Message):
+    __slots__ = ("account", "number", "digest", "given", "taken", "signature")
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    account: bytes
+    number: int
+    digest: bytes
+    given: int
+    taken: int
+    signature: bytes
+    def __init__(self, account: _Optional[bytes] = ..., number: _Optional[int] = ..., digest: _Optional[bytes] = ..., given: _Optional[int] = ..., taken: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class ReceiptsRequest(_message.Message):
+    __slots__ = ("between", "links", "proven")
+    BETWEEN_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    PROVEN_FIELD_NUMBER: _ClassVar[int]
+    between: Between
+    links: Links
+    proven: Proven
+    def __init__(self, between: _Optional[_Union[Between, _Mapping]] = ..., links: _Optional[_Union[Links, _Mapping]] = ..., proven: _Optional[_Union[Proven, _Mapping]] = ...) -> None: ...
+
+class Between(_message.Message):
+    __slots__ = ("account", "others")
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    account: bytes
+    others: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, account: _Optional[bytes] = ..., others: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Links(_message.Message):
+    __slots__ = ("account", "first")
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    account: bytes
+    first: int
+    def __init__(self, account: _Optional[bytes] = ..., first: _Optional[int] = ...) -> None: ...
+
+class Proven(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReceiptsReply(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, entries: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Ping(_message.Message):
     __slots__ = ("coordinate",)
