@@ -14,6 +14,7 @@ NAMES = (
     "codec",
     "compute",
     "concurrent",
+    "credit",
     "decode",
     "failover",
     "fetch",
