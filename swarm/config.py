@@ -297,6 +297,8 @@ class ClientConfig:
     compare: int = 1
     """2: every step is computed by two routes that have no server in common, and nothing is given before both have come
     to the same; where they do not, others decide. It costs the swarm twice the work."""
+    evidence: str | None = None
+    """Folder for what servers that were found out have signed, in files that `swarm-audit` checks; None: nowhere."""
     standings: str | None = None
     """File in which what audits and comparisons have shown is kept, for the next time; None: nowhere."""
     audits: bool = False
@@ -310,6 +312,11 @@ class ClientConfig:
     codec: str = "raw"
     """How hidden states travel: `raw`, exact; `int8`, a quarter to a half of the bytes and about half a percent off;
     `auto`, int8 on the links that would otherwise hold up a prompt, by a measurement when each server is opened."""
+
+    @property
+    def commits(self) -> bool:
+        """Whether servers are to sign what they send."""
+        return self.audits or self.compare == 2
 
     def __post_init__(self) -> None:
         if self.standby not in (0, 1):

@@ -29,6 +29,7 @@ SwarmError
 │   ├── Unsigned              the server has stopped: what it did on an account was not signed for
 │   ├── Implausible           what a server sent cannot be hidden states; `position` of `sequence` is the first
 │   └── FrameRejected         the server calls our frame malformed or unauthorised: a bug, here or there
+├── BadEvidence               a file that is to show what a server computed is broken, forged or of another form
 ├── MissingBlocks             `max_wait` passed and some blocks still have no server
 │   └── NoServerFits          there are servers, and none computes what is asked; said at once, with each one's reason
 ├── Refuted                   outputs that were given have turned out wrong, from `position` of `sequence` on
@@ -222,6 +223,10 @@ class Unsigned(RemoteError):
 
 class FrameRejected(RemoteError):
     """The server says that we broke the protocol: a bug in this client, or in that server."""
+
+
+class BadEvidence(SwarmError):
+    """Bytes that are no evidence: broken, or not signed by the server they speak of."""
 
 
 class MissingBlocks(SwarmError):

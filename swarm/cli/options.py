@@ -368,13 +368,14 @@ def client_options(function: Function) -> Function:
     return dtype(
         together(
             "client",
-            lambda quantization, codec, standby, compare, audits, standings, max_wait: ClientConfig(
+            lambda quantization, codec, standby, compare, audits, standings, evidence, max_wait: ClientConfig(
                 quantization=quantization,
                 codec=codec,
                 standby=standby,
                 compare=compare,
                 audits=audits,
                 standings=standings,
+                evidence=evidence,
                 max_wait=max_wait,
             ),
             click.option(
@@ -416,6 +417,13 @@ def client_options(function: Function) -> Function:
                 type=click.Path(dir_okay=False),
                 metavar="FILE",
                 help="Where to keep what audits have shown, for the next time; by default nowhere.",
+            ),
+            click.option(
+                "--evidence",
+                type=click.Path(file_okay=False),
+                metavar="FOLDER",
+                help="Where to keep what servers that were found out have signed, as files that swarm-audit checks; by "
+                "default nowhere.",
             ),
             click.option(
                 "--max-wait",

@@ -380,6 +380,7 @@ async def serve(
             lost=joined.lost,
             guard=joined.guard,
             locator=joined.locator,
+            identity=joined.identity,
             on_state=lambda life: say(life, joined.host.addresses, hosted[life.plan], network),
         )
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from swarm.client.accusing import Accuser
+from swarm.client.claim import Claim
 from swarm.client.comparing import Comparison, Verdict, agreement, errors, judge
 from swarm.client.integrity import Integrity
 from swarm.client.operators import strangers
@@ -33,17 +35,6 @@ log = logging.getLogger(__name__)
 SCATTER_MS = 5.0
 """A block: by so much at most, by chance, one server is preferred to another for an audit, so that nobody can arrange
 to be the one that audits a friend."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a route has given: outputs of these positions of a sequence whose inputs are `past`."""
-
-    sequence: int
-    past: Past
-    positions: Sequence[int]
-    outputs: bytes
-    route: Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +62,7 @@ class Auditor:
         self._pins = pins
         self._random = rng
         self._replays = Replays(host, view, pins)
+        self._accuser = Accuser(self._replays, view, pins)
 
     @property
     def _integrity(self) -> Integrity:
@@ -134,8 +126,12 @@ class Auditor:
             hop for hop in suspects if await self._spoils(hop, claim, right, told)
         ]  # fmt: skip
         for hop in guilty:
-            self._integrity.convict(hop.peer_id, "computed wrong, as two others showed", now)
-            log.warning("%s computes %s wrong and is not used any more", hop.peer_id, hop.span)
+            try:
+                # First, as sessions that used it end when it is convicted, and this audit with its own.
+                await self._accuser.accuse(hop, claim, right)
+            finally:
+                self._integrity.convict(hop.peer_id, "computed wrong, as two others showed", now)
+                log.warning("%s computes %s wrong and is not used any more", hop.peer_id, hop.span)
         if not guilty:
             self._integrity.doubted((hop.peer_id for hop in suspects), now)
         return frozenset(hop.peer_id for hop in guilty)

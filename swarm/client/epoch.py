@@ -53,6 +53,7 @@ class Hearing:
 class Epochs:
     """The hops that a session has open, the streams of its present epoch, and how the next one is begun.
 
+    `codec`: how hidden states travel, None: as the view is configured.
     `number`: of the last epoch that was tried, 0 before the first; `streams`: of the present one, None while there is
     none that runs; `links`: one a hop of `route`.
     """
@@ -68,6 +69,8 @@ class Epochs:
         vetting: Vetting,
         pins: dict[int, bytes],
         choice: Choice,
+        *,
+        codec: str | None = None,
     ) -> None:
         self.number = 0
         self.route: Route | None = None
@@ -87,6 +90,7 @@ class Epochs:
         self._leaving: set[HopLink] = set()
         self._beginning = False
         self._choice = choice
+        self._codec = codec or view.config.codec
         self._pins = pins
         """The fingerprint of each block, of the first route: later hops must have the same weights."""
 
@@ -318,7 +322,7 @@ class Epochs:
         """
         links, unopened = self.links, set(fresh)
         try:
-            if self._view.config.codec == "auto":
+            if self._codec == "auto":
                 # How fast the hops are reached decides how they are prepared.
                 await self._all(fresh, [self._open_link(link) for link in fresh])
                 unopened.clear()
@@ -362,7 +366,8 @@ class Epochs:
         asked = replace(self._view.contract.on(span), fingerprints=prints, places=self._sequences.layout.planes)
         digest = b"" if adapter is None else adapter.digest
         contract = messages.contract_message(asked)
-        return pb.Open(contract=contract, positions=self._sequences.positions, adapter=digest)
+        positions, commit = self._sequences.positions, self._view.config.commits
+        return pb.Open(contract=contract, positions=positions, adapter=digest, commit=commit)
 
     async def _all(self, links: Sequence[HopLink], asks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """Ask all at once. Whoever fails is blamed; the first failure is raised when all have answered."""
@@ -380,7 +385,7 @@ class Epochs:
         """How hidden states travel on every link, from the one into the first hop to the one out of the last."""
         asked, row_bytes = self._view.contract, self._view.contract.row_bytes
         ends, speak = [link.link_end for link in links], offered(asked.dtype, asked.hidden_size)
-        names = choose_codecs(self._view.config.codec, ends, row_bytes, speak)
+        names = choose_codecs(self._codec, ends, row_bytes, speak)
         codecs = [codec_of(name, asked.dtype, asked.hidden_size, row_bytes) for name in names]
         return [placed(codec, self._sequences.layout.planes) for codec in codecs]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,11 +19,15 @@ from swarm.config import CONTROL_FRAME_LIMIT, ClientConfig
 from swarm.contract import FINGERPRINT_BYTES
 from swarm.errors import ContractMismatch, MalformedFrame, PeerUnreachable, StreamClosed, SwarmError, Unsigned
 from swarm.net.base import Host, Stream
+from swarm.net.commitments import opened
 from swarm.tasks import Tasks
 from swarm.types import Hop
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from swarm.wire.codecs import INT8
+
+MOST_COMMITMENTS = 256
+"""Of a session, that are kept; the oldest are forgotten first."""
 
 Event = pb.LinkDown | pb.Leaving | pb.Failure | SwarmError
 
@@ -51,6 +56,9 @@ class HopLink:
         self.can_rollback = True
         self.limits = Limits()
         self.prefix_chunk = 0
+        self.commits = False
+        """Whether what it sends is signed."""
+        self.commitments: deque[pb.Commitment] = deque(maxlen=MOST_COMMITMENTS)
         self.rtt_ms: float | None = None
         self.codecs = hop.server.codecs
         self.rates = Rates()
@@ -89,16 +97,18 @@ class HopLink:
         asks: list[tuple[pb.ControlRequest, Kind]] = [(pb.ControlRequest(open=request), "opened")]
         if prepare is not None:
             asks.append((self._begin(prepare), "have"))
-        opened, *have = await self._ask(asks)
-        self.can_rollback = opened.opened.can_rollback
-        self.limits = _limits_of(opened.opened)
-        self.prefix_chunk = opened.opened.prefix_chunk
-        self.codecs = tuple(opened.opened.codecs)
-        short = b"".join(whole[:FINGERPRINT_BYTES] for whole in opened.opened.fingerprints)
+        answer, *have = await self._ask(asks)
+        greeting = answer.opened
+        self.can_rollback = greeting.can_rollback
+        self.limits = _limits_of(greeting)
+        self.commits = greeting.commits
+        self.prefix_chunk = greeting.prefix_chunk
+        self.codecs = tuple(greeting.codecs)
+        short = b"".join(whole[:FINGERPRINT_BYTES] for whole in greeting.fingerprints)
         if short != request.contract.fingerprints:
             raise ContractMismatch(f"{self}: the fingerprints it opened with are not those that it announced")
         if self.paying is not None:
-            self.paying.opened(opened.opened)
+            self.paying.opened(greeting)
         if self._config.codec == "auto" and INT8 in self.codecs:
             self.rates = await self._measure()
         return self._state(prepare, have[0]) if prepare is not None else None
@@ -157,6 +167,18 @@ class HopLink:
             async with asyncio.timeout(self._config.silence):
                 questions = await self._inquire(pb.Probe(tallies=True))
                 return list((await questions[0].reply).progress.tallies)
+        except TimeoutError:
+            raise self._unanswered(f"no answer for {self._config.silence:.0f} s") from None
+        finally:
+            self._questions.forget(*questions)
+
+    async def commit(self) -> None:
+        """Let it sign what it has sent so far. Raises PeerUnreachable, and as `open` does."""
+        questions: list[Question] = []
+        try:
+            async with asyncio.timeout(self._config.silence):
+                questions = await self._inquire(pb.Probe(commit=True))
+                await questions[0].reply
         except TimeoutError:
             raise self._unanswered(f"no answer for {self._config.silence:.0f} s") from None
         finally:
@@ -261,6 +283,8 @@ class HopLink:
                 self._fail(reply.failure)
             case "claim" | "receipt":
                 self._tasks.spawn(self._sign(reply), name=f"receipts of {self}")
+            case "commitment":
+                self._keep(reply.commitment)
             case "progress":
                 self._note(reply.progress)
                 self._questions.settle(reply)
@@ -282,6 +306,12 @@ class HopLink:
             self._on_event(self, messages.failure(error))
         except SwarmError:
             pass  # The control stream is gone, which its reader tells; what was signed is sent when it is asked for.
+
+    def _keep(self, commitment: pb.Commitment) -> None:
+        who, promise = opened(commitment)
+        if who != self.hop.peer_id or promise.session != self.session:
+            raise MalformedFrame(f"{self}: a commitment of {who} in another session")
+        self.commitments.append(commitment)
 
     def _fail(self, failure: pb.Failure) -> None:
         """It is the answer to what was asked, if anything was, or says what went wrong unasked."""

@@ -6,7 +6,7 @@ import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable
 
-from swarm.client.auditor import Claim
+from swarm.client.claim import Claim
 from swarm.client.replay import Past
 from swarm.client.sequences import Sequences
 from swarm.types import PeerId, Route

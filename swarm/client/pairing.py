@@ -7,7 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from swarm.client.auditor import Auditor, Claim
+from swarm.client.auditor import Auditor
+from swarm.client.claim import Claim
 from swarm.client.integrity import Integrity
 from swarm.client.lane import SPARE_PAUSE, Lane
 from swarm.client.operators import wholly_apart_from

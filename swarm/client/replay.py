@@ -18,7 +18,7 @@ from swarm.client.view import View
 from swarm.errors import StreamClosed, SwarmError
 from swarm.net.base import Host
 from swarm.tasks import Tasks
-from swarm.types import Route, Rows
+from swarm.types import Hop, Route, Rows
 from swarm.wire import swarm_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,21 @@ class Replays:
 
         Raises SwarmError for whatever goes wrong on the way; TimeoutError after a while.
         """
-        replay = _Replay(self._host, self._view, route, past, self._pins)
+        outputs, _ = await self._made(route, past, one_by_one=one_by_one)
+        return outputs
+
+    async def signed(self, hop: Hop, past: Past) -> tuple[bytes, list[pb.Commitment]]:
+        """The same of one hop alone, generating, with its signature: of what travels as it is. Raises as `along`."""
+        return await self._made(Route((hop,), frozenset()), past, one_by_one=True, sign=True)
+
+    async def _made(
+        self, route: Route, past: Past, *, one_by_one: bool, sign: bool = False
+    ) -> tuple[bytes, list[pb.Commitment]]:
+        replay = _Replay(self._host, self._view, route, past, self._pins, "raw" if sign else None)
         try:
             async with asyncio.timeout(PATIENCE):
-                return await replay.outputs(min(TELL_TALE, past.length - past.first) if one_by_one else 0)
+                outputs = await replay.outputs(min(TELL_TALE, past.length - past.first) if one_by_one else 0)
+                return outputs, await replay.commitments() if sign else []
         finally:
             await asyncio.shield(replay.close())
 
@@ -71,7 +82,9 @@ class Replays:
 class _Replay:
     """One session of one epoch: what fails is not repaired."""
 
-    def __init__(self, host: Host, view: View, route: Route, past: Past, pins: Mapping[int, bytes]) -> None:
+    def __init__(
+        self, host: Host, view: View, route: Route, past: Past, pins: Mapping[int, bytes], codec: str | None
+    ) -> None:
         self._past = past
         self._tasks = Tasks(log)
         self._sequences = Sequences(past.row_bytes)
@@ -87,6 +100,7 @@ class _Replay:
             Vetting(view.contract, self._sequences),
             dict(pins),
             Choice(view, route.span, pins, only=route),
+            codec=codec,
         )
 
     async def outputs(self, singles: int) -> bytes:
@@ -99,6 +113,13 @@ class _Replay:
             self._epochs.put(self._sequences.pack([piece], 1))
         await self._done
         return b"".join(expected.outputs for expected in self._expected)
+
+    async def commitments(self) -> list[pb.Commitment]:
+        """What the first hop has signed of this, in order; nothing where it signs nothing."""
+        link = self._epochs.links[0]
+        if link.commits:
+            await link.commit()
+        return list(link.commitments)
 
     def _append(self, rows: bytes, want: int) -> Piece:
         piece, expected = self._sequences.append(Rows(0, rows, want))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 from swarm.client.integrity import Standing
 from swarm.errors import InvalidInput
-from swarm.files import read_small
+from swarm.files import read_small, write_whole
 from swarm.types import PeerId
 
 LARGEST = 64 << 20
@@ -43,17 +40,8 @@ def _standing(values: dict[str, object]) -> Standing:
 
 def save(path: str, standings: dict[PeerId, Standing]) -> None:
     """Write it, whole or not at all. Raises InvalidInput where that cannot be."""
-    file = Path(path).expanduser()
+    told = json.dumps({peer: asdict(standing) for peer, standing in standings.items()})
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(handle, "w") as out:
-                json.dump({peer: asdict(standing) for peer, standing in standings.items()}, out)
-            Path(temporary).replace(file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        write_whole(Path(path).expanduser(), told.encode())
     except OSError as error:
         raise InvalidInput(f"standings: {path} cannot be written: {error}") from error

@@ -52,6 +52,8 @@ class Control:
             request = messages.decode(pb.ControlRequest, await self.stream.receive(CONTROL_FRAME_LIMIT))
             match request.WhichOneof("kind"):
                 case "probe":
+                    if request.probe.commit:
+                        self.session.commit()
                     self._reply(progress=self._progress(messages.check_probe(request.probe)))
                 case "prepare":
                     if self.session.fence(messages.check_prepare(request.prepare).epoch):

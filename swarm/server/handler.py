@@ -32,6 +32,7 @@ from swarm.errors import (
 from swarm.net.base import Host, Stream
 from swarm.net.flight import Flight
 from swarm.net.guard import Guard
+from swarm.net.identity import Identity
 from swarm.server.control import Control
 from swarm.server.ends_service import EndsService
 from swarm.server.given import Given
@@ -65,13 +66,23 @@ class HandlerStatistics:
 
 
 class Handler:
-    """Serves sessions over a host, each on that of the `hosted` spans whose contract it asks for. `account`: in whose
-    name that is done; None: in nobody's."""
+    """Serves sessions over a host, each on that of the `hosted` spans whose contract it asks for.
+
+    `account`: in whose name that is done, None: in nobody's; `identity`: signs what clients are sent, where they want
+    that.
+    """
 
     def __init__(
-        self, *, host: Host, config: ServerConfig, flight: Flight | None = None, account: Account | None = None
+        self,
+        *,
+        host: Host,
+        config: ServerConfig,
+        flight: Flight | None = None,
+        account: Account | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.host = host
+        self.identity = identity
         self.account = account
         self._friends = None if account is None else Friends(host, account)
         self.flight = flight or Guard().flight
@@ -223,7 +234,10 @@ class Handler:
         payer = self._payer(message, stream.peer_id)
         given = Given(message.adapter, lambda: self.training.adapter(stream.peer_id, message.adapter))
         given.get()
-        session = hosted.open(message.session, stream.peer_id, asked, message.positions, given)
+        # Of adapters and places a promise says nothing.
+        signs = message.commit and not message.adapter and not asked.places
+        identity = self.identity if signs else None
+        session = hosted.open(message.session, stream.peer_id, asked, message.positions, given, identity)
         if self.account is not None and payer is not None:
             hosted.bill(session, self.account, self._friends, payer)
         log.info("%s: opened by %s", session, stream.peer_id, extra={**session.subject, "peer": stream.peer_id})

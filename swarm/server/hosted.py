@@ -19,6 +19,7 @@ from swarm.jobs import Change, Kind
 from swarm.net.base import Host
 from swarm.net.flight import Flight
 from swarm.net.guard import Guard
+from swarm.net.identity import Identity
 from swarm.server.budget import CacheBudget
 from swarm.server.ends import HostedEnds
 from swarm.server.engine import Engine
@@ -111,12 +112,11 @@ class Hosted:
             row_bytes=contract.row_bytes,
             max_positions=limits.max_positions,
             verify=limits.verify,
-            model=contract.model,
+            contract=contract,
             codec=self._codec,
             prefixes=self.prefixes,
             tasks=self._tasks,
             flight=flight or Guard().flight,
-            dtype=contract.dtype,
         )
 
     def __str__(self) -> str:
@@ -143,10 +143,21 @@ class Hosted:
 
     # ---- sessions ---------------------------------------------------------------------------------------------
 
-    def open(self, id: bytes, client: PeerId, asked: Contract, positions: int, given: Given = NOTHING_GIVEN) -> Session:
-        """Begin a session of a client. Raises ServerBusy, and LimitExceeded for what will never be had here."""
+    def open(
+        self,
+        id: bytes,
+        client: PeerId,
+        asked: Contract,
+        positions: int,
+        given: Given = NOTHING_GIVEN,
+        identity: Identity | None = None,
+    ) -> Session:
+        """Begin a session of a client. Raises ServerBusy, and LimitExceeded for what will never be had here.
+
+        `identity`: who signs what is sent; None: nobody.
+        """
         self._check_admission(positions, asked.span, client)
-        session = self.sessions[id] = Session(id, client, asked.span, self._context, asked.places, given)
+        session = self.sessions[id] = Session(id, client, asked.span, self._context, asked.places, given, identity)
         self.opened += 1
         self.budget.holders.append(session)
         return session
@@ -189,6 +200,7 @@ class Hosted:
             max_sequences=self.config.max_sequences,
             max_total_positions=self._most_positions(session.span),
             prefix_chunk=self.config.prefix_chunk,
+            commits=session.commits,
         )
 
     def end(self, session: Session) -> None:

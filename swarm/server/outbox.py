@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from swarm.errors import StreamClosed
 from swarm.net.base import Stream
+from swarm.server.promises import NO_CHAINS, Chains
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.codecs import Codec
+from swarm.wire.codecs import RAW, Codec
 from swarm.wire.rows import Buffer
 from swarm.wire.transcode import frame_of
 
@@ -39,6 +40,7 @@ class Outbox:
         client: PeerId,
         wanted_only: bool,
         on_sent: Callable[[pb.Step], None],
+        on_given: Callable[[Sequence[pb.Rows], Buffer, Chains], None] = lambda rows, hidden, chains: None,
     ) -> None:
         self.codec = codec
         self.limit = limit
@@ -46,7 +48,8 @@ class Outbox:
         self.unsent = 0
         self._flight, self._client = flight, client
         self._on_sent = on_sent
-        self._steps: deque[tuple[pb.Step, int]] = deque()
+        self._on_given = on_given
+        self._steps: deque[tuple[pb.Step, int, Chains]] = deque()
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -70,15 +73,25 @@ class Outbox:
         if not self._closed:
             self._flight.count(self._client, change)
 
-    def put(self, operations: Sequence[pb.Operation], rows: Sequence[pb.Rows], hidden: Buffer, nbytes: int) -> None:
-        """Queue what one step made of its `nbytes` of input; once closed, forget it."""
+    def put(
+        self,
+        operations: Sequence[pb.Operation],
+        rows: Sequence[pb.Rows],
+        hidden: Buffer,
+        nbytes: int,
+        chains: Chains = NO_CHAINS,
+    ) -> None:
+        """Queue what one step made of its `nbytes` of input; once closed, forget it.
+
+        `chains`: what is to be promised of it: `on_given` hears of it when it is sent as it is.
+        """
         if self._closed:
             return
         if self.wanted_only:
             step = self._wanted(operations, rows, hidden)
         else:
             step = pb.Step(operations=operations, rows=rows, hidden=bytes(hidden))
-        self._steps.append((step, nbytes))
+        self._steps.append((step, nbytes, chains))
         self._changed.set()
 
     def forget(self, nbytes: int) -> None:
@@ -111,17 +124,23 @@ class Outbox:
             while not self._steps:
                 self._changed.clear()
                 await self._changed.wait()
-            step, nbytes = self._steps.popleft()
+            step, nbytes, chains = self._steps.popleft()
             if step.hidden or not self.wanted_only:
-                frame = await frame_of(self._sendable(step), self.codec)
-                try:
-                    async with asyncio.timeout(stuck):
-                        await stream.send(frame)
-                except TimeoutError:
-                    raise StreamClosed(f"{stream.peer_id} has taken nothing for {stuck:.0f} s") from None
+                await self._send(self._sendable(step), chains, stream, stuck)
             self._count(-nbytes)
             self._changed.set()
             self._on_sent(step)
+
+    async def _send(self, step: pb.Step, chains: Chains, stream: Stream, stuck: float) -> None:
+        frame = await frame_of(step, self.codec)
+        if chains and self.codec.name == RAW:
+            # Before it is sent: whoever has it can have it signed. What a codec makes of it is nothing to stand for.
+            self._on_given(step.rows, step.hidden, chains)
+        try:
+            async with asyncio.timeout(stuck):
+                await stream.send(frame)
+        except TimeoutError:
+            raise StreamClosed(f"{stream.peer_id} has taken nothing for {stuck:.0f} s") from None
 
     def _sendable(self, step: pb.Step) -> pb.Step:
         if not self.wanted_only:

@@ -15,6 +15,7 @@ from swarm.config import NetworkConfig, ServerConfig
 from swarm.errors import InvalidInput, SwarmError
 from swarm.net.base import Directory, Host
 from swarm.net.guard import Guard
+from swarm.net.identity import Identity
 from swarm.net.locator import Locator
 from swarm.server.engine import Engine, Pass
 from swarm.server.handler import Handler
@@ -36,7 +37,7 @@ class Server:
 
     `lost` ends with an error when the host has lost its network for good; `on_state` hears of each span's states, each
     when the directory has taken it; `guard`: what stands before `host`'s handlers; `locator`: knows where this peer is;
-    `account`: in whose name it serves.
+    `account`: in whose name it serves; `identity`: signs what sessions are sent, where clients want that.
     Raises InvalidInput where there is no plan, or two are for the same.
     """
 
@@ -57,11 +58,12 @@ class Server:
         rng: random.Random | None = None,
         locator: Locator | None = None,
         account: Account | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.host = host
         self.guard = guard = guard or Guard()
         self.config = config or ServerConfig()
-        self.handler = Handler(host=host, config=self.config, flight=guard.flight, account=account)
+        self.handler = Handler(host=host, config=self.config, flight=guard.flight, account=account, identity=identity)
         self._lost = lost
         self._make_engine = engine or self._thread_engine
         self.on_pass: Callable[[Pass], None] | None = None

@@ -10,21 +10,25 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swarm.accounting.weight import ANONYMOUS
 from swarm.config import FRAME_LIMIT, ServerConfig
+from swarm.contract import Contract
 from swarm.errors import ComputeFailed, Gap, MalformedFrame, NetworkError, ServerBusy, SwarmError, Unauthorized
 from swarm.jobs import Change, Copy, Forward, Kind
 from swarm.net.base import Host, Stream
 from swarm.net.flight import Flight
+from swarm.net.identity import Identity
+from swarm.server import prefixes
 from swarm.server.budget import CacheBudget
 from swarm.server.engine import Engine
 from swarm.server.given import NOTHING_GIVEN, Given
 from swarm.server.ledger import Accepted, Ledger, SessionLimits
 from swarm.server.manifest import Changes
 from swarm.server.outbox import Outbox
-from swarm.server.prefixes import Chains, PrefixCache, seed_of
+from swarm.server.prefixes import PrefixCache, seed_of
+from swarm.server.promises import NO_CHAINS, Chains, Promises
 from swarm.server.prompts import Found, Prompts
 from swarm.server.receipts import Receipts
 from swarm.server.tallies import Tallies
@@ -58,12 +62,11 @@ class SessionContext:
     row_bytes: int
     max_positions: int
     verify: Callable[[bytes], ServerRecord]
-    model: str
+    contract: Contract
     codec: Callable[[str], Codec]
     prefixes: PrefixCache
     tasks: Tasks
     flight: Flight
-    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,8 @@ class SessionStatistics:
 
 class Session:
     """A client's session on `span`, of rows with so many `places`. `tell` puts a reply on the control stream, if there
-    is one; `receipts`, where the client has an account, are what it signs for."""
+    is one; `receipts`, where the client has an account, are what it signs for; `identity`: who signs what is sent, if
+    the client wants that."""
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class Session:
         context: SessionContext,
         places: int = 0,
         given: Given = NOTHING_GIVEN,
+        identity: Identity | None = None,
     ) -> None:
         self.id = id
         self.client = client
@@ -106,6 +111,8 @@ class Session:
         self._prompts = _prompts(id, client, span, context, self._ledger, given.digest)
         self._given = given
         self._tallies = Tallies()
+        contract = replace(context.contract.on(span), places=0)
+        self._promises = None if identity is None else Promises(identity, id, contract, self._promise)
         self._upstream: PeerId = client
         self._downstream: pb.Downstream | None = None
         self._relayed = False
@@ -152,7 +159,7 @@ class Session:
         self._upstream = message.upstream or self.client
         self._downstream = message.downstream if message.HasField("downstream") else None
         self._relayed = message.relayed
-        self._check = Plausible(self._context.dtype, self._context.row_bytes) if message.check_inputs else None
+        self._check = Plausible(self._context.contract.dtype, self._context.row_bytes) if message.check_inputs else None
         self._input_codec, self._output_codec = input_codec, output_codec
         return pb.Have(epoch=message.epoch, held=self._ledger.have())
 
@@ -174,12 +181,13 @@ class Session:
             client=self.client,
             wanted_only=self._downstream is None and not self._relayed,
             on_sent=self._ledger.sent,
+            on_given=self._given_out,
         )
         wants = {p.sequence: p.position for p in message.wants}
         for replay in message.replays:
             want_from = wants.get(replay.sequence, messages.MAX_POSITION)
             for rows, output in self._ledger.replay(replay.sequence, replay.position, want_from):
-                outbox.put((), (rows,), output, 0)
+                outbox.put((), (rows,), output, 0, self._promises.chains([rows]) if self._promises else NO_CHAINS)
         self._resumed.set()
         if self._downstream is not None or self._results is not None:
             self._start_sender()
@@ -188,6 +196,8 @@ class Session:
         """Change the KV cache, in turn with its work, as the ledger was changed already: whoever evicts this session in
         the meantime finds there all that the cache will hold."""
         self._prompts.clear()
+        if self._promises is not None:
+            self._promises.change(changes)
         if changes.operations or changes.truncations:
             cuts = [Change(Kind.TRUNCATE, (self.id, s), length=length) for s, length in changes.truncations]
             await self._context.engine.settle(self.id, [*self._changes(changes.operations), *cuts])
@@ -250,17 +260,18 @@ class Session:
     def _take_up(self, accepted: Accepted, hidden: memoryview, outbox: Outbox, adapter: Adapter | None) -> None:
         """Compute what was accepted, except what the prefix cache has of it."""
         operations, rows = accepted.operations, accepted.rows
+        taken = NO_CHAINS if self._promises is None else self._promises.taken(rows, hidden)
         found = self._prompts.follow(operations, rows, hidden)
         if found.hits:
             adopted, rows, hidden = self._prompts.adopt(found, rows, hidden)
-            step = _Step(accepted, operations, adopted.rows, found, outbox)
+            step = _Step(accepted, operations, adopted.rows, found, outbox, taken)
             self._submit(step, Copy(adopted.copies), lambda _: adopted.output, len(adopted.output), adopted.over)
             operations = ()
         if rows or operations:
             states, places = self._layout.part(hidden)
             job = Forward(self.span, self._segments(rows, places, adapter), memoryview(states)) if rows else Copy()
             rejoined: Callable[[Buffer], Buffer] = lambda output: self._layout.join(output, places)  # noqa: E731
-            self._submit(_Step(accepted, operations, rows, found, outbox), job, rejoined, len(hidden))
+            self._submit(_Step(accepted, operations, rows, found, outbox, taken), job, rejoined, len(hidden))
 
     def _segments(self, rows: Sequence[pb.Rows], places: bytes, adapter: Adapter | None) -> list[Segment]:
         segments, begin = [], 0
@@ -286,8 +297,8 @@ class Session:
         def done(result: Buffer) -> None:
             if generation == self._generation:
                 output = output_of(result)
-                self._computed(step, output)
-                outbox.put(step.operations, step.rows, output, nbytes)
+                chains = self._computed(step, output)
+                outbox.put(step.operations, step.rows, output, nbytes, chains)
 
         def failed(error: ComputeFailed) -> None:
             # Also when a new epoch is being prepared: what the cache holds after a failure is not to be trusted.
@@ -316,13 +327,14 @@ class Session:
     def _weight(self) -> float:
         return ANONYMOUS if self.receipts is None else self.receipts.weight
 
-    def _computed(self, step: _Step, output: Buffer) -> None:
+    def _computed(self, step: _Step, output: Buffer) -> Chains:
         self._ledger.computed(step.accepted, step.operations, step.rows, output)
         for kept in self._prompts.keep(step.found, step.rows):
             done, ignored = (lambda _, kept=kept: kept.done()), lambda error: None
             copy = Work(self.id, Copy([kept.copy]), done, ignored, client=self._payer, over=kept.over)
             self._context.engine.submit(copy)
         self._context.budget.trim_history()
+        return NO_CHAINS if self._promises is None else self._promises.computed(step.operations, step.rows, step.taken)
 
     def _abandon(self, error: SwarmError) -> None:
         """A step could not be computed: forget the sequences, tell the client, take nothing more in this epoch."""
@@ -364,7 +376,7 @@ class Session:
         if target is None:
             raise NetworkError("there is nobody to send to")
         record = self._context.verify(target.record)
-        if record.model != self._context.model:
+        if record.model != self._context.contract.model:
             raise Unauthorized(f"{record.peer_id} serves another model")
         stream = await self._context.host.open_stream(record.peer_id, messages.DATA_PROTOCOL, record.addresses)
         hello = pb.Hello(session=target.session, epoch=epoch, role=pb.Hello.INPUTS)
@@ -377,6 +389,25 @@ class Session:
             await until_first(_last_word(stream), outbox.drain(stream, self._context.config.stuck))
         finally:
             stream.close()
+
+    # ---- promises ---------------------------------------------------------------------------------------------
+
+    @property
+    def commits(self) -> bool:
+        """Whether what is sent is signed."""
+        return self._promises is not None
+
+    def commit(self) -> None:
+        """Sign what was sent so far."""
+        if self._promises is not None:
+            self._promises.close()
+
+    def _given_out(self, rows: Sequence[pb.Rows], hidden: Buffer, chains: Chains) -> None:
+        if self._promises is not None:
+            self._promises.gave(rows, hidden, chains)
+
+    def _promise(self, commitment: pb.Commitment) -> None:
+        self.tell(pb.ControlReply(commitment=commitment))
 
     # ---- the rest ---------------------------------------------------------------------------------------------
 
@@ -433,6 +464,8 @@ class Session:
         self._context.engine.cancel(self.id)
         self._context.engine.change(self.id, gone)
         self._prompts.clear()
+        if self._promises is not None:
+            self._promises.forget()
 
     def _hang_up(self) -> None:
         if self._outbox is not None:
@@ -457,17 +490,21 @@ class Session:
                 self.receipts.close()
             self._hang_up()
             self._forget_all()
+            if self._promises is not None:
+                self._promises.end()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """A part of what was accepted, on its way: these operations and rows; what is followed; where the outputs go."""
+    """A part of what was accepted, on its way: these operations and rows; what is followed; where the outputs go;
+    hashes of the inputs, where they are to be promised."""
 
     accepted: Accepted
     operations: Sequence[pb.Operation]
     rows: Sequence[pb.Rows]
     found: Found
     outbox: Outbox
+    taken: Chains
 
 
 def _ledger(context: SessionContext, span: Span, row_bytes: int) -> Ledger:
@@ -483,7 +520,7 @@ def _ledger(context: SessionContext, span: Span, row_bytes: int) -> Ledger:
 def _prompts(id: bytes, client: PeerId, span: Span, context: SessionContext, ledger: Ledger, adapter: bytes) -> Prompts:
     config = context.config
     seed = seed_of(span, client, shared=config.share_prefixes) + adapter
-    chains = Chains(seed, ledger.row_bytes, config.prefix_chunk)
+    chains = prefixes.Chains(seed, ledger.row_bytes, config.prefix_chunk)
     # What a running state was at the end of a chunk is gone when the next one has been computed.
     enabled = config.prefix_share > 0 and ledger.can_rollback
     return Prompts(id, chains, context.prefixes, context.budget, ledger, enabled=enabled)

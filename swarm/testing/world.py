@@ -16,6 +16,7 @@ from swarm.client.view import View
 from swarm.config import SCHEMES, ClientConfig, PeerLimits, ServerConfig
 from swarm.contract import UNQUANTIZED, Contract
 from swarm.net.guard import Guard, GuardedHost
+from swarm.net.identity import Identity
 from swarm.server.handler import Handler
 from swarm.server.hosted import Hosted, Limits
 from swarm.server.runner import Runner
@@ -134,12 +135,14 @@ class World:
         runner: Runner | None = None,
         addresses: tuple[str, ...] = (),
         account: Account | None = None,
+        identity: Identity | None = None,
         **changes: Any,
     ) -> SimulatedServer:
         """Start a server and wait until it is announced.
 
         `codecs`: those that it offers; None: all it can; `max_positions`: of one sequence; `runner`: its own;
-        `addresses`: beside its own; `account`: in whose name it serves;
+        `addresses`: beside its own; `account`: in whose name it serves; `identity`: signs what it sends, its peer id is
+        `name`;
         `changes`: fields of its contract that differ from the others'.
         """
         host = self.network.host(name)
@@ -153,7 +156,7 @@ class World:
         engine = InlineEngine(self.runners[-1], seconds=self.step_seconds)
         guard = Guard(self.peer_limits)
         door, config = GuardedHost(host, guard), self.server_config
-        handler = Handler(host=door, config=config, flight=guard.flight, account=account)
+        handler = Handler(host=door, config=config, flight=guard.flight, account=account, identity=identity)
         handler.add(
             Hosted(host=door, engine=engine, contract=contract, limits=limits, config=config, flight=guard.flight)
         )

@@ -174,6 +174,12 @@ def values_of(buffer: Buffer, dtype: str, row_bytes: int) -> Array | None:
     return known[1](np.frombuffer(buffer, np.uint8).reshape(count_of(buffer, row_bytes), row_bytes))
 
 
+def rows_of(values: Array, dtype: str) -> bytes:
+    """Numbers [count, values] as raw positions of a dtype that is known here."""
+    stored: Array = _DTYPES[dtype][2](np.ascontiguousarray(values, np.float32))
+    return stored.tobytes()
+
+
 def encode_step(step: pb.Step, codec: Codec) -> pb.Step:
     """A step as it travels."""
     if codec.name == RAW:

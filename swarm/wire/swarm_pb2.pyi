@@ -52,18 +52,20 @@ class ControlRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ..., settle: _Optional[_Union[Settle, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "contract", "positions", "adapter", "accounting")
+    __slots__ = ("session", "contract", "positions", "adapter", "accounting", "commit")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     ACCOUNTING_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     contract: Contract
     positions: int
     adapter: bytes
     accounting: Accounting
-    def __init__(self, session: _Optional[bytes] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., positions: _Optional[int] = ..., adapter: _Optional[bytes] = ..., accounting: _Optional[_Union[Accounting, _Mapping]] = ...) -> None: ...
+    commit: bool
+    def __init__(self, session: _Optional[bytes] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., positions: _Optional[int] = ..., adapter: _Optional[bytes] = ..., accounting: _Optional[_Union[Accounting, _Mapping]] = ..., commit: _Optional[bool] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("session",)
@@ -132,16 +134,18 @@ class Position(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class Probe(_message.Message):
-    __slots__ = ("nonce", "padding", "reply_bytes", "tallies")
+    __slots__ = ("nonce", "padding", "reply_bytes", "tallies", "commit")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
     TALLIES_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
     nonce: int
     padding: bytes
     reply_bytes: int
     tallies: bool
-    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ..., tallies: _Optional[bool] = ...) -> None: ...
+    commit: bool
+    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ..., tallies: _Optional[bool] = ..., commit: _Optional[bool] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ()
@@ -152,7 +156,7 @@ class Settle(_message.Message):
     def __init__(self) -> None: ...
 
 class ControlReply(_message.Message):
-    __slots__ = ("opened", "have", "progress", "link_down", "leaving", "failure", "claim", "receipt")
+    __slots__ = ("opened", "have", "progress", "link_down", "leaving", "failure", "claim", "receipt", "commitment")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     HAVE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +165,7 @@ class ControlReply(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     CLAIM_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    COMMITMENT_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     have: Have
     progress: Progress
@@ -169,10 +174,11 @@ class ControlReply(_message.Message):
     failure: Failure
     claim: Claim
     receipt: Entry
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ...) -> None: ...
+    commitment: Commitment
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ..., commitment: _Optional[_Union[Commitment, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs", "max_sequences", "max_total_positions", "prefix_chunk", "accounting")
+    __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs", "max_sequences", "max_total_positions", "prefix_chunk", "accounting", "commits")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CAN_ROLLBACK_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +188,7 @@ class Opened(_message.Message):
     MAX_TOTAL_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CHUNK_FIELD_NUMBER: _ClassVar[int]
     ACCOUNTING_FIELD_NUMBER: _ClassVar[int]
+    COMMITS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     can_rollback: bool
     max_positions: int
@@ -191,7 +198,60 @@ class Opened(_message.Message):
     max_total_positions: int
     prefix_chunk: int
     accounting: Accounting
-    def __init__(self, session: _Optional[bytes] = ..., can_rollback: _Optional[bool] = ..., max_positions: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., codecs: _Optional[_Iterable[str]] = ..., max_sequences: _Optional[int] = ..., max_total_positions: _Optional[int] = ..., prefix_chunk: _Optional[int] = ..., accounting: _Optional[_Union[Accounting, _Mapping]] = ...) -> None: ...
+    commits: bool
+    def __init__(self, session: _Optional[bytes] = ..., can_rollback: _Optional[bool] = ..., max_positions: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., codecs: _Optional[_Iterable[str]] = ..., max_sequences: _Optional[int] = ..., max_total_positions: _Optional[int] = ..., prefix_chunk: _Optional[int] = ..., accounting: _Optional[_Union[Accounting, _Mapping]] = ..., commits: _Optional[bool] = ...) -> None: ...
+
+class Commitment(_message.Message):
+    __slots__ = ("promise", "public_key", "signature")
+    PROMISE_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    promise: bytes
+    public_key: bytes
+    signature: bytes
+    def __init__(self, promise: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Promise(_message.Message):
+    __slots__ = ("session", "number", "contract", "leaves", "root", "time")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    number: int
+    contract: Contract
+    leaves: int
+    root: bytes
+    time: float
+    def __init__(self, session: _Optional[bytes] = ..., number: _Optional[int] = ..., contract: _Optional[_Union[Contract, _Mapping]] = ..., leaves: _Optional[int] = ..., root: _Optional[bytes] = ..., time: _Optional[float] = ...) -> None: ...
+
+class Evidence(_message.Message):
+    __slots__ = ("model", "commitments", "inputs", "first", "outputs", "leaves")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    COMMITMENTS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    commitments: _containers.RepeatedCompositeFieldContainer[Commitment]
+    inputs: bytes
+    first: int
+    outputs: bytes
+    leaves: _containers.RepeatedCompositeFieldContainer[Leaf]
+    def __init__(self, model: _Optional[str] = ..., commitments: _Optional[_Iterable[_Union[Commitment, _Mapping]]] = ..., inputs: _Optional[bytes] = ..., first: _Optional[int] = ..., outputs: _Optional[bytes] = ..., leaves: _Optional[_Iterable[_Union[Leaf, _Mapping]]] = ...) -> None: ...
+
+class Leaf(_message.Message):
+    __slots__ = ("commitment", "index", "path")
+    COMMITMENT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    commitment: int
+    index: int
+    path: bytes
+    def __init__(self, commitment: _Optional[int] = ..., index: _Optional[int] = ..., path: _Optional[bytes] = ...) -> None: ...
 
 class Have(_message.Message):
     __slots__ = ("epoch", "held")

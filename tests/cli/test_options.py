@@ -17,7 +17,7 @@ from swarm.errors import InvalidInput
 from swarm.memory import size
 from swarm.types import Span
 
-COMMANDS = ["serve", "bootstrap", "status", "plan"]
+COMMANDS = ["serve", "bootstrap", "status", "plan", "audit"]
 HEAVY = {"torch", "transformers", "hivemind", "libp2p", "numpy", "tqdm"}
 
 

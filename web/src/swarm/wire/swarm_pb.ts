@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file swarm/wire/swarm.proto.
  */
 export const file_swarm_wire_swarm: GenFile = /*@__PURE__*/
-  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSK8AQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDRIPCgZwbGFjZXMYjAEgASgNIrQCCg5Db250cm9sUmVxdWVzdBIeCgRvcGVuGAEgASgLMg4uc3dhcm0udjEuT3BlbkgAEiIKBmF0dGFjaBgCIAEoCzIQLnN3YXJtLnYxLkF0dGFjaEgAEiQKB3ByZXBhcmUYAyABKAsyES5zd2FybS52MS5QcmVwYXJlSAASIgoGcmVzdW1lGAQgASgLMhAuc3dhcm0udjEuUmVzdW1lSAASIAoFcHJvYmUYBSABKAsyDy5zd2FybS52MS5Qcm9iZUgAEiAKBWNsb3NlGAYgASgLMg8uc3dhcm0udjEuQ2xvc2VIABIjCgdyZWNlaXB0GLQBIAEoCzIPLnN3YXJtLnYxLkVudHJ5SAASIwoGc2V0dGxlGLUBIAEoCzIQLnN3YXJtLnYxLlNldHRsZUgAQgYKBGtpbmQijAEKBE9wZW4SDwoHc2Vzc2lvbhgBIAEoDBIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EhEKCXBvc2l0aW9ucxgDIAEoDRIPCgdhZGFwdGVyGGQgASgMEikKCmFjY291bnRpbmcYtAEgASgLMhQuc3dhcm0udjEuQWNjb3VudGluZyIZCgZBdHRhY2gSDwoHc2Vzc2lvbhgBIAEoDCLNAQoHUHJlcGFyZRINCgVlcG9jaBgBIAEoBBIlCglzZXF1ZW5jZXMYAiADKAsyEi5zd2FybS52MS5TZXF1ZW5jZRIQCgh1cHN0cmVhbRgDIAEoCRIoCgpkb3duc3RyZWFtGAQgASgLMhQuc3dhcm0udjEuRG93bnN0cmVhbRIPCgdyZWxheWVkGAUgASgIEhMKC2lucHV0X2NvZGVjGAYgASgJEhQKDG91dHB1dF9jb2RlYxgHIAEoCRIUCgxjaGVja19pbnB1dHMYeCABKAgiTQoIU2VxdWVuY2USCgoCaWQYASABKA0SDgoGbGVuZ3RoGAIgASgNEg4KBnBhcmVudBgDIAEoDRIVCg1wYXJlbnRfbGVuZ3RoGAQgASgNIi0KCkRvd25zdHJlYW0SDwoHc2Vzc2lvbhgBIAEoDBIOCgZyZWNvcmQYAiABKAwigQEKBlJlc3VtZRINCgVlcG9jaBgBIAEoBBIgCgRjdXRzGAIgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIwoHcmVwbGF5cxgDIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiEKBXdhbnRzGAQgAygLMhIuc3dhcm0udjEuUG9zaXRpb24iLgoIUG9zaXRpb24SEAoIc2VxdWVuY2UYASABKA0SEAoIcG9zaXRpb24YAiABKA0iTQoFUHJvYmUSDQoFbm9uY2UYASABKAQSDwoHcGFkZGluZxgCIAEoDBITCgtyZXBseV9ieXRlcxgDIAEoDRIPCgd0YWxsaWVzGAQgASgIIgcKBUNsb3NlIggKBlNldHRsZSK/AgoMQ29udHJvbFJlcGx5EiIKBm9wZW5lZBgBIAEoCzIQLnN3YXJtLnYxLk9wZW5lZEgAEh4KBGhhdmUYAiABKAsyDi5zd2FybS52MS5IYXZlSAASJgoIcHJvZ3Jlc3MYAyABKAsyEi5zd2FybS52MS5Qcm9ncmVzc0gAEicKCWxpbmtfZG93bhgEIAEoCzISLnN3YXJtLnYxLkxpbmtEb3duSAASJAoHbGVhdmluZxgFIAEoCzIRLnN3YXJtLnYxLkxlYXZpbmdIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAEiEKBWNsYWltGLQBIAEoCzIPLnN3YXJtLnYxLkNsYWltSAASIwoHcmVjZWlwdBi1ASABKAsyDy5zd2FybS52MS5FbnRyeUgAQgYKBGtpbmQi4QEKBk9wZW5lZBIPCgdzZXNzaW9uGAEgASgMEhQKDGNhbl9yb2xsYmFjaxgCIAEoCBIVCg1tYXhfcG9zaXRpb25zGAMgASgNEhQKDGZpbmdlcnByaW50cxgEIAMoDBIOCgZjb2RlY3MYBSADKAkSFQoNbWF4X3NlcXVlbmNlcxgGIAEoDRIbChNtYXhfdG90YWxfcG9zaXRpb25zGAcgASgEEhQKDHByZWZpeF9jaHVuaxgIIAEoDRIpCgphY2NvdW50aW5nGLQBIAEoCzIULnN3YXJtLnYxLkFjY291bnRpbmciMwoESGF2ZRINCgVlcG9jaBgBIAEoBBIcCgRoZWxkGAIgAygLMg4uc3dhcm0udjEuSGVsZCI5CgRIZWxkEhAKCHNlcXVlbmNlGAEgASgNEg4KBmxlbmd0aBgCIAEoDRIPCgdoaXN0b3J5GAMgASgNIpgBCghQcm9ncmVzcxINCgVub25jZRgBIAEoBBINCgVlcG9jaBgCIAEoBBIMCgRiZWF0GAMgASgEEh4KBW1vdmVkGAQgAygLMg8uc3dhcm0udjEuTW92ZWQSDQoFcXVldWUYBSABKA0SDwoHcGFkZGluZxgGIAEoDBIgCgd0YWxsaWVzGAcgAygLMg8uc3dhcm0udjEuVGFsbHkikQEKBVRhbGx5EiQKBXBoYXNlGAEgASgOMhUuc3dhcm0udjEuVGFsbHkuUGhhc2USDQoFc3RlcHMYAiABKA0SEQoJcG9zaXRpb25zGAMgASgNEg0KBXF1ZXVlGAQgASgBEg8KB2NvbXB1dGUYBSABKAEiIAoFUGhhc2USCwoHUFJFRklMTBAAEgoKBkRFQ09ERRABIlAKBU1vdmVkEhAKCHNlcXVlbmNlGAEgASgNEhAKCHJlY2VpdmVkGAIgASgNEhAKCGNvbXB1dGVkGAMgASgNEhEKCWZvcndhcmRlZBgEIAEoDSIpCghMaW5rRG93bhINCgVlcG9jaBgBIAEoBBIOCgZyZWFzb24YAiABKAkiGwoHTGVhdmluZxIQCghkZWFkbGluZRgBIAEoASK4AwoHRmFpbHVyZRIkCgRjb2RlGAEgASgOMhYuc3dhcm0udjEuRmFpbHVyZS5Db2RlEg8KB21lc3NhZ2UYAiABKAkSEwoLcmV0cnlfYWZ0ZXIYAyABKAESDQoFZXBvY2gYBCABKAQSDQoFbGltaXQYBSABKAkSDwoHYWxsb3dlZBgGIAEoBBINCgVhc2tlZBgHIAEoBBIQCghzZXF1ZW5jZRh4IAEoDRIQCghwb3NpdGlvbhh5IAEoDRIMCgR0d2luGHogASgNIvABCgRDb2RlEgsKB1VOS05PV04QABIICgRCVVNZEAESFQoRU0VTU0lPTl9OT1RfRk9VTkQQAhIVChFDT05UUkFDVF9NSVNNQVRDSBADEhIKDkNPTVBVVEVfRkFJTEVEEAQSDQoJTUFMRk9STUVEEAUSEAoMVU5BVVRIT1JJWkVEEAYSBwoDR0FQEAcSDAoIVE9PX0xPTkcQCBILCgdJTlZBTElEEAkSEgoOTUlTU0lOR19CTE9DS1MQChIJCgVMSU1JVBALEg8KC0lNUExBVVNJQkxFEHgSDQoIVU5TSUdORUQQtAESCwoHUkVGVVRFRBB5InYKBERhdGESIAoFaGVsbG8YASABKAsyDy5zd2FybS52MS5IZWxsb0gAEh4KBHN0ZXAYAiABKAsyDi5zd2FybS52MS5TdGVwSAASJAoHZmFpbHVyZRgDIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kImwKBUhlbGxvEg8KB3Nlc3Npb24YASABKAwSDQoFZXBvY2gYAiABKAQSIgoEcm9sZRgDIAEoDjIULnN3YXJtLnYxLkhlbGxvLlJvbGUiHwoEUm9sZRIKCgZJTlBVVFMQABILCgdSRVNVTFRTEAEiXQoEU3RlcBInCgpvcGVyYXRpb25zGAEgAygLMhMuc3dhcm0udjEuT3BlcmF0aW9uEhwKBHJvd3MYAiADKAsyDi5zd2FybS52MS5Sb3dzEg4KBmhpZGRlbhgDIAEoDCKJAQoJT3BlcmF0aW9uEiYKBGtpbmQYASABKA4yGC5zd2FybS52MS5PcGVyYXRpb24uS2luZBIOCgZzb3VyY2UYAiABKA0SDgoGdGFyZ2V0GAMgASgNEg4KBmxlbmd0aBgEIAEoDSIkCgRLaW5kEggKBEZPUksQABIICgRNT1ZFEAESCAoERlJFRRACIkQKBFJvd3MSEAoIc2VxdWVuY2UYASABKA0SDQoFc3RhcnQYAiABKA0SDQoFY291bnQYAyABKA0SDAoEd2FudBgEIAEoDSJQCg1CbG9ja3NSZXF1ZXN0EiYKBWJsb2NrGAEgASgLMhUuc3dhcm0udjEuQmxvY2tXYW50ZWRIABIPCgVwaWVjZRgCIAEoDUgAQgYKBGtpbmQiUQoLQmxvY2tXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFYmxvY2sYAiABKA0SFAoMcXVhbnRpemF0aW9uGAMgASgJEg4KBmZvcm1hdBgEIAEoDSJ5CgtCbG9ja3NSZXBseRIrCghtYW5pZmVzdBgBIAEoCzIXLnN3YXJtLnYxLkJsb2NrTWFuaWZlc3RIABIPCgVwaWVjZRgCIAEoDEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJCCg1CbG9ja01hbmlmZXN0EhMKC2ZpbmdlcnByaW50GAEgASgMEgwKBHNpemUYAiABKAQSDgoGcGllY2VzGAMgASgMIoQBCgtFbmRzUmVxdWVzdBIkCgRvcGVuGAEgASgLMhQuc3dhcm0udjEuRW5kc1dhbnRlZEgAEiQKBGhlYWQYAiABKAsyFC5zd2FybS52MS5IZWFkV2FudGVkSAASIQoFZW1iZWQYAyABKAsyEC5zd2FybS52MS5Ub2tlbnNIAEIGCgRraW5kIj8KCkVuZHNXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFZHR5cGUYAiABKAkSEwoLZmluZ2VycHJpbnQYAyABKAwiOAoKSGVhZFdhbnRlZBIMCgRyb3dzGAEgASgNEg4KBmhpZGRlbhgCIAEoDBIMCgRiZXN0GAMgASgNIpkBCglFbmRzUmVwbHkSJgoGb3BlbmVkGAEgASgLMhQuc3dhcm0udjEuRW5kc09wZW5lZEgAEiIKBmxvZ2l0cxgCIAEoCzIQLnN3YXJtLnYxLkxvZ2l0c0gAEhIKCGVtYmVkZGVkGAMgASgMSAASJAoHZmFpbHVyZRgEIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIkoKCkVuZHNPcGVuZWQSEwoLZmluZ2VycHJpbnQYASABKAwSEgoKdm9jYWJ1bGFyeRgCIAEoDRITCgtoaWRkZW5fc2l6ZRgDIAEoDSIoCgZMb2dpdHMSDgoGdG9rZW5zGAEgASgMEg4KBnZhbHVlcxgCIAEoDCKZAQoPVHJhaW5pbmdSZXF1ZXN0EiYKCGNvbnRyYWN0GGUgASgLMhIuc3dhcm0udjEuQ29udHJhY3RIABIgCgZ3YW50ZWQYZiABKAsyDi5zd2FybS52MS5QYXNzSAASDgoEZGF0YRhnIAEoDEgAEiQKB2FkYXB0ZXIYaCABKAsyES5zd2FybS52MS5BZGFwdGVySABCBgoEa2luZCKGAQoEUGFzcxIKCgJpZBgBIAEoDBIOCgZjb3VudHMYAiADKA0SDgoGaW5wdXRzGAMgASgIEhEKCWdyYWRpZW50cxgEIAEoCBIQCgh1bndhbnRlZBgFIAEoCBIPCgdhZGFwdGVyGAYgASgMEgwKBHNlZWQYByABKAQSDgoFZml4ZWQY3AEgASgIIicKB0FkYXB0ZXISDgoGZGlnZXN0GAEgASgMEgwKBHNpemUYAiABKAQi0wEKDVRyYWluaW5nUmVwbHkSEAoGb3BlbmVkGGUgASgISAASJgoIY29tcHV0ZWQYZiABKAsyEi5zd2FybS52MS5Db21wdXRlZEgAEg4KBGRhdGEYZyABKAxIABIkCgd3b3JraW5nGGggASgLMhEuc3dhcm0udjEuV29ya2luZ0gAEiQKB21pc3NpbmcYaSABKAsyES5zd2FybS52MS5NaXNzaW5nSAASJAoHZmFpbHVyZRhqIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIikKCENvbXB1dGVkEgwKBHJvd3MYASABKAQSDwoHYWRhcHRlchgCIAEoBCIXCgdXb3JraW5nEgwKBGJlYXQYASABKAQiKgoHTWlzc2luZxIOCgZpbnB1dHMYASABKAgSDwoHYWRhcHRlchgCIAEoCCKLAgoFUXVlcnkSCgoCaWQYASABKAwSDQoFbW9kZWwYAiABKAkSDgoEdGV4dBgDIAEoCUgAEhIKCG1lc3NhZ2VzGAQgASgJSAASIgoGdG9rZW5zGAUgASgLMhAuc3dhcm0udjEuVG9rZW5zSAASDQoFdG9vbHMYBiABKAkSJAoIc2FtcGxpbmcYByABKAsyEi5zd2FybS52MS5TYW1wbGluZxIRCglnZW5lcmF0ZWQYCCADKA0SEgoKc2VudF9ieXRlcxgJIAEoDRINCgV0cmFjZRgKIAEoCBIqCgt0b29sX2Nob2ljZRigASABKAsyFC5zd2FybS52MS5Ub29sQ2hvaWNlQggKBnByb21wdCIrCgpUb29sQ2hvaWNlEg0KBW5hbWVzGAEgAygJEg4KBnNpbmdsZRgCIAEoCCIVCgZUb2tlbnMSCwoDaWRzGAEgAygNIo4ECghTYW1wbGluZxIXCgptYXhfdG9rZW5zGAEgASgNSACIAQESGAoLdGVtcGVyYXR1cmUYAiABKAJIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBXRvcF9rGAQgASgNSAOIAQESEgoFbWluX3AYBSABKAJIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAJIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgCSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAJIB4gBARIMCgRzZWVkGAkgASgEEgwKBHN0b3AYCiADKAkSEAoIbG9ncHJvYnMYCyABKAgSFAoMdG9wX2xvZ3Byb2JzGAwgASgNEhwKBGJpYXMYDSADKAsyDi5zd2FybS52MS5CaWFzEhIKCmlnbm9yZV9lb3MYDiABKAgSEwoLc3BlY3VsYXRpb24YDyABKAkSKQoKY29uc3RyYWludBigASABKAsyFC5zd2FybS52MS5Db25zdHJhaW50Qg0KC19tYXhfdG9rZW5zQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX3BCCAoGX3RvcF9rQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5QhMKEV9wcmVzZW5jZV9wZW5hbHR5QhQKEl9mcmVxdWVuY3lfcGVuYWx0eSJPCgpDb25zdHJhaW50EhUKC2pzb25fc2NoZW1hGAEgASgJSAASDwoFcmVnZXgYAiABKAlIABIRCgdncmFtbWFyGAMgASgJSABCBgoEa2luZCIkCgRCaWFzEg0KBXRva2VuGAEgASgNEg0KBXZhbHVlGAIgASgCIvkBCgpRdWVyeVJlcGx5EiYKCGFjY2VwdGVkGAEgASgLMhIuc3dhcm0udjEuQWNjZXB0ZWRIABIgCgVkZWx0YRgCIAEoCzIPLnN3YXJtLnYxLkRlbHRhSAASJQoFcm91dGUYAyABKAsyFC5zd2FybS52MS5Sb3V0ZUluVXNlSAASJAoHd2FpdGluZxgEIAEoCzIRLnN3YXJtLnYxLldhaXRpbmdIABImCghmaW5pc2hlZBgFIAEoCzISLnN3YXJtLnYxLkZpbmlzaGVkSAASJAoHZmFpbHVyZRgGIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIkwKCEFjY2VwdGVkEg0KBW1vZGVsGAEgASgJEgwKBG5hbWUYAiABKAkSFQoNcHJvbXB0X3Rva2VucxgDIAEoDRIMCgRzZWVkGAQgASgEIl4KBURlbHRhEg4KBnRva2VucxgBIAMoDRIMCgR0ZXh0GAIgASgJEiMKCGxvZ3Byb2JzGAMgAygLMhEuc3dhcm0udjEuTG9ncHJvYhISCgpzZW50X2J5dGVzGAQgASgNIlcKB0xvZ3Byb2ISDQoFdG9rZW4YASABKA0SDwoHbG9ncHJvYhgCIAEoAhIMCgR0ZXh0GAMgASgMEh4KA3RvcBgEIAMoCzIRLnN3YXJtLnYxLkxvZ3Byb2IiUAoKUm91dGVJblVzZRIgCgRob3BzGAEgAygLMhIuc3dhcm0udjEuUm91dGVIb3ASEAoIcmVyb3V0ZXMYAiABKA0SDgoGcmVhc29uGAMgASgJIkYKCFJvdXRlSG9wEg8KB3BlZXJfaWQYASABKAkSDAoEbmFtZRgCIAEoCRINCgVmaXJzdBgDIAEoDRIMCgRsYXN0GAQgASgNIkQKB1dhaXRpbmcSDQoFZmlyc3QYASABKA0SDAoEbGFzdBgCIAEoDRINCgVzaW5jZRgDIAEoARINCgV3b3JkcxgEIAEoCSLbAQoIRmluaXNoZWQSKQoGcmVhc29uGAEgASgOMhkuc3dhcm0udjEuRmluaXNoZWQuUmVhc29uEhUKDXByb21wdF90b2tlbnMYAiABKA0SGQoRY29tcGxldGlvbl90b2tlbnMYAyABKA0SDwoHc2Vjb25kcxgEIAEoARIiCgV0cmFjZRgFIAMoCzITLnN3YXJtLnYxLlRyYWNlU3BhbhINCgRzdG9wGKABIAEoCSIuCgZSZWFzb24SCAoEU1RPUBAAEgoKBkxFTkdUSBABEg4KClRPT0xfQ0FMTFMQAiJZCglUcmFjZVNwYW4SDAoEbmFtZRgBIAEoCRIPCgdwZWVyX2lkGAIgASgJEg0KBXN0YXJ0GAMgASgBEg8KB3NlY29uZHMYBCABKAESDQoFY291bnQYBSABKA0iGwoKTWFwUmVxdWVzdBINCgV3YXRjaBgBIAEoCCKDAQoIU3dhcm1NYXASDAoEdGltZRgBIAEoARIfCgZtb2RlbHMYAiADKAsyDy5zd2FybS52MS5Nb2RlbBIkCgdzZXJ2ZXJzGAMgAygLMhMuc3dhcm0udjEuTWFwU2VydmVyEiIKBW5vZGVzGAQgAygLMhMuc3dhcm0udjEuUXVlcnlOb2RlIs4BCglNYXBTZXJ2ZXISDwoHcGVlcl9pZBgBIAEoCRIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0Eg0KBXN0YXRlGAMgASgJEgwKBG5hbWUYBCABKAkSEQoJZGVjb2RlX21zGAUgASgCEhQKDHByZWZpbGxfcmF0ZRgGIAEoAhINCgVxdWV1ZRgHIAEoDRITCgtmcmVlX3Rva2VucxgIIAEoBBIPCgd2ZXJzaW9uGAkgASgJEg8KB3JlbGF5ZWQYCiABKAgi/gEKCVF1ZXJ5Tm9kZRIPCgdwZWVyX2lkGAEgASgJEiQKCGNvbnRyYWN0GAIgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDAoEbmFtZRgDIAEoCRIRCglhZGRyZXNzZXMYBCADKAkSDQoFZWRnZXMYBSADKAkSDwoHcnVubmluZxgGIAEoDRIQCghjYXBhY2l0eRgHIAEoDRIPCgd2ZXJzaW9uGAggASgJEhEKCWNvbnZlcnNlcxgJIAEoCBINCgVjb2RlYxgKIAEoCRIQCghpbnN0YW5jZRgLIAEoDRITCgpjb25zdHJhaW5zGKABIAEoCBINCgRzZWVzGKEBIAEoCCKlAwoGUmVjb3JkEiQKCGNvbnRyYWN0GAEgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDQoFc3RhdGUYAiABKAkSEQoJYWRkcmVzc2VzGAMgAygJEhMKC2ZyZWVfdG9rZW5zGAQgASgEEhEKCWRlY29kZV9tcxgFIAEoAhIUCgxwcmVmaWxsX3JhdGUYBiABKAISDQoFcXVldWUYByABKA0SDwoHcmVsYXllZBgIIAEoCBIOCgZjb2RlY3MYCSADKAkSDwoHdmVyc2lvbhgKIAEoCRIMCgRuYW1lGAsgASgJEhkKEXByZWZpbGxfcG9zaXRpb25zGAwgASgNEhAKCGluc3RhbmNlGA0gASgNEhAKCHRyYWluaW5nGGQgASgIEigKCmNvb3JkaW5hdGUYbiABKAsyFC5zd2FybS52MS5Db29yZGluYXRlEhwKBG5lYXIYbyADKAsyDi5zd2FybS52MS5OZWFyEiAKB2FjY291bnQYtAEgASgLMg4uc3dhcm0udjEuSGVhZBIdCgRlbmRzGKwCIAEoCzIOLnN3YXJtLnYxLkVuZHMiQAoERW5kcxITCgtmaW5nZXJwcmludBgBIAEoDBISCgp2b2NhYnVsYXJ5GAIgASgNEg8KB2hlYWRfbXMYAyABKAIiJAoETmVhchIMCgRwZWVyGAEgASgMEg4KBnJ0dF9tcxgCIAEoAiI6CgpDb29yZGluYXRlEg0KBXBvaW50GAEgAygCEg4KBmhlaWdodBgCIAEoAhINCgVlcnJvchgDIAEoAiJACgpBY2NvdW50aW5nEg8KB2FjY291bnQYASABKAwSDQoFcHJvb2YYAiABKAwSEgoKcGFyYW1ldGVycxgDIAEoBCI3CgVDbGFpbRINCgV0b3RhbBgBIAEoBBIOCgZzaWduZWQYAiABKAQSDwoHc2V0dGxlcxgDIAEoCCLvAQoFRW50cnkSDwoHYWNjb3VudBgBIAEoDBINCgVvdGhlchgCIAEoDBIOCgZudW1iZXIYAyABKAQSEAoIcHJldmlvdXMYBCABKAwSDQoFZ2l2ZXMYBSABKAgSDAoEd29yaxgGIAEoBBINCgVnaXZlbhgHIAEoBBINCgV0YWtlbhgIIAEoBBISCgpwYWlyX2dpdmVuGAkgASgEEhIKCnBhaXJfdGFrZW4YCiABKAQSDwoHc2Vzc2lvbhgLIAEoDBIPCgdhbnN3ZXJzGAwgASgMEgwKBHRpbWUYDSABKAQSEQoJc2lnbmF0dXJlGA4gASgMImgKBEhlYWQSDwoHYWNjb3VudBgBIAEoDBIOCgZudW1iZXIYAiABKAQSDgoGZGlnZXN0GAMgASgMEg0KBWdpdmVuGAQgASgEEg0KBXRha2VuGAUgASgEEhEKCXNpZ25hdHVyZRgGIAEoDCKFAQoPUmVjZWlwdHNSZXF1ZXN0EiQKB2JldHdlZW4YASABKAsyES5zd2FybS52MS5CZXR3ZWVuSAASIAoFbGlua3MYAiABKAsyDy5zd2FybS52MS5MaW5rc0gAEiIKBnByb3ZlbhgDIAEoCzIQLnN3YXJtLnYxLlByb3ZlbkgAQgYKBGtpbmQiKgoHQmV0d2VlbhIPCgdhY2NvdW50GAEgASgMEg4KBm90aGVycxgCIAMoDCInCgVMaW5rcxIPCgdhY2NvdW50GAEgASgMEg0KBWZpcnN0GAIgASgEIggKBlByb3ZlbiIgCg1SZWNlaXB0c1JlcGx5Eg8KB2VudHJpZXMYASADKAwiMAoEUGluZxIoCgpjb29yZGluYXRlGAEgASgLMhQuc3dhcm0udjEuQ29vcmRpbmF0ZSIvCg5SZWNvcmRzUmVxdWVzdBINCgVtb2RlbBgBIAEoCRIOCgZibG9ja3MYAiABKA0iOgoMUmVjb3Jkc1JlcGx5Eg8KB3JlY29yZHMYASADKAwSCwoDYWdlGAIgASgBEgwKBG1vcmUYAyABKAgiYwoMU2lnbmVkUmVjb3JkEhIKCnB1YmxpY19rZXkYASABKAwSDgoGcmVjb3JkGAIgASgMEg8KB2V4cGlyZXMYAyABKAESCwoDa2V5GAQgASgJEhEKCXNpZ25hdHVyZRgFIAEoDCJfCgVNb2RlbBILCgNrZXkYASABKAkSDAoEbmFtZRgCIAEoCRIOCgZibG9ja3MYAyABKA0SEwoLaGlkZGVuX3NpemUYBCABKA0SFgoOY29udGV4dF9sZW5ndGgYBSABKA1iBnByb3RvMw");
+  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSK8AQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDRIPCgZwbGFjZXMYjAEgASgNIrQCCg5Db250cm9sUmVxdWVzdBIeCgRvcGVuGAEgASgLMg4uc3dhcm0udjEuT3BlbkgAEiIKBmF0dGFjaBgCIAEoCzIQLnN3YXJtLnYxLkF0dGFjaEgAEiQKB3ByZXBhcmUYAyABKAsyES5zd2FybS52MS5QcmVwYXJlSAASIgoGcmVzdW1lGAQgASgLMhAuc3dhcm0udjEuUmVzdW1lSAASIAoFcHJvYmUYBSABKAsyDy5zd2FybS52MS5Qcm9iZUgAEiAKBWNsb3NlGAYgASgLMg8uc3dhcm0udjEuQ2xvc2VIABIjCgdyZWNlaXB0GLQBIAEoCzIPLnN3YXJtLnYxLkVudHJ5SAASIwoGc2V0dGxlGLUBIAEoCzIQLnN3YXJtLnYxLlNldHRsZUgAQgYKBGtpbmQinQEKBE9wZW4SDwoHc2Vzc2lvbhgBIAEoDBIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EhEKCXBvc2l0aW9ucxgDIAEoDRIPCgdhZGFwdGVyGGQgASgMEikKCmFjY291bnRpbmcYtAEgASgLMhQuc3dhcm0udjEuQWNjb3VudGluZxIPCgZjb21taXQYyAEgASgIIhkKBkF0dGFjaBIPCgdzZXNzaW9uGAEgASgMIs0BCgdQcmVwYXJlEg0KBWVwb2NoGAEgASgEEiUKCXNlcXVlbmNlcxgCIAMoCzISLnN3YXJtLnYxLlNlcXVlbmNlEhAKCHVwc3RyZWFtGAMgASgJEigKCmRvd25zdHJlYW0YBCABKAsyFC5zd2FybS52MS5Eb3duc3RyZWFtEg8KB3JlbGF5ZWQYBSABKAgSEwoLaW5wdXRfY29kZWMYBiABKAkSFAoMb3V0cHV0X2NvZGVjGAcgASgJEhQKDGNoZWNrX2lucHV0cxh4IAEoCCJNCghTZXF1ZW5jZRIKCgJpZBgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDgoGcGFyZW50GAMgASgNEhUKDXBhcmVudF9sZW5ndGgYBCABKA0iLQoKRG93bnN0cmVhbRIPCgdzZXNzaW9uGAEgASgMEg4KBnJlY29yZBgCIAEoDCKBAQoGUmVzdW1lEg0KBWVwb2NoGAEgASgEEiAKBGN1dHMYAiADKAsyEi5zd2FybS52MS5Qb3NpdGlvbhIjCgdyZXBsYXlzGAMgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIQoFd2FudHMYBCADKAsyEi5zd2FybS52MS5Qb3NpdGlvbiIuCghQb3NpdGlvbhIQCghzZXF1ZW5jZRgBIAEoDRIQCghwb3NpdGlvbhgCIAEoDSJeCgVQcm9iZRINCgVub25jZRgBIAEoBBIPCgdwYWRkaW5nGAIgASgMEhMKC3JlcGx5X2J5dGVzGAMgASgNEg8KB3RhbGxpZXMYBCABKAgSDwoGY29tbWl0GMgBIAEoCCIHCgVDbG9zZSIICgZTZXR0bGUi7AIKDENvbnRyb2xSZXBseRIiCgZvcGVuZWQYASABKAsyEC5zd2FybS52MS5PcGVuZWRIABIeCgRoYXZlGAIgASgLMg4uc3dhcm0udjEuSGF2ZUgAEiYKCHByb2dyZXNzGAMgASgLMhIuc3dhcm0udjEuUHJvZ3Jlc3NIABInCglsaW5rX2Rvd24YBCABKAsyEi5zd2FybS52MS5MaW5rRG93bkgAEiQKB2xlYXZpbmcYBSABKAsyES5zd2FybS52MS5MZWF2aW5nSAASJAoHZmFpbHVyZRgGIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIABIhCgVjbGFpbRi0ASABKAsyDy5zd2FybS52MS5DbGFpbUgAEiMKB3JlY2VpcHQYtQEgASgLMg8uc3dhcm0udjEuRW50cnlIABIrCgpjb21taXRtZW50GMgBIAEoCzIULnN3YXJtLnYxLkNvbW1pdG1lbnRIAEIGCgRraW5kIvMBCgZPcGVuZWQSDwoHc2Vzc2lvbhgBIAEoDBIUCgxjYW5fcm9sbGJhY2sYAiABKAgSFQoNbWF4X3Bvc2l0aW9ucxgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCADKAwSDgoGY29kZWNzGAUgAygJEhUKDW1heF9zZXF1ZW5jZXMYBiABKA0SGwoTbWF4X3RvdGFsX3Bvc2l0aW9ucxgHIAEoBBIUCgxwcmVmaXhfY2h1bmsYCCABKA0SKQoKYWNjb3VudGluZxi0ASABKAsyFC5zd2FybS52MS5BY2NvdW50aW5nEhAKB2NvbW1pdHMYyAEgASgIIkQKCkNvbW1pdG1lbnQSDwoHcHJvbWlzZRgBIAEoDBISCgpwdWJsaWNfa2V5GAIgASgMEhEKCXNpZ25hdHVyZRgDIAEoDCJ8CgdQcm9taXNlEg8KB3Nlc3Npb24YASABKAwSDgoGbnVtYmVyGAIgASgEEiQKCGNvbnRyYWN0GAMgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDgoGbGVhdmVzGAQgASgNEgwKBHJvb3QYBSABKAwSDAoEdGltZRgGIAEoASKUAQoIRXZpZGVuY2USDQoFbW9kZWwYASABKAkSKQoLY29tbWl0bWVudHMYAiADKAsyFC5zd2FybS52MS5Db21taXRtZW50Eg4KBmlucHV0cxgDIAEoDBINCgVmaXJzdBgEIAEoDRIPCgdvdXRwdXRzGAUgASgMEh4KBmxlYXZlcxgGIAMoCzIOLnN3YXJtLnYxLkxlYWYiNwoETGVhZhISCgpjb21taXRtZW50GAEgASgNEg0KBWluZGV4GAIgASgNEgwKBHBhdGgYAyABKAwiMwoESGF2ZRINCgVlcG9jaBgBIAEoBBIcCgRoZWxkGAIgAygLMg4uc3dhcm0udjEuSGVsZCI5CgRIZWxkEhAKCHNlcXVlbmNlGAEgASgNEg4KBmxlbmd0aBgCIAEoDRIPCgdoaXN0b3J5GAMgASgNIpgBCghQcm9ncmVzcxINCgVub25jZRgBIAEoBBINCgVlcG9jaBgCIAEoBBIMCgRiZWF0GAMgASgEEh4KBW1vdmVkGAQgAygLMg8uc3dhcm0udjEuTW92ZWQSDQoFcXVldWUYBSABKA0SDwoHcGFkZGluZxgGIAEoDBIgCgd0YWxsaWVzGAcgAygLMg8uc3dhcm0udjEuVGFsbHkikQEKBVRhbGx5EiQKBXBoYXNlGAEgASgOMhUuc3dhcm0udjEuVGFsbHkuUGhhc2USDQoFc3RlcHMYAiABKA0SEQoJcG9zaXRpb25zGAMgASgNEg0KBXF1ZXVlGAQgASgBEg8KB2NvbXB1dGUYBSABKAEiIAoFUGhhc2USCwoHUFJFRklMTBAAEgoKBkRFQ09ERRABIlAKBU1vdmVkEhAKCHNlcXVlbmNlGAEgASgNEhAKCHJlY2VpdmVkGAIgASgNEhAKCGNvbXB1dGVkGAMgASgNEhEKCWZvcndhcmRlZBgEIAEoDSIpCghMaW5rRG93bhINCgVlcG9jaBgBIAEoBBIOCgZyZWFzb24YAiABKAkiGwoHTGVhdmluZxIQCghkZWFkbGluZRgBIAEoASK4AwoHRmFpbHVyZRIkCgRjb2RlGAEgASgOMhYuc3dhcm0udjEuRmFpbHVyZS5Db2RlEg8KB21lc3NhZ2UYAiABKAkSEwoLcmV0cnlfYWZ0ZXIYAyABKAESDQoFZXBvY2gYBCABKAQSDQoFbGltaXQYBSABKAkSDwoHYWxsb3dlZBgGIAEoBBINCgVhc2tlZBgHIAEoBBIQCghzZXF1ZW5jZRh4IAEoDRIQCghwb3NpdGlvbhh5IAEoDRIMCgR0d2luGHogASgNIvABCgRDb2RlEgsKB1VOS05PV04QABIICgRCVVNZEAESFQoRU0VTU0lPTl9OT1RfRk9VTkQQAhIVChFDT05UUkFDVF9NSVNNQVRDSBADEhIKDkNPTVBVVEVfRkFJTEVEEAQSDQoJTUFMRk9STUVEEAUSEAoMVU5BVVRIT1JJWkVEEAYSBwoDR0FQEAcSDAoIVE9PX0xPTkcQCBILCgdJTlZBTElEEAkSEgoOTUlTU0lOR19CTE9DS1MQChIJCgVMSU1JVBALEg8KC0lNUExBVVNJQkxFEHgSDQoIVU5TSUdORUQQtAESCwoHUkVGVVRFRBB5InYKBERhdGESIAoFaGVsbG8YASABKAsyDy5zd2FybS52MS5IZWxsb0gAEh4KBHN0ZXAYAiABKAsyDi5zd2FybS52MS5TdGVwSAASJAoHZmFpbHVyZRgDIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kImwKBUhlbGxvEg8KB3Nlc3Npb24YASABKAwSDQoFZXBvY2gYAiABKAQSIgoEcm9sZRgDIAEoDjIULnN3YXJtLnYxLkhlbGxvLlJvbGUiHwoEUm9sZRIKCgZJTlBVVFMQABILCgdSRVNVTFRTEAEiXQoEU3RlcBInCgpvcGVyYXRpb25zGAEgAygLMhMuc3dhcm0udjEuT3BlcmF0aW9uEhwKBHJvd3MYAiADKAsyDi5zd2FybS52MS5Sb3dzEg4KBmhpZGRlbhgDIAEoDCKJAQoJT3BlcmF0aW9uEiYKBGtpbmQYASABKA4yGC5zd2FybS52MS5PcGVyYXRpb24uS2luZBIOCgZzb3VyY2UYAiABKA0SDgoGdGFyZ2V0GAMgASgNEg4KBmxlbmd0aBgEIAEoDSIkCgRLaW5kEggKBEZPUksQABIICgRNT1ZFEAESCAoERlJFRRACIkQKBFJvd3MSEAoIc2VxdWVuY2UYASABKA0SDQoFc3RhcnQYAiABKA0SDQoFY291bnQYAyABKA0SDAoEd2FudBgEIAEoDSJQCg1CbG9ja3NSZXF1ZXN0EiYKBWJsb2NrGAEgASgLMhUuc3dhcm0udjEuQmxvY2tXYW50ZWRIABIPCgVwaWVjZRgCIAEoDUgAQgYKBGtpbmQiUQoLQmxvY2tXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFYmxvY2sYAiABKA0SFAoMcXVhbnRpemF0aW9uGAMgASgJEg4KBmZvcm1hdBgEIAEoDSJ5CgtCbG9ja3NSZXBseRIrCghtYW5pZmVzdBgBIAEoCzIXLnN3YXJtLnYxLkJsb2NrTWFuaWZlc3RIABIPCgVwaWVjZRgCIAEoDEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJCCg1CbG9ja01hbmlmZXN0EhMKC2ZpbmdlcnByaW50GAEgASgMEgwKBHNpemUYAiABKAQSDgoGcGllY2VzGAMgASgMIoQBCgtFbmRzUmVxdWVzdBIkCgRvcGVuGAEgASgLMhQuc3dhcm0udjEuRW5kc1dhbnRlZEgAEiQKBGhlYWQYAiABKAsyFC5zd2FybS52MS5IZWFkV2FudGVkSAASIQoFZW1iZWQYAyABKAsyEC5zd2FybS52MS5Ub2tlbnNIAEIGCgRraW5kIj8KCkVuZHNXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFZHR5cGUYAiABKAkSEwoLZmluZ2VycHJpbnQYAyABKAwiOAoKSGVhZFdhbnRlZBIMCgRyb3dzGAEgASgNEg4KBmhpZGRlbhgCIAEoDBIMCgRiZXN0GAMgASgNIpkBCglFbmRzUmVwbHkSJgoGb3BlbmVkGAEgASgLMhQuc3dhcm0udjEuRW5kc09wZW5lZEgAEiIKBmxvZ2l0cxgCIAEoCzIQLnN3YXJtLnYxLkxvZ2l0c0gAEhIKCGVtYmVkZGVkGAMgASgMSAASJAoHZmFpbHVyZRgEIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIkoKCkVuZHNPcGVuZWQSEwoLZmluZ2VycHJpbnQYASABKAwSEgoKdm9jYWJ1bGFyeRgCIAEoDRITCgtoaWRkZW5fc2l6ZRgDIAEoDSIoCgZMb2dpdHMSDgoGdG9rZW5zGAEgASgMEg4KBnZhbHVlcxgCIAEoDCKZAQoPVHJhaW5pbmdSZXF1ZXN0EiYKCGNvbnRyYWN0GGUgASgLMhIuc3dhcm0udjEuQ29udHJhY3RIABIgCgZ3YW50ZWQYZiABKAsyDi5zd2FybS52MS5QYXNzSAASDgoEZGF0YRhnIAEoDEgAEiQKB2FkYXB0ZXIYaCABKAsyES5zd2FybS52MS5BZGFwdGVySABCBgoEa2luZCKGAQoEUGFzcxIKCgJpZBgBIAEoDBIOCgZjb3VudHMYAiADKA0SDgoGaW5wdXRzGAMgASgIEhEKCWdyYWRpZW50cxgEIAEoCBIQCgh1bndhbnRlZBgFIAEoCBIPCgdhZGFwdGVyGAYgASgMEgwKBHNlZWQYByABKAQSDgoFZml4ZWQY3AEgASgIIicKB0FkYXB0ZXISDgoGZGlnZXN0GAEgASgMEgwKBHNpemUYAiABKAQi0wEKDVRyYWluaW5nUmVwbHkSEAoGb3BlbmVkGGUgASgISAASJgoIY29tcHV0ZWQYZiABKAsyEi5zd2FybS52MS5Db21wdXRlZEgAEg4KBGRhdGEYZyABKAxIABIkCgd3b3JraW5nGGggASgLMhEuc3dhcm0udjEuV29ya2luZ0gAEiQKB21pc3NpbmcYaSABKAsyES5zd2FybS52MS5NaXNzaW5nSAASJAoHZmFpbHVyZRhqIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIikKCENvbXB1dGVkEgwKBHJvd3MYASABKAQSDwoHYWRhcHRlchgCIAEoBCIXCgdXb3JraW5nEgwKBGJlYXQYASABKAQiKgoHTWlzc2luZxIOCgZpbnB1dHMYASABKAgSDwoHYWRhcHRlchgCIAEoCCKLAgoFUXVlcnkSCgoCaWQYASABKAwSDQoFbW9kZWwYAiABKAkSDgoEdGV4dBgDIAEoCUgAEhIKCG1lc3NhZ2VzGAQgASgJSAASIgoGdG9rZW5zGAUgASgLMhAuc3dhcm0udjEuVG9rZW5zSAASDQoFdG9vbHMYBiABKAkSJAoIc2FtcGxpbmcYByABKAsyEi5zd2FybS52MS5TYW1wbGluZxIRCglnZW5lcmF0ZWQYCCADKA0SEgoKc2VudF9ieXRlcxgJIAEoDRINCgV0cmFjZRgKIAEoCBIqCgt0b29sX2Nob2ljZRigASABKAsyFC5zd2FybS52MS5Ub29sQ2hvaWNlQggKBnByb21wdCIrCgpUb29sQ2hvaWNlEg0KBW5hbWVzGAEgAygJEg4KBnNpbmdsZRgCIAEoCCIVCgZUb2tlbnMSCwoDaWRzGAEgAygNIo4ECghTYW1wbGluZxIXCgptYXhfdG9rZW5zGAEgASgNSACIAQESGAoLdGVtcGVyYXR1cmUYAiABKAJIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBXRvcF9rGAQgASgNSAOIAQESEgoFbWluX3AYBSABKAJIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAJIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgCSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAJIB4gBARIMCgRzZWVkGAkgASgEEgwKBHN0b3AYCiADKAkSEAoIbG9ncHJvYnMYCyABKAgSFAoMdG9wX2xvZ3Byb2JzGAwgASgNEhwKBGJpYXMYDSADKAsyDi5zd2FybS52MS5CaWFzEhIKCmlnbm9yZV9lb3MYDiABKAgSEwoLc3BlY3VsYXRpb24YDyABKAkSKQoKY29uc3RyYWludBigASABKAsyFC5zd2FybS52MS5Db25zdHJhaW50Qg0KC19tYXhfdG9rZW5zQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX3BCCAoGX3RvcF9rQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5QhMKEV9wcmVzZW5jZV9wZW5hbHR5QhQKEl9mcmVxdWVuY3lfcGVuYWx0eSJPCgpDb25zdHJhaW50EhUKC2pzb25fc2NoZW1hGAEgASgJSAASDwoFcmVnZXgYAiABKAlIABIRCgdncmFtbWFyGAMgASgJSABCBgoEa2luZCIkCgRCaWFzEg0KBXRva2VuGAEgASgNEg0KBXZhbHVlGAIgASgCIvkBCgpRdWVyeVJlcGx5EiYKCGFjY2VwdGVkGAEgASgLMhIuc3dhcm0udjEuQWNjZXB0ZWRIABIgCgVkZWx0YRgCIAEoCzIPLnN3YXJtLnYxLkRlbHRhSAASJQoFcm91dGUYAyABKAsyFC5zd2FybS52MS5Sb3V0ZUluVXNlSAASJAoHd2FpdGluZxgEIAEoCzIRLnN3YXJtLnYxLldhaXRpbmdIABImCghmaW5pc2hlZBgFIAEoCzISLnN3YXJtLnYxLkZpbmlzaGVkSAASJAoHZmFpbHVyZRgGIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIkwKCEFjY2VwdGVkEg0KBW1vZGVsGAEgASgJEgwKBG5hbWUYAiABKAkSFQoNcHJvbXB0X3Rva2VucxgDIAEoDRIMCgRzZWVkGAQgASgEIl4KBURlbHRhEg4KBnRva2VucxgBIAMoDRIMCgR0ZXh0GAIgASgJEiMKCGxvZ3Byb2JzGAMgAygLMhEuc3dhcm0udjEuTG9ncHJvYhISCgpzZW50X2J5dGVzGAQgASgNIlcKB0xvZ3Byb2ISDQoFdG9rZW4YASABKA0SDwoHbG9ncHJvYhgCIAEoAhIMCgR0ZXh0GAMgASgMEh4KA3RvcBgEIAMoCzIRLnN3YXJtLnYxLkxvZ3Byb2IiUAoKUm91dGVJblVzZRIgCgRob3BzGAEgAygLMhIuc3dhcm0udjEuUm91dGVIb3ASEAoIcmVyb3V0ZXMYAiABKA0SDgoGcmVhc29uGAMgASgJIkYKCFJvdXRlSG9wEg8KB3BlZXJfaWQYASABKAkSDAoEbmFtZRgCIAEoCRINCgVmaXJzdBgDIAEoDRIMCgRsYXN0GAQgASgNIkQKB1dhaXRpbmcSDQoFZmlyc3QYASABKA0SDAoEbGFzdBgCIAEoDRINCgVzaW5jZRgDIAEoARINCgV3b3JkcxgEIAEoCSLbAQoIRmluaXNoZWQSKQoGcmVhc29uGAEgASgOMhkuc3dhcm0udjEuRmluaXNoZWQuUmVhc29uEhUKDXByb21wdF90b2tlbnMYAiABKA0SGQoRY29tcGxldGlvbl90b2tlbnMYAyABKA0SDwoHc2Vjb25kcxgEIAEoARIiCgV0cmFjZRgFIAMoCzITLnN3YXJtLnYxLlRyYWNlU3BhbhINCgRzdG9wGKABIAEoCSIuCgZSZWFzb24SCAoEU1RPUBAAEgoKBkxFTkdUSBABEg4KClRPT0xfQ0FMTFMQAiJZCglUcmFjZVNwYW4SDAoEbmFtZRgBIAEoCRIPCgdwZWVyX2lkGAIgASgJEg0KBXN0YXJ0GAMgASgBEg8KB3NlY29uZHMYBCABKAESDQoFY291bnQYBSABKA0iGwoKTWFwUmVxdWVzdBINCgV3YXRjaBgBIAEoCCKDAQoIU3dhcm1NYXASDAoEdGltZRgBIAEoARIfCgZtb2RlbHMYAiADKAsyDy5zd2FybS52MS5Nb2RlbBIkCgdzZXJ2ZXJzGAMgAygLMhMuc3dhcm0udjEuTWFwU2VydmVyEiIKBW5vZGVzGAQgAygLMhMuc3dhcm0udjEuUXVlcnlOb2RlIs4BCglNYXBTZXJ2ZXISDwoHcGVlcl9pZBgBIAEoCRIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0Eg0KBXN0YXRlGAMgASgJEgwKBG5hbWUYBCABKAkSEQoJZGVjb2RlX21zGAUgASgCEhQKDHByZWZpbGxfcmF0ZRgGIAEoAhINCgVxdWV1ZRgHIAEoDRITCgtmcmVlX3Rva2VucxgIIAEoBBIPCgd2ZXJzaW9uGAkgASgJEg8KB3JlbGF5ZWQYCiABKAgi/gEKCVF1ZXJ5Tm9kZRIPCgdwZWVyX2lkGAEgASgJEiQKCGNvbnRyYWN0GAIgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDAoEbmFtZRgDIAEoCRIRCglhZGRyZXNzZXMYBCADKAkSDQoFZWRnZXMYBSADKAkSDwoHcnVubmluZxgGIAEoDRIQCghjYXBhY2l0eRgHIAEoDRIPCgd2ZXJzaW9uGAggASgJEhEKCWNvbnZlcnNlcxgJIAEoCBINCgVjb2RlYxgKIAEoCRIQCghpbnN0YW5jZRgLIAEoDRITCgpjb25zdHJhaW5zGKABIAEoCBINCgRzZWVzGKEBIAEoCCKlAwoGUmVjb3JkEiQKCGNvbnRyYWN0GAEgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDQoFc3RhdGUYAiABKAkSEQoJYWRkcmVzc2VzGAMgAygJEhMKC2ZyZWVfdG9rZW5zGAQgASgEEhEKCWRlY29kZV9tcxgFIAEoAhIUCgxwcmVmaWxsX3JhdGUYBiABKAISDQoFcXVldWUYByABKA0SDwoHcmVsYXllZBgIIAEoCBIOCgZjb2RlY3MYCSADKAkSDwoHdmVyc2lvbhgKIAEoCRIMCgRuYW1lGAsgASgJEhkKEXByZWZpbGxfcG9zaXRpb25zGAwgASgNEhAKCGluc3RhbmNlGA0gASgNEhAKCHRyYWluaW5nGGQgASgIEigKCmNvb3JkaW5hdGUYbiABKAsyFC5zd2FybS52MS5Db29yZGluYXRlEhwKBG5lYXIYbyADKAsyDi5zd2FybS52MS5OZWFyEiAKB2FjY291bnQYtAEgASgLMg4uc3dhcm0udjEuSGVhZBIdCgRlbmRzGKwCIAEoCzIOLnN3YXJtLnYxLkVuZHMiQAoERW5kcxITCgtmaW5nZXJwcmludBgBIAEoDBISCgp2b2NhYnVsYXJ5GAIgASgNEg8KB2hlYWRfbXMYAyABKAIiJAoETmVhchIMCgRwZWVyGAEgASgMEg4KBnJ0dF9tcxgCIAEoAiI6CgpDb29yZGluYXRlEg0KBXBvaW50GAEgAygCEg4KBmhlaWdodBgCIAEoAhINCgVlcnJvchgDIAEoAiJACgpBY2NvdW50aW5nEg8KB2FjY291bnQYASABKAwSDQoFcHJvb2YYAiABKAwSEgoKcGFyYW1ldGVycxgDIAEoBCI3CgVDbGFpbRINCgV0b3RhbBgBIAEoBBIOCgZzaWduZWQYAiABKAQSDwoHc2V0dGxlcxgDIAEoCCLvAQoFRW50cnkSDwoHYWNjb3VudBgBIAEoDBINCgVvdGhlchgCIAEoDBIOCgZudW1iZXIYAyABKAQSEAoIcHJldmlvdXMYBCABKAwSDQoFZ2l2ZXMYBSABKAgSDAoEd29yaxgGIAEoBBINCgVnaXZlbhgHIAEoBBINCgV0YWtlbhgIIAEoBBISCgpwYWlyX2dpdmVuGAkgASgEEhIKCnBhaXJfdGFrZW4YCiABKAQSDwoHc2Vzc2lvbhgLIAEoDBIPCgdhbnN3ZXJzGAwgASgMEgwKBHRpbWUYDSABKAQSEQoJc2lnbmF0dXJlGA4gASgMImgKBEhlYWQSDwoHYWNjb3VudBgBIAEoDBIOCgZudW1iZXIYAiABKAQSDgoGZGlnZXN0GAMgASgMEg0KBWdpdmVuGAQgASgEEg0KBXRha2VuGAUgASgEEhEKCXNpZ25hdHVyZRgGIAEoDCKFAQoPUmVjZWlwdHNSZXF1ZXN0EiQKB2JldHdlZW4YASABKAsyES5zd2FybS52MS5CZXR3ZWVuSAASIAoFbGlua3MYAiABKAsyDy5zd2FybS52MS5MaW5rc0gAEiIKBnByb3ZlbhgDIAEoCzIQLnN3YXJtLnYxLlByb3ZlbkgAQgYKBGtpbmQiKgoHQmV0d2VlbhIPCgdhY2NvdW50GAEgASgMEg4KBm90aGVycxgCIAMoDCInCgVMaW5rcxIPCgdhY2NvdW50GAEgASgMEg0KBWZpcnN0GAIgASgEIggKBlByb3ZlbiIgCg1SZWNlaXB0c1JlcGx5Eg8KB2VudHJpZXMYASADKAwiMAoEUGluZxIoCgpjb29yZGluYXRlGAEgASgLMhQuc3dhcm0udjEuQ29vcmRpbmF0ZSIvCg5SZWNvcmRzUmVxdWVzdBINCgVtb2RlbBgBIAEoCRIOCgZibG9ja3MYAiABKA0iOgoMUmVjb3Jkc1JlcGx5Eg8KB3JlY29yZHMYASADKAwSCwoDYWdlGAIgASgBEgwKBG1vcmUYAyABKAgiYwoMU2lnbmVkUmVjb3JkEhIKCnB1YmxpY19rZXkYASABKAwSDgoGcmVjb3JkGAIgASgMEg8KB2V4cGlyZXMYAyABKAESCwoDa2V5GAQgASgJEhEKCXNpZ25hdHVyZRgFIAEoDCJfCgVNb2RlbBILCgNrZXkYASABKAkSDAoEbmFtZRgCIAEoCRIOCgZibG9ja3MYAyABKA0SEwoLaGlkZGVuX3NpemUYBCABKA0SFgoOY29udGV4dF9sZW5ndGgYBSABKA1iBnByb3RvMw");
 
 /**
  * What is computed. One message wherever it is said: in a record, by who opens a session, by a query node, on a map.
@@ -204,6 +204,13 @@ export type Open = Message<"swarm.v1.Open"> & {
    * @generated from field: swarm.v1.Accounting accounting = 180;
    */
   accounting?: Accounting | undefined;
+
+  /**
+   * sign what is sent, window by window
+   *
+   * @generated from field: bool commit = 200;
+   */
+  commit: boolean;
 };
 
 /**
@@ -449,6 +456,13 @@ export type Probe = Message<"swarm.v1.Probe"> & {
    * @generated from field: bool tallies = 4;
    */
   tallies: boolean;
+
+  /**
+   * the window that is open is to be signed before the answer
+   *
+   * @generated from field: bool commit = 200;
+   */
+  commit: boolean;
 };
 
 /**
@@ -541,6 +555,12 @@ export type ControlReply = Message<"swarm.v1.ControlReply"> & {
      */
     value: Entry;
     case: "receipt";
+  } | {
+    /**
+     * @generated from field: swarm.v1.Commitment commitment = 200;
+     */
+    value: Commitment;
+    case: "commitment";
   } | { case: undefined; value?: undefined };
 };
 
@@ -613,6 +633,13 @@ export type Opened = Message<"swarm.v1.Opened"> & {
    * @generated from field: swarm.v1.Accounting accounting = 180;
    */
   accounting?: Accounting | undefined;
+
+  /**
+   * what is sent in this session is signed, as the client asked
+   *
+   * @generated from field: bool commits = 200;
+   */
+  commits: boolean;
 };
 
 /**
@@ -621,6 +648,178 @@ export type Opened = Message<"swarm.v1.Opened"> & {
  */
 export const OpenedSchema: GenMessage<Opened> = /*@__PURE__*/
   messageDesc(file_swarm_wire_swarm, 13);
+
+/**
+ * Unasked, where the client wants it: what this hop has sent of late, to whomever, signed.
+ *
+ * @generated from message swarm.v1.Commitment
+ */
+export type Commitment = Message<"swarm.v1.Commitment"> & {
+  /**
+   * a Promise, serialised
+   *
+   * @generated from field: bytes promise = 1;
+   */
+  promise: Uint8Array;
+
+  /**
+   * libp2p's protobuf encoding; its hash is the peer id
+   *
+   * @generated from field: bytes public_key = 2;
+   */
+  publicKey: Uint8Array;
+
+  /**
+   * Ed25519 over "swarm-commitment:" + promise
+   *
+   * @generated from field: bytes signature = 3;
+   */
+  signature: Uint8Array;
+};
+
+/**
+ * Describes the message swarm.v1.Commitment.
+ * Use `create(CommitmentSchema)` to create a new message.
+ */
+export const CommitmentSchema: GenMessage<Commitment> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 14);
+
+/**
+ * From these inputs came these outputs: the root of a Merkle tree with a leaf for every position sent.
+ *
+ * @generated from message swarm.v1.Promise
+ */
+export type Promise = Message<"swarm.v1.Promise"> & {
+  /**
+   * @generated from field: bytes session = 1;
+   */
+  session: Uint8Array;
+
+  /**
+   * of the window, from 0 on
+   *
+   * @generated from field: uint64 number = 2;
+   */
+  number: bigint;
+
+  /**
+   * of the session, on its span
+   *
+   * @generated from field: swarm.v1.Contract contract = 3;
+   */
+  contract?: Contract | undefined;
+
+  /**
+   * @generated from field: uint32 leaves = 4;
+   */
+  leaves: number;
+
+  /**
+   * 32 bytes
+   *
+   * @generated from field: bytes root = 5;
+   */
+  root: Uint8Array;
+
+  /**
+   * unix seconds
+   *
+   * @generated from field: double time = 6;
+   */
+  time: number;
+};
+
+/**
+ * Describes the message swarm.v1.Promise.
+ * Use `create(PromiseSchema)` to create a new message.
+ */
+export const PromiseSchema: GenMessage<Promise> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 15);
+
+/**
+ * A file that shows what a server computed, to anybody who has the weights.
+ *
+ * @generated from message swarm.v1.Evidence
+ */
+export type Evidence = Message<"swarm.v1.Evidence"> & {
+  /**
+   * its name, which nobody vouches for
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * @generated from field: repeated swarm.v1.Commitment commitments = 2;
+   */
+  commitments: Commitment[];
+
+  /**
+   * hidden states of positions 0, 1, ...
+   *
+   * @generated from field: bytes inputs = 3;
+   */
+  inputs: Uint8Array;
+
+  /**
+   * the first position whose output is shown, to the last
+   *
+   * @generated from field: uint32 first = 4;
+   */
+  first: number;
+
+  /**
+   * @generated from field: bytes outputs = 5;
+   */
+  outputs: Uint8Array;
+
+  /**
+   * of each of these positions
+   *
+   * @generated from field: repeated swarm.v1.Leaf leaves = 6;
+   */
+  leaves: Leaf[];
+};
+
+/**
+ * Describes the message swarm.v1.Evidence.
+ * Use `create(EvidenceSchema)` to create a new message.
+ */
+export const EvidenceSchema: GenMessage<Evidence> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 16);
+
+/**
+ * @generated from message swarm.v1.Leaf
+ */
+export type Leaf = Message<"swarm.v1.Leaf"> & {
+  /**
+   * which of them
+   *
+   * @generated from field: uint32 commitment = 1;
+   */
+  commitment: number;
+
+  /**
+   * in its tree
+   *
+   * @generated from field: uint32 index = 2;
+   */
+  index: number;
+
+  /**
+   * 32 bytes a sibling, from the leaf up
+   *
+   * @generated from field: bytes path = 3;
+   */
+  path: Uint8Array;
+};
+
+/**
+ * Describes the message swarm.v1.Leaf.
+ * Use `create(LeafSchema)` to create a new message.
+ */
+export const LeafSchema: GenMessage<Leaf> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 17);
 
 /**
  * @generated from message swarm.v1.Have
@@ -642,7 +841,7 @@ export type Have = Message<"swarm.v1.Have"> & {
  * Use `create(HaveSchema)` to create a new message.
  */
 export const HaveSchema: GenMessage<Have> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 14);
+  messageDesc(file_swarm_wire_swarm, 18);
 
 /**
  * @generated from message swarm.v1.Held
@@ -673,7 +872,7 @@ export type Held = Message<"swarm.v1.Held"> & {
  * Use `create(HeldSchema)` to create a new message.
  */
 export const HeldSchema: GenMessage<Held> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 15);
+  messageDesc(file_swarm_wire_swarm, 19);
 
 /**
  * @generated from message swarm.v1.Progress
@@ -728,7 +927,7 @@ export type Progress = Message<"swarm.v1.Progress"> & {
  * Use `create(ProgressSchema)` to create a new message.
  */
 export const ProgressSchema: GenMessage<Progress> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 16);
+  messageDesc(file_swarm_wire_swarm, 20);
 
 /**
  * Steps of one session at one hop, added up. Seconds.
@@ -771,7 +970,7 @@ export type Tally = Message<"swarm.v1.Tally"> & {
  * Use `create(TallySchema)` to create a new message.
  */
 export const TallySchema: GenMessage<Tally> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 17);
+  messageDesc(file_swarm_wire_swarm, 21);
 
 /**
  * @generated from enum swarm.v1.Tally.Phase
@@ -794,7 +993,7 @@ export enum Tally_Phase {
  * Describes the enum swarm.v1.Tally.Phase.
  */
 export const Tally_PhaseSchema: GenEnum<Tally_Phase> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 17, 0);
+  enumDesc(file_swarm_wire_swarm, 21, 0);
 
 /**
  * @generated from message swarm.v1.Moved
@@ -826,7 +1025,7 @@ export type Moved = Message<"swarm.v1.Moved"> & {
  * Use `create(MovedSchema)` to create a new message.
  */
 export const MovedSchema: GenMessage<Moved> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 18);
+  messageDesc(file_swarm_wire_swarm, 22);
 
 /**
  * @generated from message swarm.v1.LinkDown
@@ -848,7 +1047,7 @@ export type LinkDown = Message<"swarm.v1.LinkDown"> & {
  * Use `create(LinkDownSchema)` to create a new message.
  */
 export const LinkDownSchema: GenMessage<LinkDown> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 19);
+  messageDesc(file_swarm_wire_swarm, 23);
 
 /**
  * @generated from message swarm.v1.Leaving
@@ -865,7 +1064,7 @@ export type Leaving = Message<"swarm.v1.Leaving"> & {
  * Use `create(LeavingSchema)` to create a new message.
  */
 export const LeavingSchema: GenMessage<Leaving> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 20);
+  messageDesc(file_swarm_wire_swarm, 24);
 
 /**
  * @generated from message swarm.v1.Failure
@@ -941,7 +1140,7 @@ export type Failure = Message<"swarm.v1.Failure"> & {
  * Use `create(FailureSchema)` to create a new message.
  */
 export const FailureSchema: GenMessage<Failure> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 21);
+  messageDesc(file_swarm_wire_swarm, 25);
 
 /**
  * @generated from enum swarm.v1.Failure.Code
@@ -1041,7 +1240,7 @@ export enum Failure_Code {
  * Describes the enum swarm.v1.Failure.Code.
  */
 export const Failure_CodeSchema: GenEnum<Failure_Code> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 21, 0);
+  enumDesc(file_swarm_wire_swarm, 25, 0);
 
 /**
  * @generated from message swarm.v1.Data
@@ -1080,7 +1279,7 @@ export type Data = Message<"swarm.v1.Data"> & {
  * Use `create(DataSchema)` to create a new message.
  */
 export const DataSchema: GenMessage<Data> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 22);
+  messageDesc(file_swarm_wire_swarm, 26);
 
 /**
  * @generated from message swarm.v1.Hello
@@ -1107,7 +1306,7 @@ export type Hello = Message<"swarm.v1.Hello"> & {
  * Use `create(HelloSchema)` to create a new message.
  */
 export const HelloSchema: GenMessage<Hello> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 23);
+  messageDesc(file_swarm_wire_swarm, 27);
 
 /**
  * @generated from enum swarm.v1.Hello.Role
@@ -1132,7 +1331,7 @@ export enum Hello_Role {
  * Describes the enum swarm.v1.Hello.Role.
  */
 export const Hello_RoleSchema: GenEnum<Hello_Role> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 23, 0);
+  enumDesc(file_swarm_wire_swarm, 27, 0);
 
 /**
  * Some positions of some sequences, and what to do before computing them.
@@ -1163,7 +1362,7 @@ export type Step = Message<"swarm.v1.Step"> & {
  * Use `create(StepSchema)` to create a new message.
  */
 export const StepSchema: GenMessage<Step> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 24);
+  messageDesc(file_swarm_wire_swarm, 28);
 
 /**
  * @generated from message swarm.v1.Operation
@@ -1195,7 +1394,7 @@ export type Operation = Message<"swarm.v1.Operation"> & {
  * Use `create(OperationSchema)` to create a new message.
  */
 export const OperationSchema: GenMessage<Operation> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 25);
+  messageDesc(file_swarm_wire_swarm, 29);
 
 /**
  * @generated from enum swarm.v1.Operation.Kind
@@ -1227,7 +1426,7 @@ export enum Operation_Kind {
  * Describes the enum swarm.v1.Operation.Kind.
  */
 export const Operation_KindSchema: GenEnum<Operation_Kind> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 25, 0);
+  enumDesc(file_swarm_wire_swarm, 29, 0);
 
 /**
  * @generated from message swarm.v1.Rows
@@ -1263,7 +1462,7 @@ export type Rows = Message<"swarm.v1.Rows"> & {
  * Use `create(RowsSchema)` to create a new message.
  */
 export const RowsSchema: GenMessage<Rows> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 26);
+  messageDesc(file_swarm_wire_swarm, 30);
 
 /**
  * First a block, then pieces of it, by number; each is answered before the next is read.
@@ -1294,7 +1493,7 @@ export type BlocksRequest = Message<"swarm.v1.BlocksRequest"> & {
  * Use `create(BlocksRequestSchema)` to create a new message.
  */
 export const BlocksRequestSchema: GenMessage<BlocksRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 27);
+  messageDesc(file_swarm_wire_swarm, 31);
 
 /**
  * @generated from message swarm.v1.BlockWanted
@@ -1332,7 +1531,7 @@ export type BlockWanted = Message<"swarm.v1.BlockWanted"> & {
  * Use `create(BlockWantedSchema)` to create a new message.
  */
 export const BlockWantedSchema: GenMessage<BlockWanted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 28);
+  messageDesc(file_swarm_wire_swarm, 32);
 
 /**
  * @generated from message swarm.v1.BlocksReply
@@ -1369,7 +1568,7 @@ export type BlocksReply = Message<"swarm.v1.BlocksReply"> & {
  * Use `create(BlocksReplySchema)` to create a new message.
  */
 export const BlocksReplySchema: GenMessage<BlocksReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 29);
+  messageDesc(file_swarm_wire_swarm, 33);
 
 /**
  * What a server has of a block, on its own word: whoever fetches it computes the fingerprint of what has come.
@@ -1404,7 +1603,7 @@ export type BlockManifest = Message<"swarm.v1.BlockManifest"> & {
  * Use `create(BlockManifestSchema)` to create a new message.
  */
 export const BlockManifestSchema: GenMessage<BlockManifest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 30);
+  messageDesc(file_swarm_wire_swarm, 34);
 
 /**
  * First `open`, then what is asked; each is answered before the next is read.
@@ -1443,7 +1642,7 @@ export type EndsRequest = Message<"swarm.v1.EndsRequest"> & {
  * Use `create(EndsRequestSchema)` to create a new message.
  */
 export const EndsRequestSchema: GenMessage<EndsRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 31);
+  messageDesc(file_swarm_wire_swarm, 35);
 
 /**
  * @generated from message swarm.v1.EndsWanted
@@ -1476,7 +1675,7 @@ export type EndsWanted = Message<"swarm.v1.EndsWanted"> & {
  * Use `create(EndsWantedSchema)` to create a new message.
  */
 export const EndsWantedSchema: GenMessage<EndsWanted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 32);
+  messageDesc(file_swarm_wire_swarm, 36);
 
 /**
  * @generated from message swarm.v1.HeadWanted
@@ -1507,7 +1706,7 @@ export type HeadWanted = Message<"swarm.v1.HeadWanted"> & {
  * Use `create(HeadWantedSchema)` to create a new message.
  */
 export const HeadWantedSchema: GenMessage<HeadWanted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 33);
+  messageDesc(file_swarm_wire_swarm, 37);
 
 /**
  * @generated from message swarm.v1.EndsReply
@@ -1552,7 +1751,7 @@ export type EndsReply = Message<"swarm.v1.EndsReply"> & {
  * Use `create(EndsReplySchema)` to create a new message.
  */
 export const EndsReplySchema: GenMessage<EndsReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 34);
+  messageDesc(file_swarm_wire_swarm, 38);
 
 /**
  * @generated from message swarm.v1.EndsOpened
@@ -1581,7 +1780,7 @@ export type EndsOpened = Message<"swarm.v1.EndsOpened"> & {
  * Use `create(EndsOpenedSchema)` to create a new message.
  */
 export const EndsOpenedSchema: GenMessage<EndsOpened> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 35);
+  messageDesc(file_swarm_wire_swarm, 39);
 
 /**
  * Of each row as many as were asked for, or one for each token of the vocabulary.
@@ -1609,7 +1808,7 @@ export type Logits = Message<"swarm.v1.Logits"> & {
  * Use `create(LogitsSchema)` to create a new message.
  */
 export const LogitsSchema: GenMessage<Logits> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 36);
+  messageDesc(file_swarm_wire_swarm, 40);
 
 /**
  * First a contract, answered by `opened`. Then what is asked, one after the other: each is followed by the bytes that it
@@ -1653,7 +1852,7 @@ export type TrainingRequest = Message<"swarm.v1.TrainingRequest"> & {
  * Use `create(TrainingRequestSchema)` to create a new message.
  */
 export const TrainingRequestSchema: GenMessage<TrainingRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 37);
+  messageDesc(file_swarm_wire_swarm, 41);
 
 /**
  * Compute sequences from their beginning, without KV cache; or the gradients of their inputs, from those of the outputs.
@@ -1723,7 +1922,7 @@ export type Pass = Message<"swarm.v1.Pass"> & {
  * Use `create(PassSchema)` to create a new message.
  */
 export const PassSchema: GenMessage<Pass> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 38);
+  messageDesc(file_swarm_wire_swarm, 42);
 
 /**
  * Matrices to add to linear layers of the blocks, as a safetensors file.
@@ -1751,7 +1950,7 @@ export type Adapter = Message<"swarm.v1.Adapter"> & {
  * Use `create(AdapterSchema)` to create a new message.
  */
 export const AdapterSchema: GenMessage<Adapter> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 39);
+  messageDesc(file_swarm_wire_swarm, 43);
 
 /**
  * @generated from message swarm.v1.TrainingReply
@@ -1812,7 +2011,7 @@ export type TrainingReply = Message<"swarm.v1.TrainingReply"> & {
  * Use `create(TrainingReplySchema)` to create a new message.
  */
 export const TrainingReplySchema: GenMessage<TrainingReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 40);
+  messageDesc(file_swarm_wire_swarm, 44);
 
 /**
  * @generated from message swarm.v1.Computed
@@ -1838,7 +2037,7 @@ export type Computed = Message<"swarm.v1.Computed"> & {
  * Use `create(ComputedSchema)` to create a new message.
  */
 export const ComputedSchema: GenMessage<Computed> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 41);
+  messageDesc(file_swarm_wire_swarm, 45);
 
 /**
  * @generated from message swarm.v1.Working
@@ -1855,7 +2054,7 @@ export type Working = Message<"swarm.v1.Working"> & {
  * Use `create(WorkingSchema)` to create a new message.
  */
 export const WorkingSchema: GenMessage<Working> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 42);
+  messageDesc(file_swarm_wire_swarm, 46);
 
 /**
  * @generated from message swarm.v1.Missing
@@ -1877,7 +2076,7 @@ export type Missing = Message<"swarm.v1.Missing"> & {
  * Use `create(MissingSchema)` to create a new message.
  */
 export const MissingSchema: GenMessage<Missing> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 43);
+  messageDesc(file_swarm_wire_swarm, 47);
 
 /**
  * The only frame is a Query. The asker keeps its side of the stream open as long as it wants the answer.
@@ -1970,7 +2169,7 @@ export type Query = Message<"swarm.v1.Query"> & {
  * Use `create(QuerySchema)` to create a new message.
  */
 export const QuerySchema: GenMessage<Query> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 44);
+  messageDesc(file_swarm_wire_swarm, 48);
 
 /**
  * That tools are called. Query nodes that do so announce `constrains`.
@@ -1998,7 +2197,7 @@ export type ToolChoice = Message<"swarm.v1.ToolChoice"> & {
  * Use `create(ToolChoiceSchema)` to create a new message.
  */
 export const ToolChoiceSchema: GenMessage<ToolChoice> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 45);
+  messageDesc(file_swarm_wire_swarm, 49);
 
 /**
  * @generated from message swarm.v1.Tokens
@@ -2015,7 +2214,7 @@ export type Tokens = Message<"swarm.v1.Tokens"> & {
  * Use `create(TokensSchema)` to create a new message.
  */
 export const TokensSchema: GenMessage<Tokens> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 46);
+  messageDesc(file_swarm_wire_swarm, 50);
 
 /**
  * What is absent is as the model's authors recommend; what they do not say is greedy.
@@ -2123,7 +2322,7 @@ export type Sampling = Message<"swarm.v1.Sampling"> & {
  * Use `create(SamplingSchema)` to create a new message.
  */
 export const SamplingSchema: GenMessage<Sampling> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 47);
+  messageDesc(file_swarm_wire_swarm, 51);
 
 /**
  * @generated from message swarm.v1.Constraint
@@ -2164,7 +2363,7 @@ export type Constraint = Message<"swarm.v1.Constraint"> & {
  * Use `create(ConstraintSchema)` to create a new message.
  */
 export const ConstraintSchema: GenMessage<Constraint> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 48);
+  messageDesc(file_swarm_wire_swarm, 52);
 
 /**
  * @generated from message swarm.v1.Bias
@@ -2186,7 +2385,7 @@ export type Bias = Message<"swarm.v1.Bias"> & {
  * Use `create(BiasSchema)` to create a new message.
  */
 export const BiasSchema: GenMessage<Bias> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 49);
+  messageDesc(file_swarm_wire_swarm, 53);
 
 /**
  * @generated from message swarm.v1.QueryReply
@@ -2247,7 +2446,7 @@ export type QueryReply = Message<"swarm.v1.QueryReply"> & {
  * Use `create(QueryReplySchema)` to create a new message.
  */
 export const QueryReplySchema: GenMessage<QueryReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 50);
+  messageDesc(file_swarm_wire_swarm, 54);
 
 /**
  * @generated from message swarm.v1.Accepted
@@ -2281,7 +2480,7 @@ export type Accepted = Message<"swarm.v1.Accepted"> & {
  * Use `create(AcceptedSchema)` to create a new message.
  */
 export const AcceptedSchema: GenMessage<Accepted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 51);
+  messageDesc(file_swarm_wire_swarm, 55);
 
 /**
  * Some tokens more. Their text may come later: a character can have several tokens, a stop text is held back. Without
@@ -2320,7 +2519,7 @@ export type Delta = Message<"swarm.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 52);
+  messageDesc(file_swarm_wire_swarm, 56);
 
 /**
  * @generated from message swarm.v1.Logprob
@@ -2354,7 +2553,7 @@ export type Logprob = Message<"swarm.v1.Logprob"> & {
  * Use `create(LogprobSchema)` to create a new message.
  */
 export const LogprobSchema: GenMessage<Logprob> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 53);
+  messageDesc(file_swarm_wire_swarm, 57);
 
 /**
  * @generated from message swarm.v1.RouteInUse
@@ -2385,7 +2584,7 @@ export type RouteInUse = Message<"swarm.v1.RouteInUse"> & {
  * Use `create(RouteInUseSchema)` to create a new message.
  */
 export const RouteInUseSchema: GenMessage<RouteInUse> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 54);
+  messageDesc(file_swarm_wire_swarm, 58);
 
 /**
  * @generated from message swarm.v1.RouteHop
@@ -2417,7 +2616,7 @@ export type RouteHop = Message<"swarm.v1.RouteHop"> & {
  * Use `create(RouteHopSchema)` to create a new message.
  */
 export const RouteHopSchema: GenMessage<RouteHop> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 55);
+  messageDesc(file_swarm_wire_swarm, 59);
 
 /**
  * @generated from message swarm.v1.Waiting
@@ -2453,7 +2652,7 @@ export type Waiting = Message<"swarm.v1.Waiting"> & {
  * Use `create(WaitingSchema)` to create a new message.
  */
 export const WaitingSchema: GenMessage<Waiting> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 56);
+  messageDesc(file_swarm_wire_swarm, 60);
 
 /**
  * @generated from message swarm.v1.Finished
@@ -2499,7 +2698,7 @@ export type Finished = Message<"swarm.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 57);
+  messageDesc(file_swarm_wire_swarm, 61);
 
 /**
  * @generated from enum swarm.v1.Finished.Reason
@@ -2527,7 +2726,7 @@ export enum Finished_Reason {
  * Describes the enum swarm.v1.Finished.Reason.
  */
 export const Finished_ReasonSchema: GenEnum<Finished_Reason> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 57, 0);
+  enumDesc(file_swarm_wire_swarm, 61, 0);
 
 /**
  * Where time went, in the terms of OpenTelemetry's spans: seconds since the query was taken.
@@ -2572,7 +2771,7 @@ export type TraceSpan = Message<"swarm.v1.TraceSpan"> & {
  * Use `create(TraceSpanSchema)` to create a new message.
  */
 export const TraceSpanSchema: GenMessage<TraceSpan> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 58);
+  messageDesc(file_swarm_wire_swarm, 62);
 
 /**
  * The swarm as a peer sees it, for those who take no part in the directory. The asker sends one MapRequest; the peer
@@ -2592,7 +2791,7 @@ export type MapRequest = Message<"swarm.v1.MapRequest"> & {
  * Use `create(MapRequestSchema)` to create a new message.
  */
 export const MapRequestSchema: GenMessage<MapRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 59);
+  messageDesc(file_swarm_wire_swarm, 63);
 
 /**
  * @generated from message swarm.v1.SwarmMap
@@ -2626,7 +2825,7 @@ export type SwarmMap = Message<"swarm.v1.SwarmMap"> & {
  * Use `create(SwarmMapSchema)` to create a new message.
  */
 export const SwarmMapSchema: GenMessage<SwarmMap> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 60);
+  messageDesc(file_swarm_wire_swarm, 64);
 
 /**
  * @generated from message swarm.v1.MapServer
@@ -2692,7 +2891,7 @@ export type MapServer = Message<"swarm.v1.MapServer"> & {
  * Use `create(MapServerSchema)` to create a new message.
  */
 export const MapServerSchema: GenMessage<MapServer> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 61);
+  messageDesc(file_swarm_wire_swarm, 65);
 
 /**
  * A query node's announcement, under `queries/<model key>`; in a map with its `peer_id`.
@@ -2791,7 +2990,7 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
  * Use `create(QueryNodeSchema)` to create a new message.
  */
 export const QueryNodeSchema: GenMessage<QueryNode> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 62);
+  messageDesc(file_swarm_wire_swarm, 66);
 
 /**
  * What a server announces. The key and the subkey it is stored under are part of what is signed.
@@ -2913,7 +3112,7 @@ export type Record = Message<"swarm.v1.Record"> & {
  * Use `create(RecordSchema)` to create a new message.
  */
 export const RecordSchema: GenMessage<Record> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 63);
+  messageDesc(file_swarm_wire_swarm, 67);
 
 /**
  * @generated from message swarm.v1.Ends
@@ -2944,7 +3143,7 @@ export type Ends = Message<"swarm.v1.Ends"> & {
  * Use `create(EndsSchema)` to create a new message.
  */
 export const EndsSchema: GenMessage<Ends> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 64);
+  messageDesc(file_swarm_wire_swarm, 68);
 
 /**
  * @generated from message swarm.v1.Near
@@ -2970,7 +3169,7 @@ export type Near = Message<"swarm.v1.Near"> & {
  * Use `create(NearSchema)` to create a new message.
  */
 export const NearSchema: GenMessage<Near> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 65);
+  messageDesc(file_swarm_wire_swarm, 69);
 
 /**
  * Where a peer is, so that round trips between others can be estimated (Vivaldi with a height). Milliseconds.
@@ -3003,7 +3202,7 @@ export type Coordinate = Message<"swarm.v1.Coordinate"> & {
  * Use `create(CoordinateSchema)` to create a new message.
  */
 export const CoordinateSchema: GenMessage<Coordinate> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 66);
+  messageDesc(file_swarm_wire_swarm, 70);
 
 /**
  * Says for which account a peer speaks in one session.
@@ -3038,7 +3237,7 @@ export type Accounting = Message<"swarm.v1.Accounting"> & {
  * Use `create(AccountingSchema)` to create a new message.
  */
 export const AccountingSchema: GenMessage<Accounting> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 67);
+  messageDesc(file_swarm_wire_swarm, 71);
 
 /**
  * What a session's client has had, and has not signed for. In both: parameters times weighed positions.
@@ -3073,7 +3272,7 @@ export type Claim = Message<"swarm.v1.Claim"> & {
  * Use `create(ClaimSchema)` to create a new message.
  */
 export const ClaimSchema: GenMessage<Claim> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 68);
+  messageDesc(file_swarm_wire_swarm, 72);
 
 /**
  * A link of an account's chain: that it has given work to another, or taken some. A receipt is two of them, the taker's and
@@ -3174,7 +3373,7 @@ export type Entry = Message<"swarm.v1.Entry"> & {
  * Use `create(EntrySchema)` to create a new message.
  */
 export const EntrySchema: GenMessage<Entry> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 69);
+  messageDesc(file_swarm_wire_swarm, 73);
 
 /**
  * The end of an account's chain, and who speaks for it.
@@ -3222,7 +3421,7 @@ export type Head = Message<"swarm.v1.Head"> & {
  * Use `create(HeadSchema)` to create a new message.
  */
 export const HeadSchema: GenMessage<Head> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 70);
+  messageDesc(file_swarm_wire_swarm, 74);
 
 /**
  * @generated from message swarm.v1.ReceiptsRequest
@@ -3257,7 +3456,7 @@ export type ReceiptsRequest = Message<"swarm.v1.ReceiptsRequest"> & {
  * Use `create(ReceiptsRequestSchema)` to create a new message.
  */
 export const ReceiptsRequestSchema: GenMessage<ReceiptsRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 71);
+  messageDesc(file_swarm_wire_swarm, 75);
 
 /**
  * The last links in which an account and each of others have taken from each other.
@@ -3281,7 +3480,7 @@ export type Between = Message<"swarm.v1.Between"> & {
  * Use `create(BetweenSchema)` to create a new message.
  */
 export const BetweenSchema: GenMessage<Between> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 72);
+  messageDesc(file_swarm_wire_swarm, 76);
 
 /**
  * Links of an account's chain, from a number on.
@@ -3307,7 +3506,7 @@ export type Links = Message<"swarm.v1.Links"> & {
  * Use `create(LinksSchema)` to create a new message.
  */
 export const LinksSchema: GenMessage<Links> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 73);
+  messageDesc(file_swarm_wire_swarm, 77);
 
 /**
  * Accounts that have signed what contradicts itself.
@@ -3322,7 +3521,7 @@ export type Proven = Message<"swarm.v1.Proven"> & {
  * Use `create(ProvenSchema)` to create a new message.
  */
 export const ProvenSchema: GenMessage<Proven> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 74);
+  messageDesc(file_swarm_wire_swarm, 78);
 
 /**
  * @generated from message swarm.v1.ReceiptsReply
@@ -3341,7 +3540,7 @@ export type ReceiptsReply = Message<"swarm.v1.ReceiptsReply"> & {
  * Use `create(ReceiptsReplySchema)` to create a new message.
  */
 export const ReceiptsReplySchema: GenMessage<ReceiptsReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 75);
+  messageDesc(file_swarm_wire_swarm, 79);
 
 /**
  * Each is answered at once with one, which says where the peer is that answers; a stream carries a few.
@@ -3360,7 +3559,7 @@ export type Ping = Message<"swarm.v1.Ping"> & {
  * Use `create(PingSchema)` to create a new message.
  */
 export const PingSchema: GenMessage<Ping> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 76);
+  messageDesc(file_swarm_wire_swarm, 80);
 
 /**
  * What the peer knows of a model's servers, in one answer; records are signed, so anybody may pass them on.
@@ -3386,7 +3585,7 @@ export type RecordsRequest = Message<"swarm.v1.RecordsRequest"> & {
  * Use `create(RecordsRequestSchema)` to create a new message.
  */
 export const RecordsRequestSchema: GenMessage<RecordsRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 77);
+  messageDesc(file_swarm_wire_swarm, 81);
 
 /**
  * @generated from message swarm.v1.RecordsReply
@@ -3419,7 +3618,7 @@ export type RecordsReply = Message<"swarm.v1.RecordsReply"> & {
  * Use `create(RecordsReplySchema)` to create a new message.
  */
 export const RecordsReplySchema: GenMessage<RecordsReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 78);
+  messageDesc(file_swarm_wire_swarm, 82);
 
 /**
  * @generated from message swarm.v1.SignedRecord
@@ -3466,7 +3665,7 @@ export type SignedRecord = Message<"swarm.v1.SignedRecord"> & {
  * Use `create(SignedRecordSchema)` to create a new message.
  */
 export const SignedRecordSchema: GenMessage<SignedRecord> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 79);
+  messageDesc(file_swarm_wire_swarm, 83);
 
 /**
  * @generated from message swarm.v1.Model
@@ -3505,5 +3704,5 @@ export type Model = Message<"swarm.v1.Model"> & {
  * Use `create(ModelSchema)` to create a new message.
  */
 export const ModelSchema: GenMessage<Model> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 80);
+  messageDesc(file_swarm_wire_swarm, 84);
 
