@@ -151,10 +151,12 @@ class Account:
         self._stood_at = float("-inf")
 
     async def convinced(self, shown: Sequence[bytes]) -> None:
-        """Keep proofs, two links each, that prove something. Raises MalformedFrame, BookFailed."""
+        """Keep proofs, two links each, that prove something against accounts that are known here. Raises
+        MalformedFrame, BookFailed."""
         require(len(shown) % 2 == 0, "a proof is two links")
         for one, two in zip(shown[::2], shown[1::2], strict=True):
-            if (proof := await asyncio.to_thread(read_proof, one, two)) is not None:
+            proof = await asyncio.to_thread(read_proof, one, two)
+            if proof is not None and await self._write(functools.partial(self.book.knows, proof[0].account)):
                 await self.learn(proof)
 
     # ---- what it buys -----------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ PATIENCE = 10.0
 """Seconds for another process to finish its write."""
 MOST = 200_000
 """Links that are kept: of older ones only the last of each pair, and the ends of chains."""
+PRUNE_EVERY = 10_000
+"""Writes."""
 VERSION = 1
 
 SCHEMA = """
@@ -33,6 +35,7 @@ CREATE TABLE IF NOT EXISTS proofs (account BLOB PRIMARY KEY, one BLOB NOT NULL, 
 CREATE TABLE IF NOT EXISTS pairs (
     account BLOB NOT NULL, other BLOB NOT NULL, given INTEGER NOT NULL, taken INTEGER NOT NULL, number INTEGER NOT NULL,
     PRIMARY KEY (account, other)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS of_others ON pairs (other);
 """
 
 
@@ -42,6 +45,7 @@ class Book:
     def __init__(self, file: Path | None = None, *, most: int = MOST) -> None:
         self._file = file
         self._most = most
+        self._written = 0
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         with self._failing():
@@ -108,6 +112,9 @@ class Book:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                self._written += 1
+                if self._written % PRUNE_EVERY == 0:
+                    _prune(db, self._most)
             except BaseException:
                 db.execute("ROLLBACK")
                 raise
@@ -178,6 +185,12 @@ class Book:
         """Pairs of links that cannot both be true, one for each account that has signed such."""
         with self._reading() as db:
             return list(db.execute("SELECT one, two FROM proofs ORDER BY account LIMIT ?", (most,)))
+
+    def knows(self, account: bytes) -> bool:
+        """Whether anything is kept of it."""
+        query = "SELECT 1 FROM pairs WHERE account = ? OR other = ? LIMIT 1"
+        with self._reading() as db:
+            return db.execute(query, (account, account)).fetchone() is not None
 
     def cheats(self, account: bytes) -> bool:
         """Whether there is a proof against it."""

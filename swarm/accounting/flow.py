@@ -35,11 +35,14 @@ def debts(me: Account, flows: Flows, accounts: Iterable[Account]) -> Debts:
     """
     others = sorted(set(accounts) - {me})
     found = Debts({other: amount for other in others if (amount := owed(flows, me, other))})
-    creditors = sorted(found.left)
+    had = dict[Account, list[Account]]()
+    for giver, taker in flows:
+        if taker in found.left:
+            had.setdefault(giver, []).append(taker)
     for debtor in others:
         if not (debt := owed(flows, debtor, me)):
             continue
-        for creditor in creditors:
+        for creditor in sorted(had.get(debtor, ())):
             part = min(debt, found.left[creditor], owed(flows, creditor, debtor))
             if part and creditor != debtor:
                 found.left[creditor] -= part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection, Iterable
 
 from swarm.accounting.account import Account, checked
 from swarm.accounting.entries import KEY_BYTES, MOST_BYTES
@@ -78,6 +79,14 @@ async def ask(host: Host, peer: PeerId, request: pb.ReceiptsRequest) -> list[byt
             stream.close()
 
 
+def of_friends(links: Iterable[pb.Entry], payer: bytes, others: Collection[bytes]) -> list[pb.Entry]:
+    """What others admit to have of `payer`, and it of those: one each. Anybody can make up an account, and links of it;
+    nobody can make up those of accounts that have done something here."""
+    theirs = {link.account: link for link in links if link.account in others and link.other == payer and not link.gives}
+    mine = {link.other: link for link in links if link.account == payer and link.other in theirs and not link.gives}
+    return [*theirs.values(), *mine.values()]
+
+
 class Friends:
     """Finds out what those who come have done for those whom this account owes."""
 
@@ -100,7 +109,7 @@ class Friends:
                 return
             request = pb.ReceiptsRequest(between=pb.Between(account=payer, others=others))
             links = await asyncio.to_thread(checked, await ask(self._host, peer, request))
-            await self._account.learn([link for link in links if payer in (link.account, link.other)])
+            await self._account.learn(of_friends(links, payer, others))
             shown = await ask(self._host, peer, pb.ReceiptsRequest(proven=pb.Proven()))
             await self._account.convinced(shown)
         except (SwarmError, TimeoutError) as error:

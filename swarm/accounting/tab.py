@@ -10,13 +10,15 @@ from swarm.accounting.work import QUARTERS, WINDOW, weighed, work_of
 class Tab:
     """Of a session on blocks with so many `parameters`; everything in `work`, all of the session so far.
 
-    `computed`; `claimed`: what the client was asked to sign for; `signed`.
+    `computed`; `claimed`: what the client was asked to sign for; `signed`. `awaited`: receipts that may come: one for
+    each claim of something new.
     """
 
     def __init__(self, parameters: int) -> None:
         self.computed = 0
         self.claimed = 0
         self.signed = 0
+        self.awaited = 0
         self._parameters = parameters
         self._window = WINDOW
 
@@ -47,9 +49,11 @@ class Tab:
 
     def claim(self) -> tuple[int, int]:
         """All there is, and how much of it is signed for."""
+        self.awaited += self.is_open
         self.claimed = self.computed
         return self.computed, self.signed
 
     def sign(self, work: int) -> None:
         """The client has signed for so much more."""
+        self.awaited -= 1
         self.signed = min(self.signed + work, self.computed)

@@ -118,6 +118,8 @@ class HopLink:
         await self._connect()
         await self._ask([(pb.ControlRequest(attach=pb.Attach(session=self.session)), "opened")])
         self.lost = False
+        for receipt in () if self.paying is None else self.paying.unanswered:
+            await self._say(pb.ControlRequest(receipt=receipt))
 
     async def _connect(self) -> None:
         """A new control stream in place of the one there was."""

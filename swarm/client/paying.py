@@ -57,7 +57,6 @@ class Paying:
         self._parameters = 0
         self._quarters = 0
         self._signed = 0
-        self._last: pb.Entry | None = None
         self._unanswered: dict[bytes, pb.Entry] = {}
         self._lock = asyncio.Lock()
         self._asked = False
@@ -110,15 +109,14 @@ class Paying:
             raise Unsigned(f"it says that it has done {claim.total / max(most, 1.0):.1f} times what can be")
         work = claim.total - self._signed
         if work <= 0:
-            # Perhaps what was signed has not come.
-            return self._last if claim.signed < self._signed else None
+            return None
         try:
             entry = await self._account.take(payee, work, self._id)
         except BookFailed as error:
             log.warning("what servers do is not signed for any more: %s", error)
             self._payer.usable = False
             raise Unsigned("what is signed cannot be kept") from error
-        self._signed, self._last = claim.total, entry
+        self._signed = claim.total
         self._unanswered[digest_of(entry)] = entry
         while len(self._unanswered) > MOST_UNANSWERED:
             del self._unanswered[next(iter(self._unanswered))]
@@ -135,6 +133,11 @@ class Paying:
         except (MalformedFrame, BookFailed) as error:
             log.info("a receipt of %s is not kept: %s", self._hop.peer_id, error)
         self._look()
+
+    @property
+    def unanswered(self) -> list[pb.Entry]:
+        """Receipts that may not have come."""
+        return list(self._unanswered.values())
 
     @property
     def owes(self) -> bool:

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 PATIENCE = 10.0
 """Seconds that a client has to sign when it has had a whole window."""
 
+MOST_ANSWERS = 16
+"""To receipts of one session, that are told again where they got lost."""
+
 
 class Receipts:
     """Of session `id`, in which peer `client` speaks for account `payer`, on blocks with so many `parameters`.
@@ -56,7 +59,7 @@ class Receipts:
         self._tell = tell
         self._timer: asyncio.TimerHandle | None = None
         self._signed = asyncio.Event()
-        self._last: tuple[bytes, pb.Entry] | None = None
+        self._answers: dict[bytes, pb.Entry] = {}
         tasks.spawn(self._begin(), name="what an account is worth")
 
     @property
@@ -131,12 +134,15 @@ class Receipts:
         require(entry.account == self.payer and entry.other == self._account.key, "a receipt of other accounts")
         require(entry.session == self._id and not entry.gives, "a receipt of another session")
         digest = digest_of(entry)
-        if self._last is not None and self._last[0] == digest:
-            self._tell(pb.ControlReply(receipt=self._last[1]))
+        if digest in self._answers:
+            self._tell(pb.ControlReply(receipt=self._answers[digest]))
             return
+        require(entry.work > 0 and self.tab.awaited > 0, "a receipt that nobody has asked for")
         await asyncio.to_thread(check_entry, entry)
         answer = await self._account.answer(entry)
-        self._last = digest, answer
+        self._answers[digest] = answer
+        while len(self._answers) > MOST_ANSWERS:
+            del self._answers[next(iter(self._answers))]
         self._take(entry.work)
         self._tell(pb.ControlReply(receipt=answer))
         await self._weigh()

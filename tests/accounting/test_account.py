@@ -13,6 +13,7 @@ from swarm.accounting.account import Account, account_of, checked
 from swarm.accounting.book import Book
 from swarm.accounting.chain import End, Pair, drafted
 from swarm.accounting.entries import check_entry, sign_entry
+from swarm.accounting.stream import of_friends
 from swarm.accounting.weight import UNIT
 from swarm.errors import MalformedFrame
 from swarm.testing.clock import run
@@ -101,7 +102,11 @@ def test_who_signs_two_links_with_one_number_is_worth_nothing_to_whoever_sees_bo
         with pytest.raises(MalformedFrame, match="contradicts"):
             await carol.answer(again)
         assert await carol.weight_of(bob.key) == 1.0
-        # Whoever is shown the proof knows it, too, without believing Carol.
+        # Whoever is shown the proof knows it, too, without believing Carol: if he has to do with Bob at all.
+        shown = [each for proof in carol.book.proofs() for each in proof]
+        await me.convinced(shown)
+        assert not me.book.cheats(bob.key)
+        await window(bob, me, 1)
         await me.convinced([each for proof in carol.book.proofs() for each in proof])
         assert me.book.cheats(bob.key) and not me.book.cheats(carol.key)
         with pytest.raises(MalformedFrame):
@@ -139,3 +144,22 @@ def test_an_account_is_kept_in_a_folder_and_a_broken_one_is_no_account(tmp_path:
     two.close()
     (tmp_path / "state" / "receipts.sqlite").write_bytes(b"broken" * 1000)
     assert account_of(str(tmp_path / "state")) is None and account_of(None) is None
+
+
+def test_a_stranger_cannot_fill_the_book_with_accounts_that_he_has_made_up() -> None:
+    async def go() -> None:
+        bob, carol = accounts()
+        me = Account(ME, Book(), now=lambda: 5.0)
+        await window(bob, carol, 5)
+        await window(carol, bob, 3)
+        links = checked([*bob.book.links(bob.key, 1, 10), *carol.book.links(carol.key, 1, 10)])
+        # Of what Carol shows, only what Bob has signed, whom I owe, and what goes with it.
+        kept = of_friends(links, carol.key, [bob.key])
+        assert [(link.account, link.other, link.gives) for link in kept] == [
+            (bob.key, carol.key, False), (carol.key, bob.key, False),
+        ]  # fmt: skip
+        assert of_friends(links, carol.key, [me.key]) == []
+        forged = [link for link in links if link.account == carol.key]
+        assert of_friends(forged, carol.key, [bob.key]) == []
+
+    run(go())

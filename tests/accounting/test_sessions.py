@@ -310,3 +310,45 @@ def test_who_is_served_by_himself_signs_nothing_and_waits_for_nobody() -> None:
         await world.close()
 
     run(go())
+
+
+def test_receipts_that_are_lost_with_a_control_stream_come_with_the_next() -> None:
+    async def go() -> None:
+        world, servers = await swarm(SPANS)
+        me = account("me")
+        session = world.session(payer=Payer(me, (PARAMETERS,) * 9))
+
+        async def happening(index: int) -> None:
+            if index % 16 == 15:
+                # Just when a claim is under way, or what answers it.
+                await asyncio.sleep(0.001 * (index % 7))
+                world.network.hosts["b"].drop_streams(world.clients[0].peer_id)
+
+        assert await generate(session, PROMPT, 250, on_token=happening) == reference(PROMPT, 250)
+        (served,) = world.servers["b"].handler.sessions
+        assert served.receipts is not None
+        await session.close()
+        assert gap(me, servers["b"]) == 0 and served.receipts.tab.signed == served.receipts.tab.computed
+        assert servers["b"].statistics().refused == 0
+        await world.close()
+
+    run(go())
+
+
+def test_who_floods_a_server_with_receipts_is_refused() -> None:
+    async def go() -> None:
+        world, servers = await swarm({"a": Span(0, 9)})
+        me = account("me")
+        session = world.session(payer=Payer(me))
+        await generate(session, PROMPT, 5)
+        (link,) = session._lane.epochs.links
+        for _ in range(20):
+            entry = await me.take(servers["a"].key, 1, link.session)
+            await link._say(pb.ControlRequest(receipt=entry))
+        await asyncio.sleep(1.0)
+        assert len(servers["a"].book) == 0
+        assert len(await generate(session, [3], 5)) == 5
+        await session.close()
+        await world.close()
+
+    run(go())

@@ -49,6 +49,9 @@ def test_who_signs_for_more_has_nothing_of_it_and_who_signs_for_less_is_stopped(
     tab = Tab(PARAMETERS)
     for _ in range(64):
         tab.add([1])
+    tab.claim()
+    tab.claim()
+    assert tab.awaited == 1
     tab.sign(1)
     tab.add([1])
     assert tab.is_full
