@@ -2,7 +2,7 @@
 
 python -m survey                                    print it
 python -m survey --write docs/architectures.md      write it down
-python -m survey llama gpt2                         only these types
+python -m survey llama gpt2                         only these types; written, the page keeps what it says of others
 python -m survey --images llava qwen2_vl            only these, with images
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from survey.examine import Outcome
 from survey.images import all_seeing_types
 from survey.run import all_types, survey
-from survey.table import as_page
+from survey.table import as_page, merged
 
 
 def main() -> int:
@@ -31,7 +31,9 @@ def main() -> int:
     images = options.images or not options.types
     seeing = _outcomes(options.types or all_seeing_types(), options.jobs, seeing=True) if images else []
     if options.write is not None:
-        options.write.write_text(as_page(outcomes, seeing), encoding="utf-8")
+        page = options.write.read_text(encoding="utf-8") if options.types and options.write.exists() else ""
+        written = as_page(merged(page, outcomes), merged(page, seeing, seeing=True))
+        options.write.write_text(written, encoding="utf-8")
     wrong = any(outcome.kind == "wrong" for outcome in [*outcomes, *seeing])
     return int(wrong or any(outcome.kind == "impossible" for outcome in outcomes))
 

@@ -66,7 +66,7 @@ SIZES: dict[str, Any] = {
     "qk_rope_head_dim": 8,
     "index_topk": 6,
     "index_head_dim": 16,
-    "index_n_heads": 2,
+    "index_n_heads": 16,
     "global_head_dim": 32,
     "num_global_key_value_heads": 1,
     "qk_head_dim": 24,
@@ -98,7 +98,8 @@ ALSO_WHERE_NONE = ("head_dim", "num_key_value_heads", "pad_token_id", "bos_token
 _ALL_HEADS = {"num_key_value_heads": HEADS}
 """Latent attention has as many KV heads as heads."""
 _LATENT = ("axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note_text",
-           "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu", "kimi_linear", "longcat_flash")  # fmt: skip
+           "glm4_moe_lite", "glm5_next_text", "glm_moe_dsa", "minicpm3", "youtu", "kimi_linear",
+           "longcat_flash")  # fmt: skip
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"] * (BLOCKS // 2)}
 _CONVOLUTION = {"layer_types": ["conv", "full_attention", "conv"] * (BLOCKS // 3)}
 _ATTENTION = ("full_attention", "sliding_attention")
@@ -118,6 +119,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * (BLOCKS // 2)},
     "inkling_text": {"swa_num_attention_heads": HEADS, "swa_head_dim": HEAD_DIM},
     "inkling2_text": {"swa_num_attention_heads": HEADS, "swa_head_dim": HEAD_DIM},
+    "roc_bert": {
+        "pronunciation_vocab_size": VOCABULARY,
+        "shape_vocab_size": VOCABULARY,
+        "pronunciation_embed_dim": 16,
+        "shape_embed_dim": 16,
+    },
+    "xmod": {"default_language": "en_XX"},
+    "big_bird": {"attention_type": "original_full"},
     "cpmant": {"dim_ff": 96},
     "xlnet": {"d_inner": 96},
     "deepseek_v2": _ALL_HEADS | {"num_experts_per_tok": 2, "topk_method": "greedy"},

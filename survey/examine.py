@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
-from swarm.errors import UnsupportedModel
+from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.jobs import compute
 from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.cost import describe
-from swarm.models.loading.refused import REASONS, reason_to_refuse
+from swarm.models.loading.refused import CANNOT, REASONS, reason_to_refuse
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
 from swarm.types import Rows, Segment, Span
@@ -88,14 +89,32 @@ def examine(folder: Path) -> Outcome:
     if impossible.exists():
         reason = REASONS.get(name) or reason_to_refuse(CONFIG_MAPPING[name]())
         return Outcome(name, *(("refused", reason) if reason else ("impossible", impossible.read_text("utf-8"))))
+    return outcome_of(name, lambda: _examined(folder))
+
+
+def _examined(folder: Path) -> Sequence[SpanModel]:
+    spans = [load_span(folder, span, progress=False) for span in cuts(describe(folder).info.blocks)]
+    compare(folder, spans)
+    return spans
+
+
+def outcome_of(name: str, examined: Callable[[], Sequence[SpanModel]]) -> Outcome:
+    """What comes of a comparison, which returns the spans that were exact. A type that is refused by a rule is tried
+    as if there were none: it must not be exact."""
     try:
-        spans = [load_span(folder, span, progress=False) for span in cuts(describe(folder).info.blocks)]
-        compare(folder, spans)
-    except UnsupportedModel as error:
-        return Outcome(name, "refused", str(error))
+        return Outcome(name, *how_computed(examined()))
+    except (UnsupportedModel, InvalidInput) as error:
+        refused = Outcome(name, "refused", str(error))
     except Exception as error:  # whatever it is, the survey must show it
         return Outcome(name, "wrong", " ".join(f"{type(error).__name__}: {error}".split()))
-    return Outcome(name, *how_computed(spans))
+    if CANNOT in refused.why:
+        with mock.patch(f"{reason_to_refuse.__module__}.reason_to_refuse", lambda config: None):
+            try:
+                examined()
+            except Exception:  # in whichever way it shows
+                return refused
+        return Outcome(name, "wrong", f"exact, and refused: {refused.why}")
+    return refused
 
 
 def how_computed(spans: Sequence[SpanModel]) -> tuple[str, str]:

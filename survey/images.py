@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PretrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING, PretrainedConfig
 
 from survey.configs import HIDDEN, VOCABULARY, shrunk
 
@@ -17,6 +17,7 @@ MOST_PIECES = 70
 POSITIONS = 96
 SIDE, PATCH, MERGE = 28, 7, 2
 """Pixels of an image and of a patch; patches that become one piece, each way."""
+IMAGE_TOKENS = ("image_token_id", "image_token_index")
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "embed_dim", "width", "d_model", "output_hidden_size"), 32),
     **dict.fromkeys(("intermediate_size", "mlp_dim", "ffn_dim"), 48),
@@ -39,6 +40,12 @@ SMALL: dict[str, Any] = {
     "num_channels": 3,
     "in_channels": 3,
     "vocab_size": VOCABULARY,
+    **dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), 32),
+    **dict.fromkeys(("base_channels", "latent_channels"), 32),
+    "channel_multiplier": [1, 1],
+    "num_embeddings": 64,
+    "num_image_tokens": 16,
+    "image_token_embed_dim": HIDDEN,
     "initializer_range": 0.2,
 }
 """What entries of the part that looks become."""
@@ -53,10 +60,14 @@ WHOLE: dict[str, Any] = {
     "vision_feature_layer": -1,
     "image_seq_length": 16,
     "image_grid_pinpoints": [[SIDE, SIDE]],
+    "num_query_tokens": 4,
+    "projection_hidden_size": 32,
+    "projector_patch_to_query_dict": {16: 4},
 }
 """What entries of the whole become."""
 SPECIAL: dict[str, dict[str, dict[str, Any]]] = {
     "qwen2_vl": {"vision_config": {"hidden_size": HIDDEN}},
+    "llama4": {"vision_config": {"intermediate_size": 128}},
 }
 """Entries of parts that a type needs beyond that."""
 
@@ -84,20 +95,29 @@ def seeing_config(name: str) -> PretrainedConfig:
     if text is default:
         raise ValueError("it is no composition of a part that looks and a decoder")
     ids = iter(range(VOCABULARY - 1, VOCABULARY - 40, -1))
-    tokens = {entry: next(ids) for entry, value in vars(default).items() if _is_token(entry, value)}
+    tokens = {entry: next(ids) for entry in _entries(default) if _is_token(entry, getattr(default, entry))}
     whole = {entry: value for entry, value in WHOLE.items() if getattr(default, entry, None) is not None}
     config: PretrainedConfig = kind(**parts, **tokens, **whole)
     return config
 
 
+def _entries(config: PretrainedConfig) -> list[str]:
+    """The names that a configuration has, where there are two for one the class's own."""
+    return [name for name in vars(config) if name not in type(config).attribute_map]
+
+
 def _is_token(entry: str, value: Any) -> bool:
+    if value is None:
+        return entry in IMAGE_TOKENS
     return isinstance(value, int) and entry.endswith(("_token_id", "_token_index")) and value > 2
 
 
 def _several_planes(kind: Any) -> bool:
     """Whether the type's rotary embeddings are cut into sections for time, height and width."""
-    model: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind]
-    return "mrope_section" in inspect.getsource(sys.modules[model.__module__])
+    models: list[Any] = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind]]
+    if (text := type(kind().get_text_config(decoder=True))) in MODEL_MAPPING:
+        models.append(MODEL_MAPPING[text])
+    return any("mrope_section" in inspect.getsource(sys.modules[model.__module__]) for model in models)
 
 
 def _decoder(part: PretrainedConfig, several: bool) -> dict[str, Any]:
@@ -116,6 +136,8 @@ def _looking(part: PretrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
     aliases = {alias: default[name] for alias, name in type(part).attribute_map.items() if name in default}
     known = {**default, **aliases}
     entries = {name: value for name, value in SMALL.items() if known.get(name) is not None}
+    if isinstance(known.get("pos_emb_height"), int):
+        entries |= {"pos_emb_height": SIDE // PATCH, "pos_emb_width": SIDE // PATCH}
     if isinstance(known.get("image_size"), list | tuple):
         entries["image_size"] = [SIDE, SIDE]
     if isinstance(known.get("patch_size"), list | tuple):
@@ -156,10 +178,17 @@ def looks(model: Any) -> Iterator[dict[str, Any]]:
     patch = getattr(vision, "patch_size", None) or PATCH
     side = SIDE // (patch if isinstance(patch, int) else patch[0])
     temporal = getattr(vision, "temporal_patch_size", 2) or 2
+    patches = picture.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
+    if "spatial_shapes" in names:
+        flat = patches.permute(1, 2, 3, 4, 0).reshape(1, side * side, -1)
+        mask = {"pixel_attention_mask": torch.ones(1, side * side, dtype=torch.long)}
+        yield {"pixel_values": flat, "spatial_shapes": torch.tensor([[side, side]]), **mask}
+        return
     if "image_grid_thw" in names:
-        patches = picture.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
         flat = patches.permute(1, 2, 0, 3, 4).reshape(side * side, 3, 1, PATCH, PATCH)
         grid = {"image_grid_thw": torch.tensor([[1, side, side]])}
+        if "image_merge_sizes" in names:
+            grid["image_merge_sizes"] = torch.tensor([MERGE])
         yield {"pixel_values": flat.expand(-1, -1, temporal, -1, -1).reshape(side * side, -1), **grid}
         yield {"pixel_values": flat[:, :, 0].reshape(side * side, -1), **grid}
         yield {"pixel_values": flat[:, :, 0], **grid}
@@ -173,7 +202,7 @@ def looks(model: Any) -> Iterator[dict[str, Any]]:
 
 def image_token(config: Any) -> int:
     """What stands in a text for a piece of an image. Raises ValueError where the configuration has none."""
-    for name in ("image_token_id", "image_token_index"):
+    for name in IMAGE_TOKENS:
         if isinstance(token := getattr(config, name, None), int):
             return token
     raise ValueError("its configuration names no token for images")
@@ -200,7 +229,7 @@ def question(model: Any, pieces: int | None = None) -> dict[str, Any]:
         for count in counts:
             ids = torch.cat([words[:, :4], _framed(model.config, count, token), words[:, 4:]], dim=1)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **way}
-            for name in ("mm_token_type_ids", "token_type_ids"):
+            for name in ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"):
                 if name in inspect.signature(type(model).forward).parameters:
                     inputs[name] = (ids == token).long()
             try:

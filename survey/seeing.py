@@ -17,10 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 
-from survey.examine import Outcome, Recorder, Wrong, expect, how_computed
+from survey.examine import Outcome, Recorder, Wrong, expect, outcome_of
 from survey.images import build_seeing, question, seeing_config
 from survey.reference import write_each
-from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.blocks import find_blocks, leading_blocks
 from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
@@ -88,13 +87,7 @@ def examine_seeing(folder: Path) -> Outcome:
     if impossible.exists():
         reason = REASONS.get(name) or _refusal(name)
         return Outcome(name, *(("refused", reason) if reason else ("impossible", impossible.read_text("utf-8"))))
-    try:
-        spans = compare_seeing(folder)
-    except (UnsupportedModel, InvalidInput) as error:
-        return Outcome(name, "refused", str(error))
-    except Exception as error:  # whatever it is, the survey must show it
-        return Outcome(name, "wrong", " ".join(f"{type(error).__name__}: {error}".split()))
-    return Outcome(name, *how_computed(spans))
+    return outcome_of(name, lambda: compare_seeing(folder))
 
 
 def _refusal(name: str) -> str | None:

@@ -77,11 +77,24 @@ def _rows(outcomes: Sequence[Outcome]) -> str:
 
 def read_page(page: str, *, seeing: bool = False) -> dict[str, str]:
     """What the page says of each type: batched, stacked, unbatched, refused or impossible."""
+    return {outcome.model_type: outcome.kind for outcome in read_outcomes(page, seeing=seeing)}
+
+
+def read_outcomes(page: str, *, seeing: bool = False) -> list[Outcome]:
+    """What `as_page` was given."""
     kinds = {words: kind for kind, words in WORDS.items()}
     text, _, images = page.partition(SEEING)
     page = images if seeing else text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
-    return {row[0]: kinds[row[1]] for row in rows if len(row) == 3 and row[1] in kinds}
+    return [Outcome(row[0], kinds[row[1]], row[2]) for row in rows if len(row) == 3 and row[1] in kinds]
+
+
+def merged(page: str, outcomes: Sequence[Outcome], *, seeing: bool = False) -> list[Outcome]:
+    """Outcomes, and what a page says of types that are not among them; of another version of the library, nothing."""
+    if f"transformers {transformers.__version__})" not in page:
+        return list(outcomes)
+    every = {o.model_type: o for o in [*read_outcomes(page, seeing=seeing), *outcomes]}
+    return [every[name] for name in sorted(every)]
 
 
 def _cell(text: str) -> str:

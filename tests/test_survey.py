@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import transformers
 
-from survey.configs import VARIANTS
+from survey.configs import VARIANTS, small_config
+from survey.examine import Outcome, Wrong, outcome_of
 from survey.images import all_seeing_types
 from survey.run import all_types
-from survey.table import read_page
+from survey.table import as_page, merged, read_page
+from swarm.models.loading.refused import refuse
+from swarm.models.span.model import SpanModel
 
 HERE = Path(__file__).parents[1]
 PAGE = HERE / "docs" / "architectures.md"
@@ -45,7 +49,9 @@ def test_the_page_says_what_happens_to_every_type(share: int, tmp_path: Path) ->
     assert sorted(said) == all_types()
     types = all_types()[::share]
     assert {name: said[name] for name in types} == survey(tmp_path / "page.md", types)
-    assert sum(kind != "refused" for kind in said.values()) >= 100
+    exact = Counter(said.values())
+    assert exact["batched"] >= 110
+    assert exact["batched"] + exact["stacked"] + exact["unbatched"] >= 150
 
 
 @as_written
@@ -55,13 +61,48 @@ def test_the_page_says_what_happens_to_every_type_with_an_image(share: int, tmp_
     assert sorted(said) == all_seeing_types()
     types = all_seeing_types()[::share]
     assert {name: said[name] for name in types} == survey(tmp_path / "page.md", types, seeing=True)
-    assert sum(kind in ("batched", "stacked", "unbatched") for kind in said.values()) >= 30
+    assert sum(kind in ("batched", "stacked", "unbatched") for kind in said.values()) >= 43
 
 
 def test_every_refusal_says_why() -> None:
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         if line.startswith("|") and "| refused |" in line:
             assert len(line.split("|")[3].split()) >= 4, line
+
+
+def test_a_rule_that_refuses_what_is_exact_is_found() -> None:
+    gemma = small_config("gemma3n_text")
+
+    def exact() -> Sequence[SpanModel]:
+        refuse(gemma)
+        return []
+
+    found = outcome_of("gemma3n_text", exact)
+    assert found.kind == "wrong"
+    assert "some blocks use the keys and values of others" in found.why
+
+
+def test_a_rule_that_refuses_what_is_wrong_stands() -> None:
+    gemma = small_config("gemma3n_text")
+
+    def wrong() -> Sequence[SpanModel]:
+        refuse(gemma)
+        raise Wrong("another answer")
+
+    assert outcome_of("gemma3n_text", wrong).kind == "refused"
+
+
+def test_a_survey_of_some_types_leaves_what_is_said_of_others() -> None:
+    page = as_page(
+        [Outcome("a", "batched"), Outcome("b", "refused", "it reads minds")], [Outcome("a", "unbatched", "slow")]
+    )
+    assert merged(page, [Outcome("b", "batched"), Outcome("c", "stacked", "why")]) == [
+        Outcome("a", "batched"),
+        Outcome("b", "batched"),
+        Outcome("c", "stacked", "why"),
+    ]
+    assert merged(page, [], seeing=True) == [Outcome("a", "unbatched", "slow")]
+    assert merged(page.replace(transformers.__version__, "0.1"), [Outcome("c", "batched")]) == [Outcome("c", "batched")]
 
 
 def test_variants_of_rotary_embeddings_windows_and_heads_are_exact(tmp_path: Path) -> None:

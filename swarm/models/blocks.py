@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -16,13 +18,15 @@ from swarm.span import Span
 class Blocks:
     """Where the blocks are: `owner.attribute` is their ModuleList.
 
-    `prefix`: of their tensors in the state dict, e.g. `model.layers.`; `total`: how many the configuration counts.
+    `prefix`: of their tensors in the state dict, e.g. `model.layers.`; `total`: how many the configuration counts;
+    `base`: the module that is run, which takes embeddings in place of tokens: the owner, or what is next around it.
     """
 
     owner: nn.Module
     attribute: str
     prefix: str
     total: int
+    base: nn.Module
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -120,7 +124,10 @@ def find_blocks(model: nn.Module) -> Blocks:
 def _lists(model: nn.Module, model_type: str, total: int) -> Iterator[Blocks]:
     """The outermost ModuleLists in modules that have the decoder's configuration."""
     inside: list[str] = []
+    base = {"": model}
     for name, module in model.named_modules():
+        around = base[name.rpartition(".")[0]]
+        base[name] = module if takes_embeddings(module) or not takes_embeddings(around) else around
         if any(name.startswith(prefix) for prefix in inside) or not hasattr(module, "config"):
             continue
         if getattr(module.config, "model_type", model_type) != model_type:
@@ -128,7 +135,17 @@ def _lists(model: nn.Module, model_type: str, total: int) -> Iterator[Blocks]:
         for attribute, child in module.named_children():
             if isinstance(child, nn.ModuleList) and not _is_auxiliary(child):
                 inside.append(f"{name}.{attribute}." if name else f"{attribute}.")
-                yield Blocks(module, attribute, inside[-1], total)
+                yield Blocks(module, attribute, inside[-1], total, base[name])
+
+
+def takes_embeddings(module: nn.Module) -> bool:
+    """Whether a module can be called with embeddings in place of tokens."""
+    return _takes_embeddings(type(module).forward)
+
+
+@cache
+def _takes_embeddings(forward: Callable[..., Any]) -> bool:
+    return "inputs_embeds" in inspect.signature(forward).parameters
 
 
 def _is_auxiliary(children: nn.ModuleList) -> bool:

@@ -185,7 +185,7 @@ def _check_inner(owner: Any, inner: Mapping[str, Any], call: Call) -> None:
 
 def _leading(owner: Any) -> int:
     """Blocks at the beginning that are here."""
-    layers = getattr(owner, owner.swarm_attribute)
+    layers = owner.swarm_layers()
     return next((index for index, layer in enumerate(layers) if hasattr(layer, "open_session")), len(layers))
 
 

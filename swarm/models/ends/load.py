@@ -145,23 +145,23 @@ def returns_tuple(model: PreTrainedModel) -> int:
     Tried with a block that does nothing. Raises UnsupportedModel when the model takes neither.
     """
     blocks = find_blocks(model)
-    owner: Any = blocks.owner
-    layers, config = blocks.layers, owner.config
+    base: Any = blocks.base
+    layers, config = blocks.layers, base.config
     # Of two rows: some would take the first row of hidden states for the first of a tuple.
     hidden = torch.zeros(2, 3, _width(model), dtype=model.dtype, device=model.device)
     try:
-        owner.config = copy.deepcopy(config)
-        recount(owner.config, 1)
+        base.config = copy.deepcopy(config)
+        recount(base.config, 1)
         for width in (0, 1, 2):
-            setattr(owner, blocks.attribute, nn.ModuleList([_Echo(width)]))
+            setattr(blocks.owner, blocks.attribute, nn.ModuleList([_Echo(width)]))
             with contextlib.suppress(Exception):
-                output = owner(inputs_embeds=hidden, use_cache=False, return_dict=True)
+                output = base(inputs_embeds=hidden, use_cache=False, return_dict=True)
                 if output.last_hidden_state.shape[:2] == hidden.shape[:2]:
                     return width
     finally:
-        owner.config = config
-        setattr(owner, blocks.attribute, layers)
-    raise UnsupportedModel(f"{type(owner).__name__} does not take hidden states from elsewhere")
+        base.config = config
+        setattr(blocks.owner, blocks.attribute, layers)
+    raise UnsupportedModel(f"{type(base).__name__} does not take hidden states from elsewhere")
 
 
 def _width(model: PreTrainedModel) -> int:

@@ -73,6 +73,7 @@ class RemoteSpan(nn.Module):
         call = current.call
         # Architectures name the cache differently when they hand it to their blocks; some do not hand it on at all.
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
+        cache = getattr(cache, "self_attention_cache", cache)  # beside which some have one for an encoder
         keep = call.logits_to_keep if self.index == self.layers - 1 else 0
         pairs = pairs_of(self.listed)
         learning = any(matrix.requires_grad for pair in pairs.values() for matrix in (pair.a, pair.b))
@@ -214,9 +215,10 @@ def rearrange(
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
     setattr(blocks.owner, blocks.attribute, _listed(layers, originals, hollow))
-    # The owner of the blocks gets a configuration of its own; the model's, which users see, stays what it is.
-    seen: Any = blocks.owner.config
-    config = follow(blocks.owner, seen)
+    # What runs the blocks gets a configuration of its own; the model's, which users see, stays what it is.
+    seen: Any = blocks.base.config
+    config = follow(blocks.base, seen)
+    vars(blocks.owner)["config"] = config
     lists = per_block(config, blocks.total)
     recount(config, len(layers), {n: [v[i] for i in originals] for n, v in lists.items()})
     kinds = lists.get(type(config).attribute_map.get("layer_types", "layer_types"))
@@ -224,9 +226,9 @@ def rearrange(
     if kinds is not None and attention is not None:
         remote = [isinstance(layer, RemoteSpan) for layer in layers]
         config.layer_types = [attention if r else kinds[i] for r, i in zip(remote, originals, strict=True)]
-    vars(blocks.owner)["swarm_attribute"] = blocks.attribute
-    watch(model, blocks.owner)
-    how = habits(model, blocks.owner, text_config(seen))
+    vars(blocks.base)["swarm_layers"] = lambda: getattr(blocks.owner, blocks.attribute)
+    watch(model, blocks.base)
+    how = habits(model, blocks.base, text_config(seen))
     for layer in layers:
         if isinstance(layer, RemoteSpan):
             layer.habits = how

@@ -43,6 +43,15 @@ class Absent(nn.Module):
         raise UnsupportedModel("this part of the model is not on this machine")
 
 
+class AbsentBlock(Absent):
+    """A block that is not here: whoever initialises something within it finds that it needs no initialising."""
+
+    _is_hf_initialized = True
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name.startswith("_") or name == "weight" else self
+
+
 class Waiting(nn.Module):
     """Stands where a linear layer will be whose weight is read later; its bias is here."""
 
@@ -79,7 +88,7 @@ def partial_class(
             raise UnsupportedModel(f"{whole.__name__} counts {blocks.total} blocks and has {len(blocks.layers)}")
         for index in range(blocks.total):
             if index not in kept:
-                blocks.layers[index] = Absent()
+                blocks.layers[index] = AbsentBlock()
         if not ends:
             _empty(self, blocks.layers)
             self.all_tied_weights_keys = {}

@@ -11,9 +11,13 @@ from swarm.errors import UnsupportedModel
 from swarm.models.blocks import text_config
 from swarm.models.loading.layouts.choose import fault, settings_of
 
+CANNOT = "cannot be cut into spans: "
+"""Before a reason that is known without loading."""
 _UNTRIED = "no small model of this type could be made to compare it with"
 REASONS = {
     "blt": "it works on patches of bytes, with an encoder and a decoder of its own",
+    "dots3_note": _UNTRIED,
+    "dots3_note_text": _UNTRIED,
     "gemma4_assistant": "it drafts from the caches of another model",
     "gemma4_unified_assistant": "it drafts from the caches of another model",
     "git": "its decoder needs an image",
@@ -22,8 +26,6 @@ REASONS = {
     "phi4_multimodal": _UNTRIED,
     "qwen4_exp": _UNTRIED,
     "qwen4_exp_text": _UNTRIED,
-    "roc_bert": _UNTRIED,
-    "xmod": _UNTRIED,
     "zamba": "its blocks share weights with each other",
 }
 """Model types of which it is known, or could not be ruled out, that spans do not send each other all they need."""
@@ -33,7 +35,7 @@ def refuse(config: Any) -> None:
     """Raises UnsupportedModel where it is known before loading that a model cannot be cut or read."""
     reason = reason_to_refuse(config)
     if reason is not None:
-        raise UnsupportedModel(f"{config.model_type} cannot be cut into spans: {reason}")
+        raise UnsupportedModel(f"{config.model_type} {CANNOT}{reason}")
     if (unread := fault(config)) is not None:
         raise UnsupportedModel(unread)
 
@@ -50,10 +52,10 @@ def reason_to_refuse(config: Any) -> str | None:
     text = text_config(config)
     if getattr(text, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False):
         return "its decoder attends to an encoder"
+    if "shared" in (getattr(text, "indexer_types", None) or ()):
+        return "some blocks attend to positions that others before them choose"
     if getattr(text, "num_kv_shared_layers", 0):
         return "some blocks use the keys and values of others"
     if getattr(text, "hidden_size_per_layer_input", 0):
         return "every block also takes an embedding of the tokens"
-    if getattr(text, "index_topk", None):
-        return "its blocks hand each other which positions to attend to"
     return REASONS.get(config.model_type) or REASONS.get(text.model_type)

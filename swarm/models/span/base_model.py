@@ -4,7 +4,7 @@ comes out."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from swarm.errors import UnsupportedModel
 from swarm.models.blocks import find_blocks, per_block, recount
 from swarm.models.linear.quantized import QuantizedLinear
-from swarm.models.loading.partial import Absent
 from swarm.models.span.attention.base import Attention
+from swarm.models.span.stand_ins import AddsNothing, Entered, PassThrough, Reached, hidden_among, reach
 from swarm.types import Span
 
 PROBE = 3
@@ -30,45 +30,29 @@ OTHER_CACHE = "cache_params"
 """What models that have nothing but states call their cache."""
 
 
-class _PassThrough(Absent):
-    """In place of a module that changes the hidden states outside the blocks: returns what it is given."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-
-
-class _Nothing(nn.Module):
-    """In place of learned position embeddings, which the client has added already."""
-
-    def __init__(self, hidden_size: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.hidden_size = hidden_size
-        self.dtype = dtype
-
-    def forward(self, positions: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=positions.device)
-
-
 class BaseModel:
     """Runs the module that owns the blocks, over any part of them. Raises UnsupportedModel.
 
     `fewest_rows`: a pass over fewer positions takes longer than one over so many. `singly`: what follows the first
-    positions of a sequence is right only position by position.
+    positions of a sequence is right only position by position. `hands_on_tokens`: blocks are given token ids, of which
+    there are none here.
     """
 
     def __init__(self, model: PreTrainedModel, span: Span) -> None:
         found = find_blocks(model)
         self.span = span
-        self._module: Any = found.owner
+        self._module: Any = found.base
+        self._owner: Any = found.owner
         self._name = found.attribute
         self.blocks = list(found.layers)[span.first : span.last]
         config: Any = self._module.config
         self.config = config
-        self.hidden_size = int(config.hidden_size)
+        self._embedding_size = int(config.hidden_size)
         on_grids = [m for block in self.blocks for m in block.modules() if isinstance(m, QuantizedLinear)]
         self.quantized = bool(on_grids)
         self.fewest_rows = 1
         self.singly = False
+        self.hands_on_tokens = False
         numbers: torch.Tensor = next(iter([*self.blocks[0].parameters(), *(layer.weight for layer in on_grids)]))
         self.dtype, self.device = numbers.dtype, numbers.device
         self._lists = _per_block_lists(self.config, found.total, span)
@@ -76,10 +60,17 @@ class BaseModel:
         self._model = model
         self._accepts = _accepted(self._module)
         self._narrowed: Span | None = None
+        self._entered: Entered | None = None
+        self._positions: list[AddsNothing] = []
         if "inputs_embeds" not in self._accepts:
             raise UnsupportedModel(f"{type(self._module).__name__} takes no embeddings in place of tokens")
         self._module.eval()
         self._make_transparent()
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of a position that go into a block, and come out of it."""
+        return self._embedding_size if self._entered is None else self._entered.hidden_size
 
     @property
     def takes_positions(self) -> bool:
@@ -98,7 +89,7 @@ class BaseModel:
 
     def _set_layers(self, begin: int, end: int) -> None:
         layers = self.blocks[begin:end]
-        setattr(self._module, self._name, nn.ModuleList(layers))
+        setattr(self._owner, self._name, nn.ModuleList(layers))
         # The library sizes its masks from cache layer 0, so the blocks of any slice count from 0.
         for index, layer in enumerate(layers):
             for module in layer.modules():
@@ -109,7 +100,15 @@ class BaseModel:
         self._narrowed = None
 
     def run(self, hidden: torch.Tensor, positions: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """`hidden` `[1, T, hidden_size]`, `positions` `[1, T]` → `[1, T, hidden_size]`."""
+        """`hidden` `[batch, T, hidden_size]`, `positions` `[1, T]` → the same shape as `hidden`."""
+        if self._entered is None:
+            return self._run(hidden, positions, **kwargs)
+        plain = hidden.new_zeros(*hidden.shape[:2], self._embedding_size)
+        with self._entered.between(list(getattr(self._owner, self._name)), hidden) as left:
+            self._run(plain, positions, **kwargs)
+        return left()
+
+    def _run(self, hidden: torch.Tensor, positions: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         arguments = {"position_ids": positions, "return_dict": True, **kwargs}
         if "past_key_values" not in self._accepts:
             arguments[OTHER_CACHE] = arguments.get("past_key_values")
@@ -151,39 +150,70 @@ class BaseModel:
     # ---- transparency -----------------------------------------------------------------------------------------
 
     def check_identity(self) -> None:
-        """A span of no layers gives back what it gets. Raises UnsupportedModel with what happens instead."""
-        hidden = torch.linspace(-1.0, 1.0, PROBE * self.hidden_size).view(1, PROBE, -1).to(self.device, self.dtype)
+        """Whether a span of no layers gives back what it gets; where not, hidden states are put in at the first block
+        and taken at the last. Raises UnsupportedModel where blocks are given more than comes of hidden states and
+        positions."""
+        hidden = torch.linspace(-1.0, 1.0, PROBE * self._embedding_size).view(1, PROBE, -1).to(self.device, self.dtype)
+        self._entered = None
         output = self._probe(hidden)
-        factor = _factor(hidden, output)
-        if factor not in (None, 1.0) and self._neutralise_factor(float(factor)):
-            output = self._probe(hidden)
         if output.shape != hidden.shape or not torch.equal(output, hidden):
-            what = f"multiplies them by {factor:g}" if factor is not None else "changes them"
-            raise UnsupportedModel(
-                f"{type(self._module).__name__} {what} outside its blocks, in a way that cannot be left to the client"
-            )
+            self._entered = Entered(self._entering(hidden).hidden.shape[2:])
+        self._check_others(hidden)
         self.narrow(self.span)
+
+    def _check_others(self, hidden: torch.Tensor) -> None:
+        """Raises UnsupportedModel where what blocks are given beside hidden states is made of these, or of what the
+        client has."""
+        one = self._entering(hidden)
+        for stand_in in self._positions:
+            stand_in.value = 1.0
+        try:
+            other = self._entering(hidden * -3.0)
+        finally:
+            for stand_in in self._positions:
+                stand_in.value = 0.0
+        self.hands_on_tokens = "input_ids" in one.others
+        if name := one.difference(other):
+            raise UnsupportedModel(f"its blocks are given more than hidden states and positions: {name}")
+
+    def _entering(self, hidden: torch.Tensor) -> Reached:
+        """What comes to the first block."""
+        self._set_layers(0, 1)
+        handle = self.blocks[0].register_forward_pre_hook(reach, with_kwargs=True)
+        try:
+            self._run_probe(hidden)
+        except Reached as reached:
+            return reached
+        finally:
+            handle.remove()
+        raise UnsupportedModel(f"{type(self._module).__name__} does not call its blocks")
 
     def _probe(self, hidden: torch.Tensor) -> torch.Tensor:
         """Run without any layer. Raises UnsupportedModel when the model cannot do that."""
         self._set_layers(0, 0)
+        return self._run_probe(hidden)
+
+    def _run_probe(self, hidden: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
         try:
-            return self.run(hidden, positions, use_cache=False)
+            return self._run(hidden, positions, use_cache=False)
+        except Reached:
+            raise
         except Exception as error:
-            reason = f"{type(self._module).__name__} needs more than hidden states and positions: {error}"
+            words = " ".join(str(error).split())[:200]
+            reason = f"{type(self._module).__name__} needs more than hidden states and positions: {words}"
             raise UnsupportedModel(reason) from error
 
     def _make_transparent(self) -> None:
         """Replace every child that touches the hidden states outside the blocks."""
         called: dict[str, bool] = {}
+        children = {name: child for name, child in self._around() if not _is_rotary(name, child)}
         hooks = [
-            child.register_forward_pre_hook(_note(called, name, self.hidden_size), with_kwargs=True)
-            for name, child in self._module.named_children()
-            if name != self._name and not _is_rotary(name, child)
+            child.register_forward_pre_hook(_note(called, name, self._embedding_size), with_kwargs=True)
+            for name, child in children.items()
         ]
         replaced: set[str] = set()
-        hidden = torch.zeros(1, PROBE, self.hidden_size, dtype=self.dtype, device=self.device)
+        hidden = torch.zeros(1, PROBE, self._embedding_size, dtype=self.dtype, device=self.device)
         while True:
             called.clear()
             try:
@@ -195,33 +225,41 @@ class BaseModel:
             if not fresh:
                 break
             for name, positions in fresh.items():
-                stand_in = _Nothing(self.hidden_size, self.dtype) if positions else _PassThrough()
-                setattr(self._module, name, stand_in)
+                self._replace(name, positions)
                 replaced.add(name)
         for hook in hooks:
             hook.remove()
 
-    def _neutralise_factor(self, factor: float) -> bool:
-        """Set the one attribute that holds the factor to 1. False if there is none, or no single one."""
-        names = [
-            name
-            for name, value in vars(self._module).items()
-            if isinstance(value, float | int)
-            and not isinstance(value, bool)
-            and abs(value - factor) < 1e-6 * abs(factor)
-        ]
-        if len(names) != 1:
-            return False
-        setattr(self._module, names[0], 1.0)
-        return True
+    def _around(self) -> Iterator[tuple[str, nn.Module]]:
+        """What there is in the base model beside its blocks, by name: the children of all that has them."""
+        layers = getattr(self._owner, self._name)
+        way = {"": self._module} if self._owner is self._module else _way(self._module, self._owner)
+        for prefix, module in way.items():
+            for name, child in module.named_children():
+                if child is not layers and child not in way.values():
+                    yield f"{prefix}.{name}".lstrip("."), child
+
+    def _replace(self, name: str, positions: bool) -> None:
+        parent, _, attribute = name.rpartition(".")
+        stand_in: nn.Module = PassThrough(self._embedding_size)
+        if positions:
+            stand_in = AddsNothing(self._embedding_size, self.dtype, self.device)
+            self._positions.append(stand_in)
+        setattr(self._module.get_submodule(parent), attribute, stand_in)
+
+
+def _way(module: nn.Module, owner: nn.Module) -> dict[str, nn.Module]:
+    """The modules from one to another within it, by name."""
+    name = next(name for name, each in module.named_modules() if each is owner)
+    names = ["", *(name[:place] for place, letter in enumerate(name) if letter == "."), name]
+    return {each: module.get_submodule(each) for each in names}
 
 
 def _note(called: dict[str, bool], name: str, hidden_size: int) -> Callable[..., None]:
     """A hook that notes that a child was called, and whether with positions rather than with hidden states."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        called[name] = not any(t.is_floating_point() and t.shape[-1] == hidden_size for t in tensors)
+        called[name] = hidden_among((*args, *kwargs.values()), hidden_size) is None
 
     return hook
 
@@ -229,14 +267,6 @@ def _note(called: dict[str, bool], name: str, hidden_size: int) -> Callable[...,
 def _is_rotary(name: str, child: nn.Module) -> bool:
     """Rotary embeddings make cosines and sines for the blocks; they do not touch the hidden states."""
     return "rotary" in name.lower() or "rope" in name.lower() or "rotary" in type(child).__name__.lower()
-
-
-def _factor(hidden: torch.Tensor, output: torch.Tensor) -> float | None:
-    """c where output = c · hidden everywhere, else None."""
-    if output.shape != hidden.shape:
-        return None
-    ratio = float((output.float() * hidden.float()).sum() / (hidden.float() ** 2).sum())
-    return ratio if torch.allclose(output.float(), hidden.float() * ratio, rtol=1e-2, atol=1e-4) else None
 
 
 def _per_block_lists(config: Any, total: int, span: Span) -> dict[str, list[Any]]:

@@ -49,15 +49,15 @@ class SpanModel:
         self.fingerprints = tuple(fingerprints)
         self.on_block: Callable[[], None] | None = None
         self._model = BaseModel(model, span)
-        self.hidden_size = self._model.hidden_size
         self.dtype = self._model.dtype
-        self.row_bytes = self.hidden_size * self.dtype.itemsize
         self.device = self._model.device
         self.max_positions = context_length(self._model.config)
         self._caches: dict[SequenceKey, SequenceCache] = {}
         self._costs: dict[Span, Cost] = {}
         attention = RaggedAttention()
         self.proven = prove(self._model, attention)
+        self.hidden_size = self._model.hidden_size
+        self.row_bytes = self.hidden_size * self.dtype.itemsize
         self._passes = self._choose_passes(attention)
         lay_out(self._model, self._passes)
         self._model.after_each_block(self._beat)

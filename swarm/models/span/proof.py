@@ -99,6 +99,8 @@ def _check_alone(model: BaseModel, strangers: Sequence[torch.Tensor]) -> tuple[l
             alone, caches = _in_steps(passes, strangers)
         halves = _in_halves(model, passes, strangers[0])
     except Exception as error:
+        if model.hands_on_tokens:
+            raise UnsupportedModel("its blocks are given more than hidden states and positions: input_ids") from error
         words = " ".join(str(error).split())[:200]
         raise UnsupportedModel(f"its blocks do not run from hidden states and a cache alone: {words}") from error
     if not close(alone[0], whole, model.quantized):
@@ -109,13 +111,14 @@ def _check_alone(model: BaseModel, strangers: Sequence[torch.Tensor]) -> tuple[l
 
 
 def _in_steps(passes: Unbatched, strangers: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[LibraryCache]]:
+    """A prefill of all but the last positions, then those, with the library's own mask and cache: by turns, as who
+    remembers outside the cache would take one for the other."""
     caches = [passes.new_cache() for _ in strangers]
-    return [_in_two_steps(passes, *each) for each in zip(caches, strangers, strict=True)], caches
-
-
-def _in_two_steps(passes: Unbatched, cache: LibraryCache, hidden: torch.Tensor) -> torch.Tensor:
-    """A prefill of all but the last positions, then those, with the library's own mask and cache."""
-    return torch.cat([passes.run_alone(cache, part) for part in (hidden[:, :-STEPS], hidden[:, -STEPS:])], dim=1)
+    parts = [
+        [passes.run_alone(cache, hidden[:, part]) for cache, hidden in zip(caches, strangers, strict=True)]
+        for part in (slice(None, -STEPS), slice(-STEPS, None))
+    ]
+    return [torch.cat(each, dim=1) for each in zip(*parts, strict=True)], caches
 
 
 def _in_halves(model: BaseModel, passes: Unbatched, hidden: torch.Tensor) -> torch.Tensor:

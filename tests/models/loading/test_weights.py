@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from survey.configs import small_config
+from survey.reference import build
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks
 from swarm.models.loading.checkpoint import open_checkpoint
@@ -37,6 +40,16 @@ def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
     tensors.update({name: tensor for name, tensor in change.items() if tensor is not None})
     kept = {name: tensor for name, tensor in tensors.items() if change.get(name, tensor) is not None}
     save_file(kept, folder / SINGLE, metadata={"format": "pt"})
+
+
+def test_blocks_that_the_model_itself_reaches_into_are_loaded(tmp_path: Path) -> None:
+    whole: Any = build(small_config("falcon_h1"))
+    whole.save_pretrained(tmp_path)
+    loaded = load_blocks(tmp_path, Span(1, 3))
+    assert_same_block(loaded, whole, 1)
+    here, there = loaded.blocks.layers[2], find_blocks(whole).layers[2]
+    assert torch.equal(here.mamba.mup_vector, there.mamba.mup_vector)  # made at load, in no file
+    assert not list(loaded.blocks.layers[0].parameters())
 
 
 @pytest.mark.parametrize("shard", ["1GB", "30KB"])

@@ -23,6 +23,8 @@ KINDS = {
     "gemma2": "embeddings that are multiplied; blocks of two kinds",
     "bloom": "a norm before the first block",
     "granite": "a multiplier among the attributes",
+    "ctrl": "a multiplier in the code alone, and a table of positions",
+    "roberta": "a model that takes embeddings, around another that has the blocks",
 }
 
 
@@ -50,23 +52,31 @@ def test_any_part_of_a_span_is_the_whole_models_own(kind: str) -> None:
         assert_close(run(base, states[part.first]), states[part.last])
 
 
-def test_what_cannot_be_taken_out_is_refused() -> None:
+def test_what_cannot_be_taken_out_is_passed_by() -> None:
+    model = whole("llama")
+    states = boundaries(model, LENGTH)
+    plain = type(model.model).forward
+
+    def forward(self: Any, *args: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
+        return plain(self, *args, inputs_embeds=3.0 * inputs_embeds + 1.0, **kwargs)
+
+    model.model.__class__ = type("Shifted", (type(model.model),), {"forward": forward})
+    base = BaseModel(model, Span(0, 3))
+    base.check_identity()
+    for part in (Span(0, 3), Span(1, 2)):
+        base.narrow(part)
+        assert_close(run(base, states[part.first]), states[part.last])
+
+
+def test_blocks_that_are_given_the_embeddings_too_are_refused() -> None:
     model = whole("llama")
     plain = type(model.model).forward
 
     def forward(self: Any, *args: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
-        return plain(self, *args, inputs_embeds=inputs_embeds + 1.0, **kwargs)
+        return plain(self, *args, inputs_embeds=inputs_embeds, first_states=inputs_embeds, **kwargs)
 
-    model.model.__class__ = type("Shifted", (type(model.model),), {"forward": forward})
-    base = BaseModel(model, Span(0, 3))
-    with pytest.raises(UnsupportedModel, match="Shifted changes them"):
-        base.check_identity()
-
-
-def test_a_multiplier_of_which_there_are_two_is_refused() -> None:
-    model = whole("granite")
-    model.model.another = 12.0
-    with pytest.raises(UnsupportedModel, match="multiplies them by 12"):
+    model.model.__class__ = type("Remembering", (type(model.model),), {"forward": forward})
+    with pytest.raises(UnsupportedModel, match="given more than hidden states and positions: first_states"):
         BaseModel(model, Span(0, 3)).check_identity()
 
 

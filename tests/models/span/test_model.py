@@ -309,8 +309,8 @@ def test_multipliers_belong_to_the_client() -> None:
 @pytest.mark.parametrize(
     ("model_type", "words"),
     [
-        ("bert", "embeddings in place of tokens"),
-        ("recurrent_gemma", "multiplies them by 8"),
+        ("roformer", "more than hidden states and positions: sinusoidal_pos"),
+        ("recurrent_gemma", "outside the cache"),
         ("openai-gpt", "outside the cache"),
     ],
 )
