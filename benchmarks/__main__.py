@@ -19,6 +19,7 @@ NAMES = (
     "failover",
     "fetch",
     "gateway",
+    "hybrid",
     "linear",
     "offload",
     "peers",

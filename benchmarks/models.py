@@ -35,6 +35,35 @@ def llama_250m() -> Path:
     return path
 
 
+def hybrid_120m() -> Path:
+    """A random Qwen3.5 of about 120 million parameters in float32: 12 blocks, of which every fourth has attention and
+    the others keep a running state."""
+    path = FOLDER / "hybrid-120m"
+    if not (path / "config.json").exists():
+        import torch
+        from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+        torch.manual_seed(0)
+        config = Qwen3_5TextConfig(
+            vocab_size=8_000,
+            hidden_size=768,
+            intermediate_size=2048,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+            head_dim=64,
+            linear_num_key_heads=8,
+            linear_num_value_heads=16,
+            linear_key_head_dim=64,
+            linear_value_head_dim=64,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            eos_token_id=None,
+        )
+        Qwen3_5ForCausalLM(config).save_pretrained(path)
+    return path
+
+
 def llama_250m_in_shards() -> Path:
     """The same in files of at most 64 MB or one tensor, for who loads it file by file."""
     path = FOLDER / "llama-250m-shards"

@@ -62,6 +62,7 @@ class Stated(ByteRunner):
         self.compute = compute
         self.on_block: Callable[[], None] | None = None
         self.can_rollback = inner is None or inner.can_rollback
+        self.rollback = 0 if inner is None else inner.rollback
 
     def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
         end = time.perf_counter() + self.compute.seconds(sum(segment.count for segment in segments))
@@ -84,6 +85,12 @@ class Stated(ByteRunner):
     def free(self, sequence: SequenceKey) -> None:
         if self.inner is not None:
             self.inner.free(sequence)
+
+    def reach(self, sequence: SequenceKey) -> int:
+        return 0 if self.inner is None else self.inner.reach(sequence)
+
+    def snapshot_bytes(self, span: Span) -> int:
+        return 0 if self.inner is None else self.inner.snapshot_bytes(span)
 
     def bytes_held(self) -> int:
         return 0 if self.inner is None else self.inner.bytes_held()

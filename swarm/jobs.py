@@ -133,6 +133,18 @@ class Count:
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Say to which length, the shortest beside 0, each of these sequences can go back. It gives no rows."""
+
+    sequences: Sequence[SequenceKey]
+
+    @property
+    def positions(self) -> int:
+        """None."""
+        return 0
+
+
 class Caches(Protocol):
     """Who keeps KV caches."""
 

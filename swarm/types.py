@@ -31,7 +31,7 @@ class Segment:
     """`count` consecutive positions of one sequence, from absolute position `start`, inside a row of tokens.
 
     `places`: where they stand, as in `Rows`; none: as they are counted. `adapter`: what the client adds beside linear
-    layers.
+    layers. `rollback`: the sequence is to be able to go back to before them.
     """
 
     sequence: SequenceKey
@@ -39,12 +39,13 @@ class Segment:
     count: int
     places: bytes = b""
     adapter: Adapter | None = None
+    rollback: bool = False
 
     def part(self, first: int, count: int) -> Segment:
         """`count` positions from its position `first` on."""
         size = len(self.places) // self.count
         places = self.places[first * size : (first + count) * size]
-        return Segment(self.sequence, self.start + first, count, places, self.adapter)
+        return Segment(self.sequence, self.start + first, count, places, self.adapter, self.rollback)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,16 @@ from swarm.client.session import Session
 from swarm.config import ClientConfig, ServerConfig
 from swarm.errors import MissingBlocks, NetworkError, ServerBusy
 from swarm.jobs import compute
-from swarm.testing import Arithmetic, ExactRunner, ForgetlessRunner, LinkConditions, World, run, speculate
+from swarm.testing import (
+    Arithmetic,
+    ExactRunner,
+    ForgetlessRunner,
+    LinkConditions,
+    SnapshotRunner,
+    World,
+    run,
+    speculate,
+)
 from swarm.types import Rows, Segment, Span
 from swarm.wire import swarm_pb2 as pb
 
@@ -153,6 +162,8 @@ class Scenario:
         self.rng = rng = random.Random(seed)
         self.rollback = rng.random() < 0.85 or arithmetic is not None
         runner = ExactRunner if self.rollback else ForgetlessRunner
+        if self.rollback and arithmetic is None and random.Random(f"states of {seed}").random() < 0.3:
+            runner = SnapshotRunner
         delay = rng.choice([0.0005, 0.005, 0.05])
         conditions = LinkConditions(delay=delay, jitter=delay * rng.random(), loss=rng.choice([0.0, 0.0, 0.02]))
         self.scripts = [draw_script(rng, rollback=self.rollback) for _ in range(rng.choice([1, 1, 2, 3]))]

@@ -398,6 +398,7 @@ class Epochs:
             relayed = index in route.relayed_links
             request = pb.Prepare(epoch=self.number, sequences=snapshot.manifest, relayed=relayed)
             request.input_codec, request.output_codec = codecs[index], codecs[index + 1]
+            request.rollback = self._sequences.rollback
             request.check_inputs = index > 0 and self._vetting.enabled
             if index > 0 and index - 1 not in route.relayed_links:
                 request.upstream = links[index - 1].hop.peer_id

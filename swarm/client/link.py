@@ -20,6 +20,7 @@ from swarm.contract import FINGERPRINT_BYTES
 from swarm.errors import ContractMismatch, MalformedFrame, PeerUnreachable, StreamClosed, SwarmError, Unsigned
 from swarm.net.base import Host, Stream
 from swarm.net.commitments import opened
+from swarm.speculation.pacer import MOST, WINDOW
 from swarm.tasks import Tasks
 from swarm.types import Hop
 from swarm.wire import messages
@@ -54,6 +55,9 @@ class HopLink:
         self.ended = False
         """Whether the session was closed from here, or is not known there: there is nothing to take up again."""
         self.can_rollback = True
+        """Whether positions can be forgotten: as many as windows of guesses have, at least, once that is wanted."""
+        self.any_length = True
+        """Whether sequences can go back to any length, wanted or not."""
         self.limits = Limits()
         self.prefix_chunk = 0
         self.commits = False
@@ -99,7 +103,8 @@ class HopLink:
             asks.append((self._begin(prepare), "have"))
         answer, *have = await self._ask(asks)
         greeting = answer.opened
-        self.can_rollback = greeting.can_rollback
+        self.any_length = greeting.can_rollback
+        self.can_rollback = self.any_length or greeting.rollback >= MOST + 2 * WINDOW
         self.limits = _limits_of(greeting)
         self.commits = greeting.commits
         self.prefix_chunk = greeting.prefix_chunk
@@ -140,10 +145,14 @@ class HopLink:
         issued = {s.id: s.length for s in request.sequences}
         if any(h.length > issued.get(h.sequence, 0) for h in reply.have.held):
             raise MalformedFrame(f"{self}: says that it holds positions that were never issued")
-        held = {h.sequence: Holding(h.length, min(h.history, h.length)) for h in reply.have.held}
+        held = {h.sequence: self._holding(h) for h in reply.have.held}
         self._moved, self._heard, self._settled = {}, False, self._nonce
         self._changed = asyncio.get_running_loop().time()
-        return HopState(held, self.can_rollback)
+        return HopState(held)
+
+    def _holding(self, held: pb.Held) -> Holding:
+        reach = 0 if self.any_length else max(held.length - held.rollback, 0)
+        return Holding(held.length, min(held.history, held.length), reach)
 
     async def resume(self, request: pb.Resume) -> None:
         """Tell the hop what to forget and what to send again; there is no answer. Raises as `open` does."""

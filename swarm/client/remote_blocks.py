@@ -119,11 +119,12 @@ class SpreadSession:
 
 
 class _Current(threading.local):
-    """The call of `generate` that is under way in this thread: the sessions that it began (None outside of one), and
-    how many rows are of one text."""
+    """The call of `generate` that is under way in this thread: the sessions that it began (None outside of one), how
+    many rows are of one text, and whether positions will be taken back."""
 
     sessions: list[SpreadSession] | None = None
     together = 1
+    rollback = False
 
 
 class RemoteBlocks:
@@ -152,7 +153,8 @@ class RemoteBlocks:
         """Begin a session; servers are asked with its first step. `matrices`: the file of an adapter for some blocks,
         empty for none; None: there is no adapter."""
         adapter = Matrices(matrices)
-        session = SpreadSession(lambda: self._open_one(adapter), self._current.together)
+        rollback = self._current.rollback
+        session = SpreadSession(lambda: self._open_one(adapter, rollback), self._current.together)
         if self._current.sessions is not None:
             session.held = self.view.config.audits
             self._current.sessions.append(session)
@@ -167,17 +169,22 @@ class RemoteBlocks:
         """What computes whole sequences, and gradients; servers are asked with its first pass."""
         return self.swarm.training(self.view, self.span, self._hear)
 
-    def _open_one(self, matrices: Matrices) -> BlockingSession:
-        return BlockingSession(self.swarm, self.swarm.session(self.view, self.span, self._hear, matrices))
+    def _open_one(self, matrices: Matrices, rollback: bool) -> BlockingSession:
+        session = self.swarm.session(self.view, self.span, self._hear, matrices)
+        if rollback:
+            session.expect_rollback()
+        return BlockingSession(self.swarm, session)
 
     @contextmanager
-    def generating(self, together: int = 1) -> Iterator[None]:
-        """When this fails, the sessions that it began end at once, however long a traceback keeps their caches.
+    def generating(self, together: int = 1, *, rollback: bool = False) -> Iterator[None]:
+        """`together`: rows of one text; `rollback`: positions will be taken back. When this fails, the sessions that it
+        began end at once, however long a traceback keeps their caches.
 
-        Raises Refuted where an audit finds out that what they gave is not right.
+        Raises Refuted when an audit finds out that what they gave is not right.
         """
         current = self._current
-        outer, current.sessions, current.together = (current.sessions, current.together), [], together
+        outer = current.sessions, current.together, current.rollback
+        current.sessions, current.together, current.rollback = [], together, rollback
         try:
             yield
             for session in current.sessions:
@@ -188,7 +195,7 @@ class RemoteBlocks:
                 session.close()
             raise
         finally:
-            current.sessions, current.together = outer
+            current.sessions, current.together, current.rollback = outer
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RemoteBlocks:
         """The same blocks of the same swarm, with a route of its own."""

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What one hop has of one sequence."""
+    """What one hop has of one sequence. `reach`: the shortest length, beside 0, to which it can be cut."""
 
     length: int = 0
     history: int = 0
+    reach: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class HopState:
-    """What one hop has, per sequence, and whether its blocks can forget single positions."""
+    """What one hop has, per sequence."""
 
     held: Mapping[int, Holding]
-    can_rollback: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def plan_resume(hops: Sequence[HopState], wanted: Mapping[int, int]) -> ResumePl
             if position < holding.length and holding.history <= position:
                 replays[sequence] = position
             elif position < holding.length:
-                cuts[sequence] = position if hop.can_rollback else 0
+                cuts[sequence] = position if position >= holding.reach else 0
             needed[sequence] = cuts.get(sequence, holding.length)
         plans.append(HopPlan(cuts, replays))
     return ResumePlan(tuple(reversed(plans)), needed)

@@ -117,6 +117,8 @@ class Sequences:
         self.layout = RowLayout(hidden_bytes)
         self.matrices = NOTHING
         """What is added beside linear layers, for all of them."""
+        self.rollback = False
+        """Whether they will go back: hops are asked to keep what that takes."""
         self._table: dict[int, _Sequence] = {}
         self._ended: set[int] = set()
 
@@ -181,6 +183,11 @@ class Sequences:
                 del lengths[operation.source]
                 ended.add(operation.source)
         return lengths
+
+    def shortens(self, operations: Sequence[pb.Operation]) -> bool:
+        """Whether something of a sequence is taken back by these operations."""
+        kept = [operation for operation in operations if operation.kind != pb.Operation.FREE and operation.length]
+        return any(operation.length < self.length(operation.source) for operation in kept)
 
     def check_new(self, sequence: int) -> None:
         """Raises InvalidInput for an id that was used before, or is none."""

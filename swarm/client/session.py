@@ -163,6 +163,15 @@ class Session:
         """Whether the blocks on the route can forget single positions; True as long as there is no route."""
         return all(link.can_rollback for link in self._lane.epochs.links)
 
+    def expect_rollback(self) -> None:
+        """Sequences will go back: hops whose blocks keep a running state are to keep what that takes."""
+        if self._sequences.rollback:
+            return
+        self._sequences.rollback = True
+        for lane in self._lanes:
+            if not all(link.any_length for link in lane.epochs.links):
+                lane.epochs.end()
+
     def length(self, sequence: int) -> int:
         """Positions that the sequence holds."""
         return self._sequences.length(sequence)
@@ -205,6 +214,8 @@ class Session:
         if self._spare is not None:
             with contextlib.suppress(SwarmError):
                 self._spare.epochs.admit(needs)
+        if self._sequences.shortens(operations):
+            self.expect_rollback()
         self._sequences.operate(operations)
         if self._audits is not None:
             self._audits.outputs.operate(operations)

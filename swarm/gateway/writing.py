@@ -99,6 +99,8 @@ class Writing:
     async def _write(self) -> pb.Finished.Reason:
         """Go on until the answer is over. Raises what `Session.step` raises."""
         query = self._query
+        if query.pacer is not None:
+            self._session.expect_rollback()
         with query.clock.computing():
             hidden, places = await self._begin()
         try:

@@ -58,6 +58,7 @@ REFUSED_CACHES = ("paged", "quantized")
 LAID_OUT = ("static", "offloaded", "hybrid", "sliding_window")
 """What names of caches begin with that differ only in where and how they keep things."""
 ONE_GUESSER = ("assistant_model", "custom_generate", "prompt_lookup_num_tokens")
+"""Ways to guess tokens, and take back what was wrong."""
 DEFAULT_NEW_TOKENS = 20
 """As many as the library makes where nobody says how many."""
 ARGUMENTS = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:]
@@ -75,8 +76,8 @@ class Blocks(Protocol):
     def model(self) -> ModelInfo:
         """Whose blocks they are."""
 
-    def generating(self, together: int) -> AbstractContextManager[None]:
-        """While a text is made; rows are `together` of one text."""
+    def generating(self, together: int, *, rollback: bool) -> AbstractContextManager[None]:
+        """While a text is made; rows are `together` of one text; `rollback`: positions will be taken back."""
 
 
 class Distributed:
@@ -155,7 +156,7 @@ class Generating(Distributed):
 
         Raises ContextTooLong before any work where more is asked for than fits; what is only recommended (in
         generation_config.json) is cut instead, with a warning. Raises InvalidInput for what cannot be had, and with
-        speculation for more than one text; UnsupportedModel where blocks keep a running state.
+        speculation for more than one text; UnsupportedModel where servers cannot take positions back.
         """
         options = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
         settings = Settings(options.get("generation_config"), options, self.generation_config)
@@ -167,6 +168,7 @@ class Generating(Distributed):
             _check_one_guesser(settings)
             _stop_at_strings(options)
         deciding = self._deciding(settings, inputs, options)
+        rollback = drafting or any(settings.get(name) is not None for name in ONE_GUESSER)
         together = max(settings.get("num_beams") or 1, settings.get("num_return_sequences") or 1)
         begun = Beginning(options)
         while True:
@@ -175,7 +177,8 @@ class Generating(Distributed):
                 drafter = _drafter(speculation, draft_model, vocabulary)
                 options["custom_generate"] = SpeculativeDecoding(drafter, options.get("streamer"))
             try:
-                with self.remote_blocks.generating(together), generating(), asking(deciding):
+                holding = self.remote_blocks.generating(together, rollback=rollback)
+                with holding, generating(), asking(deciding):
                     text = super().generate(inputs, **options)  # type: ignore[misc]
             except Refuted as refuted:
                 begun.again(refuted)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from swarm.errors import ComputeFailed
-from swarm.jobs import Afresh, Backward, Copy, Count, Forward, apply
+from swarm.errors import ComputeFailed, Gap
+from swarm.jobs import Afresh, Backward, Copy, Count, Forward, Reach, apply
 from swarm.server.runner import Runner
 from swarm.server.work import Gradients, Passed, Result, Share, Work
 
 log = logging.getLogger(__name__)
 
 
-def compute(runner: Runner, shares: Sequence[Share]) -> list[tuple[Share, ComputeFailed | None]]:
+def compute(runner: Runner, shares: Sequence[Share]) -> list[tuple[Share, ComputeFailed | Gap | None]]:
     """One pass for all; when it fails, each alone, so that one session's trouble stays its own."""
     try:
         _run(runner, shares)
@@ -27,7 +27,7 @@ def compute(runner: Runner, shares: Sequence[Share]) -> list[tuple[Share, Comput
         return [_compute_alone(runner, share) for share in shares]
 
 
-def _compute_alone(runner: Runner, share: Share) -> tuple[Share, ComputeFailed | None]:
+def _compute_alone(runner: Runner, share: Share) -> tuple[Share, ComputeFailed | Gap | None]:
     try:
         # The failed pass may have appended to some blocks' caches: back to where the step began.
         for segment in share.segments:
@@ -38,8 +38,10 @@ def _compute_alone(runner: Runner, share: Share) -> tuple[Share, ComputeFailed |
         return share, _broken(share.work, error)
 
 
-def _broken(work: Work, error: Exception) -> ComputeFailed:
+def _broken(work: Work, error: Exception) -> ComputeFailed | Gap:
     work.broken, work.running = True, None
+    if isinstance(error, Gap):
+        return error
     log.error("a step of session %s failed", work.session.hex()[:8], exc_info=error)
     return ComputeFailed(f"the engine failed: {type(error).__name__}: {error}")
 
@@ -58,6 +60,8 @@ def _run(runner: Runner, shares: Sequence[Share]) -> None:
             _advance(runner, shares[0])
         case Count():
             work.result = runner.bytes_held()
+        case Reach(sequences):
+            work.result = {sequence: runner.reach(sequence) for sequence in sequences}
 
 
 def _advance(runner: Runner, share: Share) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swarm.errors import ComputeFailed
-from swarm.jobs import Change, Copy, Count, Forward
+from swarm.errors import ComputeFailed, Gap
+from swarm.jobs import Change, Copy, Count, Forward, Reach
 from swarm.server.batching import DECODE_POSITIONS, Waiting, choose, serve_fairly
 from swarm.server.runner import Runner
 from swarm.server.work import Job, Share, Work, cut
@@ -105,6 +105,12 @@ class Engine(abc.ABC):
         answer = await self._ask(session, Count())
         return answer if isinstance(answer, int) else 0
 
+    async def reach(self, session: bytes, sequences: Sequence[SequenceKey]) -> dict[SequenceKey, int]:
+        """To which length each of a session's sequences can go back when it is its turn; none if that could not be
+        found out."""
+        answer = await self._ask(session, Reach(tuple(sequences)))
+        return answer if isinstance(answer, dict) else {}
+
     async def _ask(self, session: bytes, job: Job) -> Any:
         """What comes of a job in its turn: its result, or the error."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -139,7 +145,7 @@ class Engine(abc.ABC):
         heads = [works[0] for works in self._queues.values()]
         for head in heads:
             # What changes caches comes first: nobody waits for it long, and room that is given away is free.
-            if isinstance(head.job, Copy | Count):
+            if isinstance(head.job, Copy | Count | Reach):
                 return [self._share(head, 0)]
         self._served = served = serve_fairly(self._served, (work.client for work in heads))
         heads.sort(key=lambda work: served[work.client])
@@ -175,7 +181,7 @@ class Engine(abc.ABC):
             self._queues[work.session] = works
         return share
 
-    def _report(self, results: list[tuple[Share, ComputeFailed | None]], seconds: float) -> None:
+    def _report(self, results: list[tuple[Share, ComputeFailed | Gap | None]], seconds: float) -> None:
         """Tell the sessions, on the event loop."""
         positions = sum(share.positions for share, _ in results if share.segments)
         if positions:

@@ -194,6 +194,7 @@ class Hosted:
             accounting=bill,
             session=session.id,
             can_rollback=self.engine.runner.can_rollback,
+            rollback=self.engine.runner.rollback,
             max_positions=self.limits.max_positions,
             fingerprints=self.contract.on(session.span).fingerprints,
             codecs=self.limits.codecs,

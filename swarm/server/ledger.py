@@ -17,6 +17,7 @@ from swarm.wire.rows import Buffer, RowLog
 REPLAY_ROWS = 256
 """Rows of history in one step, when they are sent again."""
 
+NO_REACH: Mapping[int, int] = {}
 Room = Callable[[int], bool]
 """Whether there is room for so many bytes more of KV cache, when others have given way."""
 
@@ -43,7 +44,8 @@ class Accepted:
 
 
 class Ledger:
-    """The sequences of one session. `cost`: bytes of KV cache that a sequence of so many positions takes.
+    """The sequences of one session. `cost`: bytes of KV cache that a sequence of so many positions takes;
+    `can_rollback`: whether any of them can go back to any length.
 
     For each sequence: positions `received` (accepted, in the end computed), computed (`lengths`) and `forwarded`; and
     its `history`, the outputs of the last of them, `row_bytes` each.
@@ -169,12 +171,23 @@ class Ledger:
 
     # ---- epochs -----------------------------------------------------------------------------------------------
 
-    def prepare(self, alive: Iterable[pb.Sequence], room: Room) -> Changes:
+    def reprice(self, cost: Callable[[int], int]) -> None:
+        """From now on sequences take as much; nothing waits to be done."""
+        self.cost = cost
+        self._weigh()
+
+    def _reach(self, reach: Mapping[int, int]) -> Mapping[int, int]:
+        """The shortest length, beside 0, to which each sequence can go back."""
+        return {} if self.can_rollback else {s: min(reach.get(s, length), length) for s, length in self.lengths.items()}
+
+    def prepare(self, alive: Iterable[pb.Sequence], room: Room, reach: Mapping[int, int] = NO_REACH) -> Changes:
         """Hold nothing but what is alive, of what is computed. Returns what is to be changed in the KV cache.
 
-        Forks for which there is no room are not made: what they would hold is replayed later, or refused.
+        `reach`: the shortest length, beside 0, to which sequences that cannot go back to any can go back; those that
+        are not named cannot at all. Forks for which there is no room are not made: what they would hold is replayed
+        later, or refused.
         """
-        changes = reconcile(self.lengths, alive, can_rollback=self.can_rollback)
+        changes = reconcile(self.lengths, alive, self._reach(reach))
         kept, reserved = list[pb.Operation](), 0
         for operation in changes.operations:
             if operation.kind == pb.Operation.FORK:
@@ -185,17 +198,26 @@ class Ledger:
             kept.append(operation)
         return self._change(Changes(tuple(kept), changes.truncations))
 
-    def have(self) -> list[pb.Held]:
-        """What is held of each sequence, and from where on it can be sent again."""
+    def have(self, reach: Mapping[int, int] = NO_REACH) -> list[pb.Held]:
+        """What is held of each sequence, from where on it can be sent again, and how much of it can be forgotten.
+        `reach`: as for `prepare`."""
+        shortest = self._reach(reach)
         return [
-            pb.Held(sequence=sequence, length=length, history=min(self.history[sequence].first, length))
+            pb.Held(
+                sequence=sequence,
+                length=length,
+                history=min(self.history[sequence].first, length),
+                rollback=length - shortest.get(sequence, length),
+            )
             for sequence, length in self.lengths.items()
         ]
 
-    def cut(self, cuts: Iterable[pb.Position]) -> Changes:
-        """Forget positions that the client wants computed again. Returns what is to be changed in the KV cache."""
+    def cut(self, cuts: Iterable[pb.Position], reach: Mapping[int, int] = NO_REACH) -> Changes:
+        """Forget positions that the client wants computed again. Returns what is to be changed in the KV cache.
+        `reach`: as for `prepare`."""
+        shortest = self._reach(reach)
         shorter = [(p.sequence, p.position) for p in cuts if p.position < self.lengths.get(p.sequence, 0)]
-        gone = [sequence for sequence, position in shorter if position == 0 or not self.can_rollback]
+        gone = [s for s, position in shorter if position == 0 or position < shortest.get(s, 0)]
         frees = tuple(pb.Operation(kind=pb.Operation.FREE, source=sequence) for sequence in gone)
         return self._change(Changes(frees, tuple(cut for cut in shorter if cut[0] not in gone)))
 

@@ -19,7 +19,11 @@ class Runner(Protocol):
 
     @property
     def can_rollback(self) -> bool:
-        """Whether single positions can be forgotten."""
+        """Whether any positions can be forgotten, of any sequence."""
+
+    @property
+    def rollback(self) -> int:
+        """How many positions can be forgotten, where that is not so, of a sequence whose segments say `rollback`."""
 
     on_block: Callable[[], None] | None
     """Called after each block of a pass: the heartbeat."""
@@ -47,9 +51,15 @@ class Runner(Protocol):
     def truncate(self, sequence: SequenceKey, length: int) -> None: ...
     def free(self, sequence: SequenceKey) -> None: ...
 
+    def reach(self, sequence: SequenceKey) -> int:
+        """The shortest length, beside 0, that `fork`, `move` and `truncate` may have now; for less they raise Gap."""
+
     def bytes_held(self) -> int:
         """Bytes of all KV caches."""
 
     def reserved_bytes(self, span: Span, length: int) -> int:
         """What a sequence of `length` positions in the blocks of `span` adds to `bytes_held`, at most: it grows with
         the length, and does not depend on how the sequence came to it. May be called from any thread."""
+
+    def snapshot_bytes(self, span: Span) -> int:
+        """What a sequence whose segments say `rollback` adds at most beside. May be called from any thread."""

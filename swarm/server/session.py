@@ -116,6 +116,8 @@ class Session:
         self._upstream: PeerId = client
         self._downstream: pb.Downstream | None = None
         self._relayed = False
+        self._rollback = False
+        """Whether its sequences are to be able to go back, where blocks keep a running state."""
         self._check: Plausible | None = None
         """What is to be looked at of the inputs, if another server computes them."""
         self._input_codec = self._output_codec = context.codec(RAW)
@@ -155,13 +157,37 @@ class Session:
         await self._context.engine.settle(self.id)
         if message.epoch != self.epoch:
             return None
-        await self._change(self._ledger.prepare(message.sequences, self._room))
+        if message.rollback:
+            self._keep_snapshots()
+        reach = await self._reach()
+        if message.epoch != self.epoch:
+            return None
+        await self._change(self._ledger.prepare(message.sequences, self._room, reach))
         self._upstream = message.upstream or self.client
         self._downstream = message.downstream if message.HasField("downstream") else None
         self._relayed = message.relayed
         self._check = Plausible(self._context.contract.dtype, self._context.row_bytes) if message.check_inputs else None
         self._input_codec, self._output_codec = input_codec, output_codec
-        return pb.Have(epoch=message.epoch, held=self._ledger.have())
+        return pb.Have(epoch=message.epoch, held=self._ledger.have(await self._reach()))
+
+    def _keep_snapshots(self) -> None:
+        """From now on its sequences are to go back, which takes room where blocks keep a running state."""
+        runner = self._context.engine.runner
+        if self._rollback or runner.can_rollback or not runner.rollback:
+            return
+        self._rollback = True
+        beside, plain = runner.snapshot_bytes(self.span), self._ledger.cost
+        self._ledger.reprice(lambda length: plain(length) + beside if length else 0)
+        if not self._room(0):
+            self._forget_all()
+
+    async def _reach(self) -> dict[int, int]:
+        """To which length each sequence can go back, where that is not any."""
+        if self._ledger.can_rollback:
+            return {}
+        keys = [(self.id, sequence) for sequence in self._ledger.lengths]
+        found = await self._context.engine.reach(self.id, keys)
+        return {sequence: length for (_, sequence), length in found.items()}
 
     def _room(self, wanted: int) -> bool:
         return self._context.budget.make_room(wanted, self, asyncio.get_running_loop().time())
@@ -170,7 +196,10 @@ class Session:
         """Forget what the client wants computed again, send again what it wants sent again, and go on."""
         if message.epoch != self.epoch or self._resumed.is_set():
             return
-        await self._change(self._ledger.cut(message.cuts))
+        reach = await self._reach()
+        if message.epoch != self.epoch:
+            return
+        await self._change(self._ledger.cut(message.cuts, reach))
         if message.epoch != self.epoch:
             return
         self._ledger.begin()
@@ -277,7 +306,8 @@ class Session:
         segments, begin = [], 0
         for row in rows:
             end = begin + row.count * self._layout.planes * PLACE_BYTES
-            segments.append(Segment((self.id, row.sequence), row.start, row.count, places[begin:end], adapter))
+            key, part = (self.id, row.sequence), places[begin:end]
+            segments.append(Segment(key, row.start, row.count, part, adapter, self._rollback))
             begin = end
         return segments
 
@@ -300,7 +330,7 @@ class Session:
                 chains = self._computed(step, output)
                 outbox.put(step.operations, step.rows, output, nbytes, chains)
 
-        def failed(error: ComputeFailed) -> None:
+        def failed(error: ComputeFailed | Gap) -> None:
             # Also when a new epoch is being prepared: what the cache holds after a failure is not to be trusted.
             if generation == self._generation:
                 self._abandon(error)

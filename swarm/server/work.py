@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarm.errors import ComputeFailed
-from swarm.jobs import Activations, Afresh, Backward, Change, Copy, Count, Forward
+from swarm.errors import ComputeFailed, Gap
+from swarm.jobs import Activations, Afresh, Backward, Change, Copy, Count, Forward, Reach
 from swarm.types import Segment, SequenceKey
 from swarm.wire.rows import Buffer
 
-Job = Forward[memoryview] | Afresh[memoryview] | Backward[memoryview] | Copy | Count
+Job = Forward[memoryview] | Afresh[memoryview] | Backward[memoryview] | Copy | Count | Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,14 @@ class Passed:
     activations: Activations | None
 
 
-Result = Buffer | Gradients | Passed | int
+Result = Buffer | Gradients | Passed | int | dict[SequenceKey, int]
 """Of a job."""
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One job of one session, with rows as bytes. `done` gets the outputs, or `failed` the error, on the loop.
+    """One job of one session, with rows as bytes. `done` gets the outputs, or `failed` the error, on the loop: Gap
+    where a sequence could not go back as far as it was to.
 
     `before`: changes of KV caches that are made first. `voided` is called instead of `done` where `Engine.void` took
     the work back. `client`: on whose account it is served, with `weight` times the share of others. `kept`: it is done
@@ -50,7 +51,7 @@ class Work:
     session: bytes
     job: Job
     done: Callable[[Any], None]
-    failed: Callable[[ComputeFailed], None]
+    failed: Callable[[ComputeFailed | Gap], None]
     before: Sequence[Change] = ()
     voided: Callable[[], None] = lambda: None
     client: str = ""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from swarm.errors import Gap
 from swarm.jobs import Afresh, Backward, Forward, compute
 from swarm.server.runner import Runner
 from swarm.testing.runner import ByteRows, PastRunner
@@ -160,6 +161,60 @@ class ForgetlessRunner(ExactRunner):
         if length < held:
             self.complaints.append("this state cannot roll back")
             raise AssertionError(self.complaints[-1])
+
+    def reach(self, sequence: SequenceKey) -> int:
+        """All that there is."""
+        return max((len(past) for past in self.states.get(sequence, {}).values()), default=0)
+
+
+class SnapshotRunner(ExactRunner):
+    """Blocks with a running state of which there are snapshots: some positions can be taken back of those that said so,
+    and no others."""
+
+    can_rollback = False
+    rollback = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reach: dict[SequenceKey, int] = {}
+
+    def forward(self, span: Span, segments: Sequence[Segment], hidden: Buffer) -> memoryview:
+        output = super().forward(span, segments, hidden)
+        for segment in segments:
+            end = segment.start + segment.count
+            floor = max(end - self.rollback, 1) if segment.rollback else end
+            self._reach[segment.sequence] = max(floor, self._reach.get(segment.sequence, 0))
+        return output
+
+    def reach(self, sequence: SequenceKey) -> int:
+        """As it was noted."""
+        return self._reach.get(sequence, 0)
+
+    def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
+        self._check(source, length)
+        super().fork(source, target, length)
+        self._reach[target] = self.reach(source)
+
+    def move(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
+        super().move(source, target, length)
+        self._reach.pop(source, None)
+
+    def truncate(self, sequence: SequenceKey, length: int) -> None:
+        self._check(sequence, length)
+        super().truncate(sequence, length)
+
+    def free(self, sequence: SequenceKey) -> None:
+        super().free(sequence)
+        self._reach.pop(sequence, None)
+
+    def _check(self, sequence: SequenceKey, length: int) -> None:
+        held = max((len(past) for past in self.states.get(sequence, {}).values()), default=0)
+        if length < min(self.reach(sequence), held):
+            raise Gap(f"of {held} positions {self.reach(sequence)} have to stay, not {length}")
+
+    def snapshot_bytes(self, span: Span) -> int:
+        """As much as some positions."""
+        return 64 * len(span)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ class ByteRows:
 
 
 class ByteRunner(abc.ABC):
-    """The part of a runner that computes, for those whose `forward` takes and gives bytes. No gradients."""
+    """The part of a runner that computes, for those whose `forward` takes and gives bytes. No gradients. Sequences can
+    go back as far as they like, at no cost."""
+
+    rollback = 0
 
     def put(self, rows: Buffer, count: int) -> ByteRows:
         """Bytes of `count` rows."""
@@ -54,6 +57,14 @@ class ByteRunner(abc.ABC):
         for _ in job.span:
             yield
         return self.run(job)
+
+    def reach(self, sequence: SequenceKey) -> int:
+        """Any length."""
+        return 0
+
+    def snapshot_bytes(self, span: Span) -> int:
+        """There are none."""
+        return 0
 
     def check_adapter(self, data: Buffer) -> None:
         """Raises InvalidInput: bytes have none."""

@@ -74,7 +74,7 @@ class Attach(_message.Message):
     def __init__(self, session: _Optional[bytes] = ...) -> None: ...
 
 class Prepare(_message.Message):
-    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed", "input_codec", "output_codec", "check_inputs")
+    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed", "input_codec", "output_codec", "rollback", "check_inputs")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     UPSTREAM_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class Prepare(_message.Message):
     RELAYED_FIELD_NUMBER: _ClassVar[int]
     INPUT_CODEC_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_CODEC_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_FIELD_NUMBER: _ClassVar[int]
     CHECK_INPUTS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     sequences: _containers.RepeatedCompositeFieldContainer[Sequence]
@@ -90,8 +91,9 @@ class Prepare(_message.Message):
     relayed: bool
     input_codec: str
     output_codec: str
+    rollback: bool
     check_inputs: bool
-    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ..., input_codec: _Optional[str] = ..., output_codec: _Optional[str] = ..., check_inputs: _Optional[bool] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ..., input_codec: _Optional[str] = ..., output_codec: _Optional[str] = ..., rollback: _Optional[bool] = ..., check_inputs: _Optional[bool] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "length", "parent", "parent_length")
@@ -178,7 +180,7 @@ class ControlReply(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ..., commitment: _Optional[_Union[Commitment, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs", "max_sequences", "max_total_positions", "prefix_chunk", "accounting", "commits")
+    __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs", "max_sequences", "max_total_positions", "prefix_chunk", "accounting", "rollback", "commits")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CAN_ROLLBACK_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +190,7 @@ class Opened(_message.Message):
     MAX_TOTAL_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CHUNK_FIELD_NUMBER: _ClassVar[int]
     ACCOUNTING_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_FIELD_NUMBER: _ClassVar[int]
     COMMITS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     can_rollback: bool
@@ -198,8 +201,9 @@ class Opened(_message.Message):
     max_total_positions: int
     prefix_chunk: int
     accounting: Accounting
+    rollback: int
     commits: bool
-    def __init__(self, session: _Optional[bytes] = ..., can_rollback: _Optional[bool] = ..., max_positions: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., codecs: _Optional[_Iterable[str]] = ..., max_sequences: _Optional[int] = ..., max_total_positions: _Optional[int] = ..., prefix_chunk: _Optional[int] = ..., accounting: _Optional[_Union[Accounting, _Mapping]] = ..., commits: _Optional[bool] = ...) -> None: ...
+    def __init__(self, session: _Optional[bytes] = ..., can_rollback: _Optional[bool] = ..., max_positions: _Optional[int] = ..., fingerprints: _Optional[_Iterable[bytes]] = ..., codecs: _Optional[_Iterable[str]] = ..., max_sequences: _Optional[int] = ..., max_total_positions: _Optional[int] = ..., prefix_chunk: _Optional[int] = ..., accounting: _Optional[_Union[Accounting, _Mapping]] = ..., rollback: _Optional[int] = ..., commits: _Optional[bool] = ...) -> None: ...
 
 class Commitment(_message.Message):
     __slots__ = ("promise", "public_key", "signature")
@@ -262,14 +266,16 @@ class Have(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ...) -> None: ...
 
 class Held(_message.Message):
-    __slots__ = ("sequence", "length", "history")
+    __slots__ = ("sequence", "length", "history", "rollback")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     length: int
     history: int
-    def __init__(self, sequence: _Optional[int] = ..., length: _Optional[int] = ..., history: _Optional[int] = ...) -> None: ...
+    rollback: int
+    def __init__(self, sequence: _Optional[int] = ..., length: _Optional[int] = ..., history: _Optional[int] = ..., rollback: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("nonce", "epoch", "beat", "moved", "queue", "padding", "tallies")

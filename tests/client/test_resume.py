@@ -14,15 +14,15 @@ from swarm.client.resume import Holding, HopState, ResumePlan, plan_resume
 class AbstractHop:
     """One hop and one sequence: which positions it holds, may send again, and has to compute."""
 
-    def __init__(self, holding: Holding, can_rollback: bool) -> None:
+    def __init__(self, holding: Holding) -> None:
         self.held = holding.length
         self.history = holding.history
-        self.can_rollback = can_rollback
+        self.reach = holding.reach
         self.computed: list[int] = []
 
     def cut(self, position: int) -> None:
         assert position < self.held, "nothing is cut that is not there"
-        assert self.can_rollback or position == 0, "these blocks can only forget everything"
+        assert position == 0 or position >= self.reach, "its states do not go back so far"
         self.held = position
         self.history = min(self.history, position)
 
@@ -45,7 +45,7 @@ def carry_out(
     states: Sequence[HopState], plan: ResumePlan, sequence: int, issued: int
 ) -> tuple[list[AbstractHop], list[int]]:
     """The hops after the plan for one sequence, and the positions that reach the client."""
-    hops = [AbstractHop(state.held.get(sequence, Holding()), state.can_rollback) for state in states]
+    hops = [AbstractHop(state.held.get(sequence, Holding())) for state in states]
     for hop, todo in zip(hops, plan.hops, strict=True):
         if sequence in todo.cuts:
             hop.cut(todo.cuts[sequence])
@@ -66,8 +66,8 @@ def situations(draw: st.DrawFn) -> tuple[list[HopState], dict[int, int], dict[in
         for sequence, most in issued.items():
             if draw(st.booleans()):
                 length = draw(st.integers(0, most))
-                held[sequence] = Holding(length, draw(st.integers(0, length)))
-        states.append(HopState(held, draw(st.booleans())))
+                held[sequence] = Holding(length, draw(st.integers(0, length)), draw(st.integers(0, length)))
+        states.append(HopState(held))
     return states, wanted, issued
 
 
@@ -99,7 +99,7 @@ def test_nothing_is_computed_that_history_could_give(
             if holding.history <= needed or holding.length <= needed:
                 assert hop.computed == list(range(holding.length, length)), "it keeps all that it has"
                 needed = holding.length
-            elif state.can_rollback:
+            elif holding.reach <= needed:
                 assert hop.computed == list(range(needed, length)), "it goes back to where it is needed, not further"
             else:
                 assert hop.computed == list(range(length))
@@ -141,7 +141,7 @@ def test_the_plan_for_one_sequence(
 
 
 def test_blocks_that_cannot_roll_back_are_cut_to_nothing_and_pull_everything_before_them() -> None:
-    states = [HopState({0: NO_HISTORY}), HopState({0: NO_HISTORY}, can_rollback=False), HopState({0: FULL})]
+    states = [HopState({0: NO_HISTORY}), HopState({0: Holding(10, 10, reach=9)}), HopState({0: FULL})]
     plan = plan_resume(states, {0: 10})
     assert [hop.cuts for hop in plan.hops] == [{}, {}, {}]
     plan = plan_resume([states[0], states[1], HopState({0: Holding(8, 8)})], {0: 10})
@@ -153,3 +153,11 @@ def test_what_a_hop_holds_of_sequences_that_ended_is_no_part_of_the_plan() -> No
     plan = plan_resume([HopState({0: FULL, 1: FULL})], {1: 3})
     assert plan.hops[0].replays == {1: 3}
     assert plan.client_from == {1: 10}
+
+
+def test_blocks_that_can_go_back_some_positions_are_cut_to_there_and_no_further() -> None:
+    states = [HopState({0: FULL}), HopState({0: Holding(10, 10, reach=8)}), HopState({0: Holding(8, 8)})]
+    plan = plan_resume(states, {0: 10})
+    assert [hop.cuts for hop in plan.hops] == [{}, {0: 8}, {}]
+    assert [hop.replays for hop in plan.hops] == [{0: 8}, {}, {}]
+    assert plan.client_from == {0: 10}

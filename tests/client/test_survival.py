@@ -15,6 +15,7 @@ from swarm.testing import (
     ExactRunner,
     ForgetlessRunner,
     LinkConditions,
+    SnapshotRunner,
     World,
     embed,
     generate,
@@ -199,6 +200,55 @@ def test_blocks_that_cannot_roll_back_are_replayed_from_the_beginning(index: int
 
     config = ServerConfig(history_share=0.0)
     run(survive(TWICE, 20, kill, world=World(make_runner=ForgetlessRunner, server_config=config)))
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_blocks_that_can_go_back_some_positions_survive_as_others_do(index: int) -> None:
+    async def kill(world: World, session: Session) -> None:
+        await world.kill(hop(session, index))
+
+    for share in (0.0, 0.5):
+        config = ServerConfig(history_share=share)
+        run(survive(TWICE, 20, kill, world=World(make_runner=SnapshotRunner, server_config=config)))
+
+
+def test_guesses_that_are_wrong_cost_no_replay_where_blocks_go_back() -> None:
+    """Wrong windows, several on their way: every hop computes what was sent, once."""
+
+    async def main() -> None:
+        made: list[SnapshotRunner] = []
+
+        def make() -> SnapshotRunner:
+            made.append(SnapshotRunner())
+            return made[-1]
+
+        world, truth = World(make_runner=make), reference(PROMPT, 60)
+        for name, span in SPANS.items():
+            await world.add(name, span)
+        for _ in range(3):
+            session = world.session()
+            session.expect_rollback()
+            assert await speculate(session, world.arithmetic, PROMPT, truth, random.Random(7)) == truth
+            assert session.statistics().epochs == 1, "nothing began anew"
+            await session.close()
+        assert not [complaint for runner in made for complaint in runner.complaints]
+        await world.close()
+
+    run(main())
+
+
+def test_who_did_not_say_that_positions_would_be_taken_back_pays_once() -> None:
+    async def main() -> None:
+        world, truth = World(make_runner=SnapshotRunner), reference(PROMPT, 60)
+        for name, span in SPANS.items():
+            await world.add(name, span)
+        session = world.session()
+        assert await speculate(session, world.arithmetic, PROMPT, truth, random.Random(7)) == truth
+        assert session.statistics().epochs == 2
+        await session.close()
+        await world.close()
+
+    run(main())
 
 
 def test_the_cache_was_evicted_between_two_turns() -> None:

@@ -206,7 +206,7 @@ def test_an_answer_goes_on_and_ends_as_it_does_without_guesses(
 
 @pytest.mark.parametrize("kind", [*KINDS, "qwen3_next"])
 def test_guesses_out_of_the_text_itself(nodes: Callable[..., Generator], served: Serve, kind: str) -> None:
-    """Greedy text of a random model falls into a loop; blocks with a running state take no guesses."""
+    """Greedy text of a random model falls into a loop; blocks with a running state go back."""
     node, ids = nodes(kind), prompt(9, 4)[0].tolist()
     plain = ask(node, query(ids, 30))
     assert ask(node, query(ids, 30, speculation="ngram")).tokens == plain.tokens

@@ -17,19 +17,23 @@ def sequence(id: int, length: int, parent: int = 0, parent_length: int = 0) -> p
 
 def carried_out(held: dict[int, int], alive: list[pb.Sequence], *, can_rollback: bool = True) -> dict[int, int]:
     """The lengths after the changes; each change must be one that blocks can do."""
-    changes, lengths = reconcile(held, alive, can_rollback=can_rollback), dict(held)
+    return carried_out_within(held, alive, {} if can_rollback else held)
+
+
+def carried_out_within(held: dict[int, int], alive: list[pb.Sequence], reach: dict[int, int]) -> dict[int, int]:
+    """The same, where sequences can go back to `reach`."""
+    changes, lengths = reconcile(held, alive, reach), dict(held)
     for operation in changes.operations:
         if operation.kind == FORK:
             assert 0 < operation.length <= lengths[operation.source], "only what is held can be forked"
-            assert can_rollback or operation.length == lengths[operation.source]
+            assert operation.length >= reach.get(operation.source, 0)
             assert operation.target not in lengths
             lengths[operation.target] = operation.length
         else:
             assert operation.kind == FREE
             del lengths[operation.source]
     for name, length in changes.truncations:
-        assert can_rollback
-        assert length < lengths[name]
+        assert reach.get(name, 0) <= length < lengths[name]
         lengths[name] = length
     return lengths
 
@@ -66,6 +70,14 @@ def test_what_is_held_already_is_not_forked_again() -> None:
 
 def test_a_parent_that_is_truncated_gives_what_it_had() -> None:
     assert carried_out({1: 9}, [sequence(1, 2), sequence(2, 7, parent=1, parent_length=6)]) == {1: 2, 2: 6}
+
+
+def test_where_a_sequence_can_go_back_some_positions_it_does_and_no_further() -> None:
+    child = sequence(2, 7, parent=1, parent_length=4)
+    assert carried_out_within({1: 5}, [child], {1: 4}) == {2: 4}
+    assert carried_out_within({1: 5}, [child], {1: 5}) == {}
+    assert carried_out_within({1: 5}, [sequence(1, 4)], {1: 4}) == {1: 4}
+    assert carried_out_within({1: 5}, [sequence(1, 3)], {1: 4}) == {}
 
 
 IDS, LENGTHS = st.integers(0, 5), st.integers(0, 9)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from swarm.errors import InvalidInput, UnsupportedModel
+from swarm.errors import Gap, InvalidInput, UnsupportedModel
 from swarm.jobs import Afresh, Backward, Forward
 from swarm.models.blocks import context_length, rotary_threshold
 from swarm.models.loading.refused import refuse
@@ -26,6 +26,7 @@ from swarm.models.span.backward import BlockActivations, Sequences, gradients
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import SequenceCache
 from swarm.models.span.kv.cost import Cost
+from swarm.models.span.kv.snapshots import APART, ROWS
 from swarm.models.span.linear_layers import lay_out
 from swarm.models.span.passes import Batched, Passes, Unbatched
 from swarm.models.span.proof import prove
@@ -33,6 +34,8 @@ from swarm.models.span.stacked import Stacked
 from swarm.types import Segment, SequenceKey, Span
 
 Buffer = bytes | memoryview
+PLACE_BYTES = 8
+"""Of a number that says where a position stands, as it is computed with."""
 
 
 class SpanModel:
@@ -72,8 +75,13 @@ class SpanModel:
 
     @property
     def can_rollback(self) -> bool:
-        """Whether single positions can be forgotten."""
+        """Whether any positions can be forgotten, of any sequence."""
         return self.proven.can_rollback
+
+    @property
+    def rollback(self) -> int:
+        """How many positions can be forgotten, where that is not so, of a sequence that is said to go back."""
+        return APART if self.proven.stacked else 0
 
     # ---- computing --------------------------------------------------------------------------------------------
 
@@ -159,7 +167,14 @@ class SpanModel:
         self._check_segments(job.segments)
         self._model.narrow(job.span)
         lanes = [
-            Lane(s.start, s.count, self._cache(s.sequence), self._places(s), self._adapters.get(s.adapter))
+            Lane(
+                s.start,
+                s.count,
+                self._cache(s.sequence),
+                self._places(s),
+                self._adapters.get(s.adapter),
+                rollback=s.rollback,
+            )
             for s in job.segments
         ]
         return self._passes.run(lanes, job.rows.unsqueeze(0))[0]
@@ -227,7 +242,7 @@ class SpanModel:
     def fork(self, source: SequenceKey, target: SequenceKey, length: int) -> None:
         """`target` begins as a copy of the first `length` positions of `source`.
 
-        Raises InvalidInput for an unknown source, UnsupportedModel where `truncate` would.
+        Raises InvalidInput for an unknown source, Gap where `truncate` would.
         """
         self._check_length(source, length)
         self._caches[target] = self._caches[source].fork(length)
@@ -240,7 +255,7 @@ class SpanModel:
 
     @torch.inference_mode()
     def truncate(self, sequence: SequenceKey, length: int) -> None:
-        """Forget positions from `length` on. Raises UnsupportedModel where the blocks cannot roll back."""
+        """Forget positions from `length` on. Raises Gap where the sequence cannot go back so far."""
         if sequence not in self._caches:
             return
         self._check_length(sequence, length)
@@ -253,8 +268,13 @@ class SpanModel:
         cache = self._caches.get(sequence)
         if cache is None:
             raise InvalidInput(f"there is no sequence {sequence[1]}")
-        if 0 < length < cache.length and not self.can_rollback:
-            raise UnsupportedModel("blocks with a running state cannot forget single positions")
+        if 0 < length < min(cache.reach, cache.length):
+            raise Gap(f"these blocks keep a running state: of {cache.length} positions {cache.reach} have to stay")
+
+    def reach(self, sequence: SequenceKey) -> int:
+        """The shortest length, beside 0, to which a sequence can go back now; 0 if it is unknown."""
+        cache = self._caches.get(sequence)
+        return 0 if cache is None else cache.reach
 
     def free(self, sequence: SequenceKey) -> None:
         """Forget a sequence; unknown ones are ignored."""
@@ -271,3 +291,9 @@ class SpanModel:
             first = self.span.first
             cost = self._costs[span] = Cost.together(self.proven.costs[span.first - first : span.last - first])
         return cost.of(length)
+
+    def snapshot_bytes(self, span: Span) -> int:
+        """What a sequence in the blocks of `span` adds at most beside, if it is said to go back."""
+        first, widest = self.span.first, self.row_bytes + PLACE_BYTES * self.proven.places
+        states = sum(self.proven.snapshots[span.first - first : span.last - first])
+        return states + ROWS * widest if states else 0

@@ -13,6 +13,7 @@ from swarm.models.span.attention.base import Attention, Lane, Unbatchable
 from swarm.models.span.base_model import BaseModel
 from swarm.models.span.kv.base import KeyValueCache
 from swarm.models.span.kv.cost import OBJECT_BYTES, Cost, linear_cost
+from swarm.models.span.kv.hybrid import HybridCache
 from swarm.models.span.kv.library import LibraryCache
 from swarm.models.span.passes import Batched, Unbatched
 from swarm.models.span.places import proven_places
@@ -35,8 +36,10 @@ class Proven:
     """What was found. `batched`: whether several sequences may share a forward pass, else `why_unbatched` not;
     `stacked`: whether decode steps may all the same.
 
-    `can_rollback`: whether single positions can be forgotten. `costs`: what a sequence takes in each block. `places`:
-    numbers of its own that a position may have at most, as `position_ids` say it; 0: blocks count by themselves.
+    `can_rollback`: whether single positions can be forgotten. `costs`: what a sequence takes in each block;
+    `snapshots`: bytes that it takes there beside, if blocks keep running states and it is to go back all the same.
+    `places`: numbers of its own that a position may have at most, as `position_ids` say it; 0: blocks count by
+    themselves.
     """
 
     batched: bool
@@ -45,6 +48,7 @@ class Proven:
     costs: tuple[Cost, ...]
     places: int = 0
     stacked: bool = False
+    snapshots: tuple[int, ...] = ()
 
 
 @torch.inference_mode()
@@ -68,8 +72,9 @@ def prove(model: BaseModel, attention: Attention) -> Proven:
             model.use_own_attention()
     else:
         try:
-            costs = _check_stacked(model, attention, strangers, alone)
-            return Proven(False, why, False, costs, proven_places(model, Stacked(model, attention)), stacked=True)
+            costs, snapshots = _check_stacked(model, attention, strangers, alone)
+            most = proven_places(model, Stacked(model, attention))
+            return Proven(False, why, False, costs, most, stacked=True, snapshots=snapshots)
         except Exception as error:
             log.debug("why not stacked: %r", error)
             model.use_own_attention()
@@ -173,25 +178,55 @@ def _check_batched(
 
 def _check_stacked(
     model: BaseModel, attention: Attention, strangers: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]
-) -> tuple[Cost, ...]:
-    """What a sequence takes in each block. Raises Unbatchable (or whatever the model raises) unless prompts one by one,
-    and then decode steps of all in one pass, give what each gets alone."""
+) -> tuple[tuple[Cost, ...], tuple[int, ...]]:
+    """What a sequence takes in each block, and what snapshots of it do. Raises Unbatchable (or whatever the model
+    raises) unless prompts one by one, then decode steps of all in one pass, and windows of them after they have gone
+    back, give what each gets alone."""
     model.use_attention(attention)
     passes = Stacked(model, attention)
     caches = [passes.new_cache() for _ in strangers]
     counts = [hidden.shape[1] - STEPS for hidden in strangers]
-    lanes = [Lane(0, count, cache) for count, cache in zip(counts, caches, strict=True)]
-    head = passes.run(lanes, torch.cat([hidden[:, :-STEPS] for hidden in strangers], dim=1))
-    outputs = [[part] for part in torch.split(head, counts, 1)]
+    heads = _further(passes, caches, strangers, [0, 0], counts)
+    windows = _further(passes, caches, strangers, counts, [STEPS, STEPS])
+    for cache, count in zip(caches, counts, strict=True):
+        cache.truncate(count + 1)
+    again = _further(passes, caches, strangers, [count + 1 for count in counts], [STEPS - 1, STEPS - 1])
+    for cache, count in zip(caches, counts, strict=True):
+        cache.truncate(count)
+    singles = _stacked_steps(passes, caches, strangers, counts)
+    for right, head, *tails in zip(alone, heads, windows, singles, strict=True):
+        if not all(close(torch.cat([head, tail], dim=1), right, model.quantized) for tail in tails):
+            raise Unbatchable("steps of strangers in one pass do not get what each gets alone")
+    for right, tail in zip(alone, again, strict=True):
+        if not close(tail, right[:, -tail.shape[1] :], model.quantized):
+            raise Unbatchable("its states do not go back")
+    blocks = range(len(model.blocks))
+    return tuple(caches[0].cost(block) for block in blocks), tuple(caches[0].snapshot_bytes(block) for block in blocks)
+
+
+def _further(
+    passes: Stacked,
+    caches: Sequence[HybridCache],
+    strangers: Sequence[torch.Tensor],
+    starts: Sequence[int],
+    counts: Sequence[int],
+) -> list[torch.Tensor]:
+    """`counts` positions of each from `starts` on, in one job."""
+    lanes = [Lane(start, n, cache, rollback=True) for start, n, cache in zip(starts, counts, caches, strict=True)]
+    rows = [hidden[:, start : start + n] for hidden, start, n in zip(strangers, starts, counts, strict=True)]
+    return list(torch.split(passes.run(lanes, torch.cat(rows, dim=1)), list(counts), dim=1))
+
+
+def _stacked_steps(
+    passes: Stacked, caches: Sequence[HybridCache], strangers: Sequence[torch.Tensor], counts: Sequence[int]
+) -> list[torch.Tensor]:
+    """The last positions of each, one position of each in a pass. Raises Unbatchable."""
+    states, blocks, steps = caches[0].states, range(caches[0].blocks), []
     for step in range(STEPS):
         lanes = [Lane(count + step, 1, cache) for count, cache in zip(counts, caches, strict=True)]
         ends = [hidden[:, count + step : count + step + 1] for hidden, count in zip(strangers, counts, strict=True)]
-        tail, row = passes.run_stacked(lanes, torch.cat(ends))
-        if row.calls != {block: 1 for block in range(len(model.blocks)) if block not in caches[0].states}:
+        output, row = passes.run_stacked(lanes, torch.cat(ends))
+        if row.calls != {block: 1 for block in blocks if block not in states}:
             raise Unbatchable("its blocks do not call the attention interface exactly once each")
-        for row_, each in enumerate(outputs):
-            each.append(tail[row_ : row_ + 1])
-    for each, right in zip(outputs, alone, strict=True):
-        if not close(torch.cat(each, dim=1), right, model.quantized):
-            raise Unbatchable("decode steps of strangers in one pass do not get what each gets alone")
-    return tuple(caches[0].cost(block) for block in range(len(model.blocks)))
+        steps.append(output)
+    return [torch.cat([output[at : at + 1] for output in steps], dim=1) for at in range(len(caches))]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from survey.configs import HEAD_DIM, HIDDEN, KV_HEADS, small_config
 from survey.reference import build
-from swarm.errors import InvalidInput, UnsupportedModel
+from swarm.errors import Gap, InvalidInput, UnsupportedModel
 from swarm.jobs import compute
 from swarm.models.blocks import find_blocks
 from swarm.models.span.kv.cost import OBJECT_BYTES, SMALLEST, capacity
@@ -271,9 +271,9 @@ def test_a_running_state_cannot_roll_back_but_can_begin_again(models: dict[str, 
     assert not model.proven.batched
     assert not model.can_rollback
     assert_close(feed(model, [(A, 0, states[0][:6]), (B, 0, states[0][:4])])[:6], states[6][:6])
-    with pytest.raises(UnsupportedModel, match="running state"):
+    with pytest.raises(Gap, match="running state"):
         model.truncate(A, 3)
-    with pytest.raises(UnsupportedModel, match="running state"):
+    with pytest.raises(Gap, match="running state"):
         model.fork(A, C, 3)
     model.fork(A, C, 6)
     assert_close(feed(model, [(C, 6, states[0][6:])]), states[6][6:])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import TextIteratorStreamer
 
 from swarm.errors import InvalidInput, UnsupportedModel
+from swarm.models.span.model import SpanModel
 from swarm.models.speculation.decoding import SpeculativeDecoding
 from swarm.speculation.drafts import NgramDrafter
 from swarm.speculation.pacer import MOST
@@ -191,10 +192,39 @@ def test_streams_and_stops_at_strings(served: Serve, whole: Whole) -> None:
     assert "".join(streamer) == tokenizer.decode(expected[9:])
 
 
-def test_running_states_cannot_speculate(served: Serve) -> None:
+def test_running_states_of_which_there_are_no_snapshots_cannot_speculate(
+    served: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a server of an earlier version."""
     servers = served("qwen3_next", 1)
+    monkeypatch.setattr(SpanModel, "rollback", 0)
     with pytest.raises(UnsupportedModel, match="running state"):
         servers.model().generate(prompt(5), speculation="ngram", **GREEDY, max_new_tokens=4)
+    servers.assert_free()
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "lfm2", "jamba"])
+def test_running_states_go_back(served: Serve, whole: Whole, kind: str) -> None:
+    """Windows that are wrong at one place or everywhere: the same text, and no hop begins anew."""
+    servers, new = served(kind, 2), 24
+    inputs, expected = settled(whole(kind), lambda seed: {"input_ids": prompt(9, seed)}, new)
+    text, model = expected[0].tolist(), servers.model()
+    for wrong in ((), (12, 20, 21, 22), range(9, 60, 3)):
+        decoding = Eager(Prophet(text, wrong))
+        options = {"return_dict_in_generate": True, "custom_generate": decoding, "max_new_tokens": new}
+        got = model.generate(inputs["input_ids"], **GREEDY, **options)
+        assert got.sequences[0].tolist() == text
+        (session,) = got.past_key_values.layers[0].session._sessions
+        assert session._session.statistics().epochs == 1
+        del got, session
+    servers.assert_free()
+
+
+def test_beams_of_running_states(served: Serve, whole: Whole) -> None:
+    servers = served("qwen3_next", 2)
+    options = {**GREEDY, "num_beams": 3, "max_new_tokens": 12}
+    expected = whole("qwen3_next").generate(prompt(9), **options)
+    assert torch.equal(servers.model().generate(prompt(9), **options), expected)
     servers.assert_free()
 
 

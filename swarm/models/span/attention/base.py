@@ -35,6 +35,7 @@ class Lane(Generic[C]):
 
     `places`: `[planes, count]`, where the positions stand for rotary embeddings and the like; None: as they are
     counted. `adapter`: what is added beside linear layers; `seed`: of what of their inputs it drops, none for nothing.
+    `rollback`: the sequence is to be able to go back.
     """
 
     start: int
@@ -43,6 +44,7 @@ class Lane(Generic[C]):
     places: torch.Tensor | None = None
     adapter: Mapping[Place, Pair] | None = None
     seed: bytes = b""
+    rollback: bool = False
 
     @property
     def planes(self) -> int:

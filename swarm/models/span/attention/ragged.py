@@ -47,12 +47,13 @@ def ragged_attention(
     """Attention for each lane of the current row by itself.
 
     query `[1, query heads, T, head_dim]`, key and value `[1, kv heads, T, …]` → `[1, T, query heads, value_dim]`; or,
-    of lanes that are a position each, `[T, query heads, 1, head_dim]` and so on.
+    of lanes that have as many positions each, `[lanes, query heads, T, head_dim]` and so on.
     Raises Unbatchable where a model asks for what is not there.
     """
     row, block = current_row.get(), int(module.layer_idx)  # type: ignore[arg-type]
-    if stacked := query.shape[0] > 1:  # single positions, each in a row of its own
-        query, key, value = (each.transpose(0, 2) for each in (query, key, value))
+    stacked = query.shape[0]
+    if stacked > 1:  # each in a row of its own
+        query, key, value = (each.transpose(0, 1).flatten(1, 2).unsqueeze(0) for each in (query, key, value))
     row_mask = check_call(query, key, attention_mask, position_bias, kwargs)
     row.called(block)
     output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
@@ -72,7 +73,7 @@ def ragged_attention(
         begin = end
     if singles is not None:
         singles.attend()
-    return output.unsqueeze(1 if stacked else 0), None
+    return output.view(stacked, -1, *output.shape[1:]), None
 
 
 def _attend(

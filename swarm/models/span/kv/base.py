@@ -22,6 +22,10 @@ class SequenceCache(Protocol):
         """Forget positions from `length` on."""
 
     @property
+    def reach(self) -> int:
+        """The shortest length, beside 0, that `fork` and `truncate` may have now."""
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all that is held, with the room that it has grown into."""
 

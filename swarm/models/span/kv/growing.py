@@ -96,6 +96,11 @@ class GrowingCache:
             buffers.truncate(self.length)
 
     @property
+    def reach(self) -> int:
+        """Any length."""
+        return 0
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all buffers, with their room, and of the objects around them."""
         return sum(buffers.nbytes for buffers in self._blocks.values())

@@ -18,6 +18,7 @@ from swarm.models.cache_layers import tensors_in
 from swarm.models.span.kv.cost import OBJECT_BYTES, Cost
 from swarm.models.span.kv.growing import GrowingCache
 from swarm.models.span.kv.library import LibraryCache
+from swarm.models.span.kv.snapshots import MOST, Inputs, Snapshot, Snapshots
 
 
 class _Elsewhere(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -39,7 +40,11 @@ class _Elsewhere(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 class HybridCache:
-    """Of the blocks that `config` describes. A `KeyValueCache`; positions cannot be forgotten one by one."""
+    """Of the blocks that `config` describes. A `KeyValueCache`.
+
+    `computed`: positions that the states have seen; fewer than `length` when it has gone back, and the inputs of those
+    between are kept. Nobody writes into a state: a pass makes new ones.
+    """
 
     def __init__(self, config: Any) -> None:
         layers = [
@@ -47,8 +52,9 @@ class HybridCache:
         ]
         self.blocks = len(layers)
         self.states: dict[int, Any] = {i: layer for i, layer in enumerate(layers) if type(layer) is not DynamicLayer}
-        self.length = 0
+        self.length = self.computed = 0
         self._keys = GrowingCache()
+        self._past = Snapshots()
 
     def write(
         self, block: int, start: int, keys: torch.Tensor, values: torch.Tensor
@@ -62,36 +68,81 @@ class HybridCache:
 
     def ended(self, length: int) -> None:
         """A pass is complete."""
-        self.length = self._keys.length = length
+        self.length = self.computed = self._keys.length = length
+
+    # ---- going back -------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> Snapshot:
+        """The states as they are."""
+        return Snapshot(self.computed, dict(self.states))
+
+    @property
+    def owed(self) -> Inputs | None:
+        """What the states have still to see; None: nothing."""
+        return self._past.inputs(self.computed, self.length) if self.computed < self.length else None
+
+    def remember(self, before: Snapshot, inputs: Inputs) -> None:
+        """A pass over these inputs is complete, before which the states were `before`: it may be gone back to."""
+        self._past.note(before, inputs)
+
+    def forget_past(self) -> None:
+        """Nobody will go back."""
+        self._past.clear()
+
+    @property
+    def reach(self) -> int:
+        """The shortest length that it can go back to."""
+        past = self._past.reach
+        return self.computed if past is None else past
 
     def fork(self, length: int) -> HybridCache:
-        """A cache of its own with the first `length` positions, which are all."""
+        """A cache of its own with the first `length` positions, which are in reach."""
         twin = copy.copy(self)
-        twin.states = copy.deepcopy(self.states)
+        twin.states = dict(self.states)
         twin._keys = self._keys.fork(length)
-        twin.length = length
+        twin._past = self._past.fork()
+        twin._back_to(length)
         return twin
 
     def truncate(self, length: int) -> None:
-        """Forget what a pass that failed has written behind `length`, which is where the sequence ends."""
+        """Forget positions from `length` on, which is in reach, and what a pass that failed has written behind."""
         self._keys.truncate(length)
-        self.length = min(self.length, length)
+        self._back_to(length)
+
+    def _back_to(self, length: int) -> None:
+        if length >= self.length:
+            return
+        self.length = length
+        if self._past.reach is None:
+            return
+        snapshot = self._past.back_to(length)
+        if length < self.computed:
+            self.states, self.computed = dict(snapshot.states), snapshot.position
+
+    # ---- what it takes ----------------------------------------------------------------------------------------
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept, and of the objects around it."""
-        return self._keys.nbytes + sum(OBJECT_BYTES + _bytes(layer) for layer in self.states.values())
+        states = [self.states, *self._past.states]
+        held = sum(OBJECT_BYTES + _bytes(layer) for each in states for layer in each.values())
+        return self._keys.nbytes + held + self._past.input_bytes
 
     def cost(self, block: int) -> Cost:
-        """What a block takes of a sequence."""
+        """What a block takes of a sequence, if nobody goes back."""
         if block in self.states:
             return Cost(OBJECT_BYTES + _bytes(self.states[block]), 0, rooms=True)
         return Cost(OBJECT_BYTES, self.position_bytes(block), rooms=True)
 
+    def snapshot_bytes(self, block: int) -> int:
+        """What a block takes beside, at most, if it is to go back."""
+        return MOST * (OBJECT_BYTES + _bytes(self.states[block])) if block in self.states else 0
+
 
 def together(caches: Sequence[HybridCache]) -> Any:
     """The library's cache for a pass over these sequences; behind it `apart` takes it apart."""
-    longest = max(cache.length for cache in caches)
+    longest = max(cache.computed for cache in caches)
     cache = DynamicCache()
     cache.layers = [
         _joined([each.states[block] for each in caches]) if block in caches[0].states else _Elsewhere(longest)

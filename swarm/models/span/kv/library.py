@@ -54,6 +54,11 @@ class LibraryCache:
         return all(type(layer) in (DynamicLayer, DynamicIndexedLayer) for layer in self.cache.layers)
 
     @property
+    def reach(self) -> int:
+        """The shortest length that it can be cut to."""
+        return 0 if self.can_rollback else self._length
+
+    @property
     def is_plain(self) -> bool:
         """Whether all that is kept is keys and values."""
         return all(type(layer) is DynamicLayer for layer in self.cache.layers)

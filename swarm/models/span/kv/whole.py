@@ -10,7 +10,7 @@ class WholeSequence:
 
     __slots__ = ("length",)
 
-    nbytes = 0
+    nbytes = reach = 0
 
     def __init__(self) -> None:
         self.length = 0
