@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swarm.wire.codecs import Array
+from swarm.wire.codecs import INT8, Array, codec_of
 
 MASSIVE = 0.999
 """Quantile of magnitudes above which numbers are left out."""
@@ -62,6 +62,15 @@ def errors(inputs: Array, ours: Array, theirs: Array) -> Array:
     return result
 
 
+def codec_floor(inputs: Array, outputs: Array, links: int) -> float:
+    """What int8 on so many links is off together, relative to what blocks add: by the first outputs [positions, values]
+    of these inputs. The errors of links are independent of each other, and add up as squares."""
+    codec = codec_of(INT8, "float32", inputs.shape[1])
+    few = np.ascontiguousarray(outputs[:WINDOW], np.float32)
+    back = np.frombuffer(codec.decode(codec.encode(few.tobytes())), np.float32).reshape(few.shape)
+    return float(np.median(errors(inputs[:WINDOW], few, back))) * float(np.sqrt(links))
+
+
 def judge(
     off: Array, positions: Sequence[int], noise: float, floor: float = 0.0, *, also_first: bool = False
 ) -> Comparison:
@@ -81,14 +90,26 @@ def judge(
     return Comparison(Verdict.FAIL if worst > failed else Verdict.SUSPECT, usual, worst, wrong)
 
 
-def agreement(verdicts: Mapping[tuple[int, int], Verdict]) -> tuple[tuple[int, int], list[int]] | None:
-    """Of several that computed the same: two that agree, and all whom both contradict. None: no two agree.
+def agreement(verdicts: Mapping[tuple[int, int], Verdict], lead: int = 1) -> tuple[tuple[int, int], list[int]] | None:
+    """Of several that computed the same: two of the most that agree, and all whom both contradict.
 
-    `verdicts`: of each pair, the lower number first.
+    None: no two agree, or those that do are not by `lead` more than others who agree. `verdicts`: of each pair, the
+    lower number first.
     """
-    agreed = next((pair for pair, verdict in sorted(verdicts.items()) if verdict is Verdict.PASS), None)
-    if agreed is None:
+    sides: dict[int, set[int]] = {each: {each} for pair in verdicts for each in pair}
+    for (one, other), verdict in verdicts.items():
+        if verdict is Verdict.PASS:
+            sides[one].add(other)
+            sides[other].add(one)
+    most = max(sorted(sides), key=lambda each: len(sides[each]))
+    rivals = [len(side - sides[most]) for each, side in sides.items() if each not in sides[most]]
+    if len(sides[most]) < 2 or len(sides[most]) - max(rivals, default=0) < lead:
         return None
-    others = {each for pair in verdicts for each in pair} - set(agreed)
-    against = [one for one in others if all(verdicts[min(one, i), max(one, i)] is Verdict.FAIL for i in agreed)]
-    return agreed, sorted(against)
+    one, other, *_ = sorted(sides[most])
+    contradicted = (each for each in sides if each not in sides[most])
+    against = [each for each in contradicted if _contradict(verdicts, each, (one, other))]
+    return (one, other), sorted(against)
+
+
+def _contradict(verdicts: Mapping[tuple[int, int], Verdict], one: int, others: tuple[int, int]) -> bool:
+    return all(verdicts[min(one, other), max(one, other)] is Verdict.FAIL for other in others)

@@ -75,9 +75,13 @@ class NumbersRunner(PastRunner):
         """Through one block."""
         return rows + self.contribution(block, segment, rows)
 
+    def weights(self, block: int) -> tuple[Rows, Rows]:
+        """Those that it computes with."""
+        return weights(block)
+
     def contribution(self, block: int, segment: Segment, rows: Rows) -> Rows:
         """What a block adds."""
-        one, other = weights(block)
+        one, other = self.weights(block)
         sums = self.states.setdefault(segment.sequence, {}).setdefault(block, [])
         assert len(sums) == segment.start, f"{segment} does not continue {len(sums)} positions"
         added = np.empty_like(rows)

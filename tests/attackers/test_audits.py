@@ -97,6 +97,32 @@ def test_two_that_agree_speak_against_others(verdicts: Any, expected: Any) -> No
     assert agreement(verdicts) == expected
 
 
+@pytest.mark.parametrize(
+    ("sides", "lead", "expected"),
+    [
+        pytest.param("aab", 1, ((0, 1), [2]), id="two to one"),
+        pytest.param("aab", 2, None, id="not enough"),
+        pytest.param("abaa", 2, ((0, 2), [1]), id="three to one"),
+        pytest.param("abab", 1, None, id="two to two"),
+        pytest.param("abbaa", 2, None, id="three to two"),
+        pytest.param("abbaaa", 2, ((0, 3), [1, 2]), id="four to two"),
+        pytest.param("abcaa", 2, ((0, 3), [1, 2]), id="liars who do not agree"),
+    ],
+)
+def test_by_how_many_those_who_agree_are_more(sides: str, lead: int, expected: Any) -> None:
+    pairs = [(one, other) for other in range(len(sides)) for one in range(other)]
+    assert agreement({(i, j): P if sides[i] == sides[j] else F for i, j in pairs}, lead) == expected
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=9).filter(lambda liars: sum(liars) <= 2))
+def test_two_who_collude_are_never_believed_where_a_fourth_is_asked(liars: list[bool]) -> None:
+    """Whoever is asked first: as long as others can be asked, two that agree are not enough."""
+    for asked in range(2, len(liars) + 1):
+        pairs = [(one, other) for other in range(asked) for one in range(other)]
+        found = agreement({(i, j): P if liars[i] == liars[j] else F for i, j in pairs}, 2)
+        assert found is None or not liars[found[0][0]] or not any(not liar for liar in liars[:asked])
+
+
 # ---- whom and how often -------------------------------------------------------------------------------------------
 
 
