@@ -18,10 +18,14 @@ class Blob:
 
 
 class Matrices:
-    """An adapter, as the files that servers get of it. `of`: that of some blocks, empty where it has nothing there."""
+    """An adapter, as the files that servers get of it. `of`: that of some blocks, empty where it has nothing there;
+    `check`: raises InvalidInput where the second of two files is not one of gradients of the first."""
 
-    def __init__(self, of: Callable[[Span], bytes] | None) -> None:
+    def __init__(
+        self, of: Callable[[Span], bytes] | None, check: Callable[[bytes, bytes], None] = lambda matrices, found: None
+    ) -> None:
         self._of = of or (lambda span: b"")
+        self.check = check
         self.some = of is not None
         """Whether there is an adapter at all."""
         self._made: dict[Span, Blob | None] = {}

@@ -31,6 +31,7 @@ from swarm.models.linear.elsewhere import RemoteHead
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.cost import Description, describe
 from swarm.models.loading.form import Form, classifies, only_sees
+from swarm.models.lora import check_gradients
 from swarm.types import ModelInfo, Span
 
 log = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ def attach(
     view = swarm.view(info, str(model.dtype).removeprefix("torch."), row_bytes, config, each)
     blocks = RemoteBlocks(swarm, view, remote, parameters)
     blocks.on_notice = on_notice
-    how: dict[str, Any] = {"dtype": model.dtype, "training_through": BlockingTraining(blocks)}
+    how: dict[str, Any] = {"dtype": model.dtype, "training_through": BlockingTraining(blocks, check_gradients)}
     span = RemoteSpan(blocks.open, returns_tuple=returns_tuple(model), **how)
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if isinstance(head, RemoteHead):

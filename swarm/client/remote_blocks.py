@@ -226,10 +226,14 @@ class BlockingEnds:
 
 
 class BlockingTraining:
-    """Training passes in the network thread, for the thread that runs the model; begun when the first is made."""
+    """Training passes in the network thread, for the thread that runs the model; begun when the first is made.
 
-    def __init__(self, blocks: RemoteBlocks) -> None:
+    `check`: raises InvalidInput where the second of two files is not one of gradients of an adapter's, the first.
+    """
+
+    def __init__(self, blocks: RemoteBlocks, check: Callable[[bytes, bytes], None]) -> None:
         self._blocks = blocks
+        self._check = check
         self._training: Training | None = None
 
     def forward(
@@ -238,7 +242,9 @@ class BlockingTraining:
         """As `Training.forward`. `matrices`: the file of an adapter for some blocks, empty for none."""
         if self._training is None:
             self._training = self._blocks.training()
-        return self._blocks.swarm.loop.run(self._training.forward(sequences, Matrices(matrices), seed, first))
+        return self._blocks.swarm.loop.run(
+            self._training.forward(sequences, Matrices(matrices, self._check), seed, first)
+        )
 
     def backward(self, passed: Passed, gradients: Sequence[bytes], first: int | None) -> Found:
         """As `Training.backward`."""
@@ -247,4 +253,4 @@ class BlockingTraining:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlockingTraining:
         """Of the twin's blocks."""
-        return BlockingTraining(copy.deepcopy(self._blocks, memo))
+        return BlockingTraining(copy.deepcopy(self._blocks, memo), self._check)

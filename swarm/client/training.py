@@ -11,7 +11,10 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
+
+import numpy as np
 
 from swarm.client.blame import Blame
 from swarm.client.matrices import NOTHING, Blob, Matrices
@@ -22,10 +25,19 @@ from swarm.client.training_link import Lacking, TrainingLink
 from swarm.client.trust import Needs
 from swarm.client.view import NOTHING_YET, View
 from swarm.config import ClientConfig
-from swarm.errors import InvalidInput, LimitExceeded, MissingBlocks, NetworkError, NoServerFits, SwarmError
+from swarm.errors import (
+    ComputeFailed,
+    InvalidInput,
+    LimitExceeded,
+    MissingBlocks,
+    NetworkError,
+    NoServerFits,
+    SwarmError,
+)
 from swarm.net.base import Host
 from swarm.tasks import ended
 from swarm.types import Hop, HopKey, PeerId, Route, Span
+from swarm.wire.codecs import values_of
 from swarm.wire.messages import SESSION_BYTES
 
 log = logging.getLogger(__name__)
@@ -188,6 +200,7 @@ class Training:
                     await self._adapt(link, adapter)
                     wanted = _inputs_wanted(hop.span, adapter, first)
                     outputs = await link.forward(leg.id, part.counts, inputs, adapter, wanted, part.seed)
+                    self._check(link, outputs)
             except SwarmError as error:
                 self._failed(hop, error)
                 continue
@@ -212,10 +225,9 @@ class Training:
                         if begun.span != leg.span:
                             legs.append(Leg(Span(begun.span.last, leg.span.last), between))
                         continue
-                adapter = matrices.on(leg.span)
-                wanted = _inputs_wanted(leg.span, adapter, first)
+                wanted = _inputs_wanted(leg.span, matrices.on(leg.span), first)
                 try:
-                    rows, file = await self._gradients(hop, leg, part, gradient, adapter, wanted)
+                    rows, file = await self._gradients(hop, leg, part, gradient, matrices, wanted)
                 except SwarmError as error:
                     self._failed(hop, error)
                     legs.append(leg)
@@ -226,16 +238,33 @@ class Training:
             return gradient, of_adapter
 
     async def _gradients(
-        self, hop: Hop, leg: Leg, part: Part, gradient: bytes, adapter: Blob | None, inputs_wanted: bool
+        self, hop: Hop, leg: Leg, part: Part, gradient: bytes, matrices: Matrices, inputs_wanted: bool
     ) -> tuple[bytes, bytes]:
+        """Of a leg's inputs and of its adapter. Raises ComputeFailed for what cannot be gradients of these."""
+        adapter = matrices.on(leg.span)
         async with TrainingLink(self._host, hop, self.view.contract, self._config) as link:
             await self._adapt(link, adapter)
-            if hop is leg.hop:
+            ask = partial(link.backward, leg.id, part.counts)
+            rest = gradient, adapter, inputs_wanted, part.seed
+            try:
+                rows, file = await ask(None if hop is leg.hop else leg.inputs, *rest)
+            except Lacking:
+                log.debug("%s has forgotten its inputs", link)
+                rows, file = await ask(leg.inputs, *rest)
+            self._check(link, rows)
+            if adapter is not None:
                 try:
-                    return await link.backward(leg.id, part.counts, None, gradient, adapter, inputs_wanted, part.seed)
-                except Lacking:
-                    log.debug("%s has forgotten its inputs", link)
-            return await link.backward(leg.id, part.counts, leg.inputs, gradient, adapter, inputs_wanted, part.seed)
+                    await asyncio.to_thread(matrices.check, adapter.data, file)
+                except InvalidInput as error:
+                    raise ComputeFailed(f"{link}: {error.message}") from error
+            return rows, file
+
+    def _check(self, link: TrainingLink, rows: bytes) -> None:
+        """Raises ComputeFailed for numbers that are not finite."""
+        contract = self.view.contract
+        values = values_of(rows, contract.dtype, contract.row_bytes) if rows else None
+        if values is not None and not bool(np.isfinite(values).all()):
+            raise ComputeFailed(f"{link} sends numbers that are not finite")
 
     async def _adapt(self, link: TrainingLink, adapter: Blob | None) -> None:
         """Give an adapter to a server that was not given it last, once for all parts."""

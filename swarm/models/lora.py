@@ -63,6 +63,18 @@ def added(files: Iterable[bytes]) -> dict[Place, Pair]:
     return sums
 
 
+def check_gradients(matrices: bytes, found: bytes) -> None:
+    """Raises InvalidInput where what is `found` are not gradients of the pairs in the file `matrices`: of other shapes,
+    or with numbers that are not finite."""
+    given, gradients = decode(matrices, None), decode(found, None)
+    if given.keys() != gradients.keys():
+        raise InvalidInput(f"gradients of {len(gradients)} layers, of {len(given)} that are asked")
+    for place, pair in given.items():
+        other = gradients[place]
+        if (pair.a.shape, pair.b.shape) != (other.a.shape, other.b.shape):
+            raise InvalidInput(f"gradients of {place} of other shapes than its matrices")
+
+
 def decode(data: bytes | memoryview, blocks: Iterable[int] | None) -> dict[Place, Pair]:
     """The pairs in a file, all beside layers of `blocks` (None: of any).
 

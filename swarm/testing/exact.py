@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swarm.errors import Gap
+from swarm.errors import Gap, InvalidInput
 from swarm.jobs import Afresh, Backward, Forward, compute
 from swarm.server.runner import Runner
 from swarm.testing.runner import ByteRows, PastRunner
-from swarm.types import Segment, SequenceKey, Span
+from swarm.types import Adapter, Segment, SequenceKey, Span
 from swarm.wire.rows import Buffer
 
 ROW = struct.Struct("<Q")
 MASK = (1 << 64) - 1
 VOCABULARY = 997
+BESIDE = struct.Struct("<QQ")
+"""Of an adapter: a block, and the number that is added beside it; of its gradients: a block, and theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,14 @@ class ExactRunner(PastRunner):
         places = [numbers[i * planes : (i + 1) * planes] for i in range(segment.count)]
         for block in span:
             past = blocks.setdefault(block, [])
+            beside = numbers_of(segment.adapter).get(block, ())
             if len(past) != segment.start:
                 self.complaints.append(f"{segment} does not continue the {len(past)} positions of block {block}")
                 raise AssertionError(self.complaints[-1])
             state = past[-1] if past else block
             after = []
             for row, place in zip(rows, places, strict=True):
-                state = hash((state, row, block, *place)) & MASK
+                state = hash((state, row, block, *place, *beside)) & MASK
                 after.append(state)
             past += after
             rows = after
@@ -87,8 +90,15 @@ class ExactRunner(PastRunner):
                 kept = job.activations
                 stages = kept.stages if isinstance(kept, ExactActivations) else self._afresh(job)
                 gradients = _cut(_numbers(job.gradients.data), job.counts)
+                file = bytearray()
                 pairs = zip(stages, gradients, strict=True)
-                return self._rows(_back(each, job.span, gradient) for each, gradient in pairs)
+                found = self._rows(_back(each, job, gradient, file) for each, gradient in pairs)
+                return found if job.adapter is None else (found[: job.inputs_wanted * len(found)], bytes(file))
+
+    def check_adapter(self, data: Buffer) -> None:
+        """Raises InvalidInput for what is no list of blocks and numbers."""
+        if not data or len(data) % BESIDE.size:
+            raise InvalidInput(f"{len(data)} bytes are no adapter")
 
     def _rows(self, sequences: Iterable[Sequence[int]]) -> ByteRows:
         data = b"".join(ROW.pack(value) for each in sequences for value in each)
@@ -102,7 +112,8 @@ class ExactRunner(PastRunner):
             key = (b"afresh", 0)
             stages = [rows]
             for block in job.span:
-                stages.append(self._through(Span(block, block + 1), Segment(key, 0, len(rows)), stages[-1]))
+                segment = Segment(key, 0, len(rows), adapter=job.adapter)
+                stages.append(self._through(Span(block, block + 1), segment, stages[-1]))
             self.free(key)
             found.append(stages)
         return found
@@ -131,10 +142,20 @@ def _cut(values: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
     return cut
 
 
-def _back(stages: Sequence[Sequence[int]], span: Span, gradients: Sequence[int]) -> list[int]:
-    """Gradients of what goes into the first block: each is a hash of those of all later positions, and of the rows."""
-    found = list(gradients)
-    for block, rows in zip(reversed(list(span)), reversed(stages[:-1]), strict=True):
+def numbers_of(adapter: Adapter | None) -> dict[int, tuple[int]]:
+    """What an adapter has beside each block."""
+    return {block: (number,) for block, number in BESIDE.iter_unpack(adapter.data)} if adapter is not None else {}
+
+
+def _back(
+    stages: Sequence[Sequence[int]], job: Backward[ByteRows], gradients: Sequence[int], file: bytearray
+) -> list[int]:
+    """Gradients of what goes into the first block: each is a hash of those of all later positions, and of the rows.
+    Those of an adapter come to `file`."""
+    found, beside = list(gradients), numbers_of(job.adapter)
+    for block, rows in zip(reversed(list(job.span)), reversed(stages[:-1]), strict=True):
+        if block in beside:
+            file += BESIDE.pack(block, hash((*beside[block], job.seed, *found, *rows)) & MASK)
         state, after = block, list[int]()
         for gradient, row in zip(reversed(found), reversed(rows), strict=True):
             state = hash((state, gradient, row, block)) & MASK
@@ -242,12 +263,14 @@ def token_of(output: bytes) -> int:
     return int(ROW.unpack(output[-ROW.size :])[0] % VOCABULARY)
 
 
-def reference(prompt: Sequence[int], count: int, blocks: int = 9) -> list[int]:
+def reference(prompt: Sequence[int], count: int, blocks: int = 9, adapter: Adapter | None = None) -> list[int]:
     """What one process generates."""
     runner, tokens, start = ExactRunner(), list(prompt), 0
     while len(tokens) < len(prompt) + count:
         rows = b"".join(embed(token, start + i) for i, token in enumerate(tokens[start:]))
-        output = compute(runner, Span(0, blocks), [Segment((b"", 0), start, len(tokens) - start)], rows)
+        output = compute(
+            runner, Span(0, blocks), [Segment((b"", 0), start, len(tokens) - start, adapter=adapter)], rows
+        )
         start = len(tokens)
         tokens.append(token_of(bytes(output)))
     return tokens[len(prompt) :]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from swarm.accounting.account import Account
+from swarm.client.matrices import NOTHING, Matrices
 from swarm.client.paying import Payer
 from swarm.client.session import Notice, Session
 from swarm.client.training import Training
@@ -192,9 +193,10 @@ class World:
         name: str = "",
         view: View | None = None,
         payer: Payer | None = None,
+        matrices: Matrices = NOTHING,
     ) -> Session:
         """A session of a client of its own, or of the one of this name, with what it knows in `view`; `payer`: who
-        signs for it."""
+        signs for it; `matrices`: of its adapter."""
         host = next((client for client in self.clients if client.peer_id == name and client.alive), None)
         if host is None:
             host = self.network.host(name or f"client{len(self.clients)}")
@@ -204,7 +206,7 @@ class World:
         view = view or View(self.network.directory(host), self.model, contract, config, payer=payer)
         session = Session(
             host, view, self.span, config=config, on_notice=self.notices.append,
-            rng=random.Random(self.random.random()),
+            rng=random.Random(self.random.random()), matrices=matrices,
         )  # fmt: skip
         self._sessions.append(session)
         return session

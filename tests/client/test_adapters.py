@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors.torch import load
+from safetensors.torch import save as save_tensors
+from transformers import AutoModelForCausalLM
 
 from swarm.errors import InvalidInput, SwarmError
-from swarm.models.lora import Pair, Place, encode
+from swarm.models.lora import Pair, Place, decode, encode
 from swarm.types import Span
-from tests.checkpoints import GREEDY, Served, prompt
+from tests.checkpoints import GREEDY, Served, prompt, put_on_grids, reference, save
+from tests.quantizing import quantize
 
 Serve = Callable[[str, int], Served]
 Whole = Callable[[str], Any]
-CLOSE = 1e-5
+CLOSE, ON_GRIDS = 1e-5, 2e-3
 TARGETS = {
     "llama": ["q_proj", "v_proj", "down_proj"],
     "gpt2": ["c_attn", "c_proj"],
@@ -46,7 +50,7 @@ def learning(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def check_gradients(here: Any, right: Any) -> None:
+def check_gradients(here: Any, right: Any, close: float = CLOSE) -> None:
     ids = prompt(7, batch=3)
     mask = torch.arange(7) < torch.tensor([[7], [4], [6]])
     losses = []
@@ -55,13 +59,13 @@ def check_gradients(here: Any, right: Any) -> None:
         loss = model(input_ids=ids, attention_mask=mask.long(), labels=ids.masked_fill(~mask, -100)).loss
         loss.backward()
         losses.append(loss.item())
-    assert losses[1] == pytest.approx(losses[0], rel=CLOSE)
+    assert losses[1] == pytest.approx(losses[0], rel=close)
     expected, found = learning(right), learning(here)
     assert expected.keys() == found.keys()
     for name, parameter in expected.items():
         gradient = found[name].grad
         assert gradient is not None and parameter.grad is not None, name
-        assert float((gradient - parameter.grad).norm() / parameter.grad.norm()) < CLOSE, name
+        assert float((gradient - parameter.grad).norm() / parameter.grad.norm()) < close, name
 
 
 @pytest.mark.parametrize(("kind", "spans"), [("llama", 1), ("llama", 2), ("llama", 4), ("gpt2", 2), ("mixtral", 2)])
@@ -95,6 +99,64 @@ def test_ranks_scales_and_layers_of_their_own_and_several_adapters(served: Serve
     with torch.no_grad(), right.disable_adapter(), here.disable_adapter():
         ids = prompt(5)
         torch.testing.assert_close(here(input_ids=ids).logits, right(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_over_quantized_blocks_gradients_are_those_of_peft_over_their_numbers(checkpoints: Any, scheme: str) -> None:
+    folder = checkpoints("llama")
+    right = reference(folder)
+    put_on_grids(right.model.layers, scheme)
+    servers = Served(folder, [Span(0, 2), Span(2, 6)], quantization=scheme)
+    # The kernel for grids rounds rows to 16 bits; gradients are computed with the numbers of the grid.
+    check_gradients(adapted(servers.model(), lora("llama")), adapted(right, lora("llama")), ON_GRIDS)
+    servers.close()
+
+
+@pytest.mark.parametrize(("layout", "kind"), [("gptq-ordered", "llama"), ("nf4", "llama"), ("fp8", "llama")])
+def test_over_a_files_own_grid_gradients_are_those_of_peft_over_its_numbers(
+    tmp_path: Path, layout: str, kind: str
+) -> None:
+    quantized, plain = quantize(save(tmp_path / "model", kind), layout)
+    right = adapted(AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32), lora(kind))
+    servers = Served(quantized, [Span(0, 2), Span(2, 6)], quantization="file")
+    check_gradients(adapted(servers.model(), lora(kind)), right, ON_GRIDS)
+    servers.close()
+
+
+@pytest.mark.parametrize("wrong", ["shape", "nan", "none", "rows"])
+def test_what_cannot_be_gradients_is_asked_of_another_server(checkpoints: Any, whole: Whole, wrong: str) -> None:
+    servers = Served(checkpoints("llama"), [Span(0, 3), Span(3, 6), Span(3, 6)])
+    here, right = adapted(servers.model(), lora("llama")), adapted(copy.deepcopy(whole("llama")), lora("llama"))
+    ids = prompt(6, batch=3)
+    right(input_ids=ids, labels=ids).loss.backward()
+    loss = here(input_ids=ids, labels=ids).loss
+    liar = here.base_model.model.route.hops[-1].peer_id
+    runner: Any = servers.hosted[int(liar.removeprefix("server"))].engine.runner
+    honest = runner.slices
+
+    def lying(job: Any) -> Generator[None, None, Any]:
+        rows, file = yield from honest(job)
+        pairs = decode(file, None)
+        place = next(iter(pairs))
+        if wrong == "shape":
+            pairs[place] = Pair(pairs[place].a[:1], pairs[place].b[:, :1])
+        elif wrong == "nan":
+            tensors = load(file)
+            tensors[f"{place}.A"][0, 0] = torch.nan
+            return rows, save_tensors(tensors)
+        elif wrong == "none":
+            del pairs[place]
+        else:
+            rows = rows * torch.inf
+        return rows, encode(pairs)
+
+    runner.slices = lying
+    loss.backward()
+    for name, parameter in learning(right).items():
+        gradient = learning(here)[name].grad
+        assert float((gradient - parameter.grad).norm() / parameter.grad.norm()) < CLOSE
+    assert here.base_model.model.route.hops[-1].peer_id != liar
+    servers.close()
 
 
 def test_an_adapter_is_saved_and_loaded_as_anywhere(served: Serve, whole: Whole, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import torch
 from survey.configs import small_config
 from survey.reference import build
 from swarm.errors import InvalidInput, UnsupportedModel
-from swarm.jobs import Afresh, Backward
+from swarm.jobs import Afresh, Backward, Forward
 from swarm.models.blocks import find_blocks
 from swarm.models.lora import Pair, Place, encode
 from swarm.models.span import backward
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
-from swarm.types import Adapter, Span
+from swarm.types import Adapter, Segment, Span
 from tests.checkpoints import put_on_grids, reference
 
 COUNTS = (7, 4)
@@ -140,6 +140,30 @@ def test_activations_of_another_pass_are_not_used(llama: SpanModel) -> None:
         assert activations is not None
         got, _ = llama.run(Backward(SPAN, COUNTS, inputs, gradient, adapter, activations=activations))
         assert torch.equal(got, right)
+
+
+def test_rows_of_one_pass_get_each_their_own_adapter(llama: SpanModel) -> None:
+    adapters = [adapter_for(llama, NAMES, blocks) for blocks in (range(1, 5), range(2, 3))] + [None]
+    adapters.append(adapter_for(llama, ("self_attn.v_proj",)))
+    generator = torch.Generator().manual_seed(4)
+    parts = [torch.randn(count, llama.hidden_size, generator=generator) for count in (3, 1, 2, 1)]
+
+    def segments(session: bytes) -> list[Segment]:
+        each = enumerate(zip(parts, adapters, strict=True))
+        return [Segment((session, i), 0, len(part), adapter=adapter) for i, (part, adapter) in each]
+
+    together = llama.run(Forward(SPAN, segments(b"together"), torch.cat(parts)))
+    alone = [llama.run(Forward(SPAN, [segment], part)) for segment, part in zip(segments(b"alone"), parts, strict=True)]
+    plain = llama.run(Forward(SPAN, [replace(each, adapter=None) for each in segments(b"plain")], torch.cat(parts)))
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    apart = [
+        bool((a - b).abs().max() > 1e-2)
+        for a, b in zip(together.split([3, 1, 2, 1]), plain.split([3, 1, 2, 1]), strict=True)
+    ]
+    assert apart == [True, True, False, True]
+    for session in (b"together", b"alone", b"plain"):
+        for i in range(len(parts)):
+            llama.free((session, i))
 
 
 def test_where_there_is_hardly_room_blocks_are_computed_several_times(
