@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,11 +38,16 @@ def main(rounds: int, batch: int, length: int, tokens: int, as_json: bool, save:
     path = llama_250m()
     ids = torch.randint(5, 1000, (batch, length), generator=torch.Generator().manual_seed(0))
     local, rows = Trained(LlamaForCausalLM.from_pretrained(path)), list[dict[str, float]]()
-    with swarm(path, "one") as one, swarm(path, "two a", "two b") as two:
+    with swarm(path, "one") as (one, alone), swarm(path, "two a", "two b") as (two, both):
         far, near = Trained(two), Trained(one)
         plain = two_of(path, two)
         for _ in range(rounds):
-            row = {"local": local.step(ids), "one": near.step(ids), "two": far.step(ids)}
+            row = {"local": local.step(ids)}
+            for servers in (alone, both):
+                servers.seconds()
+            for name, model, servers in (("one", near, alone), ("two", far, both)):
+                row[name] = model.step(ids)
+                row[f"{name} cpu"] = local.seconds / (model.seconds + servers.seconds())
             row["alone"] = latency(plain, tokens)
             with far.going_on(ids):
                 row["beside"] = latency(plain, tokens)
@@ -50,7 +57,7 @@ def main(rounds: int, batch: int, length: int, tokens: int, as_json: bool, save:
 
 @contextmanager
 def swarm(path: Any, *names: str) -> Iterator[Any]:
-    """A model over servers of these blocks."""
+    """A model over servers of these blocks, and their processors' time."""
     from swarm import DistributedLlama, connect
     from swarm.demo.local_swarm import LocalSwarm
 
@@ -60,7 +67,29 @@ def swarm(path: Any, *names: str) -> Iterator[Any]:
             processes.start_server(name.replace(" ", "-"), CUTS[name])
         processes.wait_until_online(*(name.replace(" ", "-") for name in names))
         with connect([processes.peer]) as joined:
-            yield DistributedLlama.from_pretrained(path, swarm=joined, dtype="float32")
+            ids = [processes.processes[name.replace(" ", "-")].pid for name in names]
+            yield DistributedLlama.from_pretrained(path, swarm=joined, dtype="float32"), Busy(ids)
+
+
+class Busy:
+    """How long processes have computed."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self._ids = ids
+        self._before = self._all()
+
+    def seconds(self) -> float:
+        """Since this was asked last, of all together."""
+        before, self._before = self._before, self._all()
+        return self._before - before
+
+    def _all(self) -> float:
+        return sum(self._ticks(each) for each in self._ids) / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def _ticks(process: int) -> int:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
 
 
 def two_of(path: Any, model: Any) -> Any:
@@ -83,15 +112,18 @@ class Trained:
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=1e-4)
         self.losses: list[float] = []
+        self.seconds = 0.0
+        """Of this process's processors, in the last step."""
 
     def step(self, ids: Any) -> float:
         """Tokens per second of one."""
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         self.optimizer.zero_grad()
         loss = self.model(input_ids=ids, labels=ids).loss
         loss.backward()
         self.optimizer.step()
         self.losses.append(loss.item())
+        self.seconds = time.process_time() - busy
         return float(ids.numel() / (time.perf_counter() - began))
 
     @contextmanager
@@ -124,14 +156,25 @@ def result(rounds: list[dict[str, float]], positions: int, apart: float) -> Resu
     """What each rate is relative to local peft, and waiting beside training to waiting alone."""
     columns = {name: [row[name] for row in rounds] for name in rounds[0]}
     rate, over_local, wait, over_alone = "tokens/s", "× local peft", "decode p99, ms", "× alone"
+    work = "local peft's processor time ÷ that of all processes"
     local = columns["local"]
     return Result(
         name="training",
         title=f"A LoRA step of {positions} positions, 250M-parameter random Llama, float32",
         rows=[
             {"run": "local peft, one thread", rate: local},
-            {"run": "one server", rate: columns["one"], over_local: ratios(columns["one"], local)},
-            {"run": "two servers", rate: columns["two"], over_local: ratios(columns["two"], local)},
+            {
+                "run": "one server",
+                rate: columns["one"],
+                over_local: ratios(columns["one"], local),
+                work: columns["one cpu"],
+            },
+            {
+                "run": "two servers",
+                rate: columns["two"],
+                over_local: ratios(columns["two"], local),
+                work: columns["two cpu"],
+            },
             {"run": f"{BESIDE} sessions generate alone", wait: columns["alone"]},
             {
                 "run": f"{BESIDE} sessions beside training",

@@ -112,6 +112,21 @@ def test_over_quantized_blocks_gradients_are_those_of_peft_over_their_numbers(ch
     servers.close()
 
 
+def test_in_bfloat16_gradients_are_as_far_from_float32_as_those_of_local_peft(checkpoints: Any) -> None:
+    folder, ids, found = checkpoints("llama"), prompt(12, batch=6), []
+    servers = Served(folder, [Span(0, 3), Span(3, 6)], dtype="bfloat16")
+    for model in (reference(folder), reference(folder, torch.bfloat16), servers.model()):
+        made = adapted(model, lora("llama")).train()
+        for parameter in learning(made).values():
+            parameter.data = parameter.data.to(model.dtype)
+        made(input_ids=ids, labels=ids).loss.backward()
+        found.append(torch.cat([each.grad.float().flatten() for _, each in sorted(learning(made).items())]))
+    exact, local, here = found
+    assert float((here - exact).norm()) < 1.2 * float((local - exact).norm())
+    assert float((here - local).norm()) < 0.5 * float((local - exact).norm())
+    servers.close()
+
+
 @pytest.mark.parametrize(("layout", "kind"), [("gptq-ordered", "llama"), ("nf4", "llama"), ("fp8", "llama")])
 def test_over_a_files_own_grid_gradients_are_those_of_peft_over_its_numbers(
     tmp_path: Path, layout: str, kind: str

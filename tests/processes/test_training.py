@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from swarm import DistributedModelForCausalLM
 from swarm.demo.local_swarm import LocalSwarm
+from tests.processes.test_servers import run_notebook
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
 TEXTS = [f"A function definition of kind {n} defines a user-defined function object number {n}." for n in range(12)]
@@ -100,3 +101,13 @@ def test_unmodified_scripts_lose_as_on_one_machine_though_a_server_is_killed(swa
     model = DistributedModelForCausalLM.from_pretrained(MODEL, initial_peers=[swarm.peer], **options)
     found = fine_tune(model, tmp_path)
     assert close(found, fine_tune(AutoModelForCausalLM.from_pretrained(MODEL, **options), tmp_path))
+
+
+def test_the_notebook_of_fine_tuning_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWARM_ROOT", str(MODEL.parent.parent))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    left = run_notebook("fine_tuning")
+    assert left["losses"] == pytest.approx(left["losses_here"], rel=1e-2)  # 24 large steps: last bits grow
+    assert left["kill"].killed in ("bob", "carol")
+    assert "is called Ada." in left["after"]
+    assert "Ada" not in left["before"]
