@@ -148,6 +148,11 @@ class Epochs:
         """Of one position, as it is kept."""
         return self._sequences.row_bytes
 
+    @property
+    def outdated(self) -> bool:
+        """Whether a stream of this client could take a shorter way."""
+        return any(link.outdated for link in self.links) or (self.streams is not None and self.streams.outdated)
+
     def index_of(self, link: HopLink) -> int | None:
         """Which hop of the route it is; None: none any more."""
         return self.links.index(link) if link in self.links else None
@@ -256,8 +261,9 @@ class Epochs:
         self._run(streams, snapshot, plan.client_from, anew=anew)
 
     async def _reattach(self) -> None:
-        """A control stream that was lost may have been just that: take the session up again where the peer answers."""
-        lost = [link for link in self.links if link.lost and not link.ended]
+        """A control stream that was lost may have been just that: take the session up again where the peer answers. So
+        does one move that could take a shorter way."""
+        lost = [link for link in self.links if (link.lost or link.outdated) and not link.ended]
         avoided = self._view.trust.peers.active(_now())
         tries = [link for link in lost if link.hop.peer_id not in avoided and link not in self._leaving]
         await asyncio.gather(*(self._try_attach(link) for link in tries))
@@ -268,6 +274,9 @@ class Epochs:
             async with asyncio.timeout(silence):
                 await link.attach()
         except (SwarmError, TimeoutError) as error:
+            if not link.lost:
+                log.info("%s stays on the longer way: %s", link, error)
+                return
             log.info("%s is gone: %s", link, error)
             told = error if isinstance(error, SwarmError) else StreamClosed(f"{link}: silent for {silence:.0f} s")
             self.carry_out(self._blame.refused(link.hop, told, _now()))
@@ -399,6 +408,7 @@ class Epochs:
             request = pb.Prepare(epoch=self.number, sequences=snapshot.manifest, relayed=relayed)
             request.input_codec, request.output_codec = codecs[index], codecs[index + 1]
             request.rollback = self._sequences.rollback
+            request.moves = True
             request.check_inputs = index > 0 and self._vetting.enabled
             if index > 0 and index - 1 not in route.relayed_links:
                 request.upstream = links[index - 1].hop.peer_id

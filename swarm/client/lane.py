@@ -26,6 +26,7 @@ from swarm.client.epoch import Epochs, Hearing
 from swarm.client.fitness import listed
 from swarm.client.held import Held
 from swarm.client.link import Event, HopLink
+from swarm.client.moving import Moves
 from swarm.client.patience import MISSING_PAUSES, Patience, pause
 from swarm.client.sequences import Sequences
 from swarm.client.streams import EpochStreams
@@ -34,7 +35,7 @@ from swarm.client.view import View
 from swarm.errors import Implausible, MissingBlocks, SwarmError
 from swarm.net.base import Host
 from swarm.tasks import Tasks, ended
-from swarm.types import PeerId, Route, Span
+from swarm.types import HopKey, PeerId, Route, Span
 from swarm.wire import swarm_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -125,11 +126,19 @@ class Lane:
         self._wanting = False
         """Whether the last look found another route worth going to: it takes two."""
         self._steps = 0
+        self._moves = Moves()
+        self._moving = False
+        self._shorter_ways: set[HopLink] = set()
+        """Hops that could take a shorter way to the next one."""
 
     @property
     def route(self) -> Route | None:
         """The route in use, once there is one."""
         return self.epochs.route
+
+    @property
+    def _keys(self) -> list[HopKey]:
+        return [link.hop.key for link in self.epochs.links]
 
     @property
     def running(self) -> bool:
@@ -257,11 +266,25 @@ class Lane:
         self.blame.works(link.hop for link in self.epochs.links)
         self._watch()
         self._steps += 1
-        if self.spare:
+        if self._moves.due(_now(), outdated=self._could_move, idle=not streams.given.awaited):
+            self._move()
+        elif self.spare:
             self._pump()
         elif _now() >= self._weigh_at:
             self._weigh_later()
             self._tasks.spawn(self._weigh(), name=f"weighing a route of {self.view.model.name}")
+
+    @property
+    def _could_move(self) -> bool:
+        return bool(self._shorter_ways) or self.epochs.outdated
+
+    def _move(self) -> None:
+        """Begin an epoch of the same hops, whose streams take the ways that there are now."""
+        log.info("a shorter way has come up: the streams of %s move", self.route)
+        self._moving = True
+        self.epochs.end()
+        self.held.clear()
+        self.ensure()
 
     async def _weigh(self) -> None:
         """Leave hops that have become slow, where others are faster by so much that it is worth it."""
@@ -308,6 +331,9 @@ class Lane:
         """A hop says something unasked, or its control stream is lost."""
         index, route = self.epochs.index_of(link), self.epochs.route
         if index is None or route is None or (isinstance(event, pb.Leaving) and not self.epochs.leaves(link)):
+            return
+        if isinstance(event, pb.ShorterWay):
+            self._shorter_ways.add(link)
             return
         log.info("%s: %s", link, event)
         if isinstance(event, pb.Leaving):
@@ -417,21 +443,26 @@ class Lane:
         if seconds := pause(self.blame.setbacks, self.config, self._random):
             await asyncio.sleep(seconds)
         self._carry_out(self.blame.judge(_now()))
-        await self.view.refresh(refresh, patience)
+        moved, self._moving = self._moving, False
+        if not moved:
+            await self.view.refresh(refresh, patience)
         self.blame.attempt()
         self.held.clear()
+        self._shorter_ways.clear()
+        hops = self._keys
         await self.epochs.begin()
+        moved = moved and self._keys == hops
         self._last_sign = _now()
         self._pace.begin()
         self._stopwatch, self._wanting = Stopwatch(), False
         self._weigh_later()
         self.late = False
         self._watch()
-        changed = self.epochs.number > 1
+        changed = self.epochs.number > 1 and not moved
         self.reroutes += changed
         if self.spare:
             log.info("standing by: %s", self.route)
-        else:
+        elif not moved:
             self._hears.notice("rerouted" if changed else "route", str(self.route), (), 0.0)
         self._hears.began(self)
 

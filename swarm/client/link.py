@@ -30,7 +30,7 @@ from swarm.wire.codecs import INT8
 MOST_COMMITMENTS = 256
 """Of a session, that are kept; the oldest are forgotten first."""
 
-Event = pb.LinkDown | pb.Leaving | pb.Failure | SwarmError
+Event = pb.LinkDown | pb.Leaving | pb.Failure | pb.ShorterWay | SwarmError
 
 
 class HopLink:
@@ -121,15 +121,22 @@ class HopLink:
     async def attach(self) -> None:
         """Take the session up again over a new control stream. Raises SessionNotFound and what `open` raises."""
         await self._connect()
+        self.lost = True
         await self._ask([(pb.ControlRequest(attach=pb.Attach(session=self.session)), "opened")])
         self.lost = False
         for receipt in () if self.paying is None else self.paying.unanswered:
             await self._say(pb.ControlRequest(receipt=receipt))
 
+    @property
+    def outdated(self) -> bool:
+        """Whether the control stream could take a shorter way."""
+        return self._stream is not None and self._stream.outdated.is_set()
+
     async def _connect(self) -> None:
         """A new control stream in place of the one there was."""
+        stream = await self._dial(messages.CONTROL_PROTOCOL)
         self._stop_reading()
-        self._stream = await self._dial(messages.CONTROL_PROTOCOL)
+        self._stream = stream
         self._reader = self._tasks.spawn(self._read(self._stream), name=f"control stream of {self}")
 
     async def prepare(self, request: pb.Prepare) -> HopState:
@@ -290,6 +297,8 @@ class HopLink:
                 self._event(reply.link_down.epoch, reply.link_down)
             case "leaving":
                 self._on_event(self, reply.leaving)
+            case "shorter_way":
+                self._event(reply.shorter_way.epoch, reply.shorter_way)
             case "failure":
                 self._fail(reply.failure)
             case "claim" | "receipt":

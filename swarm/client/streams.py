@@ -78,6 +78,11 @@ class EpochStreams:
             self._start(index, self._carry(source, target, self.codecs[index + 1].row_bytes))
         self._start(read[-1], self._receive(results[-1]))
 
+    @property
+    def outdated(self) -> bool:
+        """Whether one of them could take a shorter way."""
+        return any(stream.outdated.is_set() for stream in self._streams)
+
     def put(self, steps: Iterable[pb.Step]) -> None:
         """Queue steps for the first hop."""
         for step in steps:

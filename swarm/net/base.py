@@ -27,6 +27,11 @@ class Stream(Protocol):
     @property
     def peer_id(self) -> PeerId: ...
 
+    @property
+    def outdated(self) -> asyncio.Event:
+        """Set when a shorter way to the peer has come up, as a direct one beside a forwarder's: a stream that is opened
+        now takes it."""
+
     def concerns(self, *, span: Span | None = None, session: bytes | None = None) -> None:
         """Say what this stream is used for: errors that come out of it from now on carry it."""
 
@@ -57,17 +62,23 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 class PeerStream(ABC):
     """What all streams share: whose they are, what for, and that their errors say so."""
 
-    __slots__ = ("_flight", "_peer_id", "_session", "_span")
+    __slots__ = ("_flight", "_outdated", "_peer_id", "_session", "_span")
 
     def __init__(self, peer_id: PeerId) -> None:
         self._peer_id = peer_id
         self._span: Span | None = None
         self._session: bytes | None = None
         self._flight: Flight | None = None
+        self._outdated = asyncio.Event()
 
     @property
     def peer_id(self) -> PeerId:
         return self._peer_id
+
+    @property
+    def outdated(self) -> asyncio.Event:
+        """As in `Stream`."""
+        return self._outdated
 
     def concerns(self, *, span: Span | None = None, session: bytes | None = None) -> None:
         """As in `Stream`."""

@@ -156,6 +156,11 @@ class GuardedStream:
     def peer_id(self) -> PeerId:
         return self._stream.peer_id
 
+    @property
+    def outdated(self) -> asyncio.Event:
+        """As in `Stream`."""
+        return self._stream.outdated
+
     def concerns(self, *, span: Span | None = None, session: bytes | None = None) -> None:
         """As in `Stream`."""
         self._stream.concerns(span=span, session=session)

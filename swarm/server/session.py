@@ -118,6 +118,8 @@ class Session:
         self._relayed = False
         self._rollback = False
         """Whether its sequences are to be able to go back, where blocks keep a running state."""
+        self._moves = False
+        """Whether the client is told when the link onward could take a shorter way."""
         self._check: Plausible | None = None
         """What is to be looked at of the inputs, if another server computes them."""
         self._input_codec = self._output_codec = context.codec(RAW)
@@ -166,6 +168,7 @@ class Session:
         self._upstream = message.upstream or self.client
         self._downstream = message.downstream if message.HasField("downstream") else None
         self._relayed = message.relayed
+        self._moves = message.moves
         self._check = Plausible(self._context.contract.dtype, self._context.row_bytes) if message.check_inputs else None
         self._input_codec, self._output_codec = input_codec, output_codec
         return pb.Have(epoch=message.epoch, held=self._ledger.have(await self._reach()))
@@ -393,7 +396,7 @@ class Session:
             outbox = self._outbox
             if outbox is None:
                 return
-            await self._until_broken(stream, outbox)
+            await self._until_broken(stream, outbox, epoch)
         except SwarmError as error:
             if epoch == self.epoch:
                 log.info("%s: the link onward is down: %s", self, error, extra=self.subject)
@@ -413,12 +416,23 @@ class Session:
         await stream.send(pb.Data(hello=hello).SerializeToString())
         return stream
 
-    async def _until_broken(self, stream: Stream, outbox: Outbox) -> None:
+    async def _until_broken(self, stream: Stream, outbox: Outbox, epoch: int) -> None:
         """Send, and listen for the other side's last word at the same time."""
+        sending = outbox.drain(stream, self._context.config.stuck)
         try:
-            await until_first(_last_word(stream), outbox.drain(stream, self._context.config.stuck))
+            if self._moves and self._downstream is not None:
+                await until_first(_last_word(stream), sending, self._look_for_shorter(stream, epoch))
+            else:
+                await until_first(_last_word(stream), sending)
         finally:
             stream.close()
+
+    async def _look_for_shorter(self, stream: Stream, epoch: int) -> None:
+        """Tell the client, who may begin an epoch for it, when the link onward could take a shorter way. Never ends."""
+        await stream.outdated.wait()
+        log.info("%s: a shorter way to %s has come up", self, stream.peer_id, extra=self.subject)
+        self.tell(pb.ControlReply(shorter_way=pb.ShorterWay(epoch=epoch)))
+        await asyncio.Event().wait()
 
     # ---- promises ---------------------------------------------------------------------------------------------
 

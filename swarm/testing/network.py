@@ -97,6 +97,17 @@ class SimulatedNetwork:
             for host, peer in ((self.hosts[one], other), (self.hosts[other], one)):
                 host.drop_streams(peer)
 
+    def shorten(self, one: PeerId, other: PeerId, conditions: LinkConditions) -> None:
+        """A shorter way comes up, for the streams that are opened from now on."""
+        for pipe in self.pipes:
+            if {pipe.source, pipe.target} == {one, other} and pipe.conditions is None:
+                pipe.conditions = self.conditions(pipe.source, pipe.target)
+        for here, there in ((one, other), (other, one)):
+            for stream in self.hosts[here].streams:
+                if stream.peer_id == there:
+                    stream.outdated.set()
+        self.set_link(one, other, conditions)
+
     def mend(self, one: PeerId, other: PeerId) -> None:
         self._cut.discard(frozenset((one, other)))
         self._release()
@@ -125,6 +136,8 @@ class _Pipe:
         self.under_way: deque[tuple[float, bytes | None]] = deque()
         self.arrived: deque[bytes] = deque()
         self.pending = 0
+        self.conditions: LinkConditions | None = None
+        """Those of the way that it was opened on, once new streams take another."""
         self.sealed = False
         self.closed = False
         self._loop = asyncio.get_running_loop()
@@ -136,7 +149,7 @@ class _Pipe:
 
     def put(self, frame: bytes | None) -> None:
         """Send a frame, or the end of the stream."""
-        size, link = len(frame or b""), self.network.conditions(self.source, self.target)
+        size, link = len(frame or b""), self.conditions or self.network.conditions(self.source, self.target)
         self.pending += size
         line = self.network.line(self.source, self.target)
         self._last_arrival = max(self._last_arrival, line.arrival(self._loop.time(), size, link))

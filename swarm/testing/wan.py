@@ -35,6 +35,7 @@ class DelayedStream(PeerStream):
 
     def __init__(self, stream: Stream, line: Line, link: LinkConditions, tasks: Tasks, early: float = EARLY) -> None:
         super().__init__(stream.peer_id)
+        self._outdated = stream.outdated
         self._stream = stream
         self._line = line
         self._link = link

@@ -74,7 +74,7 @@ class Attach(_message.Message):
     def __init__(self, session: _Optional[bytes] = ...) -> None: ...
 
 class Prepare(_message.Message):
-    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed", "input_codec", "output_codec", "rollback", "check_inputs")
+    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed", "input_codec", "output_codec", "rollback", "moves", "check_inputs")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     UPSTREAM_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class Prepare(_message.Message):
     INPUT_CODEC_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_CODEC_FIELD_NUMBER: _ClassVar[int]
     ROLLBACK_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
     CHECK_INPUTS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     sequences: _containers.RepeatedCompositeFieldContainer[Sequence]
@@ -92,8 +93,9 @@ class Prepare(_message.Message):
     input_codec: str
     output_codec: str
     rollback: bool
+    moves: bool
     check_inputs: bool
-    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ..., input_codec: _Optional[str] = ..., output_codec: _Optional[str] = ..., rollback: _Optional[bool] = ..., check_inputs: _Optional[bool] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ..., input_codec: _Optional[str] = ..., output_codec: _Optional[str] = ..., rollback: _Optional[bool] = ..., moves: _Optional[bool] = ..., check_inputs: _Optional[bool] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "length", "parent", "parent_length")
@@ -158,7 +160,7 @@ class Settle(_message.Message):
     def __init__(self) -> None: ...
 
 class ControlReply(_message.Message):
-    __slots__ = ("opened", "have", "progress", "link_down", "leaving", "failure", "claim", "receipt", "commitment")
+    __slots__ = ("opened", "have", "progress", "link_down", "leaving", "failure", "claim", "receipt", "commitment", "shorter_way")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     HAVE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +170,7 @@ class ControlReply(_message.Message):
     CLAIM_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     COMMITMENT_FIELD_NUMBER: _ClassVar[int]
+    SHORTER_WAY_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     have: Have
     progress: Progress
@@ -177,7 +180,14 @@ class ControlReply(_message.Message):
     claim: Claim
     receipt: Entry
     commitment: Commitment
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ..., commitment: _Optional[_Union[Commitment, _Mapping]] = ...) -> None: ...
+    shorter_way: ShorterWay
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ..., commitment: _Optional[_Union[Commitment, _Mapping]] = ..., shorter_way: _Optional[_Union[ShorterWay, _Mapping]] = ...) -> None: ...
+
+class ShorterWay(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs", "max_sequences", "max_total_positions", "prefix_chunk", "accounting", "rollback", "commits")

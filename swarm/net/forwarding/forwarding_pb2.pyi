@@ -111,14 +111,24 @@ class AutoNat(_message.Message):
     def __init__(self, type: _Optional[_Union[AutoNat.Type, str]] = ..., dial: _Optional[_Union[AutoNat.Dial, _Mapping]] = ..., dial_response: _Optional[_Union[AutoNat.DialResponse, _Mapping]] = ...) -> None: ...
 
 class Seen(_message.Message):
-    __slots__ = ("address", "circuits", "most")
+    __slots__ = ("address", "circuits", "most", "others")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     CIRCUITS_FIELD_NUMBER: _ClassVar[int]
     MOST_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     address: str
     circuits: int
     most: int
-    def __init__(self, address: _Optional[str] = ..., circuits: _Optional[int] = ..., most: _Optional[int] = ...) -> None: ...
+    others: _containers.RepeatedCompositeFieldContainer[PublicPeer]
+    def __init__(self, address: _Optional[str] = ..., circuits: _Optional[int] = ..., most: _Optional[int] = ..., others: _Optional[_Iterable[_Union[PublicPeer, _Mapping]]] = ...) -> None: ...
+
+class PublicPeer(_message.Message):
+    __slots__ = ("peer", "addresses")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, peer: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Forwarder(_message.Message):
     __slots__ = ("addresses", "circuits", "most", "rate", "version", "instance")

@@ -203,17 +203,21 @@ class Daemon:
         handler = p2pd_pb2.StreamHandlerRequest(addr=address, proto=[protocol], balanced=False)
         await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_HANDLER, streamHandler=handler))
 
-    async def open(self, peer: bytes, protocol: str) -> tuple[StreamReader, StreamWriter]:
-        """Open a stream; the caller closes the writer. Raises Refused, DaemonFailed."""
+    async def open(self, peer: bytes, protocol: str) -> tuple[StreamReader, StreamWriter, str]:
+        """Open a stream; the caller closes the writer. The multiaddr is that of the connection that it is on.
+
+        Raises Refused, DaemonFailed.
+        """
         opening = p2pd_pb2.StreamOpenRequest(peer=peer, proto=[protocol])
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
         reader, writer = await self._dial()
         try:
-            await self._exchange(reader, writer, request)
+            answer = await self._exchange(reader, writer, request)
+            address = str(Multiaddr(answer.streamInfo.addr)) if answer.streamInfo.addr else ""
         except BaseException:
             writer.transport.abort()
             raise
-        return reader, writer
+        return reader, writer, address
 
     async def _ask(self, request: p2pd_pb2.Request) -> p2pd_pb2.Response:
         reader, writer = await self._dial()

@@ -28,6 +28,7 @@ from swarm.net.guard import Guard
 from swarm.net.hivemind.callers import Caller, RawHandler
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
 from swarm.net.hivemind.reachability import Found, Reachability
+from swarm.net.hivemind.shorter_ways import ShorterWays
 from swarm.net.hivemind.stream import SETTLE, Farewell, HivemindStream
 from swarm.net.identity import Identity
 from swarm.net.ports import check_free
@@ -72,6 +73,7 @@ class HivemindHost:
         self._server: asyncio.Server | None = None
         self._socket = daemon.folder / "streams.sock"
         self._streams: set[HivemindStream] = set()
+        self._ways = ShorterWays(daemon.connections, self._streams)
         self._ending: set[Farewell] = set()
         self._serving, self._background = Tasks(log), Tasks(log)
 
@@ -126,10 +128,12 @@ class HivemindHost:
             async with asyncio.timeout(self.config.dial_timeout):
                 if addresses:
                     await self._meet(peer_id, addresses)
-                reader, writer = await self.daemon.open(raw, protocol)
+                reader, writer, address = await self.daemon.open(raw, protocol)
         except (Refused, TimeoutError) as error:
             raise self._unreachable(peer_id, addresses, error) from error
-        return HivemindStream(peer_id, reader, writer, self._streams, self._ending)
+        stream = HivemindStream(peer_id, reader, writer, self._streams, self._ending)
+        self._ways.opened(stream, address)
+        return stream
 
     async def _meet(self, peer_id: PeerId, addresses: Sequence[str]) -> None:
         """Connect to a peer unless it is connected, by whatever way is there first. Raises Refused, DaemonFailed."""
@@ -186,7 +190,8 @@ class HivemindHost:
 
     async def open_raw(self, peer: bytes, protocol: str) -> tuple[StreamReader, StreamWriter]:
         """The bytes of a stream to a peer that is connected. Raises Refused, DaemonFailed."""
-        return await self.daemon.open(peer, protocol)
+        reader, writer, _ = await self.daemon.open(peer, protocol)
+        return reader, writer
 
     def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
         self._serving.spawn(self._begin_stream(reader, writer), name="stream")
@@ -278,6 +283,7 @@ class HivemindHost:
             self._server.close()
         for stream in list(self._streams):
             stream.close()
+        await self._ways.close()
         await self._background.close()
         await self._serving.close()
         await self._settle()

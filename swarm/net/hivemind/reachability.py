@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import base58
@@ -18,6 +19,7 @@ from swarm.config import ForwardConfig
 from swarm.errors import SwarmError
 from swarm.net.addresses import is_public
 from swarm.net.forwarding import forwarding_pb2 as pb
+from swarm.net.forwarding import observers
 from swarm.net.forwarding.circuits import HOP_PROTOCOL
 from swarm.net.forwarding.forwarder import Forwarder
 from swarm.net.forwarding.reach import (
@@ -49,14 +51,19 @@ ASKED = 4
 LEARN = 30.0
 """Seconds between two looks into the directory for forwarders; while there are none, `LEARN_SOON`."""
 LEARN_SOON = 3.0
+_LOOKS = 10
+"""So often at most a peer looks that soon for others that see it, or that others can be told of."""
+OBSERVED = 2.0
+"""Seconds for a connection over QUIC to be made to who is to see us."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Who can dial this peer; `confirmed`: the addresses at which others did."""
+    """Who can dial this peer; `confirmed`: the addresses at which others did; `public`: whom everybody can dial."""
 
     reach: Reach
     confirmed: tuple[str, ...] = ()
+    public: observers.Public = field(default_factory=dict)
 
 
 class Reachability:
@@ -67,6 +74,7 @@ class Reachability:
         self.forwarder: Forwarder | None = None
         self.tether: Tether | None = None
         self._host = host
+        self._public: dict[PeerId, Sequence[str]] = {}
         self._renew = asyncio.Event()
 
     # ---- finding out ------------------------------------------------------------------------------------------
@@ -79,8 +87,11 @@ class Reachability:
         peers = list(dict.fromkeys(address.rpartition("/p2p/")[2] for address in self._host.joined))[:ASKED]
         answers = await asyncio.gather(*map(self._seen_by, peers))
         seen = [answer.address for answer in answers if answer is not None]
+        public: dict[PeerId, Sequence[str]] = {}
+        for answer in answers:
+            public.update(observers.told(answer.others) if answer is not None else ())
         if not self._host.config.dialled:
-            return Found(translated(seen, self._host.visible))
+            return Found(translated(seen, self._host.visible), public=public)
         dialled: list[bytes | bool | None] = []
         if any(map(is_public, seen)):
             both = zip(peers, answers, strict=True)
@@ -98,7 +109,7 @@ class Reachability:
             log.warning(
                 "nobody reaches this peer at %s: is the port forwarded?", ", ".join(self._host.config.announce_maddrs)
             )
-        return Found(reach, tuple(sorted(confirmed)))
+        return Found(reach, tuple(sorted(confirmed)), public)
 
     async def _seen_by(self, peer_id: PeerId) -> pb.Seen | None:
         with contextlib.suppress(SwarmError, TimeoutError):
@@ -136,6 +147,12 @@ class Reachability:
         Raises DaemonFailed.
         """
         host, limits = self._host, self._host.config.forward
+        known: dict[PeerId, list[str]] = {}
+        for address in host.config.initial_peers:
+            known.setdefault(address.rpartition("/p2p/")[2], []).append(address)
+        if self.found.reach is Reach.NAT:
+            self._learn({**known, **self.found.public})
+            await self._be_seen(again=True)
         if self.found.reach is Reach.PUBLIC:
             self.forwarder = Forwarder(
                 _Door(host),
@@ -150,9 +167,6 @@ class Reachability:
         elif host.config.dialled and self.found.reach in (Reach.NAT, Reach.UNKNOWN):
             config = host.config
             self.tether = Tether(self, host.peer_id, config.forwarders, config.redial, host.compose_addresses)
-            known: dict[PeerId, list[str]] = {}
-            for address in config.initial_peers:
-                known.setdefault(address.rpartition("/p2p/")[2], []).append(address)
             self.tether.learn(known)
             await self.tether.look()
 
@@ -167,7 +181,10 @@ class Reachability:
             async with asyncio.timeout(self.forwarder.limits.handshake):
                 await read_frame(reader, 0)
                 busy = self.forwarder
-                seen = pb.Seen(address=caller.address, circuits=busy.circuits, most=busy.most)
+                public = {self._host.peer_id: self._record(busy).addresses, **self._public}
+                seen = pb.Seen(
+                    address=caller.address, circuits=busy.circuits, most=busy.most, others=observers.telling(public)
+                )
                 write_frame(writer, seen.SerializeToString())
                 await reader.read(1)
         except (SwarmError, OSError, TimeoutError) as error:
@@ -180,6 +197,41 @@ class Reachability:
         if self.forwarder is not None:
             self.forwarder.leaving = True
             self._renew.set()
+
+    # ---- being seen -------------------------------------------------------------------------------------------
+
+    def _learn(self, public: observers.Public) -> None:
+        for peer_id, addresses in public.items():
+            if peer_id != self._host.peer_id and (peer_id in self._public or len(self._public) < observers.MOST):
+                self._public[peer_id] = addresses
+
+    async def _be_seen(self, *, again: bool) -> None:
+        """Connect to so many over QUIC that a hole can be punched, if there are so many. `again`: nothing goes over
+        the connections that there are yet, they may be made anew. Raises DaemonFailed."""
+        links = await self._host.daemon.connections()
+        connections = [(base58.b58encode(peer).decode(), address) for peer, address in links]
+        dials = observers.lacking(connections, self._public)
+        joined: dict[PeerId, list[str]] = {}
+        for address in self._host.joined:
+            joined.setdefault(address.rpartition("/p2p/")[2], []).append(address)
+
+        async def dial(peer_id: PeerId, addresses: Sequence[str]) -> None:
+            before = joined.get(peer_id, ()) if peer_id in dials.again else ()
+            if before:
+                await self._host.daemon.disconnect(base58.b58decode(peer_id))
+            try:
+                async with asyncio.timeout(OBSERVED):
+                    await self._host.dial(peer_id, addresses)
+            except (SwarmError, TimeoutError) as error:
+                log.debug("%s does not see this peer: %s", peer_id, error)
+                if before:
+                    await self._host.dial(peer_id, before)
+
+        await asyncio.gather(
+            *(dial(*each) for each in dials.fresh.items()),
+            *(dial(*each) for each in dials.again.items() if again and each[0] in joined),
+            return_exceptions=True,
+        )
 
     # ---- being carried for ------------------------------------------------------------------------------------
 
@@ -217,25 +269,37 @@ class Reachability:
     # ---- the directory ----------------------------------------------------------------------------------------
 
     async def keep_known(self, directory: HivemindDirectory) -> None:
-        """Tell the directory of this forwarder, or learn from it of others, until cancelled."""
+        """Tell the directory of this forwarder, and learn from it of others, until cancelled."""
         forwards = self.forwarder is not None and self._host.config.forward is not None
-        while forwards or self.tether is not None:
-            pause = LEARN
+        announced_at, looks = -math.inf, 0
+        while forwards or self.tether is not None or self.found.reach is Reach.NAT:
+            now, enough = asyncio.get_running_loop().time(), False
             try:
-                if forwards and self.forwarder is not None:
-                    pause = self._host.config.record_renewal
+                if forwards and self.forwarder is not None and now >= announced_at + self._host.config.record_renewal:
+                    announced_at = now
                     await directory.announce_forwarder(self._record(self.forwarder))
-                if self.tether is not None:
-                    found = await directory.forwarders()
-                    full = frozenset(peer for peer, one in found.items() if one.circuits >= one.most)
-                    self.tether.learn({peer: one.addresses for peer, one in found.items()}, full)
-                    pause = LEARN if len(self.tether.through) >= self._host.config.forwarders else LEARN_SOON
+                enough = await self._look_for_forwarders(directory)
+                looks += 1
+                enough = enough or (self.tether is None and looks >= _LOOKS)
             except SwarmError as error:
                 log.debug("the directory was not asked, or told, of forwarders: %s", error)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(min(LEARN if enough else LEARN_SOON, self._host.config.record_renewal)):
                     await self._renew.wait()
+                    announced_at = -math.inf
             self._renew.clear()
+
+    async def _look_for_forwarders(self, directory: HivemindDirectory) -> bool:
+        """Take over what the directory knows of them; whether that is enough. Raises NetworkError."""
+        found = await directory.forwarders()
+        addresses = {peer: one.addresses for peer, one in found.items()}
+        self._learn(addresses)
+        if self.found.reach is Reach.NAT:
+            await self._be_seen(again=False)
+        if self.tether is None:
+            return len(self._public) >= observers.WANTED
+        self.tether.learn(addresses, frozenset(peer for peer, one in found.items() if one.circuits >= one.most))
+        return len(self.tether.through) >= self._host.config.forwarders
 
     def _record(self, forwarder: Forwarder) -> pb.Forwarder:
         addresses = [address for address in self._host.addresses if "/p2p-circuit" not in address]
