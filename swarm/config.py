@@ -110,6 +110,9 @@ class NetworkConfig:
     forward: ForwardConfig | None = None
     """Whether this peer carries between others that cannot dial each other, where everybody reaches it."""
     limits: PeerLimits = field(default_factory=PeerLimits)
+    p2pd: bool = True
+    """Whether p2pd holds the connections, where it is installed. Without it there is no QUIC and no hole punching, and
+    the directory is asked of the initial peers."""
     lan: bool = False
     """Whether peers on the local network are looked for where no initial peers are given, and hear of this one if it
     is to be dialled."""

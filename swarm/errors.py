@@ -90,6 +90,10 @@ class InvalidInput(SwarmError, ValueError):
         self.field = field
 
 
+class NobodyFound(InvalidInput):
+    """There was nobody to join through on the local network, and nobody was named; later there may be."""
+
+
 class ContextTooLong(InvalidInput):
     """The sequence would exceed the model's context length; raised before any work begins."""
 

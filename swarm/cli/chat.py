@@ -122,7 +122,7 @@ def chosen(network: NetworkConfig) -> dict[str, Any]:
     """Whom to look for, the swarm's key, and where to listen and what to announce, if it was said: a client listens
     otherwise than a server unless it is."""
     usual = NetworkConfig()
-    given = {name: getattr(network, name) for name in ("host_maddrs", "announce_maddrs", "swarm_key")}
+    given = {name: getattr(network, name) for name in ("host_maddrs", "announce_maddrs", "p2pd", "swarm_key")}
     said = {name: value for name, value in given.items() if value != getattr(usual, name)}
     return {"lan": network.lan, **said}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,7 +43,14 @@ async def join(config: NetworkConfig, leaving: asyncio.Event) -> Network:
     if opening.cancelled():
         raise click.exceptions.Exit(0)
     network: Network = opening.result()
+    reload_lists_on_hangup(network)
     return network
+
+
+def reload_lists_on_hangup(network: Network) -> None:
+    """SIGHUP reads the lists of who is served anew, where there are any; elsewhere it ends the process as ever."""
+    if network.guard.lists.some and hasattr(signal, "SIGHUP"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, network.guard.lists.reload)
 
 
 @asynccontextmanager

@@ -94,6 +94,12 @@ def network_options(host_maddrs: Sequence[str] = NetworkConfig().host_maddrs) ->
             "bootstrap peers are announced there. By default they are.",
         ),
         click.option(
+            "--p2pd/--no-p2pd",
+            default=True,
+            help="Whether p2pd holds the connections, where it is installed, as it does by default. Without it peers "
+            "are dialled over TCP only, and the directory is asked of the initial peers.",
+        ),
+        click.option(
             "--swarm-key",
             type=click.Path(),
             metavar="FILE",
@@ -109,10 +115,11 @@ def _network(
     host_maddrs: tuple[str, ...],
     announce_maddrs: tuple[str, ...],
     lan: bool,
+    p2pd: bool,
     swarm_key: str | None,
 ) -> NetworkConfig:
     peers = joining.initial_peers(initial_peers)
-    config = NetworkConfig(peers, host_maddrs or listen, announce_maddrs, lan=lan, swarm_key=swarm_key)
+    config = NetworkConfig(peers, host_maddrs or listen, announce_maddrs, lan=lan, p2pd=p2pd, swarm_key=swarm_key)
     check(config)
     if swarm_key is not None:
         SwarmKey.load(swarm_key)

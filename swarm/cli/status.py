@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from swarm.cli.options import check_joins, folders, network_options
 from swarm.cli.report import as_json, as_text, lacking, missing, served_by
 from swarm.cli.values import Seconds
 from swarm.config import NetworkConfig
-from swarm.errors import InvalidInput, ModelNotFound
+from swarm.errors import InvalidInput, ModelNotFound, NobodyFound
+from swarm.net import Network
 from swarm.net.base import Directory
 from swarm.types import ModelInfo, ServerRecord
 
@@ -58,7 +60,13 @@ def main(
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(follow(network, model))
         return
-    text, whole = asyncio.run(run(network, model, wait=wait, timeout=timeout, json_=json_))
+    try:
+        text, whole = asyncio.run(run(network, model, wait=wait, timeout=timeout, json_=json_))
+    except NobodyFound as error:
+        if not wait:
+            raise
+        click.echo(error.message, err=True)
+        sys.exit(3)
     click.echo(text)
     sys.exit(3 if wait and not whole else 0)
 
@@ -66,16 +74,38 @@ def main(
 async def run(
     config: NetworkConfig, model: str | None, *, wait: bool, timeout: float | None, json_: bool
 ) -> tuple[str, bool]:
-    """Join, look, leave. Returns the report, and whether the model is whole."""
-    async with await net.open(config) as network:
+    """Join, look, leave. Returns the report, and whether the model is whole.
+
+    Raises what `net.open` raises; with `wait` NobodyFound not before `timeout`.
+    """
+    # Who reads JSON may read stderr, too, as if it were of it.
+    say = (lambda why: None) if json_ or quiet() else (lambda why: click.echo(f"waiting: {why}", err=True))
+    began = time.monotonic()
+    async with await (until_found(config, timeout, say) if wait else net.open(config)) as network:
         directory = network.directory
         if model is None:
             return listing(await directory.models(), json_), True
-        # Who reads JSON may read stderr, too, as if it were of it.
-        say = (lambda why: None) if json_ or quiet() else (lambda why: click.echo(f"waiting: {why}", err=True))
-        info, records = await (until_whole(directory, model, timeout, say) if wait else look(directory, model))
+        left = None if timeout is None else max(timeout - (time.monotonic() - began), 0.0)
+        info, records = await (until_whole(directory, model, left, say) if wait else look(directory, model))
     report = json.dumps(as_json(info, records), indent=2) if json_ else as_text(info, records)
     return report, not missing(records, info.blocks)
+
+
+async def until_found(
+    config: NetworkConfig, timeout: float | None, say: Callable[[str], None] = lambda why: None
+) -> Network:
+    """Join, looking for somebody on the local network until `timeout` s passed. Raises what `net.open` raises."""
+    began, said = time.monotonic(), False
+    while True:
+        try:
+            return await net.open(config)
+        except NobodyFound as error:
+            if timeout is not None and time.monotonic() - began >= timeout:
+                raise
+            if not said:
+                say(error.message)
+                said = True
+        await asyncio.sleep(POLL)
 
 
 async def follow(config: NetworkConfig, model: str) -> None:

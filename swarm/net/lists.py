@@ -41,8 +41,8 @@ class _PeerFile:
         self._stamp = self._stamped()
         self.peers = peers_of(self.path)
 
-    def look(self) -> None:
-        if (stamp := self._stamped()) == self._stamp:
+    def look(self, *, anew: bool = False) -> None:
+        if (stamp := self._stamped()) == self._stamp and not anew:
             return
         self._stamp = stamp
         try:
@@ -68,9 +68,19 @@ class Lists:
         self._block = None if block is None else _PeerFile(block)
         self._looked = 0.0
 
+    @property
+    def some(self) -> bool:
+        """Whether there are any."""
+        return self._allow is not None or self._block is not None
+
+    def reload(self) -> None:
+        """Read the files now, also where they look as they did; one that cannot be read says what it said before."""
+        for file in filter(None, (self._allow, self._block)):
+            file.look(anew=True)
+
     def admits(self, peer_id: PeerId, now: float) -> bool:
         """Whether a peer is served, by what the files say at `now`, or said a second ago."""
-        if self._allow is None and self._block is None:
+        if not self.some:
             return True
         if now >= self._looked + _LOOK:
             self._looked = now

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from swarm.errors import InvalidInput, NetworkError, PeerUnreachable, SwarmError, WrongSwarmKey
+from swarm.errors import (
+    DaemonFailed,
+    InvalidInput,
+    NetworkError,
+    NobodyFound,
+    PeerUnreachable,
+    SwarmError,
+    WrongSwarmKey,
+)
+from swarm.net.directory_stream import DirectoryDesk, RemoteDirectory
 from swarm.net.guard import Guard, GuardedHost
 from swarm.net.initial_peers import HOW_TO_BEGIN
 from swarm.net.locator import Locator
@@ -110,9 +121,9 @@ async def _show_key(host: Host, initial_peers: Sequence[str]) -> None:
 async def open(config: NetworkConfig) -> Network:  # noqa: A001
     """Join the network.
 
-    Raises DaemonFailed when p2pd does not start, PeerUnreachable when no initial peer answers, InvalidInput when there
-    is none, or the identity file, the swarm key or an address is broken, WrongSwarmKey when no initial peer has that
-    key, NetworkError when the directory cannot be joined.
+    Raises DaemonFailed when p2pd does not start, PeerUnreachable when no initial peer answers, NobodyFound when there
+    is none, InvalidInput when the identity file, the swarm key or an address is broken, WrongSwarmKey when no initial
+    peer has that key, NetworkError when the directory cannot be joined.
     """
     if config.initial_peers or not config.lan or config.public:
         return await _open(config)
@@ -122,7 +133,7 @@ async def open(config: NetworkConfig) -> Network:  # noqa: A001
     # Who serves a local network is reached by all of it; nobody there could say how the outside sees this peer.
     config = replace(config, public=config.dialled)
     if not found and not config.begins:
-        raise InvalidInput(f"nobody was found on the local network, and there are {HOW_TO_BEGIN}")
+        raise NobodyFound(f"nobody was found on the local network, and there are {HOW_TO_BEGIN}")
     if found:
         log.info("joining through peers of the local network: %s", ", ".join(found))
         try:
@@ -136,10 +147,14 @@ async def open(config: NetworkConfig) -> Network:  # noqa: A001
 
 async def _open(config: NetworkConfig, *, alone: bool = False) -> Network:
     """`alone`: nobody was named to join through: whoever comes to the local network later is met."""
+    key = None if config.swarm_key is None else SwarmKey.load(config.swarm_key)
+    if not config.p2pd or (missing := without_p2pd()):
+        if config.p2pd:
+            log.warning("going without p2pd: %s; only TCP is spoken, and no holes are punched through NATs", missing)
+        return await _open_pure(config, key)
     from swarm.net.hivemind.directory import open_directory
     from swarm.net.hivemind.host import create_host  # its import takes a second
 
-    key = None if config.swarm_key is None else SwarmKey.load(config.swarm_key)
     host = await create_host(config)
     try:
         door = GuardedHost(host, host.guard, key)
@@ -150,6 +165,7 @@ async def _open(config: NetworkConfig, *, alone: bool = False) -> Network:
         await locator.start()
         book = RecordBook(directory)
         await book.serve(door)
+        await DirectoryDesk(directory, config).serve(door)
         joined = sorted({address.rpartition("/p2p/")[2] for address in host.joined})
         introducers = Introducers(door, directory, joined)
         lan = await _on_lan(host, directory, None if key is None else door, meeting=alone) if config.lan else ()
@@ -158,6 +174,44 @@ async def _open(config: NetworkConfig, *, alone: bool = False) -> Network:
         raise
     host.keep_known(directory)
     return Network(door, directory, host.identity, host.lost, host.retire, host.guard, lan, book, introducers, locator)
+
+
+def without_p2pd() -> str | None:
+    """Why p2pd cannot be had here; None: it can."""
+    spec = importlib.util.find_spec("hivemind")
+    if spec is None or not spec.submodule_search_locations:
+        return "hivemind, which brings it, is not installed"
+    path = Path(spec.submodule_search_locations[0]) / "hivemind_cli" / "p2pd"
+    return None if path.exists() else f"it is not at {path}"
+
+
+async def _open_pure(config: NetworkConfig, key: SwarmKey | None) -> Network:
+    """As `_open`, by libp2p's Python implementation. Nobody is met on the local network but through initial peers."""
+    if importlib.util.find_spec("libp2p") is None:
+        raise DaemonFailed("neither p2pd nor libp2p is installed here: pip install 'swarm-llm[pure]'")
+    from swarm.net.pure.host import create_pure_host
+
+    if not config.initial_peers:
+        raise InvalidInput(f"without p2pd there is no directory of one's own, and there are {HOW_TO_BEGIN}")
+    host = await create_pure_host(config)
+    try:
+        door = GuardedHost(host, host.guard, key)
+        if key is not None:
+            await _show_key(door, host.joined)
+        joined = sorted({address.rpartition("/p2p/")[2] for address in host.joined})
+        directory = RemoteDirectory(door, joined, host.identity, config)
+        locator = Locator(door, directory.neighbours)
+        await locator.start()
+        book = RecordBook(directory)
+        await book.serve(door)
+        introducers = Introducers(door, directory, joined)
+    except BaseException:
+        await host.close()
+        raise
+    return Network(
+        door, directory, host.identity, host.lost,
+        guard=host.guard, book=book, introducers=introducers, locator=locator,
+    )  # fmt: skip
 
 
 async def _on_lan(

@@ -77,7 +77,7 @@ def _share_definitions() -> None:
 
 def _postpone_hivemind() -> None:
     """Make `hivemind` a package whose own `__init__` runs when something that it exports is asked for."""
-    if "hivemind" in sys.modules:
+    if "hivemind" in sys.modules or importlib.util.find_spec("hivemind") is None:
         return
     spec = importlib.util.find_spec("hivemind")
     module = _load(spec, execute=False)
@@ -110,12 +110,14 @@ def _quieten_hivemind() -> None:
 
     multiaddr writes a line for each part of each address that it reads.
     """
+    logging.getLogger("multiaddr").setLevel(logging.WARNING)
+    if importlib.util.find_spec("hivemind") is None:
+        return
     from hivemind.utils.logging import use_hivemind_log_handler
 
     use_hivemind_log_handler("nowhere")
     logging.addLevelName(logging.WARNING, "WARNING")
     logging.getLogger("hivemind").setLevel(logging.ERROR)
-    logging.getLogger("multiaddr").setLevel(logging.WARNING)
 
 
 _LONGEST_PEER_ID = 64

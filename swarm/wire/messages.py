@@ -41,6 +41,7 @@ BLOCKS_PROTOCOL = "/swarm/blocks/1.0.0"
 PING_PROTOCOL = "/swarm/ping/1.0.0"
 RECORDS_PROTOCOL = "/swarm/records/1.0.0"
 RECEIPTS_PROTOCOL = "/swarm/receipts/1.0.0"
+DIRECTORY_PROTOCOL = "/swarm/directory/1.0.0"
 
 SESSION_BYTES = 16
 MAX_POSITION = 1 << 24

@@ -1139,6 +1139,24 @@ class RecordsReply(_message.Message):
     more: bool
     def __init__(self, records: _Optional[_Iterable[bytes]] = ..., age: _Optional[float] = ..., more: _Optional[bool] = ...) -> None: ...
 
+class DirectoryRequest(_message.Message):
+    __slots__ = ("keys", "records")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[str]
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, keys: _Optional[_Iterable[str]] = ..., records: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class DirectoryReply(_message.Message):
+    __slots__ = ("records", "more", "refused")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    more: bool
+    refused: str
+    def __init__(self, records: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ..., refused: _Optional[str] = ...) -> None: ...
+
 class SignedRecord(_message.Message):
     __slots__ = ("public_key", "record", "expires", "key", "signature")
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,9 +14,10 @@ import pytest
 from swarm import net
 from swarm.cli import network
 from swarm.cli.network import edge_of, kept_written
-from swarm.config import EdgeConfig, NetworkConfig
+from swarm.config import EdgeConfig, NetworkConfig, PeerLimits
 from swarm.errors import EdgeFailed
 from swarm.net import Network
+from swarm.net.guard import Guard
 from swarm.net.identity import Identity
 
 IDENTITY = Identity.generate()
@@ -77,3 +80,25 @@ def test_a_signal_before_the_network_is_there_ends_the_command(monkeypatch: pyte
     monkeypatch.setattr(net, "open", slow)
     asyncio.run(main())
     assert ended == ["joining"]
+
+
+def test_a_hangup_reads_the_lists_anew_where_there_are_some(tmp_path: Path) -> None:
+    one = Identity.generate().peer_id
+    block = tmp_path / "block"
+    block.write_text("")
+    host: Any = None
+    lists = Guard(PeerLimits(block=str(block)))
+    before = signal.getsignal(signal.SIGHUP)
+
+    async def main() -> None:
+        network.reload_lists_on_hangup(Network(host, host, IDENTITY, host))
+        assert signal.getsignal(signal.SIGHUP) is before
+        network.reload_lists_on_hangup(Network(host, host, IDENTITY, host, guard=lists))
+        now = asyncio.get_running_loop().time()
+        assert lists.lists.admits(one, now)
+        block.write_text(one)
+        signal.raise_signal(signal.SIGHUP)
+        while lists.lists.admits(one, now):  # a look of its own comes a second later
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(main(), 10.0))

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from swarm.cli import status
 from swarm.cli.report import as_json, as_text, lacking, missing, served_by
+from swarm.config import NetworkConfig
 from swarm.contract import Contract
-from swarm.errors import InvalidInput, ModelNotFound
+from swarm.errors import InvalidInput, ModelNotFound, NobodyFound
 from swarm.testing import SimulatedNetwork, run
 from swarm.types import ModelInfo, ServerRecord, ServerState, Span
 
@@ -187,3 +188,38 @@ def test_wrong_usage_says_what_to_do(
     monkeypatch.delenv("SWARM_INITIAL_PEERS", raising=False)
     result = CliRunner().invoke(status.main, arguments)
     assert (result.exit_code, complaint in result.output) == (code, True), result.output
+
+
+def test_waiting_on_an_empty_local_network_goes_on_until_somebody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries, said = 0, list[str]()
+    network = object()
+
+    async def open_(config: NetworkConfig) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise NobodyFound("nobody was found")
+        return network
+
+    monkeypatch.setattr(status.net, "open", open_)
+
+    async def main() -> None:
+        nonlocal tries
+        assert await status.until_found(NetworkConfig(), None, said.append) is network
+        assert said == ["nobody was found"]
+        tries = -1000
+        with pytest.raises(NobodyFound):
+            await status.until_found(NetworkConfig(), 0.0)
+
+    run(main())
+
+
+def test_who_waited_for_nobody_ends_as_who_waited_for_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def open_(config: NetworkConfig) -> Any:
+        raise NobodyFound("nobody was found")
+
+    monkeypatch.setattr(status.net, "open", open_)
+    waited = CliRunner().invoke(status.main, ["llama", "--wait", "--timeout", "0", "--lan"])
+    assert waited.exit_code == 3, waited.output
+    assert "nobody was found" in waited.stderr
+    assert CliRunner().invoke(status.main, ["llama", "--lan"]).exit_code == 1

@@ -2,6 +2,7 @@
 
 `peer.py listen CONFIG` writes a line of JSON, `{"addresses": [...]}`, at first and whenever they change.
 `peer.py call CONFIG PEER_ID ADDRESSES WORK...` does what it is told, one line of JSON for each:
+`outdated` until its stream could take a shorter way,
 `echo:COUNT:BYTES` round trips, `take:BYTES` and `give:BYTES` in one stream, each with seconds since the start.
 CONFIG: fields of `NetworkConfig` as JSON.
 """
@@ -72,6 +73,10 @@ async def do(network: Network, peer_id: str, addresses: list[str], work: str, nu
         return {}
     stream = await network.host.open_stream(peer_id, PROTOCOL, addresses)
     try:
+        if work == "outdated":
+            async with asyncio.timeout(30):
+                await stream.outdated.wait()
+            return {}
         if work == "echo":
             trips = []
             for _ in range(numbers[0]):

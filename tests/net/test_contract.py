@@ -32,6 +32,8 @@ class Memory:
 
     hosts: Sequence[Host]
     directories: Sequence[Directory]
+    flood = 100
+    """Megabytes that are more than any transport holds."""
 
     def run(self, scenario: Callable[[], Awaitable[None]]) -> None:
         async def main() -> None:
@@ -67,16 +69,19 @@ class Wide(Memory):
 class Real:
     """Two hosts with real daemons, shared by all scenarios."""
 
+    flood = 100
+
     def __init__(self) -> None:
         self.runner = asyncio.Runner()
         self.networks: list[swarm.net.Network] = []
         self.runner.run(self._start())
-        self.hosts = [network.host for network in self.networks]
-        self.directories = [network.directory for network in self.networks]
+        self.hosts = [network.host for network in self.networks[:2]]
+        self.directories = [network.directory for network in self.networks[:2]]
 
     async def _start(self) -> None:
         config = NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",), dial_timeout=5.0)
-        self.networks.append(await swarm.net.open(config))
+        self.first = await swarm.net.open(config)
+        self.networks.append(self.first)
         config = replace(config, initial_peers=tuple(self.networks[0].host.addresses))
         self.networks.append(await swarm.net.open(config))
 
@@ -91,18 +96,49 @@ class Real:
         return time.time()
 
     def close(self) -> None:
-        for network in reversed(self.networks):
+        for network in sorted(self.networks, key=lambda network: network is self.first):
             self.runner.run(network.close())
         self.runner.close()
 
 
+class Pure(Real):
+    """Two hosts without daemons, whose directory is that of a third."""
+
+    flood = 20
+
+    async def _start(self) -> None:
+        config = NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",), dial_timeout=5.0)
+        self.first = await swarm.net.open(replace(config, public=True))
+        self.networks.append(self.first)
+        config = replace(config, initial_peers=tuple(self.networks[0].host.addresses), p2pd=False, dialled=True)
+        for _ in range(2):
+            self.networks.insert(0, await swarm.net.open(config))
+
+
+class Mixed(Pure):
+    """The second of them with a daemon."""
+
+    async def _start(self) -> None:
+        await super()._start()
+        self.networks.insert(1, self.networks.pop())
+
+
+class MixedOther(Pure):
+    """The first of them with a daemon."""
+
+    async def _start(self) -> None:
+        await super()._start()
+        self.networks.insert(0, self.networks.pop())
+
+
 Net = Memory | Real
+REAL = (Real, Pure, Mixed, MixedOther)
 
 
 @pytest.fixture(
     scope="module",
-    params=[Memory, Wide, pytest.param(Real, marks=pytest.mark.processes)],
-    ids=["memory", "wide", "hivemind"],
+    params=[Memory, Wide, *(pytest.param(each, marks=pytest.mark.processes) for each in REAL)],
+    ids=["memory", "wide", "hivemind", "pure", "dialled by hivemind", "dials hivemind"],
 )
 def net(request: pytest.FixtureRequest) -> Iterator[Net]:
     network = request.param()
@@ -276,7 +312,7 @@ def test_a_sender_waits_for_a_receiver_that_does_not_read(net: Net) -> None:
 
         async def handler(stream: Stream) -> None:
             await read.wait()
-            for _ in range(100):
+            for _ in range(net.flood):
                 await stream.receive(LIMIT)
             done.set()
             await wait_for_end(stream)
@@ -286,13 +322,13 @@ def test_a_sender_waits_for_a_receiver_that_does_not_read(net: Net) -> None:
 
         async def send() -> None:
             nonlocal sent
-            for _ in range(100):
+            for _ in range(net.flood):
                 await stream.send(bytes(1 << 20))
                 sent += 1
 
         sending = asyncio.ensure_future(send())
         await asyncio.sleep(1.0)
-        assert sent < 50
+        assert sent < net.flood / 2
         read.set()
         await sending
         await done.wait()

@@ -1,4 +1,4 @@
-"""Multistream-select, the answering side: how two peers agree on a protocol by its name."""
+"""Multistream-select: how two peers agree on a protocol by its name."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ async def negotiate(stream: Any, protocols: Collection[str]) -> str:
             return asked
         await stream.write(_line("na"))
     raise MalformedFrame(f"the peer asked for {ATTEMPTS} protocols, none of which is served")
+
+
+async def select(stream: Any, protocol: str) -> bool:
+    """Ask for a protocol on a libp2p stream or connection. Whether the peer speaks it.
+
+    Raises MalformedFrame for a peer that does not speak multistream-select, StreamClosed, and what libp2p raises.
+    """
+    await stream.write(_line(MULTISTREAM) + _line(protocol))
+    if await _read_line(stream) != MULTISTREAM:
+        raise MalformedFrame("the peer does not speak multistream-select")
+    return await _read_line(stream) == protocol
 
 
 def _line(text: str) -> bytes:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import swarm.net.patches  # noqa: F401  isort: skip  (before libp2p)
 
@@ -15,7 +15,6 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.raw_connection import RawConnection
-from libp2p.peer.id import ID
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
@@ -26,11 +25,10 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 from swarm.config import EdgeConfig
 from swarm.net.edge.listening import Arrive, Handshakes, abandon, place_of
 from swarm.net.edge.negotiation import negotiate
+from swarm.net.edge.yamux import BoundedYamux
 
 log = logging.getLogger(__name__)
 
-YAMUX_UNREAD = 1024 * 1024
-"""Bytes that a yamux stream may have sent without being read; its window allows half of it."""
 _RECEIVE = 64 * 1024
 KEEPALIVE = (15, 5, 3)
 """A silent TCP connection is probed after so many seconds, every so many, and is dead after so many."""
@@ -48,9 +46,7 @@ class WebSocketListener:
         self._scope = trio.CancelScope()
 
     @classmethod
-    async def start(
-        cls, address: str, keys: Any, config: EdgeConfig, arrive: Arrive, nursery: trio.Nursery
-    ) -> WebSocketListener:
+    async def start(cls, address: str, keys: Any, config: EdgeConfig, arrive: Arrive, nursery: trio.Nursery) -> Self:
         host, port = place_of(address)
         sockets = await trio.open_tcp_listeners(port, host=host)
         for listening in sockets:
@@ -89,13 +85,17 @@ class WebSocketListener:
 
     async def _handshake(self, stream: trio.SocketStream) -> Yamux:
         with trio.fail_after(self._config.handshake_timeout):
-            websocket = WebSocket(stream)
-            await websocket.accept()
-            raw = RawConnection(websocket, False)
+            raw = RawConnection(await self._bytes_of(stream), False)
             await negotiate(raw, ("/noise",))
             secured = await self._noise.secure_inbound(raw)
             await negotiate(secured, ("/yamux/1.0.0",))
             return BoundedYamux(secured, secured.get_remote_peer(), self._config.send_timeout)
+
+    async def _bytes_of(self, stream: trio.SocketStream) -> ReadWriteCloser:
+        """What a connection's handshake is to be read from."""
+        websocket = WebSocket(stream)
+        await websocket.accept()
+        return websocket
 
     async def close(self) -> None:
         self._scope.cancel()
@@ -185,30 +185,3 @@ def keep_alive(listening: Any) -> None:
     for option, value in zip(options, KEEPALIVE, strict=True):
         if option is not None:
             listening.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-class BoundedYamux(Yamux):
-    """Yamux that holds its peer to what it may send, and never writes a frame in part."""
-
-    def __init__(self, secured: Any, peer: ID, send_timeout: float) -> None:
-        super().__init__(secured, peer, is_initiator=False)
-        self._send_timeout = send_timeout
-
-    def rtt(self) -> float:
-        """So short that no window grows for its sake: to 16 MiB it would, for each stream that is not read."""
-        return 1e-9
-
-    async def _read_data_body(self, length: int) -> bytes:
-        held = max((len(buffer) for buffer in self.stream_buffers.values()), default=0)
-        if max(held, length) > YAMUX_UNREAD:
-            raise trio.TooSlowError("the peer ignores yamux's windows")
-        return await super()._read_data_body(length)
-
-    async def _write_frame(self, data: bytes) -> None:
-        """A frame that was interrupted would take the connection's ciphers out of step."""
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._send_timeout) as patience:
-            await super()._write_frame(data)
-        if patience.cancelled_caught:
-            self.event_shutting_down.set()
-            self.new_stream_send_channel.close()
-            raise ConnectionClosedError("the peer takes nothing any more")

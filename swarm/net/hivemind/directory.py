@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +23,13 @@ from swarm.config import NetworkConfig
 from swarm.errors import NetworkError, PeerUnreachable, RecordRefused
 from swarm.net import records
 from swarm.net.base import DirectoryStatistics
-from swarm.net.forwarding import forwarding_pb2 as fwd
+from swarm.net.directory import SignedDirectory
 from swarm.net.forwarding.reach import Reach
 from swarm.net.identity import Identity
 from swarm.net.patches import bound_directory, remember_peer_ids
 from swarm.net.swarm_key import OVERHEAD, NoSeal, Seal
-from swarm.net.twins import Twins
 from swarm.tasks import Tasks
-from swarm.types import ModelInfo, PeerId, ServerRecord
-from swarm.wire import swarm_pb2 as pb
+from swarm.types import PeerId
 
 if TYPE_CHECKING:
     from swarm.net.hivemind.daemon import Daemon
@@ -43,8 +39,6 @@ log = logging.getLogger(__name__)
 
 _OPERATION_TIMEOUT = 30.0
 _REPLY_TIMEOUT = 3.0
-_LOOK_TIMEOUT = 5.0
-"""Seconds by which looking for twins may put off an announcement."""
 _REPLICAS = 5
 _WORKERS = 16
 """Peers that a read asks at the same time. A read of a deep model asks hundreds of questions."""
@@ -52,8 +46,6 @@ _NEVER_ENOUGH = float("nan")
 """An expiration that no answer reaches, not even one that claims to live for ever: a read asks every node it meets."""
 _MOST_INITIAL = 64
 """Peers that are greeted now and then."""
-_LATER = 0.001
-"""By so many seconds an expiration must exceed the one that it replaces."""
 
 
 remember_peer_ids()
@@ -146,7 +138,7 @@ class NoCache(DHTLocalStorage):  # type: ignore[misc]
         return False
 
 
-class HivemindDirectory:
+class HivemindDirectory(SignedDirectory):
     """The directory in the DHT; satisfies `Directory`."""
 
     def __init__(
@@ -158,14 +150,11 @@ class HivemindDirectory:
         config: NetworkConfig,
         seal: Seal,
     ) -> None:
+        super().__init__(identity, config)
         self._seal = seal
         self._node = node
         self._daemon = daemon
-        self._identity = identity
         self._initial = list(initial)
-        self._config = config
-        self._latest: dict[str, float] = {}
-        self._twins = Twins(identity.peer_id, identity.instance, config.identity_path)
         self._background = Tasks(log)
         self._background.spawn(self._stay_known(), name="directory")
 
@@ -174,96 +163,22 @@ class HivemindDirectory:
         protocol = self._node.protocol
         return DirectoryStatistics(len(protocol.storage), len(protocol.routing_table.uid_to_peer_id))
 
-    async def announce(self, record: ServerRecord, model: ModelInfo) -> ServerRecord:
-        """As in `Directory`; `expires` of the record returned may be a moment later, to replace what was withdrawn.
+    async def _store(self, values: Mapping[str, tuple[bytes, float]]) -> None:
+        self._latest |= {key: expires for key, (_, expires) in values.items()}
+        await self.keep(self._identity.peer_id, values)
 
-        Only so many peers can name a model. Where they do already it needs no more of them, and nothing is raised.
-        Raises RecordRefused for a record that others would refuse, NetworkError when nobody took it.
+    async def keep(self, owner: PeerId, values: Mapping[str, tuple[bytes, float]]) -> None:
+        """Store values that `owner` signed, each with its expiration.
+
+        Raises NetworkError when nobody took what is not under `models`.
         """
-        firsts = range(model.blocks) if self._twins.is_due() else [record.span.first]
-        await self._look_for_twins(lambda: self._servers(model.key, firsts))
-        key = records.span_key(record.model, record.span.first)
-        record = replace(record, expires=self._later(key, record.expires))
-        signed = records.sign_record(self._identity, record)
-        self.verify(signed)
-        until = self._later(records.MODELS_KEY, record.expires)
-        entry = records.sign_model(self._identity, model, until)
-        await self._store({key: (signed, record.expires), records.MODELS_KEY: (entry, until)})
-        self._twins.announced(record.expires)
-        return replace(record, instance=self._identity.instance, signed=signed)
-
-    async def withdraw(self, record: ServerRecord) -> None:
-        """As in `Directory`. Raises NetworkError when nobody took the tombstone of the record."""
-        tombstones = {}
-        for key in (records.span_key(record.model, record.span.first), records.MODELS_KEY):
-            expires = self._later(key, max(record.expires, time.time() + 1.0) + _LATER)
-            tombstones[key] = (records.sign(self._identity, key, b"", expires), expires)
-        await self._store(tombstones)
-
-    async def announce_node(self, node: pb.QueryNode, expires: float) -> None:
-        """As in `Directory`. Raises RecordRefused for what others would refuse, NetworkError when nobody took it."""
-        key = records.node_key(node.contract.model)
-        await self._look_for_twins(lambda: self.query_nodes(node.contract.model))
-        expires = self._later(key, expires)
-        signed = records.sign_node(self._identity, node, expires)
-        records.verify_node(signed, now=time.time(), config=self._config)
-        await self._store({key: (signed, expires)})
-        self._twins.announced(expires)
-
-    async def withdraw_node(self, node: pb.QueryNode) -> None:
-        """As in `Directory`. Raises NetworkError when nobody took the tombstone."""
-        key = records.node_key(node.contract.model)
-        expires = self._later(key, time.time() + self._config.record_lifetime)
-        await self._store({key: (records.sign(self._identity, key, b"", expires), expires)})
-
-    async def query_nodes(self, model: str) -> list[pb.QueryNode]:
-        """As in `Directory`. Raises NetworkError when the directory cannot be read."""
-        nodes = []
-        for signed in await self._read([records.node_key(model)]):
-            with contextlib.suppress(RecordRefused):
-                node = records.verify_node(signed, now=time.time(), config=self._config)
-                nodes.append(node)
-                expires = records.open_signed(signed, now=time.time(), config=self._config).expires
-                self._twins.look(node.peer_id, node.instance, expires, node.addresses)
-        return nodes
-
-    async def announce_forwarder(self, forwarder: fwd.Forwarder) -> None:
-        """Publish (or renew) that this peer carries for others. Raises RecordRefused, NetworkError."""
-        expires = self._later(records.FORWARDERS_KEY, time.time() + self._config.record_lifetime)
-        signed = records.sign_forwarder(self._identity, forwarder, expires)
-        records.verify_forwarder(signed, now=time.time(), config=self._config)
-        await self._store({records.FORWARDERS_KEY: (signed, expires)})
-
-    async def forwarders(self) -> dict[PeerId, fwd.Forwarder]:
-        """The peers that carry for others. Raises NetworkError when the directory cannot be read."""
-        found = {}
-        for signed in await self._read([records.FORWARDERS_KEY]):
-            with contextlib.suppress(RecordRefused):
-                peer_id, forwarder = records.verify_forwarder(signed, now=time.time(), config=self._config)
-                found[peer_id] = forwarder
-        return found
-
-    async def _look_for_twins(self, read: Callable[[], Awaitable[object]]) -> None:
-        """Who reads what stands under its own keys finds another that announces under them, if it has the same id."""
-        if self._latest:
-            with contextlib.suppress(NetworkError, TimeoutError):
-                async with asyncio.timeout(_LOOK_TIMEOUT):
-                    await read()
-
-    def _later(self, key: str, expires: float) -> float:
-        """`expires`, or a little later: the DHT takes only what outlives what it replaces."""
-        return max(expires, self._latest.get(key, 0.0) + _LATER)
-
-    async def _store(self, values: dict[str, tuple[bytes, float]]) -> None:
-        """Store values, each with its expiration. Raises NetworkError when nobody took what is not under `models`."""
         self._check_daemon()
         signed, expires = zip(*values.values(), strict=True)
-        self._latest |= dict(zip(values, expires, strict=True))
         try:
             async with asyncio.timeout(_OPERATION_TIMEOUT):
                 names = [self._seal.name(key) for key in values]
                 sealed = [self._seal.close(_place(name), each) for name, each in zip(names, signed, strict=True)]
-                subkeys = [self._seal.name(self._identity.peer_id)] * len(names)
+                subkeys = [self._seal.name(owner)] * len(names)
                 stored = await self._node.store_many(names, sealed, list(expires), subkeys=subkeys)
         except Exception as error:
             self._check_daemon()
@@ -271,43 +186,21 @@ class HivemindDirectory:
         if all(stored.values()):
             return
         # hivemind says what the last node said that answered; one that refuses must not speak for all.
-        there = set(await self._read(list(values)))
+        there = set(await self.read(list(values)))
         refused = {key for key, (value, _) in values.items() if value not in there}
         if refused - {records.MODELS_KEY}:
             raise NetworkError("nobody in the directory took this record; is this machine's clock right?")
         if refused:
             log.info("enough peers name a model already")
 
-    async def lookup(self, model: str, blocks: int) -> list[ServerRecord]:
-        """As in `Directory`. Raises NetworkError when the directory cannot be read."""
-        return [record for record in await self._servers(model, range(blocks)) if record.span.last <= blocks]
-
-    async def _servers(self, model: str, firsts: Iterable[int]) -> list[ServerRecord]:
-        """The living records of a model's servers whose spans begin with one of these blocks. Raises NetworkError."""
-        opened = await self._read([records.span_key(model, first) for first in firsts])
-        found = [record for record in self._living(opened) if record.model == model]
-        for record in found:
-            self._twins.look(record.peer_id, record.instance, record.expires, record.addresses)
-        return found
-
-    def _living(self, values: Sequence[bytes]) -> Iterator[ServerRecord]:
-        for signed in values:
-            with contextlib.suppress(RecordRefused):
-                yield self.verify(signed)
-
-    async def models(self) -> list[ModelInfo]:
-        """As in `Directory`; where peers differ on a model, what most of them say. Raises NetworkError."""
-        votes: Counter[ModelInfo] = Counter()
-        for signed in await self._read([records.MODELS_KEY]):
-            with contextlib.suppress(RecordRefused):
-                votes[records.verify_model(signed, now=time.time(), config=self._config)] += 1
-        first: dict[str, ModelInfo] = {}
-        for info, _ in votes.most_common():
-            first.setdefault(info.key, info)
-        return list(first.values())
-
     async def _read(self, keys: Sequence[str]) -> list[bytes]:
-        """Every value under these keys, in one traversal that stops at nothing but the last node."""
+        return await self.read(keys)
+
+    async def read(self, keys: Sequence[str]) -> list[bytes]:
+        """Every value under these keys, in one traversal that stops at nothing but the last node.
+
+        Raises NetworkError.
+        """
         self._check_daemon()
         try:
             async with asyncio.timeout(_OPERATION_TIMEOUT):
@@ -340,9 +233,6 @@ class HivemindDirectory:
         """hivemind would wait for answers, or find nothing. Raises DaemonFailed when p2pd is dead."""
         if self._daemon.died.is_set():
             raise self._daemon.failure()
-
-    def verify(self, signed: bytes) -> ServerRecord:
-        return records.verify_record(signed, now=time.time(), config=self._config)
 
     def neighbours(self) -> list[PeerId]:
         """Peers that take part in the directory, as far as this one knows them."""

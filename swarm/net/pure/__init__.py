@@ -1,0 +1,1 @@
+"""A peer without p2pd: its connections are held by libp2p's Python implementation."""
