@@ -119,8 +119,7 @@ def main(
 
 
 def chosen(network: NetworkConfig) -> dict[str, Any]:
-    """Whom to look for, the swarm's key, and where to listen and what to announce, if it was said: a client listens
-    otherwise than a server unless it is."""
+    """What was said of how to join, beside through whom: to `connect` only what is otherwise than usual."""
     usual = NetworkConfig()
     given = {name: getattr(network, name) for name in ("host_maddrs", "announce_maddrs", "p2pd", "swarm_key")}
     said = {name: value for name, value in given.items() if value != getattr(usual, name)}

@@ -232,7 +232,7 @@ def connect(peers: str | Sequence[str] = (), **network: Any) -> Swarm:
     nobody to join through, PeerUnreachable when nobody answers, DaemonFailed.
     """
     joined = initial_peers(peers)
-    config = _network_config(joined, {"host_maddrs": ("/ip4/0.0.0.0/tcp/0",), "lan": looks_on_lan(), **network})
+    config = _network_config(joined, {"lan": looks_on_lan(), **network})
     if not joined and not config.lan:
         raise InvalidInput(HOW_TO_BEGIN)
     with _lock:
