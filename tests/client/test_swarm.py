@@ -54,7 +54,7 @@ def test_addresses_too(joined: list[NetworkConfig], name: str, given: Any) -> No
 
 
 def test_what_is_no_option_is_named() -> None:
-    with pytest.raises(InvalidInput, match="connect knows no port; there are .*announce_maddrs"):
+    with pytest.raises(InvalidInput, match=r"connect knows no port; there are .*announce_maddrs"):
         connect(PEER, port=1)
 
 
