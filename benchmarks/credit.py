@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 
 from benchmarks.decode import generate
 from benchmarks.results import Result, output_options, ratios, report
+from swarm.accounting.weight import HIGHEST
 
 CROWD = 3
 """Peers that always have prompts waiting, ..."""
@@ -60,7 +62,8 @@ def main(rounds: int, tokens: int, positions: int, model: str | None, as_json: b
             generate(models[name], 4)
         rates = [{SIGNED: rate(models[GIVEN], tokens), ANONYMOUS: rate(models[NOTHING], tokens)} for _ in range(rounds)]
         waits = busy(models, positions, rounds)
-    report(result(rates, waits, positions), as_json, save)
+    alone = asyncio.run(engine_alone(path, positions, rounds))
+    report(result(rates, waits, alone, positions), as_json, save)
 
 
 def blocks_of(path: str) -> int:
@@ -127,6 +130,51 @@ def busy(models: dict[str, Any], positions: int, rounds: int) -> list[dict[str, 
     return waits
 
 
+async def engine_alone(path: str, positions: int, rounds: int) -> list[dict[str, float]]:
+    """The same without a network: seconds until the server's engine has computed a prompt, of many that wait."""
+    from swarm.models.span.load import load_span
+    from swarm.server.thread_engine import ThreadEngine
+    from swarm.types import Span
+
+    model = load_span(path, Span(0, blocks_of(path)), dtype="float32", progress=False)
+    engine, over = ThreadEngine(model), asyncio.Event()
+    numbers = itertools.count()
+
+    async def compute(client: str, weight: float = 1.0) -> float:
+        return await computed(engine, model.row_bytes, positions, next(numbers), client, weight)
+
+    async def press(client: str) -> None:
+        while not over.is_set():
+            await compute(client)
+
+    crowd = [asyncio.ensure_future(press(f"crowd {number}")) for number in range(CROWD) for _ in range(EACH)]
+    waits = []
+    for _ in range(rounds):
+        given, nothing = await asyncio.gather(compute(GIVEN, HIGHEST), compute(NOTHING))
+        waits.append({GIVEN: given, NOTHING: nothing})
+    over.set()
+    await asyncio.gather(*crowd)
+    await engine.close()
+    return waits
+
+
+async def computed(engine: Any, row_bytes: int, positions: int, number: int, client: str, weight: float) -> float:
+    """Seconds until a prompt has gone through the engine."""
+    from swarm.jobs import Change, Forward, Kind
+    from swarm.server.work import Work
+    from swarm.types import Segment
+
+    key, answer = (number.to_bytes(16, "big"), 0), asyncio.get_running_loop().create_future()
+    rows = memoryview(bytes(positions * row_bytes))
+    job = Forward(engine.runner.span, [Segment(key, 0, positions)], rows)
+    began = time.perf_counter()
+    engine.submit(Work(key[0], job, answer.set_result, answer.set_exception, client=client, weight=weight))
+    await answer
+    seconds = time.perf_counter() - began
+    engine.change(key[0], [Change(Kind.FREE, key)])
+    return seconds
+
+
 def first_token(model: Any, positions: int) -> float:
     """Seconds until a prompt of random tokens, that nobody has asked before, has its answer's first token."""
     import torch
@@ -137,16 +185,21 @@ def first_token(model: Any, positions: int) -> float:
     return time.perf_counter() - began
 
 
-def result(rates: list[dict[str, float]], waits: list[dict[str, float]], positions: int) -> Result:
+def result(
+    rates: list[dict[str, float]], waits: list[dict[str, float]], alone: list[dict[str, float]], positions: int
+) -> Result:
     """Rates and waits, each relative to those of who signs nothing and has given nothing."""
-    bare, stranger = [row[ANONYMOUS] for row in rates], [row[NOTHING] for row in waits]
+    bare = [row[ANONYMOUS] for row in rates]
     rows: list[dict[str, Any]] = []
     for name in (ANONYMOUS, SIGNED):
         values = [row[name] for row in rates]
         rows.append({"run": name, "tokens/s": values, "s to first token": "", "×": ratios(values, bare)})
-    for name in (NOTHING, GIVEN):
-        values = [row[name] for row in waits]
-        rows.append({"run": name, "tokens/s": "", "s to first token": values, "×": ratios(values, stranger)})
+    for where, found in (("", waits), ("engine alone: ", alone)):
+        for name in (NOTHING, GIVEN):
+            values, stranger = [row[name] for row in found], [row[NOTHING] for row in found]
+            rows.append(
+                {"run": where + name, "tokens/s": "", "s to first token": values, "×": ratios(values, stranger)}
+            )
     return Result(
         name="credit",
         title="Credit: receipts on a quiet server, and prompts on a busy one",

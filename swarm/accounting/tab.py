@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from swarm.accounting.work import QUARTERS, WINDOW, weighed, work_of
 
+STEPS = 4
+"""Of the largest that a session has had: a prompt comes in few, and none of them should wait for a signature."""
+
 
 class Tab:
     """Of a session on blocks with so many `parameters`; everything in `work`, all of the session so far.
@@ -24,7 +27,7 @@ class Tab:
 
     @property
     def window(self) -> int:
-        """What may be unsigned: two steps at least, so that one can be computed while the other is signed for."""
+        """What may be unsigned: some steps at least, so that more are computed while those before are signed for."""
         return self._window * self._parameters // QUARTERS
 
     @property
@@ -44,7 +47,7 @@ class Tab:
 
     def add(self, counts: Sequence[int]) -> None:
         """A step of so many positions of each sequence was computed."""
-        self._window = max(self._window, 2 * sum(map(weighed, counts)))
+        self._window = max(self._window, STEPS * sum(map(weighed, counts)))
         self.computed += work_of(counts, self._parameters)
 
     def claim(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ DECODE_POSITIONS = 16
 QUARTERS = 4
 """Of a position that is counted whole. Positions of a prompt count for one: many share the reading of the weights."""
 WINDOW = 64 * QUARTERS
-"""What a client has at most without having signed for it, where its steps are not longer than half of that."""
+"""What a client has at most without having signed for it, where its steps are not longer than a quarter of that."""
 SECONDS = 10.0
 """After which it is asked to sign for less."""
 

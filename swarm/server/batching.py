@@ -10,10 +10,12 @@ from swarm.types import Span
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The oldest unfinished work of one session: which blocks, and how many positions are left."""
+    """The oldest unfinished work of one session: which blocks, and how many positions are left. `weight`: the share of
+    its client."""
 
     span: Span
     positions: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +36,27 @@ def choose(waiting: Sequence[Waiting], budget: int, chunk: int, *, decoding: boo
     """Fill one forward pass of at most `budget` positions; `waiting` is in order of precedence.
 
     Only work on the same blocks as the first can share a pass. Decode steps go before prompts, and whole. A prompt that
-    is alone gets the whole budget, several get at most `chunk` each; but where somebody decodes (here, or soon again:
-    `decoding`), all prompts together get `chunk`, so that they do not hold up everybody's next token. The first in line
-    always gets something.
+    is alone gets the whole budget, several get at most `chunk` each, more or less by their weights; but where somebody
+    decodes (here, or soon again: `decoding`), all prompts together get `chunk`, so that they do not hold up everybody's
+    next token. The first in line always gets something.
     """
     if not waiting:
         return []
     peers = [i for i, work in enumerate(waiting) if work.span == waiting[0].span]
     steps = [i for i in peers if waiting[i].positions <= DECODE_POSITIONS]
     busy = decoding or 0 < len(steps) < len(peers)
-    limit = chunk if busy or len(peers) > 1 else budget
-    reserve = min(waiting[0].positions, limit, budget)
+    limits = dict.fromkeys(peers, chunk if busy or len(peers) > 1 else budget)
+    if not busy and len(peers) > 1 and not steps:
+        whole = sum(waiting[i].weight for i in peers)
+        limits = {i: max(int(chunk * len(peers) * waiting[i].weight / whole), 1) for i in peers}
+    reserve = min(waiting[0].positions, limits[0], budget)
     left_for_all = budget - reserve
     left_for_prompts = (chunk if busy else budget) - (0 if 0 in steps else reserve)
     grants = {0: reserve}
     for index in sorted(peers[1:], key=lambda i: i not in steps):
         is_prompt = index not in steps
         room = min(left_for_all, left_for_prompts) if is_prompt else left_for_all
-        positions = min(waiting[index].positions, limit, room)
+        positions = min(waiting[index].positions, limits[index], room)
         if positions > 0:
             grants[index] = positions
             left_for_all -= positions

@@ -158,7 +158,7 @@ class Engine(abc.ABC):
             served[work.client] += positions / work.weight
             return [self._share(work, positions)]
         self._stepped = True
-        waiting = [Waiting(work.job.span, work.left) for work in heads if isinstance(work.job, Forward)]
+        waiting = [Waiting(work.job.span, work.left, work.weight) for work in heads if isinstance(work.job, Forward)]
         chunk, decoding = self._slice(heads)
         grants = choose(waiting, self.batch_positions, chunk, decoding=decoding)
         for grant in grants:

@@ -1,4 +1,4 @@
-"""What a session is billed: never more open than a window, or two steps, whatever comes when."""
+"""What a session is billed: never more open than a window, or four steps, whatever comes when."""
 
 from __future__ import annotations
 

@@ -110,3 +110,18 @@ def test_everybody_is_done_after_as_many_passes_as_it_takes(waiting: list[Waitin
             work = queue.pop(name)
             if work.positions > positions:
                 queue[name] = Waiting(work.span, work.positions - positions)
+
+
+@given(st.lists(st.tuples(st.integers(17, 2000), st.sampled_from([1.0, 2.0, 8.0])), min_size=2, max_size=20))
+def test_prompts_share_a_pass_by_the_weights_of_their_clients(waiting: list[tuple[int, float]]) -> None:
+    """Also where all fit into it: else who has given would get no more of it than others."""
+    prompts = [Waiting(Span(0, 2), 5000, weight) for _, weight in waiting]
+    grants = {grant.index: grant.positions for grant in choose(prompts, 10**6, 64)}
+    whole = sum(weight for _, weight in waiting)
+    assert set(grants) == set(range(len(prompts)))
+    for index, (_, weight) in enumerate(waiting):
+        assert abs(grants[index] - 64 * len(prompts) * weight / whole) <= 1
+    # All together get what they got.
+    assert 64 * len(prompts) - len(prompts) <= sum(grants.values()) <= 64 * len(prompts)
+    same = [Waiting(Span(0, 2), positions) for positions, _ in waiting]
+    assert all(grant.positions == min(same[grant.index].positions, 64) for grant in choose(same, 10**6, 64))
