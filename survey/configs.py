@@ -98,7 +98,7 @@ ALSO_WHERE_NONE = ("head_dim", "num_key_value_heads", "pad_token_id", "bos_token
 _ALL_HEADS = {"num_key_value_heads": HEADS}
 """Latent attention has as many KV heads as heads."""
 _LATENT = ("axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note_text",
-           "glm4_moe_lite", "glm5_next_text", "glm_moe_dsa", "minicpm3", "youtu", "kimi_linear",
+           "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu", "kimi_linear",
            "longcat_flash")  # fmt: skip
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"] * (BLOCKS // 2)}
 _CONVOLUTION = {"layer_types": ["conv", "full_attention", "conv"] * (BLOCKS // 3)}
@@ -139,6 +139,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": HIDDEN},
     },
     "gemma4_text": _NO_SHARING,
+    "ernie4_5_vl_moe_text": {
+        "moe_intermediate_size": [32, 32],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]},
+    },
+    "cosmos3_edge_text": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 4, HEAD_DIM // 2 - 8]}
+    },
+    "glm5_next_text": _ALL_HEADS | {"index_kpool": 2, "qk_rope_head_dim": 0},
     "gemma4_unified_text": _NO_SHARING,
     "cohere_compass_text": {
         "layer_types": ["full_attention", "sliding_attention"] * (BLOCKS // 2),

@@ -68,8 +68,9 @@ WHOLE: dict[str, Any] = {
 SPECIAL: dict[str, dict[str, dict[str, Any]]] = {
     "qwen2_vl": {"vision_config": {"hidden_size": HIDDEN}},
     "llama4": {"vision_config": {"intermediate_size": 128}},
+    "ovis2": {"": {"hidden_size": HIDDEN, "visual_indicator_token_ids": [*range(100, 105)]}},
 }
-"""Entries of parts that a type needs beyond that."""
+"""Entries of parts that a type needs beyond that; of the whole, which has no name."""
 
 
 def all_seeing_types() -> list[str]:
@@ -97,6 +98,7 @@ def seeing_config(name: str) -> PretrainedConfig:
     ids = iter(range(VOCABULARY - 1, VOCABULARY - 40, -1))
     tokens = {entry: next(ids) for entry in _entries(default) if _is_token(entry, getattr(default, entry))}
     whole = {entry: value for entry, value in WHOLE.items() if getattr(default, entry, None) is not None}
+    whole |= SPECIAL.get(name, {}).get("", {})
     config: PretrainedConfig = kind(**parts, **tokens, **whole)
     return config
 
@@ -127,7 +129,8 @@ def _decoder(part: PretrainedConfig, several: bool) -> dict[str, Any]:
     if several and isinstance(rope, dict):
         half = int(small.get("head_dim") or HIDDEN // small["num_attention_heads"]) // 2
         half = int(half * (rope.get("partial_rotary_factor") or 1.0))
-        rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
+        if sum(rope.get("mrope_section") or ()) != half:
+            rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
     return small
 
 
@@ -184,6 +187,10 @@ def looks(model: Any) -> Iterator[dict[str, Any]]:
         mask = {"pixel_attention_mask": torch.ones(1, side * side, dtype=torch.long)}
         yield {"pixel_values": flat, "spatial_shapes": torch.tensor([[side, side]]), **mask}
         return
+    if "target_sizes" in names:
+        strip = patches.permute(0, 3, 1, 2, 4).reshape(1, 3, PATCH, -1)
+        yield {"pixel_values": strip, "target_sizes": torch.tensor([[side, side]])}
+        return
     if "image_grid_thw" in names:
         flat = patches.permute(1, 2, 0, 3, 4).reshape(side * side, 3, 1, PATCH, PATCH)
         grid = {"image_grid_thw": torch.tensor([[1, side, side]])}
@@ -232,6 +239,8 @@ def question(model: Any, pieces: int | None = None) -> dict[str, Any]:
             for name in ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"):
                 if name in inspect.signature(type(model).forward).parameters:
                     inputs[name] = (ids == token).long()
+            if "qformer_input_ids" in inspect.signature(type(model).forward).parameters:
+                inputs |= {"qformer_input_ids": words, "qformer_attention_mask": torch.ones_like(words)}
             try:
                 model(**inputs)
             except Exception as error:  # each type says in its own way what it wants
