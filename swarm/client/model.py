@@ -22,7 +22,7 @@ from swarm.config import REMOTE, ClientConfig
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.models.arguments import LOADING_INFO, sort
 from swarm.models.blocks import find_blocks, leading_blocks
-from swarm.models.distributed import clean, distributed, head_parameters
+from swarm.models.distributed import FurtherTokens, clean, distributed, head_parameters
 from swarm.models.ends.classes import watch_classes
 from swarm.models.ends.hollow import hollow_blocks
 from swarm.models.ends.load import connect_ends, load_ends, returns_tuple
@@ -120,6 +120,7 @@ class DistributedModelForCausalLM:
             parameters=parameters,
             each=model_cost.parameters,
         )
+        vars(model)["further_tokens"] = FurtherTokens(checkpoint)
         if arguments.output_loading_info:
             return model, {name: [] if name == "error_msgs" else set() for name in LOADING_INFO} | {
                 "missing_keys": begun

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Protocol
@@ -19,15 +20,18 @@ from transformers import (
     StopStringCriteria,
 )
 
-from swarm.errors import ContextTooLong, InvalidInput, Refuted
+from swarm.errors import ContextTooLong, InvalidInput, Refuted, UnsupportedModel
 from swarm.models.ends.beginning import Beginning
 from swarm.models.ends.best import deciding_logits
 from swarm.models.ends.calls import ELSEWHERE, generating
 from swarm.models.ends.hollow import Layers
 from swarm.models.linear.elsewhere import RemoteHead, asking
 from swarm.models.linear.head import FIXED, QuantizedHead
+from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.speculation.decoding import SpeculativeDecoding
 from swarm.models.speculation.draft_model import ModelDrafter
+from swarm.models.speculation.mtp_drafter import MtpDrafter
+from swarm.models.speculation.mtp_load import load_mtp
 from swarm.speculation.drafts import Drafter, NgramDrafter
 from swarm.types import ModelInfo, Route
 
@@ -51,7 +55,7 @@ REFUSED_SETTINGS = {
     "output_attentions": "attention is computed elsewhere",
     "output_hidden_states": "the blocks are computed elsewhere",
     "assistant_early_exit": "the blocks cannot be left early; there is speculation=, draft_model= and assistant_model=",
-    "use_mtp": "what predicts several tokens is not here; there is speculation=, draft_model= and assistant_model=",
+    "use_mtp": 'there is speculation="mtp"',
 }
 """Settings of generation that cannot be had where they are true."""
 REFUSED_CACHES = ("paged", "quantized")
@@ -136,6 +140,8 @@ class Distributed:
 class Generating(Distributed):
     """What a distributed model that makes texts does beyond its class."""
 
+    further_tokens: FurtherTokens | None = None
+
     def generate(
         self,
         inputs: torch.Tensor | None = None,
@@ -147,6 +153,8 @@ class Generating(Distributed):
         """transformers' own `generate`, which can also send guesses at the next tokens ahead, to be verified.
 
         `speculation="ngram"`: guesses are what followed the last few tokens when they stood in the text before.
+        `speculation="mtp"`: by the model's own block that predicts further tokens, loaded here when it is first asked
+        for; the hidden states of a prompt's positions come back for it.
         `draft_model`: guesses are made by a smaller model of the same vocabulary on this machine (or its name). How
         many are sent is adapted to how often they are right and to what they cost. The text is the same as without,
         also when it is sampled with the same seed.
@@ -174,7 +182,7 @@ class Generating(Distributed):
         while True:
             if drafting:
                 vocabulary = self.config.get_text_config(decoder=True).vocab_size
-                drafter = _drafter(speculation, draft_model, vocabulary)
+                drafter = self._drafter(speculation, draft_model, vocabulary)
                 options["custom_generate"] = SpeculativeDecoding(drafter, options.get("streamer"))
             try:
                 holding = self.remote_blocks.generating(together, rollback=rollback)
@@ -193,6 +201,35 @@ class Generating(Distributed):
         _, width = _prompt(inputs, options)
         said = [_new_tokens(each, width) or DEFAULT_NEW_TOKENS for each in (settings.asked, settings.recommended)]
         return deciding_logits(settings.get, options, width + max(said))
+
+    def _drafter(self, speculation: str | None, draft_model: PreTrainedModel | str | None, vocabulary: int) -> Drafter:
+        if speculation != "mtp" or draft_model is not None:
+            return _drafter(speculation, draft_model, vocabulary)
+        if self.further_tokens is None:
+            raise UnsupportedModel('speculation="mtp": this model was not loaded from a checkpoint')
+        if isinstance(self.get_output_embeddings(), RemoteHead):  # type: ignore[attr-defined]
+            raise UnsupportedModel('speculation="mtp": it needs the head here; leave out ends that servers have')
+        return MtpDrafter(self.further_tokens.of(self))
+
+
+class FurtherTokens:
+    """What a checkpoint has to predict further tokens with, loaded when it is first asked for."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._loaded: Any = None
+        self._lock = threading.Lock()
+
+    def of(self, model: Any) -> Any:
+        """Beside the ends of `model`. Raises UnsupportedModel, BadCheckpoint."""
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = load_mtp(model, self._checkpoint)
+            return self._loaded
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FurtherTokens:
+        """Of the twin's ends."""
+        return FurtherTokens(self._checkpoint)
 
 
 def head_parameters(model: Any) -> int:
@@ -323,7 +360,7 @@ def _drafter(speculation: str | None, draft_model: PreTrainedModel | str | None,
     """Where the guesses come from. Raises InvalidInput."""
     if draft_model is None:
         if speculation != "ngram":
-            raise InvalidInput(f'speculation={speculation!r}: there is "ngram", or a draft_model')
+            raise InvalidInput(f'speculation={speculation!r}: there are "ngram" and "mtp", or a draft_model')
         return NgramDrafter()
     if speculation is not None:
         raise InvalidInput("guesses come from the text (speculation) or from a model (draft_model), not from both")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 LONGEST = 5
 SHORTEST = 2
@@ -30,6 +30,15 @@ class Drafter(Protocol):
 
     def draft(self, text: Sequence[int], count: int) -> Draft:
         """At most `count` tokens that may follow `text`."""
+
+
+@runtime_checkable
+class StatesDrafter(Drafter, Protocol):
+    """One that drafts from what the model ended with at each position."""
+
+    def see(self, states: Any, position: int) -> None:
+        """Hidden states `[count, hidden_size]` behind the model's last norm, of the next positions that are certain,
+        from `position` on: where it is first called, the text begins for it."""
 
 
 class NgramDrafter:

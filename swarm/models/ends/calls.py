@@ -64,6 +64,7 @@ class _Current(threading.local):
     call = Call()
     module: nn.Module | None = None
     generating = False
+    all_rows = False
     on_begun: Callable[[], None] | None = None
 
     def end(self) -> None:
@@ -85,6 +86,16 @@ def when_begun(told: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         current.on_begun = None
+
+
+@contextmanager
+def all_rows() -> Iterator[None]:
+    """Have the hidden states of all positions of a forward of this thread, however few logits are asked for."""
+    outer, current.all_rows = current.all_rows, True
+    try:
+        yield
+    finally:
+        current.all_rows = outer
 
 
 @contextmanager

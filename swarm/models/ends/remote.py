@@ -74,7 +74,7 @@ class RemoteSpan(nn.Module):
         # Architectures name the cache differently when they hand it to their blocks; some do not hand it on at all.
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
         cache = getattr(cache, "self_attention_cache", cache)  # beside which some have one for an encoder
-        keep = call.logits_to_keep if self.index == self.layers - 1 else 0
+        keep = call.logits_to_keep if self.index == self.layers - 1 and not current.all_rows else 0
         pairs = pairs_of(self.listed)
         learning = any(matrix.requires_grad for pair in pairs.values() for matrix in (pair.a, pair.b))
         if torch.is_grad_enabled() and (hidden_states.requires_grad or learning):

@@ -13,6 +13,7 @@ with min(1, p/q). For a draft that is one certain token, q = 1, that is the same
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
 import time
@@ -24,13 +25,14 @@ import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from swarm.errors import InvalidInput, UnsupportedModel
-from swarm.models.ends.calls import when_begun
+from swarm.models.ends.calls import all_rows, when_begun
 from swarm.models.ends.remote_cache import RemoteLayer
-from swarm.models.linear.elsewhere import asking, deciding
-from swarm.speculation.drafts import Drafter
+from swarm.speculation.drafts import Drafter, StatesDrafter
 from swarm.speculation.pacer import MOST, WINDOW, Pacer
 from swarm.speculation.windows import Window, Windows
 
+Outputs = tuple[torch.Tensor, torch.Tensor | None]
+"""Of a window: logits `[rows, vocabulary]`, and what the model ended with `[rows, hidden_size]`, if wanted."""
 THREADS = 2 * (MOST // WINDOW + 1)
 """Each window waits in one; those that are void end with the next step."""
 
@@ -66,17 +68,26 @@ class SpeculativeDecoding:
         if not model_kwargs.get("use_cache"):
             raise InvalidInput("speculation needs the cache: leave use_cache=True")
         text = _Text(input_ids, logits_processor, stopping_criteria, generation_config, streamer or self.streamer)
-        # As the library begins, whatever the cache holds already.
-        output: Any = model._prefill(input_ids, generation_config, model_kwargs)
-        flight = _InFlight(model, output.past_key_values, model_kwargs.get("attention_mask"), len(text))
-        try:
-            finished = text.extend(output.logits[0, -1])
-            while not finished:
-                self._send_ahead(text, flight)
-                finished = self._verify(text, flight)
-            flight.back_to(len(text) - 1)
-        finally:
-            flight.close()
+        with contextlib.ExitStack() as until_done:
+            drafter, states = self.pacer.drafter, None
+            if isinstance(drafter, StatesDrafter):
+                states = until_done.enter_context(LastStates(model))
+                with all_rows():
+                    output: Any = model._prefill(input_ids, generation_config, model_kwargs)
+                _show(drafter, states.take(), len(text), model_kwargs.get("attention_mask"))
+            else:
+                # As the library begins, whatever the cache holds already.
+                output = model._prefill(input_ids, generation_config, model_kwargs)
+            mask = model_kwargs.get("attention_mask")
+            flight = _InFlight(model, output.past_key_values, mask, len(text), states)
+            try:
+                finished = text.extend(output.logits[0, -1])
+                while not finished:
+                    self._send_ahead(text, flight)
+                    finished = self._verify(text, flight)
+                flight.back_to(len(text) - 1)
+            finally:
+                flight.close()
         return text.result(output.past_key_values)
 
     def _send_ahead(self, text: _Text, flight: _InFlight) -> None:
@@ -97,11 +108,14 @@ class SpeculativeDecoding:
 
     def _verify(self, text: _Text, flight: _InFlight) -> bool:
         """Take the outputs of the oldest window. True when the text is finished."""
-        window, logits = flight.receive()
+        window, (logits, states) = flight.receive()
+        drafter = self.pacer.drafter
         if window.alone:
             self.pacer.came_back(len(window.tokens), time.monotonic() - window.sent)
         following = flight.windows.following(window)
         for index, row in enumerate(logits):
+            if states is not None and isinstance(drafter, StatesDrafter):
+                drafter.see(states[index : index + 1], len(text) - 1)
             if text.extend(row):
                 return True
             if index == len(following):
@@ -180,19 +194,21 @@ class _Text:
 class _InFlight:
     """The windows of a text. Each forward of the model runs in a thread and waits there for the servers.
 
-    `length`: tokens of the text when its last but one was computed.
+    `length`: tokens of the text when its last but one was computed; `states`: who hears what the model ends with.
     """
 
-    def __init__(self, model: Any, cache: Any, mask: torch.Tensor | None, length: int) -> None:
+    def __init__(
+        self, model: Any, cache: Any, mask: torch.Tensor | None, length: int, states: LastStates | None = None
+    ) -> None:
         if not _can_rollback(cache):
             raise UnsupportedModel("blocks with a running state cannot forget single positions: no speculation here")
         # A local block behind the remote ones would see the windows in the order of their outputs.
         alone = not isinstance(cache.layers[-1], RemoteLayer)
-        self.windows: Windows[Future[torch.Tensor]] = Windows(1, MOST) if alone else Windows()
+        self.windows: Windows[Future[Outputs]] = Windows(1, MOST) if alone else Windows()
         self._model = model
+        self._states = states
         self._cache = cache
         self._mask = mask
-        self._deciding = deciding()
         self._before = cache.get_seq_length() - length
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="swarm-window")
@@ -205,11 +221,11 @@ class _InFlight:
         self.windows.sent(tokens, self._threads.submit(self._forward, inputs, begun.set), sent)
         begun.wait()
 
-    def _forward(self, inputs: dict[str, Any], begun: Callable[[], None]) -> torch.Tensor:
+    def _forward(self, inputs: dict[str, Any], begun: Callable[[], None]) -> Outputs:
         try:
-            with torch.no_grad(), when_begun(begun), asking(self._deciding):
+            with torch.no_grad(), when_begun(begun):
                 logits: torch.Tensor = self._model(**inputs).logits[0]
-                return logits
+                return logits, None if self._states is None else self._states.take()
         finally:
             begun()
 
@@ -226,8 +242,8 @@ class _InFlight:
                 inputs["position_ids"] = (mask.cumsum(-1) - 1)[:, -len(tokens) :]
         return inputs
 
-    def receive(self) -> tuple[Window[Future[torch.Tensor]], torch.Tensor]:
-        """Wait for the outputs of the oldest window, logits `[rows, vocabulary]`. Raises what its forward raised."""
+    def receive(self) -> tuple[Window[Future[Outputs]], Outputs]:
+        """Wait for the outputs of the oldest window. Raises what its forward raised."""
         window = self.windows.oldest()
         return window, window.outputs.result()
 
@@ -241,6 +257,38 @@ class _InFlight:
     def close(self) -> None:
         """Wait for nobody."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class LastStates:
+    """What the model ends with in forwards of each thread, behind its last norm, while it is entered."""
+
+    def __init__(self, model: Any) -> None:
+        self._decoder = model.get_decoder()
+        self._heard = threading.local()
+        self._hook: Any = None
+
+    def __enter__(self) -> LastStates:
+        self._hook = self._decoder.register_forward_hook(self._hear)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
+
+    def _hear(self, module: Any, args: Any, output: Any) -> None:
+        pieces = vars(self._heard).setdefault("pieces", [])
+        pieces.append(output[0][0].detach())
+
+    def take(self) -> torch.Tensor:
+        """Those of one row `[positions, hidden_size]` since they were taken last in this thread."""
+        return torch.cat(vars(self._heard).pop("pieces"))
+
+
+def _show(drafter: StatesDrafter, states: torch.Tensor, length: int, mask: torch.Tensor | None) -> None:
+    """Show what the model ended with at a prompt's last positions, the text being `length` tokens, without padding."""
+    first = length - len(states)
+    if mask is not None and mask.ndim == 2 and (padded := mask[0, first:length].eq(0).nonzero()).numel():
+        states = states[int(padded[-1]) + 1 :]
+    drafter.see(states, length - len(states))
 
 
 def _can_rollback(cache: Any) -> bool:
