@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,20 +28,25 @@ SWARMS = ("two servers", "three servers, int8", "three servers, 40 ms and 50 Mbi
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="Plans and measurements in turns; medians are reported.")
 @click.option("--tokens", default=32, show_default=True, help="New tokens per generation.")
+@click.option("--swarm", "swarms", multiple=True, type=click.Choice(SWARMS), help="Only these.")
 @output_options
-def main(rounds: int, tokens: int, as_json: bool, save: bool) -> None:
+def main(rounds: int, tokens: int, swarms: tuple[str, ...], as_json: bool, save: bool) -> None:
     """A 250M-parameter Llama on two servers; SmolLM2-135M in int8 on three; the Llama on three that are far away."""
     import torch
 
     torch.set_num_threads(1)
-    rows = [row for name in SWARMS for row in compared(name, rounds, tokens)]
+    cores = capacity()
+    rows = [row for name in swarms or SWARMS for row in compared(name, rounds, tokens, cores)]
     report(
         Result(
             name="plan",
             title="What swarm-plan says, over what is measured",
             rows=rows,
             goal="within 25%",
-            notes=[f"{rounds} rounds, medians; prompt of {PROMPT} positions, {SESSIONS} sessions for many"],
+            notes=[
+                f"{cores:.2f} cores; {rounds} rounds, medians",
+                f"prompt of {PROMPT} positions, {SESSIONS} sessions for many",
+            ],
             plot=["said / seen"],
         ),
         as_json,
@@ -75,7 +81,29 @@ def a_swarm(name: str) -> Iterator[tuple[Path, Swarm, dict[str, Any]]]:
             yield path, swarm, options
 
 
-def compared(name: str, rounds: int, tokens: int) -> list[dict[str, Any]]:
+def capacity() -> float:
+    """How many cores this machine has, by how much more all of them get done than one: some are threads of one."""
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    count = os.cpu_count() or 1
+    left, right = torch.randn(512, 512), torch.randn(512, 512)
+
+    def work() -> float:
+        began = time.perf_counter()
+        for _ in range(40):
+            left @ right
+        return time.perf_counter() - began
+
+    with ThreadPoolExecutor(count) as pool:
+        alone = min(work() for _ in range(5))
+        shared = min(max(each.result() for each in [pool.submit(work) for _ in range(count)]) for _ in range(5))
+    return count * min(alone / shared, 1.0)
+
+
+def compared(name: str, rounds: int, tokens: int, cores: float) -> list[dict[str, Any]]:
     """A row for one session, for many, and for a prompt, of one swarm."""
     from swarm import DistributedLlama
     from swarm.cli.plan import of_servers
@@ -83,11 +111,12 @@ def compared(name: str, rounds: int, tokens: int) -> list[dict[str, Any]]:
     said: dict[str, list[float]] = {"one session": [], "many": [], "prompt": []}
     seen: dict[str, list[float]] = {"one session": [], "many": [], "prompt": []}
     with a_swarm(name) as (path, swarm, options):
+        together = None if name == SWARMS[2] else cores  # there nothing is computed, but by the client
         model = DistributedLlama.from_pretrained(str(path), swarm=swarm, dtype="float32", progress=False, **options)
         draw = prompts(PROMPT)
         timed(model, next(draw))
         for _ in range(rounds):
-            plan = swarm.loop.run(of_servers(swarm.network, str(path), None, None, PROMPT))
+            plan = swarm.loop.run(of_servers(swarm.network, str(path), None, None, PROMPT, together))
             rates = plan["tokens_per_second"]
             for what, number in zip(said, (rates["1"], rates[str(SESSIONS)], plan["prompt_seconds"]), strict=True):
                 said[what].append(number)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from swarm.types import ServerRecord
 
 SESSIONS = (1, 8, 64)
+STEPS = 32
+"""Tokens by which is measured what one takes."""
 
 
 @click.command(cls=Command)
@@ -38,6 +40,13 @@ SESSIONS = (1, 8, 64)
 @click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="As swarm-serve would have it.")
 @click.option("--cache-tokens", type=COUNT, default=8192, show_default=True, metavar="N", help="KV cache of a machine.")
 @click.option("--prompt", type=COUNT, default=1024, show_default=True, metavar="N", help="Positions of a prompt.")
+@click.option(
+    "--shared-cores",
+    type=click.FloatRange(min=0.1),
+    metavar="N",
+    help="All servers and the client are on one machine of so many cores, as when a swarm is tried out; 1.4 where two "
+    "are threads of one. Else each is on its own.",
+)
 @network_options()
 @click.option("--json", "json_", is_flag=True, help="One JSON document instead of text.")
 def main(
@@ -47,6 +56,7 @@ def main(
     quantization: str | None,
     cache_tokens: int,
     prompt: int,
+    shared_cores: float | None,
     network: NetworkConfig,
     json_: bool,
 ) -> None:
@@ -57,16 +67,22 @@ def main(
     Exit codes: 0 planned, 1 an error that is printed, also when blocks are missing, 2 wrong usage.
     """
     if machines is not None:
-        report = imagined(model, machines, dtype, quantization, cache_tokens, prompt)
+        report = imagined(model, machines, dtype, quantization, cache_tokens, prompt, shared_cores)
     elif network.initial_peers:
-        report = asyncio.run(real(network, model, dtype, quantization, prompt))
+        report = asyncio.run(real(network, model, dtype, quantization, prompt, shared_cores))
     else:
         raise InvalidInput("pass --machines FILE, or --initial-peers of a swarm that is there")
     click.echo(json.dumps(report, indent=2) if json_ else as_text(report))
 
 
 def imagined(
-    model: str, path: Path, dtype: str | None, quantization: str | None, cache_tokens: int, prompt: int
+    model: str,
+    path: Path,
+    dtype: str | None,
+    quantization: str | None,
+    cache_tokens: int,
+    prompt: int,
+    cores: float | None = None,
 ) -> dict[str, Any]:
     """The plan for machines of a file. Raises InvalidInput, MissingBlocks, ModelError."""
     from swarm.client.routing import Conditions
@@ -80,25 +96,36 @@ def imagined(
     records = [record for _, record in placed]
     rtt = {record.peer_id: 2 * machine.delay_ms for machine, record in placed}
     links = {record.peer_id: shape.row_bytes * 8 / (machine.link_mbit * 1e6) for machine, record in placed}
-    head = shape.head_bytes / (client.bandwidth_gbs * 1e9)
-    every = list(lines(records, shape.blocks, Conditions(rtt_ms=rtt), links, head))
+    head = shape.head_bytes / (client.bandwidth_gbs * 1e9) + client.step_ms / 1000
+    every = list(lines(records, shape.blocks, Conditions(rtt_ms=rtt), links, head, cores))
     return as_json(shape.name, records, every, prompt, shape)
 
 
 async def real(
-    config: NetworkConfig, model: str, dtype: str | None, quantization: str | None, prompt: int
+    config: NetworkConfig,
+    model: str,
+    dtype: str | None,
+    quantization: str | None,
+    prompt: int,
+    cores: float | None = None,
 ) -> dict[str, Any]:
     """The plan for servers that are there. Raises as `swarm-status`."""
     from swarm import net
 
     async with await net.open(config) as network:
-        return await of_servers(network, model, dtype, quantization, prompt)
+        return await of_servers(network, model, dtype, quantization, prompt, cores)
 
 
 async def of_servers(
-    network: Network, model: str, dtype: str | None, quantization: str | None, prompt: int
+    network: Network,
+    model: str,
+    dtype: str | None,
+    quantization: str | None,
+    prompt: int,
+    cores: float | None = None,
 ) -> dict[str, Any]:
-    """The plan for the servers of a swarm, as far away as they are from here, for a client on this machine.
+    """The plan for the servers of a swarm, as far away as they are from here, for a client on this machine; `cores`: as
+    in `Line`.
 
     Raises as `swarm-status`, and MissingBlocks.
     """
@@ -116,7 +143,8 @@ async def of_servers(
     rates = ((record, far[record.peer_id].bytes_per_second) for record in reached)
     links = {record.peer_id: record.contract.row_bytes / rate for record, rate in rates if rate}
     head = await asyncio.to_thread(head_seconds, model, alike[0].contract.dtype) if alike else None
-    every = list(lines(reached, info.blocks, Conditions(rtt_ms=rtt), links, head or 0.0))
+    step = await asyncio.to_thread(step_seconds)
+    every = list(lines(reached, info.blocks, Conditions(rtt_ms=rtt), links, (head or 0.0) + step, cores))
     report = as_json(info.name, reached, every, prompt)
     return report if head is not None else {**report, "head_ms": None}
 
@@ -135,6 +163,24 @@ def head_seconds(model: str, dtype: str) -> float | None:
     except SwarmError:
         return None
     return shape.head_bytes / rate(UNQUANTIZED, NUMBERS[dtype]).bytes_per_second
+
+
+def step_seconds() -> float:
+    """What a token takes on this machine beside its numbers: the library's loop, over a model of next to nothing."""
+    import time
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).train(False)
+    ids = torch.ones(1, 1, dtype=torch.long)
+    times = []
+    for count in (2, 2 + STEPS):
+        began = time.thread_time()
+        model.generate(ids, attention_mask=ids, max_new_tokens=count, min_new_tokens=count, pad_token_id=0)
+        times.append(time.thread_time() - began)
+    return max(times[1] - times[0], 0.0) / STEPS
 
 
 def computing_alike(records: Sequence[ServerRecord], dtype: str | None, quantization: str | None) -> list[ServerRecord]:

@@ -41,12 +41,14 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks: `bandwidth_gbs` of the memory that the head of the model is in."""
+    """Who asks: `bandwidth_gbs` of the memory that the head of the model is in; `step_ms`: of a token, what the library
+    does beside its numbers."""
 
     bandwidth_gbs: float = 20.0
+    step_ms: float = 4.0
 
 
-MAY_BE_ZERO = ("overhead_ms", "delay_ms")
+MAY_BE_ZERO = ("overhead_ms", "delay_ms", "step_ms")
 NUMBERS = tuple(each.name for each in fields(Machine) if each.name not in ("name", "enough"))
 
 
@@ -100,8 +102,8 @@ def _machines(table: object, where: str) -> list[Machine]:
 def _client(table: object) -> Client:
     if not isinstance(table, dict):
         raise InvalidInput("client is not a table; begin it with a line [client]")
-    _known(table, ("bandwidth_gbs",), "client")
-    return Client(**{key: _number(value, f"client: {key}") for key, value in table.items()})
+    _known(table, ("bandwidth_gbs", "step_ms"), "client")
+    return Client(**{key: _number(value, f"client: {key}", key in MAY_BE_ZERO) for key, value in table.items()})
 
 
 def _known(table: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
