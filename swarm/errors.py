@@ -2,7 +2,8 @@
 
 SwarmError
 ├── InvalidInput              you passed something that cannot work; fix the argument (also a ValueError)
-│   └── ContextTooLong        prompt + new tokens exceed the model's context; nothing was computed
+│   ├── ContextTooLong        prompt + new tokens exceed the model's context; nothing was computed
+│   └── NobodyFound           no address was given, and nobody on the local network has a swarm
 ├── ModelError
 │   ├── ModelNotFound         no such model, revision or file, or no access to it
 │   ├── BadCheckpoint         the files are there but broken, incomplete or of a refused format
