@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from swarm.types import ServerRecord
 
 SESSIONS = (1, 8, 64)
-STEPS = 32
-"""Tokens by which is measured what one takes."""
 
 
 @click.command(cls=Command)
@@ -143,6 +141,8 @@ async def of_servers(
     rates = ((record, far[record.peer_id].bytes_per_second) for record in reached)
     links = {record.peer_id: record.contract.row_bytes / rate for record, rate in rates if rate}
     head = await asyncio.to_thread(head_seconds, model, alike[0].contract.dtype) if alike else None
+    from swarm.models.step import step_seconds
+
     step = await asyncio.to_thread(step_seconds)
     every = list(lines(reached, info.blocks, Conditions(rtt_ms=rtt), links, (head or 0.0) + step, cores))
     report = as_json(info.name, reached, every, prompt)
@@ -163,24 +163,6 @@ def head_seconds(model: str, dtype: str) -> float | None:
     except SwarmError:
         return None
     return shape.head_bytes / rate(UNQUANTIZED, NUMBERS[dtype]).bytes_per_second
-
-
-def step_seconds() -> float:
-    """What a token takes on this machine beside its numbers: the library's loop, over a model of next to nothing."""
-    import time
-
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).train(False)
-    ids = torch.ones(1, 1, dtype=torch.long)
-    times = []
-    for count in (2, 2 + STEPS):
-        began = time.thread_time()
-        model.generate(ids, attention_mask=ids, max_new_tokens=count, min_new_tokens=count, pad_token_id=0)
-        times.append(time.thread_time() - began)
-    return max(times[1] - times[0], 0.0) / STEPS
 
 
 def computing_alike(records: Sequence[ServerRecord], dtype: str | None, quantization: str | None) -> list[ServerRecord]:
