@@ -26,7 +26,8 @@ from swarm.server.engine import Engine
 from swarm.server.given import NOTHING_GIVEN, Given
 from swarm.server.prefixes import OWNER, PrefixCache
 from swarm.server.receipts import Receipts
-from swarm.server.session import Session, SessionContext
+from swarm.server.session import Session
+from swarm.server.session_context import SessionContext
 from swarm.tasks import Tasks
 from swarm.types import PeerId, SequenceKey, ServerRecord, Span
 from swarm.wire import messages

@@ -12,61 +12,31 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from swarm.accounting.weight import ANONYMOUS
-from swarm.config import FRAME_LIMIT, ServerConfig
-from swarm.contract import Contract
-from swarm.errors import ComputeFailed, Gap, MalformedFrame, NetworkError, ServerBusy, SwarmError, Unauthorized
-from swarm.jobs import Change, Copy, Forward, Kind
-from swarm.net.base import Host, Stream
-from swarm.net.flight import Flight
+from swarm.config import FRAME_LIMIT
+from swarm.errors import Gap, MalformedFrame, ServerBusy, SwarmError, Unauthorized
+from swarm.net.base import Stream
 from swarm.net.identity import Identity
 from swarm.server import prefixes
-from swarm.server.budget import CacheBudget
-from swarm.server.engine import Engine
 from swarm.server.given import NOTHING_GIVEN, Given
-from swarm.server.ledger import Accepted, Ledger, SessionLimits
-from swarm.server.manifest import Changes
+from swarm.server.ledger import Ledger, SessionLimits
+from swarm.server.onward import Onward
 from swarm.server.outbox import Outbox
-from swarm.server.prefixes import PrefixCache, seed_of
+from swarm.server.prefixes import seed_of
 from swarm.server.promises import NO_CHAINS, Chains, Promises
-from swarm.server.prompts import Found, Prompts
+from swarm.server.prompts import Prompts
 from swarm.server.receipts import Receipts
-from swarm.server.tallies import Tallies
-from swarm.server.work import Work
-from swarm.tasks import Tasks, until_first
-from swarm.types import Adapter, PeerId, Segment, ServerRecord, Span
+from swarm.server.session_context import SessionContext
+from swarm.server.steps import Steps
+from swarm.types import PeerId, Span
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.codecs import RAW, Codec
-from swarm.wire.places import PLACE_BYTES, RowLayout, bare, check_places, placed
+from swarm.wire.codecs import RAW
+from swarm.wire.places import RowLayout, bare, check_places, placed
 from swarm.wire.plausible import Plausible
 from swarm.wire.rows import Buffer
 from swarm.wire.transcode import decoded
 
 log = logging.getLogger(__name__)
-
-KINDS = {pb.Operation.FORK: Kind.FORK, pb.Operation.MOVE: Kind.MOVE, pb.Operation.FREE: Kind.FREE}
-ITEM_BYTES = 256
-"""What a step, and each operation and row in it, counts for beside its hidden states while it is under way."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionContext:
-    """What all sessions on a span share. `codec`: that of a name, or ContractMismatch; `tasks`: owns what runs in the
-    background; `flight`: what all clients have on its way."""
-
-    host: Host
-    engine: Engine
-    budget: CacheBudget
-    config: ServerConfig
-    row_bytes: int
-    max_positions: int
-    verify: Callable[[bytes], ServerRecord]
-    contract: Contract
-    codec: Callable[[str], Codec]
-    prefixes: PrefixCache
-    tasks: Tasks
-    flight: Flight
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +54,7 @@ class SessionStatistics:
 
 class Session:
     """A client's session on `span`, of rows with so many `places`. `tell` puts a reply on the control stream, if there
-    is one; `receipts`, where the client has an account, are what it signs for; `identity`: who signs what is sent, if
-    the client wants that."""
+    is one; `identity`: who signs what is sent, if the client wants that."""
 
     def __init__(
         self,
@@ -104,32 +73,24 @@ class Session:
         self.closed = False
         self.tell: Callable[[pb.ControlReply], None] = lambda reply: None
         self.last_used = asyncio.get_running_loop().time()
-        self.receipts: Receipts | None = None
         self._context = context
         self._layout = RowLayout(context.row_bytes, places)
         self._ledger = _ledger(context, span, self._layout.row_bytes)
         self._prompts = _prompts(id, client, span, context, self._ledger, given.digest)
         self._given = given
-        self._tallies = Tallies()
         contract = replace(context.contract.on(span), places=0)
         self._promises = None if identity is None else Promises(identity, id, contract, self._promise)
+        self._steps = Steps(
+            id, client, span, context, self._layout, self._ledger, self._prompts, self._promises, self._abandon
+        )
+        self._onward = Onward(str(self), context, lambda reply: self.tell(reply), self.subject)
         self._upstream: PeerId = client
-        self._downstream: pb.Downstream | None = None
-        self._relayed = False
-        self._rollback = False
-        """Whether its sequences are to be able to go back, where blocks keep a running state."""
-        self._moves = False
-        """Whether the client is told when the link onward could take a shorter way."""
         self._check: Plausible | None = None
         """What is to be looked at of the inputs, if another server computes them."""
         self._input_codec = self._output_codec = context.codec(RAW)
         self._resumed = asyncio.Event()
         self._outbox: Outbox | None = None
         self._inputs: Stream | None = None
-        self._results: Stream | None = None
-        self._results_over = asyncio.Event()
-        self._sender: asyncio.Task[None] | None = None
-        self._generation = 0
 
     def __str__(self) -> str:
         return f"session {self.id.hex()[:8]} ({self.span})"
@@ -138,6 +99,15 @@ class Session:
     def subject(self) -> dict[str, str]:
         """What a line of the log about this session is about, for its `extra`."""
         return {"session": self.id.hex()[:8], "span": str(self.span)}
+
+    @property
+    def receipts(self) -> Receipts | None:
+        """What the client signs for, where it has an account."""
+        return self._steps.receipts
+
+    @receipts.setter
+    def receipts(self, receipts: Receipts) -> None:
+        self._steps.receipts = receipts
 
     # ---- epochs -----------------------------------------------------------------------------------------------
 
@@ -164,11 +134,9 @@ class Session:
         reach = await self._reach()
         if message.epoch != self.epoch:
             return None
-        await self._change(self._ledger.prepare(message.sequences, self._room, reach))
+        await self._steps.change(self._ledger.prepare(message.sequences, self._room, reach))
         self._upstream = message.upstream or self.client
-        self._downstream = message.downstream if message.HasField("downstream") else None
-        self._relayed = message.relayed
-        self._moves = message.moves
+        self._onward.direct(message)
         self._check = Plausible(self._context.contract.dtype, self._context.row_bytes) if message.check_inputs else None
         self._input_codec, self._output_codec = input_codec, output_codec
         return pb.Have(epoch=message.epoch, held=self._ledger.have(await self._reach()))
@@ -176,13 +144,13 @@ class Session:
     def _keep_snapshots(self) -> None:
         """From now on its sequences are to go back, which takes room where blocks keep a running state."""
         runner = self._context.engine.runner
-        if self._rollback or runner.can_rollback or not runner.rollback:
+        if self._steps.snapshots or runner.can_rollback or not runner.rollback:
             return
-        self._rollback = True
+        self._steps.snapshots = True
         beside, plain = runner.snapshot_bytes(self.span), self._ledger.cost
         self._ledger.reprice(lambda length: plain(length) + beside if length else 0)
         if not self._room(0):
-            self._forget_all()
+            self._steps.forget_all()
 
     async def _reach(self) -> dict[int, int]:
         """To which length each sequence can go back, where that is not any."""
@@ -202,7 +170,7 @@ class Session:
         reach = await self._reach()
         if message.epoch != self.epoch:
             return
-        await self._change(self._ledger.cut(message.cuts, reach))
+        await self._steps.change(self._ledger.cut(message.cuts, reach))
         if message.epoch != self.epoch:
             return
         self._ledger.begin()
@@ -211,7 +179,7 @@ class Session:
             self._context.config.inbox_bytes,
             flight=self._context.flight,
             client=self.client,
-            wanted_only=self._downstream is None and not self._relayed,
+            wanted_only=self._onward.wanted_only,
             on_sent=self._ledger.sent,
             on_given=self._given_out,
         )
@@ -221,22 +189,7 @@ class Session:
             for rows, output in self._ledger.replay(replay.sequence, replay.position, want_from):
                 outbox.put((), (rows,), output, 0, self._promises.chains([rows]) if self._promises else NO_CHAINS)
         self._resumed.set()
-        if self._downstream is not None or self._results is not None:
-            self._start_sender()
-
-    async def _change(self, changes: Changes) -> None:
-        """Change the KV cache, in turn with its work, as the ledger was changed already: whoever evicts this session in
-        the meantime finds there all that the cache will hold."""
-        self._prompts.clear()
-        if self._promises is not None:
-            self._promises.change(changes)
-        if changes.operations or changes.truncations:
-            cuts = [Change(Kind.TRUNCATE, (self.id, s), length=length) for s, length in changes.truncations]
-            await self._context.engine.settle(self.id, [*self._changes(changes.operations), *cuts])
-
-    def _changes(self, operations: Sequence[pb.Operation]) -> list[Change]:
-        """What the operations do to KV caches."""
-        return [Change(KINDS[op.kind], (self.id, op.source), (self.id, op.target), op.length) for op in operations]
+        self._onward.begin(self.epoch, outbox)
 
     # ---- data in ----------------------------------------------------------------------------------------------
 
@@ -281,7 +234,7 @@ class Session:
         for sequence, length in accepted.ended.items():
             # Windows of a speculation that turned out wrong need not be computed any more.
             self._context.engine.void((self.id, sequence), length)
-        self._take_up(accepted, fresh_hidden(step, accepted.rows, self._layout.row_bytes), outbox, adapter)
+        self._steps.take_up(accepted, fresh_hidden(step, accepted.rows, self._layout.row_bytes), outbox, adapter)
         await outbox.room()
 
     def _room_or_busy(self, wanted: int) -> bool:
@@ -289,150 +242,19 @@ class Session:
             raise ServerBusy("the KV cache is full", retry_after=self._context.config.evict_after)
         return True
 
-    def _take_up(self, accepted: Accepted, hidden: memoryview, outbox: Outbox, adapter: Adapter | None) -> None:
-        """Compute what was accepted, except what the prefix cache has of it."""
-        operations, rows = accepted.operations, accepted.rows
-        taken = NO_CHAINS if self._promises is None else self._promises.taken(rows, hidden)
-        found = self._prompts.follow(operations, rows, hidden)
-        if found.hits:
-            adopted, rows, hidden = self._prompts.adopt(found, rows, hidden)
-            step = _Step(accepted, operations, adopted.rows, found, outbox, taken)
-            self._submit(step, Copy(adopted.copies), lambda _: adopted.output, len(adopted.output), adopted.over)
-            operations = ()
-        if rows or operations:
-            states, places = self._layout.part(hidden)
-            job = Forward(self.span, self._segments(rows, places, adapter), memoryview(states)) if rows else Copy()
-            rejoined: Callable[[Buffer], Buffer] = lambda output: self._layout.join(output, places)  # noqa: E731
-            self._submit(_Step(accepted, operations, rows, found, outbox, taken), job, rejoined, len(hidden))
-
-    def _segments(self, rows: Sequence[pb.Rows], places: bytes, adapter: Adapter | None) -> list[Segment]:
-        segments, begin = [], 0
-        for row in rows:
-            end = begin + row.count * self._layout.planes * PLACE_BYTES
-            key, part = (self.id, row.sequence), places[begin:end]
-            segments.append(Segment(key, row.start, row.count, part, adapter, self._rollback))
-            begin = end
-        return segments
-
-    def _submit(
-        self,
-        step: _Step,
-        job: Forward[memoryview] | Copy,
-        output_of: Callable[[Buffer], Buffer],
-        size: int,
-        over: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Queue a step, of `size` bytes of hidden states. `output_of`: the outputs, of what the job gives."""
-        generation, outbox = self._generation, step.outbox
-        nbytes = size + ITEM_BYTES * (1 + len(step.operations) + len(step.rows))
-        outbox.accept(nbytes)
-
-        def done(result: Buffer) -> None:
-            if generation == self._generation:
-                output = output_of(result)
-                chains = self._computed(step, output)
-                outbox.put(step.operations, step.rows, output, nbytes, chains)
-
-        def failed(error: ComputeFailed | Gap) -> None:
-            # Also when a new epoch is being prepared: what the cache holds after a failure is not to be trusted.
-            if generation == self._generation:
-                self._abandon(error)
-
-        before = self._changes(step.operations)
-        work = Work(self.id, job, done, failed, before, lambda: outbox.forget(nbytes), self._payer, self._weight)
-        wanted = any(row.want for row in step.rows)
-
-        def finished() -> None:
-            self._tallies.add(work, wanted)
-            if self.receipts is not None and isinstance(job, Forward) and not work.left:
-                self.receipts.worked([segment.count for segment in job.segments])
-            over()
-
-        work.over = finished
-        self._context.engine.submit(work)
-
-    @property
-    def _payer(self) -> str:
-        """Whose turn it is: that of an account, whichever of its peers asks, or of a peer without one."""
-        return self.client if self.receipts is None else self.receipts.payer.hex()
-
-    @property
-    def _weight(self) -> float:
-        return ANONYMOUS if self.receipts is None else self.receipts.weight
-
-    def _computed(self, step: _Step, output: Buffer) -> Chains:
-        self._ledger.computed(step.accepted, step.operations, step.rows, output)
-        for kept in self._prompts.keep(step.found, step.rows):
-            done, ignored = (lambda _, kept=kept: kept.done()), lambda error: None
-            copy = Work(self.id, Copy([kept.copy]), done, ignored, client=self._payer, over=kept.over)
-            self._context.engine.submit(copy)
-        self._context.budget.trim_history()
-        return NO_CHAINS if self._promises is None else self._promises.computed(step.operations, step.rows, step.taken)
-
     def _abandon(self, error: SwarmError) -> None:
         """A step could not be computed: forget the sequences, tell the client, take nothing more in this epoch."""
         self._hang_up()
-        self._forget_all()
+        self._steps.forget_all()
         self.tell(pb.ControlReply(failure=messages.failure(error, self.epoch)))
 
     # ---- data out ---------------------------------------------------------------------------------------------
 
     async def serve_results(self, stream: Stream, epoch: int) -> None:
         """The client reads here what this hop computes, until the epoch ends. Raises Unauthorized."""
-        if stream.peer_id != self.client or epoch != self.epoch or self._downstream is not None:
+        if stream.peer_id != self.client or epoch != self.epoch or self._onward.downstream is not None:
             raise Unauthorized(f"{stream.peer_id} may not read the results of this session in epoch {epoch}")
-        self._results, over = stream, self._results_over
-        if self._resumed.is_set() and self._sender is None:
-            self._start_sender()
-        await over.wait()
-
-    def _start_sender(self) -> None:
-        self._sender = self._context.tasks.spawn(self._send(self.epoch), name=f"sender of {self}")
-
-    async def _send(self, epoch: int) -> None:
-        """Hand on what is computed; a link that breaks is reported to the client, who decides."""
-        try:
-            stream = self._results or await self._dial(epoch)
-            outbox = self._outbox
-            if outbox is None:
-                return
-            await self._until_broken(stream, outbox, epoch)
-        except SwarmError as error:
-            if epoch == self.epoch:
-                log.info("%s: the link onward is down: %s", self, error, extra=self.subject)
-                self._results_over.set()
-                self.tell(pb.ControlReply(link_down=pb.LinkDown(epoch=epoch, reason=str(error)[:500])))
-
-    async def _dial(self, epoch: int) -> Stream:
-        """Open the link to the next hop, at the addresses of its own signed record and nowhere else."""
-        target = self._downstream
-        if target is None:
-            raise NetworkError("there is nobody to send to")
-        record = self._context.verify(target.record)
-        if record.model != self._context.contract.model:
-            raise Unauthorized(f"{record.peer_id} serves another model")
-        stream = await self._context.host.open_stream(record.peer_id, messages.DATA_PROTOCOL, record.addresses)
-        hello = pb.Hello(session=target.session, epoch=epoch, role=pb.Hello.INPUTS)
-        await stream.send(pb.Data(hello=hello).SerializeToString())
-        return stream
-
-    async def _until_broken(self, stream: Stream, outbox: Outbox, epoch: int) -> None:
-        """Send, and listen for the other side's last word at the same time."""
-        sending = outbox.drain(stream, self._context.config.stuck)
-        try:
-            if self._moves and self._downstream is not None:
-                await until_first(_last_word(stream), sending, self._look_for_shorter(stream, epoch))
-            else:
-                await until_first(_last_word(stream), sending)
-        finally:
-            stream.close()
-
-    async def _look_for_shorter(self, stream: Stream, epoch: int) -> None:
-        """Tell the client, who may begin an epoch for it, when the link onward could take a shorter way. Never ends."""
-        await stream.outdated.wait()
-        log.info("%s: a shorter way to %s has come up", self, stream.peer_id, extra=self.subject)
-        self.tell(pb.ControlReply(shorter_way=pb.ShorterWay(epoch=epoch)))
-        await asyncio.Event().wait()
+        await self._onward.serve(stream)
 
     # ---- promises ---------------------------------------------------------------------------------------------
 
@@ -458,7 +280,7 @@ class Session:
     @property
     def tallies(self) -> Sequence[pb.Tally]:
         """Where the time of this session's steps went."""
-        return self._tallies.told
+        return self._steps.tallies.told
 
     @property
     def kv_bytes(self) -> int:
@@ -498,18 +320,9 @@ class Session:
         """Give up the KV cache. The next step is answered as a gap, and replayed; one under way is answered now."""
         log.info("%s: cache evicted", self, extra=self.subject)
         if self._ledger.idle:
-            self._forget_all()
+            self._steps.forget_all()
         else:
             self._abandon(Gap("the KV cache was needed for others"))
-
-    def _forget_all(self) -> None:
-        self._generation += 1
-        gone = [Change(Kind.FREE, (self.id, sequence)) for sequence in self._ledger.forget()]
-        self._context.engine.cancel(self.id)
-        self._context.engine.change(self.id, gone)
-        self._prompts.clear()
-        if self._promises is not None:
-            self._promises.forget()
 
     def _hang_up(self) -> None:
         if self._outbox is not None:
@@ -517,14 +330,10 @@ class Session:
         self._outbox = None
         self._resumed.set()
         self._resumed = asyncio.Event()
-        self._results_over.set()
-        self._results_over = asyncio.Event()
-        if self._sender is not None:
-            self._sender.cancel()
-        for stream in (self._inputs, self._results):
-            if stream is not None:
-                stream.close()
-        self._sender = self._inputs = self._results = None
+        self._onward.hang_up()
+        if self._inputs is not None:
+            self._inputs.close()
+        self._inputs = None
 
     def close(self) -> None:
         """Free everything at once."""
@@ -533,22 +342,9 @@ class Session:
             if self.receipts is not None:
                 self.receipts.close()
             self._hang_up()
-            self._forget_all()
+            self._steps.forget_all()
             if self._promises is not None:
                 self._promises.end()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Step:
-    """A part of what was accepted, on its way: these operations and rows; what is followed; where the outputs go;
-    hashes of the inputs, where they are to be promised."""
-
-    accepted: Accepted
-    operations: Sequence[pb.Operation]
-    rows: Sequence[pb.Rows]
-    found: Found
-    outbox: Outbox
-    taken: Chains
 
 
 def _ledger(context: SessionContext, span: Span, row_bytes: int) -> Ledger:
@@ -582,11 +378,3 @@ def fresh_hidden(step: pb.Step, fresh: Sequence[pb.Rows], row_bytes: int) -> mem
     if len(pieces) == 1:
         return pieces[0]
     return hidden if sum(map(len, pieces)) == len(hidden) else memoryview(b"".join(pieces))
-
-
-async def _last_word(stream: Stream) -> None:
-    """Wait for the receiver's Failure or the end of the stream; raise what it was."""
-    data = messages.decode(pb.Data, await stream.receive(FRAME_LIMIT))
-    if data.WhichOneof("kind") == "failure":
-        raise messages.error_of(data.failure, stream.peer_id)
-    raise MalformedFrame(f"{stream.peer_id} sent something back on a link that goes one way")
