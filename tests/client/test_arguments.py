@@ -400,6 +400,10 @@ def test_recommendations_that_cannot_be_had_are_left_out(tmp_path: Path, caplog:
 FORWARD_REFUSED: dict[str, Any] = {
     "encoder_hidden_states": torch.zeros(1, 2, 32),
     "encoder_attention_mask": torch.ones(1, 2),
+    "encoder_outputs": (torch.zeros(1, 2, 32),),
+    "task_type_ids": torch.zeros_like(IDS),
+    "input_shape_ids": torch.zeros_like(IDS),
+    "input_pronunciation_ids": torch.zeros_like(IDS),
     "pixel_values": torch.zeros(1),
     "pixel_values_videos": torch.zeros(1),
     "mm_encoder_outputs": torch.zeros(1),

@@ -7,12 +7,13 @@ everything it can do is the library's own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
 from swarm.errors import InvalidInput
 from swarm.models.blocks import find_blocks, per_block, recount, text_config
@@ -39,6 +40,8 @@ class RemoteSpan(nn.Module):
     """
 
     habits = Habits()
+    knows_encoders = False
+    """Whether the model's own code keeps caches beside which there is one of an encoder's."""
     layer_type = block_type = "full_attention"
     """What some models ask a block, to choose its mask."""
     listed: nn.ModuleList | None = None
@@ -73,7 +76,8 @@ class RemoteSpan(nn.Module):
         call = current.call
         # Architectures name the cache differently when they hand it to their blocks; some do not hand it on at all.
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
-        cache = getattr(cache, "self_attention_cache", cache)  # beside which some have one for an encoder
+        if self.knows_encoders:
+            cache = getattr(cache, "self_attention_cache", cache)
         keep = call.logits_to_keep if self.index == self.layers - 1 and not current.all_rows else 0
         pairs = pairs_of(self.listed)
         learning = any(matrix.requires_grad for pair in pairs.values() for matrix in (pair.a, pair.b))
@@ -232,6 +236,7 @@ def rearrange(
     for layer in layers:
         if isinstance(layer, RemoteSpan):
             layer.habits = how
+            layer.knows_encoders = hasattr(sys.modules[type(blocks.base).__module__], EncoderDecoderCache.__name__)
 
 
 def _listed(
