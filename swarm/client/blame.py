@@ -104,7 +104,8 @@ class Blame:
         """A step is late, and this is held up by whom."""
         hops, index = route.hops, min(suspect.index, len(route.hops) - 1)
         if suspect.fault is not Fault.LINK or not 0 < suspect.index < len(hops):
-            return self._give_up(hops[index], now, suspect.reason)
+            give_up = self._cut_off if suspect.silent and hops[index].server.relayed else self._give_up
+            return give_up(hops[index], now, suspect.reason)
         self._trust.links.add((hops[index - 1].peer_id, hops[index].peer_id), now, why=suspect.reason)
         if index - 1 not in route.relayed_links:
             return NOTHING
@@ -196,9 +197,7 @@ class Blame:
         if self._learns(hop, error):
             return Verdict({hop.key: Parting.CLOSED})
         if isinstance(error, PeerUnreachable | StreamClosed) and hop.server.relayed:
-            # It may be the forwarder that is gone; there is another, or it is back soon.
-            self._trust.peers.add(hop.peer_id, now, why=_said(hop, error), longest=self._config.avoid_peer)
-            return Verdict({hop.key: Parting.DROPPED})
+            return self._cut_off(hop, now, _said(hop, error))
         return self._give_up(hop, now, _said(hop, error), error.retry_after if isinstance(error, ServerBusy) else None)
 
     def _learns(self, hop: Hop, error: SwarmError) -> bool:
@@ -228,6 +227,12 @@ class Blame:
                 if self._strikes[peer_id] >= patience:
                     verdict = _both(verdict, self._give_up_key(key, now, "breaks off again and again"))
         return verdict
+
+    def _cut_off(self, hop: Hop, now: float, why: str) -> Verdict:
+        """It may be the way to this peer that is gone, a forwarder or what a router translated: there is another, or it
+        is back soon."""
+        self._trust.peers.add(hop.peer_id, now, why=why, longest=self._config.avoid_peer)
+        return Verdict({hop.key: Parting.DROPPED})
 
     def _give_up(self, hop: Hop, now: float, why: str, seconds: float | None = None) -> Verdict:
         return self._give_up_key(hop.key, now, why, seconds)

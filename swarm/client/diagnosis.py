@@ -43,6 +43,8 @@ class Suspect:
     fault: Fault
     index: int
     reason: str
+    silent: bool = False
+    """Whether nothing comes from it at all: it may be the way to it that is gone."""
 
 
 IN_FLIGHT = 1 << 20
@@ -69,7 +71,8 @@ def find_suspect(
     for index, report in enumerate(reports):
         allowed = silence + (behind if index == 0 else 0.0)
         if report.unanswered_since is not None and now - report.unanswered_since > allowed:
-            return Suspect(Fault.PEER, index, f"no answer for {now - report.unanswered_since:.1f} s")
+            reason = f"no answer for {now - report.unanswered_since:.1f} s"
+            return Suspect(Fault.PEER, index, reason, silent=True)
     if not all(report.heard for report in reports):
         return None
     stall = config.stall + frame_bytes / config.slowest_rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -183,6 +184,24 @@ def test_whom_a_late_step_is_held_against(
     assert set(verdict.partings) == partings
     assert set(trust.links.active(0.0)) == links
     assert {peer for peer, _ in verdict.partings} == set(trust.peers.active(0.0))
+
+
+@pytest.mark.parametrize("silent", [True, False])
+@pytest.mark.parametrize("relayed", [True, False])
+def test_who_is_silent_behind_a_forwarder_is_soon_tried_again(relayed: bool, silent: bool) -> None:
+    """The way may be gone and not the peer: each failure doubles what it is avoided for, up to what others are."""
+    hops = tuple(replace(hop, server=replace(hop.server, relayed=relayed)) for hop in HOPS)
+    blame, trust = begun()
+    seconds = []
+    for now in (0.0, 100.0, 200.0, 300.0, 400.0, 500.0):
+        verdict = blame.suspect(Route(hops), Suspect(Fault.PEER, 1, "no answer", silent), now)
+        assert verdict == Verdict({B: Parting.DROPPED})
+        seconds.append(trust.peers.active(now)["b"].until - now)
+    if relayed and silent:
+        assert seconds[0] < 1.0
+        assert max(seconds) == CONFIG.avoid_peer
+    else:
+        assert seconds[0] == CONFIG.avoid_peer
 
 
 # ---- steps that fail everywhere --------------------------------------------------------------------------------

@@ -24,8 +24,10 @@ from swarm.contract import Contract
 from swarm.errors import DaemonFailed, InvalidInput, NetworkError, PeerUnreachable, StreamClosed
 from swarm.net.base import Stream
 from swarm.net.hivemind import daemon as module
+from swarm.net.hivemind import pulse
 from swarm.net.hivemind.directory import HivemindDirectory, open_directory
 from swarm.net.hivemind.host import HivemindHost, create_host
+from swarm.net.hivemind.signs import Signs
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, ServerRecord, Span
 
@@ -102,6 +104,33 @@ def test_it_starts_with_our_identity_and_leaves_nothing_behind(tmp_path: Path) -
         assert not host.daemon.died.is_set()
         assert not running(pid)
         assert not folder.exists()
+
+    scenario(main)
+
+
+def test_a_connection_over_which_nothing_comes_is_dropped_and_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("LOOK_EVERY", 0.1), ("QUIET", 0.2), ("PATIENCE", 1.0)):
+        monkeypatch.setattr(pulse, name, seconds)
+
+    async def main(hosts: Hosts) -> None:
+        one, two = await hosts.pair()
+        await one.serve(PROTOCOL, echo)
+        signs = Signs(two.daemon)
+        await signs.sign_of_life(one.peer_id)
+        with pytest.raises(PeerUnreachable, match="not connected"):
+            await signs.sign_of_life(Identity.load_or_create(None).peer_id)
+        stream = await two.open_stream(one.peer_id, PROTOCOL, one.addresses)
+        os.kill(pid_of(one), signal.SIGSTOP)
+        try:
+            await stream.send(b"is anybody there?")
+            with pytest.raises(StreamClosed):
+                async with asyncio.timeout(15):
+                    await stream.receive(100)
+        finally:
+            os.kill(pid_of(one), signal.SIGCONT)
+        again = await two.open_stream(one.peer_id, PROTOCOL, one.addresses)
+        await again.send(b"now")
+        assert await again.receive(100) == b"now"
 
     scenario(main)
 

@@ -256,3 +256,19 @@ def test_networks_are_told_apart() -> None:
     assert network_of("/ip6/2a0e:100:7::1/tcp/1") == "2a0e:100:7"
     assert network_of("/dns4/a.example.org/tcp/1") == "a.example.org"
     assert network_of("/memory/x") == ""
+
+
+@pytest.mark.parametrize(
+    ("connections", "moved"),
+    [
+        ([], False),
+        ([PUBLIC], False),
+        ([PUBLIC, "/ip4/11.0.0.9/udp/7/quic-v1"], False),
+        ([PUBLIC, LAN, "/ip4/127.0.0.1/tcp/3"], False),
+        ([PUBLIC, "/ip6/2a0e:100::9/tcp/1"], False),
+        ([PUBLIC, "/ip4/11.0.0.10/udp/7/quic-v1"], True),
+        (["/ip6/2a0e:100::9/tcp/1", "/ip6/2a0e:100::a/tcp/1", PUBLIC], True),
+    ],
+)
+def test_who_comes_from_two_ips_has_moved(connections: list[str], moved: bool) -> None:
+    assert reach.moved(connections) is moved

@@ -53,6 +53,13 @@ def _ip(address: str) -> str:
     return (components(address) or [("", "")])[0][1]
 
 
+def moved(addresses: Iterable[str]) -> bool:
+    """Whether one peer's connections, with these multiaddrs, come from several public ips of one family. Its router has
+    another address then, and the older connection is dead, which who sends nothing on it is not told."""
+    places = {(components(address) or [("", "")])[0] for address in addresses if is_public(address)}
+    return len(places) > len({family for family, _ in places})
+
+
 def to_try(own: Iterable[str], seen: str) -> list[str]:
     """Where others should try to dial us: the ports at which we listen, at the ip from which we are seen."""
     parts = components(seen)

@@ -28,6 +28,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 from swarm.config import NetworkConfig
 from swarm.errors import DaemonFailed, NetworkError, SwarmError
 from swarm.net.forwarding.reach import Reach
+from swarm.net.hivemind.heard import HeardReader, connect
 from swarm.net.identity import Identity
 from swarm.net.patches import folder_of
 from swarm.types import PeerId
@@ -188,10 +189,6 @@ class Daemon:
         answer = await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
         return [(peer.id, str(Multiaddr(address))) for peer in answer.peers for address in peer.addrs]
 
-    async def is_connected(self, peer: bytes) -> bool:
-        """Whether there is a connection to a peer that is itself no circuit. Raises Refused, DaemonFailed."""
-        return any(other == peer and "/p2p-circuit" not in address for other, address in await self.connections())
-
     async def disconnect(self, peer: bytes) -> None:
         """Drop the connections to a peer. Raises Refused, DaemonFailed."""
         request = p2pd_pb2.DisconnectRequest(peer=peer)
@@ -203,7 +200,7 @@ class Daemon:
         handler = p2pd_pb2.StreamHandlerRequest(addr=address, proto=[protocol], balanced=False)
         await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_HANDLER, streamHandler=handler))
 
-    async def open(self, peer: bytes, protocol: str) -> tuple[StreamReader, StreamWriter, str]:
+    async def open(self, peer: bytes, protocol: str) -> tuple[HeardReader, StreamWriter, str]:
         """Open a stream; the caller closes the writer. The multiaddr is that of the connection that it is on.
 
         Raises Refused, DaemonFailed.
@@ -226,9 +223,9 @@ class Daemon:
         finally:
             writer.transport.abort()
 
-    async def _dial(self) -> tuple[StreamReader, StreamWriter]:
+    async def _dial(self) -> tuple[HeardReader, StreamWriter]:
         try:
-            return await asyncio.open_unix_connection(self.control, limit=STREAM_BUFFER)
+            return await connect(self.control, STREAM_BUFFER)
         except OSError as error:
             if self.died.is_set():
                 raise self.failure() from error

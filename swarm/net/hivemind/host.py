@@ -27,8 +27,11 @@ from swarm.net.forwarding.ways import answering, parted
 from swarm.net.guard import Guard
 from swarm.net.hivemind.callers import Caller, RawHandler
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
+from swarm.net.hivemind.heard import HeardReader, listen
+from swarm.net.hivemind.pulse import Pulse
 from swarm.net.hivemind.reachability import Found, Reachability
 from swarm.net.hivemind.shorter_ways import ShorterWays
+from swarm.net.hivemind.signs import Signs
 from swarm.net.hivemind.stream import SETTLE, Farewell, HivemindStream
 from swarm.net.identity import Identity
 from swarm.net.ports import check_free
@@ -74,6 +77,7 @@ class HivemindHost:
         self._socket = daemon.folder / "streams.sock"
         self._streams: set[HivemindStream] = set()
         self._ways = ShorterWays(daemon.connections, self._streams)
+        self._pulse = Pulse(Signs(daemon), self._streams, self._kept, lambda: self.joined)
         self._ending: set[Farewell] = set()
         self._serving, self._background = Tasks(log), Tasks(log)
 
@@ -83,9 +87,7 @@ class HivemindHost:
         if peer_id != self.peer_id:
             raise DaemonFailed(f"p2pd took the identity {self.peer_id} for {peer_id}: another version of it?")
         await self.refresh_addresses()
-        self._server = await asyncio.start_unix_server(
-            self._accept, self._socket, limit=STREAM_BUFFER, backlog=_BACKLOG
-        )
+        self._server = await listen(self._accept, self._socket, STREAM_BUFFER, _BACKLOG)
         await self._join()
 
     async def settle(self, found: Found | None = None) -> None:
@@ -105,6 +107,11 @@ class HivemindHost:
     def retire(self) -> None:
         """As in `Network`."""
         self.reachability.retire()
+
+    def _kept(self) -> Sequence[PeerId]:
+        """The forwarders through which others reach this peer."""
+        tether = self.reachability.tether
+        return tether.held if tether is not None else ()
 
     async def p2p(self) -> P2P:
         """hivemind's own view of the same daemon, for its DHT."""
@@ -133,6 +140,7 @@ class HivemindHost:
             raise self._unreachable(peer_id, addresses, error) from error
         stream = HivemindStream(peer_id, reader, writer, self._streams, self._ending)
         self._ways.opened(stream, address)
+        self._pulse.opened(stream)
         return stream
 
     async def _meet(self, peer_id: PeerId, addresses: Sequence[str]) -> None:
@@ -193,10 +201,10 @@ class HivemindHost:
         reader, writer, _ = await self.daemon.open(peer, protocol)
         return reader, writer
 
-    def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
+    def _accept(self, reader: HeardReader, writer: StreamWriter) -> None:
         self._serving.spawn(self._begin_stream(reader, writer), name="stream")
 
-    async def _begin_stream(self, reader: StreamReader, writer: StreamWriter) -> None:
+    async def _begin_stream(self, reader: HeardReader, writer: StreamWriter) -> None:
         try:
             info = p2pd_pb2.StreamInfo.FromString(await read_frame(reader, _STREAM_INFO_LIMIT))
             peer_id = base58.b58encode(info.peer).decode()
@@ -274,6 +282,8 @@ class HivemindHost:
         """Put together anew what others are told, of what is known now."""
         chosen = self.reachability.addresses(self.visible)
         self._addresses = tuple(own(address, self.peer_id) for address in chosen)
+        if self._kept():
+            self._pulse.look()
 
     def statistics(self) -> HostStatistics:
         return HostStatistics(len(self._streams), len(self._serving))
@@ -285,6 +295,7 @@ class HivemindHost:
             stream.close()
         await self._ways.close()
         await self._background.close()
+        await self._pulse.close()
         await self._serving.close()
         await self._settle()
         if self._p2p is not None:

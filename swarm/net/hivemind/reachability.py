@@ -29,6 +29,7 @@ from swarm.net.forwarding.reach import (
     Reach,
     dial_me,
     judged,
+    moved,
     read_seen,
     to_try,
     translated,
@@ -53,6 +54,8 @@ LEARN = 30.0
 LEARN_SOON = 3.0
 _LOOKS = 10
 """So often at most a peer looks that soon for others that see it, or that others can be told of."""
+RETURNS, _POLL = 4.0, 0.2
+"""Seconds for a peer whose connections were dropped to connect again; it looks every two."""
 OBSERVED = 2.0
 """Seconds for a connection over QUIC to be made to who is to see us."""
 
@@ -331,7 +334,25 @@ class _Door:
         self._host = host
 
     async def is_connected(self, peer: bytes) -> bool:
-        return await self._host.daemon.is_connected(peer)
+        addresses = await self._addresses_of(peer)
+        if moved(addresses):
+            # p2pd might go on with the dead connection, and cannot drop it alone.
+            log.info("%s has another address now: its connections are made anew", base58.b58encode(peer).decode())
+            await self._host.daemon.disconnect(peer)
+            addresses = await self._returned(peer)
+        return bool(addresses)
+
+    async def _returned(self, peer: bytes) -> list[str]:
+        """The addresses of a peer's connections, once it has come again."""
+        for _ in range(round(RETURNS / _POLL)):
+            await asyncio.sleep(_POLL)
+            if addresses := await self._addresses_of(peer):
+                return addresses
+        return []
+
+    async def _addresses_of(self, peer: bytes) -> list[str]:
+        links = await self._host.daemon.connections()
+        return [address for other, address in links if other == peer and "/p2p-circuit" not in address]
 
     async def open(self, peer: bytes, protocol: str) -> tuple[StreamReader, StreamWriter]:
         return await self._host.open_raw(peer, protocol)

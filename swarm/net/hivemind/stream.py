@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from asyncio import StreamReader, StreamWriter
+from asyncio import StreamWriter
 
 from swarm.errors import FrameTooLarge, MalformedFrame, StreamClosed
 from swarm.net.base import PeerStream
+from swarm.net.hivemind.heard import HeardReader
 from swarm.types import PeerId
 from swarm.wire.framing import read_frame, write_frame
 
@@ -24,12 +25,12 @@ class HivemindStream(PeerStream):
     When it is closed soon after its last words, it is in `ending` until those may be taken to have arrived.
     """
 
-    __slots__ = ("_closed", "_ending", "_reader", "_siblings", "_spoke", "_writer")
+    __slots__ = ("_begun", "_closed", "_ending", "_reader", "_siblings", "_writer", "sent", "spoke")
 
     def __init__(
         self,
         peer_id: PeerId,
-        reader: StreamReader,
+        reader: HeardReader,
         writer: StreamWriter,
         siblings: set[HivemindStream],
         ending: set[Farewell],
@@ -37,18 +38,28 @@ class HivemindStream(PeerStream):
         super().__init__(peer_id)
         self._reader = reader
         self._writer = writer
+        self._begun = reader.heard
         self._closed = False
-        self._spoke = -SETTLE
+        self.sent = 0
+        """Bytes."""
+        self.spoke = -SETTLE
+        """When it last sent any, by the loop's time."""
         self._siblings = siblings
         self._ending = ending
         siblings.add(self)
+
+    @property
+    def heard(self) -> float:
+        """When bytes last came, by the loop's time; -1 where none did: p2pd's own word at the beginning is none."""
+        return self._reader.heard if self._reader.heard > self._begun else -1.0
 
     async def _send(self, frame: bytes) -> None:
         if self._closed or self._writer.is_closing():
             raise StreamClosed(f"the stream to {self._peer_id} is closed")
         try:
             write_frame(self._writer, frame)
-            self._spoke = asyncio.get_running_loop().time()
+            self.sent += len(frame)
+            self.spoke = asyncio.get_running_loop().time()
             await self._writer.drain()
         except OSError as error:
             raise StreamClosed(f"the stream to {self._peer_id} was lost: {error}") from error
@@ -71,7 +82,7 @@ class HivemindStream(PeerStream):
         self._siblings.discard(self)
         if not self._writer.transport.is_closing():
             with contextlib.suppress(RuntimeError, OSError):  # the loop, or p2pd, may have ended
-                Farewell.take_over(self._writer, self._spoke + SETTLE, self._ending)
+                Farewell.take_over(self._writer, self.spoke + SETTLE, self._ending)
 
 
 class Farewell(asyncio.Protocol):
