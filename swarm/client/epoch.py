@@ -20,6 +20,7 @@ from swarm.client.fitness import Misfit
 from swarm.client.given import Given
 from swarm.client.link import Event, HopLink
 from swarm.client.matrices import Blob
+from swarm.client.recalling import Recaller
 from swarm.client.resume import HopPlan, HopState, plan_resume
 from swarm.client.sequences import Sequences, Snapshot
 from swarm.client.streams import EpochStreams
@@ -53,7 +54,8 @@ class Hearing:
 class Epochs:
     """The hops that a session has open, the streams of its present epoch, and how the next one is begun.
 
-    `codec`: how hidden states travel, None: as the view is configured.
+    `codec`: how hidden states travel, None: as the view is configured; `recaller`: knows where prompts are kept, None:
+    it does not matter.
     `number`: of the last epoch that was tried, 0 before the first; `streams`: of the present one, None while there is
     none that runs; `links`: one a hop of `route`.
     """
@@ -71,6 +73,7 @@ class Epochs:
         choice: Choice,
         *,
         codec: str | None = None,
+        recaller: Recaller | None = None,
     ) -> None:
         self.number = 0
         self.route: Route | None = None
@@ -90,6 +93,7 @@ class Epochs:
         self._leaving: set[HopLink] = set()
         self._beginning = False
         self._choice = choice
+        self._recaller = recaller
         self._codec = codec or view.config.codec
         self._pins = pins
         """The fingerprint of each block, of the first route: later hops must have the same weights."""
@@ -162,6 +166,11 @@ class Epochs:
         """Whether a hop's server goes, and a successor is to be found."""
         return bool(self._leaving)
 
+    def kept(self, link: HopLink, kept: pb.Kept) -> None:
+        """A hop says what it keeps of a prompt."""
+        if self._recaller is not None and self.route is not None and link in self.links:
+            self._recaller.note(link.hop, kept, self.route, self._sequences)
+
     def leaves(self, link: HopLink) -> bool:
         """Note that this hop's server goes. False if that is known already."""
         known = link in self._leaving
@@ -226,7 +235,7 @@ class Epochs:
 
     async def _begin(self) -> None:
         await self._reattach()
-        route = self._choose()
+        route = await self._recalled() or self._choose()
         fresh = self._take(route)
         self.number += 1
         self._backlog.clear()
@@ -280,6 +289,12 @@ class Epochs:
             log.info("%s is gone: %s", link, error)
             told = error if isinstance(error, SwarmError) else StreamClosed(f"{link}: silent for {silence:.0f} s")
             self.carry_out(self._blame.refused(link.hop, told, _now()))
+
+    async def _recalled(self) -> Route | None:
+        """The first route, where something is known of such a prompt."""
+        if self.route is not None or self._recaller is None:
+            return None
+        return await self._recaller.route(self._needs, self._sequences)
 
     def _choose(self) -> Route:
         needs = self._needs
@@ -409,6 +424,8 @@ class Epochs:
             request.input_codec, request.output_codec = codecs[index], codecs[index + 1]
             request.rollback = self._sequences.rollback
             request.moves = True
+            # In every session, as those that audit must look like others.
+            request.recalls = True
             request.check_inputs = index > 0 and self._vetting.enabled
             if index > 0 and index - 1 not in route.relayed_links:
                 request.upstream = links[index - 1].hop.peer_id

@@ -28,6 +28,7 @@ from swarm.client.held import Held
 from swarm.client.link import Event, HopLink
 from swarm.client.moving import Moves
 from swarm.client.patience import MISSING_PAUSES, Patience, pause
+from swarm.client.recalling import Recaller
 from swarm.client.sequences import Sequences
 from swarm.client.streams import EpochStreams
 from swarm.client.vetting import Vetting
@@ -109,6 +110,7 @@ class Lane:
             self.vetting,
             pins,
             Choice(view, span, pins, apart, wholly_apart=wholly_apart),
+            recaller=None if self.spare else Recaller(host, view, span, pins),
         )
         self.held = Held()
         self._hears = hears
@@ -329,6 +331,9 @@ class Lane:
 
     def _on_event(self, link: HopLink, event: Event) -> None:
         """A hop says something unasked, or its control stream is lost."""
+        if isinstance(event, pb.Kept):
+            self.epochs.kept(link, event)
+            return
         index, route = self.epochs.index_of(link), self.epochs.route
         if index is None or route is None or (isinstance(event, pb.Leaving) and not self.epochs.leaves(link)):
             return

@@ -30,7 +30,7 @@ from swarm.wire.codecs import INT8
 MOST_COMMITMENTS = 256
 """Of a session, that are kept; the oldest are forgotten first."""
 
-Event = pb.LinkDown | pb.Leaving | pb.Failure | pb.ShorterWay | SwarmError
+Event = pb.LinkDown | pb.Leaving | pb.Failure | pb.ShorterWay | pb.Kept | SwarmError
 
 
 class HopLink:
@@ -299,6 +299,8 @@ class HopLink:
                 self._on_event(self, reply.leaving)
             case "shorter_way":
                 self._event(reply.shorter_way.epoch, reply.shorter_way)
+            case "kept":
+                self._on_event(self, messages.check_kept(reply.kept))
             case "failure":
                 self._fail(reply.failure)
             case "claim" | "receipt":

@@ -143,6 +143,11 @@ class Sequences:
         entry = self._table.get(sequence)
         return entry.log.last if entry else 0
 
+    def log(self, sequence: int) -> RowLog | None:
+        """The inputs of a sequence, to be read; None for one that does not exist."""
+        entry = self._table.get(sequence)
+        return None if entry is None else entry.log
+
     def missing(self, sequence: int) -> int | None:
         """The first position whose output is wanted and not there yet."""
         entry = self._table.get(sequence)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from swarm.client.beginnings import Beginnings
 from swarm.client.betterment import Paces
 from swarm.client.fitness import Misfit, explained, misfit
 from swarm.client.paying import Payer
@@ -74,6 +75,8 @@ class View:
         """Servers of this model that compute as is asked."""
         self.found: list[ServerRecord] = []
         """All servers of this model, by the last record of each."""
+        self.beginnings = Beginnings()
+        """Of prompts that were sent before."""
         self._paces = Paces()
         self.has_run = False
         """Whether there has been a route that a session ran on."""

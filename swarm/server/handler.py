@@ -178,7 +178,12 @@ class Handler:
 
     async def _serve_control(self, stream: Stream) -> None:
         try:
-            session = await self._enter(stream)
+            frame = await asyncio.wait_for(stream.receive(CONTROL_FRAME_LIMIT), self.config.open_timeout)
+            request = messages.decode(pb.ControlRequest, frame)
+            if request.WhichOneof("kind") == "recall":
+                await self._last_word(stream, pb.ControlReply(kept=self._recall(request.recall)))
+                return
+            session = self._enter(request, stream)
         except (StreamClosed, TimeoutError):
             return
         except SwarmError as error:
@@ -206,10 +211,8 @@ class Handler:
         with contextlib.suppress(StreamClosed, TimeoutError):
             await asyncio.wait_for(stream.send(message.SerializeToString()), self.config.open_timeout)
 
-    async def _enter(self, stream: Stream) -> Session:
-        """Read the first message of a control stream: a new session, or one that is taken up again."""
-        frame = await asyncio.wait_for(stream.receive(CONTROL_FRAME_LIMIT), self.config.open_timeout)
-        request = messages.decode(pb.ControlRequest, frame)
+    def _enter(self, request: pb.ControlRequest, stream: Stream) -> Session:
+        """The first message of a control stream: a new session, or one that is taken up again."""
         match request.WhichOneof("kind"):
             case "open":
                 return self._open(messages.check_open(request.open), stream)
@@ -217,6 +220,13 @@ class Handler:
                 return self._owned(request.attach.session, stream)
             case kind:
                 raise MalformedFrame(f"a control stream begins with open or attach, not {kind}")
+
+    def _recall(self, message: pb.Recall) -> pb.Kept:
+        """Whether a beginning is kept. Nobody knows its digest who was not told of it."""
+        digest = messages.check_recall(message).digest
+        hosted = self._fitting(messages.contract_of(message.contract))
+        gone = self.draining or hosted.draining
+        return pb.Kept(positions=0 if gone else hosted.prefixes.holds(digest), digest=digest)
 
     def _open(self, message: pb.Open, stream: Stream) -> Session:
         if any(message.session in hosted.sessions for hosted in self.hosted):

@@ -6,6 +6,7 @@ import asyncio
 import bisect
 import functools
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from swarm.wire.codecs import RAW, Codec, codec_of
 
 log = logging.getLogger(__name__)
 
+SALT_BYTES = 16
 MANY = 1 << 20
 """Positions of a sequence so long that what it takes does not depend on where it ends."""
 
@@ -116,6 +118,7 @@ class Hosted:
             contract=contract,
             codec=self._codec,
             prefixes=self.prefixes,
+            salt=os.urandom(SALT_BYTES),
             tasks=self._tasks,
             flight=flight or Guard().flight,
         )

@@ -2,7 +2,8 @@
 
 A beginning is recognised by the hidden states that come in, from position 0 on: h_i = hash(h_{i-1}, chunk i), so that
 one hash stands for all positions up to the end of its chunk. Nothing of what another hop says has to be believed. The
-first hash stands for what else must agree: the span, and, unless the server shares, who asks.
+first hash stands for what else must agree: the span, and, unless the server shares, who asks. It is salted, so that
+nobody knows a digest who was not told of it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ MOST_SEEN = 1 << 14
 """Digests remembered of what has come once and was not kept."""
 
 
-def seed_of(span: Span, client: str, *, shared: bool) -> bytes:
-    """Where the chains of a client's prompts on `span` begin; the same for all clients if they are shared."""
-    salt = b"" if shared else client.encode()
-    return b"%d:%d:%s" % (span.first, span.last, salt)
+def seed_of(span: Span, client: str, *, shared: bool, salt: bytes = b"") -> bytes:
+    """Where the chains of a client's prompts on `span` begin; the same for all clients if they are shared. `salt`: that
+    of the server, which it tells nobody."""
+    whose = b"" if shared else client.encode()
+    return b"%s:%d:%d:%s" % (salt, span.first, span.last, whose)
 
 
 class Chain:
@@ -168,6 +170,17 @@ class PrefixCache:
         self.positions += chunks * self.chunk - beyond
         prefix.users += 1
         return Hit(prefix, chunks * self.chunk)
+
+    def held(self, chain: Chain) -> tuple[bytes, int]:
+        """The digest of the longest beginning of a prompt that is held, and its positions: 0, if none is."""
+        _, chunks = self._find(chain.digests)
+        return (chain.digests[chunks - 1] if chunks else b""), chunks * self.chunk
+
+    def holds(self, digest: bytes) -> int:
+        """Positions of the beginning that this digest stands for; 0: it is not held."""
+        for prefix in self._holders.get(digest, {}).values():
+            return (prefix.digests.index(digest) + 1) * self.chunk
+        return 0
 
     def give_back(self, prefix: Prefix) -> None:
         """A copy is over, or will not be made."""

@@ -9,6 +9,7 @@ from swarm.jobs import Change, Kind
 from swarm.server.budget import CacheBudget
 from swarm.server.ledger import Ledger
 from swarm.server.prefixes import Chain, Chains, Hit, Prefix, PrefixCache, split
+from swarm.types import SequenceKey
 from swarm.wire import swarm_pb2 as pb
 
 
@@ -85,24 +86,35 @@ class Prompts:
 
         return Adopted(covered, copies, b"".join(reads), over), rest, hidden
 
-    def keep(self, found: Found, rows: Sequence[pb.Rows]) -> list[Kept]:
-        """What of the prompts that were followed is to be kept, now that these rows of them are computed."""
-        offers = [self._offer(row, found.chains[row.sequence]) for row in rows if row.sequence in found.chains]
-        return [self._kept(key, prefix) for key, prefix in filter(None, offers)]
+    def keep(self, found: Found, rows: Sequence[pb.Rows]) -> tuple[list[Kept], list[pb.Kept]]:
+        """What of the prompts that were followed is to be kept, now that these rows of them are computed; and what
+        their client may be told of that, and of what is kept already."""
+        keeps, told = [], []
+        for row in rows:
+            if row.sequence in found.chains and self._may_offer(row, found.chains[row.sequence]):
+                digest, positions = self._prefixes.held(found.chains[row.sequence])
+                key, prefix = self._offer(row, found.chains[row.sequence])
+                if prefix is not None:
+                    keeps.append(self._kept(key, prefix))
+                    digest, positions = prefix.digests[-1], prefix.outputs.last
+                if positions:
+                    told.append(pb.Kept(sequence=row.sequence, positions=positions, digest=digest))
+        return keeps, told
 
-    def _offer(self, row: pb.Rows, chain: Chain) -> tuple[tuple[bytes, int], Prefix] | None:
-        """A prefix of what has been computed of a prompt, when nothing more of it is on its way."""
+    def _may_offer(self, row: pb.Rows, chain: Chain) -> bool:
+        """Whether nothing more of a prompt is on its way, and there is more than at the last look."""
         sequence, ledger = row.sequence, self._ledger
         # The copy is made after whatever is queued by now: nothing of that may change what is under this id.
         idle = self._chains[sequence] is chain and ledger.received.get(sequence) == row.start + row.count
-        history = ledger.history[sequence]
-        if not idle or history.first or chain.offered == len(chain.digests):
-            return None
-        chain.offered = len(chain.digests)
-        key = (self._id, sequence)
-        prefix = self._prefixes.begin(key, chain, history, ledger.cost, self._budget.prefix_room)
-        return None if prefix is None else (key, prefix)
+        return idle and not ledger.history[sequence].first and chain.offered != len(chain.digests)
 
-    def _kept(self, key: tuple[bytes, int], prefix: Prefix) -> Kept:
+    def _offer(self, row: pb.Rows, chain: Chain) -> tuple[SequenceKey, Prefix | None]:
+        """A prefix of what has been computed of a prompt, if it is worth one."""
+        chain.offered = len(chain.digests)
+        key, ledger = (self._id, row.sequence), self._ledger
+        history = ledger.history[row.sequence]
+        return key, self._prefixes.begin(key, chain, history, ledger.cost, self._budget.prefix_room)
+
+    def _kept(self, key: SequenceKey, prefix: Prefix) -> Kept:
         copy = Change(Kind.FORK, key, prefix.key, prefix.outputs.last)
         return Kept(copy, lambda: self._prefixes.finish(prefix), lambda: self._prefixes.give_back(prefix))

@@ -137,9 +137,13 @@ class Session:
         await self._steps.change(self._ledger.prepare(message.sequences, self._room, reach))
         self._upstream = message.upstream or self.client
         self._onward.direct(message)
+        self._steps.tell_kept = self._tell_kept if message.recalls else None
         self._check = Plausible(self._context.contract.dtype, self._context.row_bytes) if message.check_inputs else None
         self._input_codec, self._output_codec = input_codec, output_codec
         return pb.Have(epoch=message.epoch, held=self._ledger.have(await self._reach()))
+
+    def _tell_kept(self, kept: pb.Kept) -> None:
+        self.tell(pb.ControlReply(kept=kept))
 
     def _keep_snapshots(self) -> None:
         """From now on its sequences are to go back, which takes room where blocks keep a running state."""
@@ -359,7 +363,7 @@ def _ledger(context: SessionContext, span: Span, row_bytes: int) -> Ledger:
 
 def _prompts(id: bytes, client: PeerId, span: Span, context: SessionContext, ledger: Ledger, adapter: bytes) -> Prompts:
     config = context.config
-    seed = seed_of(span, client, shared=config.share_prefixes) + adapter
+    seed = seed_of(span, client, shared=config.share_prefixes, salt=context.salt) + adapter
     chains = prefixes.Chains(seed, ledger.row_bytes, config.prefix_chunk)
     # What a running state was at the end of a chunk is gone when the next one has been computed.
     enabled = config.prefix_share > 0 and ledger.can_rollback

@@ -20,7 +20,7 @@ from swarm.wire.codecs import Codec
 @dataclass(frozen=True, slots=True)
 class SessionContext:
     """What all sessions on a span share. `codec`: that of a name, or ContractMismatch; `tasks`: owns what runs in the
-    background; `flight`: what all clients have on its way."""
+    background; `salt`: of the digests of prompts; `flight`: what all clients have on its way."""
 
     host: Host
     engine: Engine
@@ -32,5 +32,6 @@ class SessionContext:
     contract: Contract
     codec: Callable[[str], Codec]
     prefixes: PrefixCache
+    salt: bytes
     tasks: Tasks
     flight: Flight

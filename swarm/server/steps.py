@@ -44,7 +44,8 @@ class Steps:
     """Of one session of `client`'s. `failed`: a step could not be computed.
 
     `receipts`: what the client signs for, if it does; `promises`: what the server signs, if the client wants that;
-    `snapshots`: whether sequences are to be able to go back, where blocks keep a running state.
+    `snapshots`: whether sequences are to be able to go back, where blocks keep a running state;
+    `tell_kept`: hears what is kept of prompts, None: the client does not want to.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Steps:
     ) -> None:
         self.receipts: Receipts | None = None
         self.snapshots = False
+        self.tell_kept: Callable[[pb.Kept], None] | None = None
         self.tallies = Tallies()
         self._id = id
         self._client = client
@@ -170,7 +172,10 @@ class Steps:
 
     def _computed(self, step: _Step, output: Buffer) -> Chains:
         self._ledger.computed(step.accepted, step.operations, step.rows, output)
-        for kept in self._prompts.keep(step.found, step.rows):
+        keeps, told = self._prompts.keep(step.found, step.rows)
+        for each in told if self.tell_kept is not None else ():
+            self.tell_kept(each)
+        for kept in keeps:
             done, ignored = (lambda _, kept=kept: kept.done()), lambda error: None
             copy = Work(self._id, Copy([kept.copy]), done, ignored, client=self._payer, over=kept.over)
             self._context.engine.submit(copy)

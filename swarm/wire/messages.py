@@ -182,6 +182,19 @@ def check_resume(message: pb.Resume) -> pb.Resume:
     return message
 
 
+def check_recall(message: pb.Recall) -> pb.Recall:
+    """Bounds of a Recall. Raises MalformedFrame."""
+    require(len(message.digest) == DIGEST, f"the digest of a beginning has {DIGEST} bytes")
+    return message
+
+
+def check_kept(message: pb.Kept) -> pb.Kept:
+    """Bounds of a Kept. Raises MalformedFrame."""
+    require(len(message.digest) == DIGEST, f"the digest of a beginning has {DIGEST} bytes")
+    require(message.positions <= MAX_POSITION, "what is kept is too long")
+    return message
+
+
 def check_probe(message: pb.Probe) -> pb.Probe:
     """Bounds of a Probe. Raises MalformedFrame."""
     padding = max(len(message.padding), message.reply_bytes)

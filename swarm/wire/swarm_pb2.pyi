@@ -32,7 +32,7 @@ class Contract(_message.Message):
     def __init__(self, model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ..., hidden_size: _Optional[int] = ..., row_bytes: _Optional[int] = ..., places: _Optional[int] = ...) -> None: ...
 
 class ControlRequest(_message.Message):
-    __slots__ = ("open", "attach", "prepare", "resume", "probe", "close", "receipt", "settle")
+    __slots__ = ("open", "attach", "prepare", "resume", "probe", "close", "receipt", "settle", "recall")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class ControlRequest(_message.Message):
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     SETTLE_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
     open: Open
     attach: Attach
     prepare: Prepare
@@ -49,7 +50,8 @@ class ControlRequest(_message.Message):
     close: Close
     receipt: Entry
     settle: Settle
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ..., settle: _Optional[_Union[Settle, _Mapping]] = ...) -> None: ...
+    recall: Recall
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ..., settle: _Optional[_Union[Settle, _Mapping]] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("session", "contract", "positions", "adapter", "accounting", "commit")
@@ -74,7 +76,7 @@ class Attach(_message.Message):
     def __init__(self, session: _Optional[bytes] = ...) -> None: ...
 
 class Prepare(_message.Message):
-    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed", "input_codec", "output_codec", "rollback", "moves", "check_inputs")
+    __slots__ = ("epoch", "sequences", "upstream", "downstream", "relayed", "input_codec", "output_codec", "rollback", "moves", "recalls", "check_inputs")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     UPSTREAM_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +86,7 @@ class Prepare(_message.Message):
     OUTPUT_CODEC_FIELD_NUMBER: _ClassVar[int]
     ROLLBACK_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
+    RECALLS_FIELD_NUMBER: _ClassVar[int]
     CHECK_INPUTS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     sequences: _containers.RepeatedCompositeFieldContainer[Sequence]
@@ -94,8 +97,9 @@ class Prepare(_message.Message):
     output_codec: str
     rollback: bool
     moves: bool
+    recalls: bool
     check_inputs: bool
-    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ..., input_codec: _Optional[str] = ..., output_codec: _Optional[str] = ..., rollback: _Optional[bool] = ..., moves: _Optional[bool] = ..., check_inputs: _Optional[bool] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., upstream: _Optional[str] = ..., downstream: _Optional[_Union[Downstream, _Mapping]] = ..., relayed: _Optional[bool] = ..., input_codec: _Optional[str] = ..., output_codec: _Optional[str] = ..., rollback: _Optional[bool] = ..., moves: _Optional[bool] = ..., recalls: _Optional[bool] = ..., check_inputs: _Optional[bool] = ...) -> None: ...
 
 class Sequence(_message.Message):
     __slots__ = ("id", "length", "parent", "parent_length")
@@ -159,8 +163,16 @@ class Settle(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Recall(_message.Message):
+    __slots__ = ("contract", "digest")
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    contract: Contract
+    digest: bytes
+    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
 class ControlReply(_message.Message):
-    __slots__ = ("opened", "have", "progress", "link_down", "leaving", "failure", "claim", "receipt", "commitment", "shorter_way")
+    __slots__ = ("opened", "have", "progress", "link_down", "leaving", "failure", "claim", "receipt", "commitment", "shorter_way", "kept")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     HAVE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +183,7 @@ class ControlReply(_message.Message):
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     COMMITMENT_FIELD_NUMBER: _ClassVar[int]
     SHORTER_WAY_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     have: Have
     progress: Progress
@@ -181,13 +194,24 @@ class ControlReply(_message.Message):
     receipt: Entry
     commitment: Commitment
     shorter_way: ShorterWay
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ..., commitment: _Optional[_Union[Commitment, _Mapping]] = ..., shorter_way: _Optional[_Union[ShorterWay, _Mapping]] = ...) -> None: ...
+    kept: Kept
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., link_down: _Optional[_Union[LinkDown, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., receipt: _Optional[_Union[Entry, _Mapping]] = ..., commitment: _Optional[_Union[Commitment, _Mapping]] = ..., shorter_way: _Optional[_Union[ShorterWay, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
 
 class ShorterWay(_message.Message):
     __slots__ = ("epoch",)
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class Kept(_message.Message):
+    __slots__ = ("sequence", "positions", "digest")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    positions: int
+    digest: bytes
+    def __init__(self, sequence: _Optional[int] = ..., positions: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("session", "can_rollback", "max_positions", "fingerprints", "codecs", "max_sequences", "max_total_positions", "prefix_chunk", "accounting", "rollback", "commits")

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file swarm/wire/swarm.proto.
  */
 export const file_swarm_wire_swarm: GenFile = /*@__PURE__*/
-  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSK8AQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDRIPCgZwbGFjZXMYjAEgASgNIrQCCg5Db250cm9sUmVxdWVzdBIeCgRvcGVuGAEgASgLMg4uc3dhcm0udjEuT3BlbkgAEiIKBmF0dGFjaBgCIAEoCzIQLnN3YXJtLnYxLkF0dGFjaEgAEiQKB3ByZXBhcmUYAyABKAsyES5zd2FybS52MS5QcmVwYXJlSAASIgoGcmVzdW1lGAQgASgLMhAuc3dhcm0udjEuUmVzdW1lSAASIAoFcHJvYmUYBSABKAsyDy5zd2FybS52MS5Qcm9iZUgAEiAKBWNsb3NlGAYgASgLMg8uc3dhcm0udjEuQ2xvc2VIABIjCgdyZWNlaXB0GLQBIAEoCzIPLnN3YXJtLnYxLkVudHJ5SAASIwoGc2V0dGxlGLUBIAEoCzIQLnN3YXJtLnYxLlNldHRsZUgAQgYKBGtpbmQinQEKBE9wZW4SDwoHc2Vzc2lvbhgBIAEoDBIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EhEKCXBvc2l0aW9ucxgDIAEoDRIPCgdhZGFwdGVyGGQgASgMEikKCmFjY291bnRpbmcYtAEgASgLMhQuc3dhcm0udjEuQWNjb3VudGluZxIPCgZjb21taXQYyAEgASgIIhkKBkF0dGFjaBIPCgdzZXNzaW9uGAEgASgMIvABCgdQcmVwYXJlEg0KBWVwb2NoGAEgASgEEiUKCXNlcXVlbmNlcxgCIAMoCzISLnN3YXJtLnYxLlNlcXVlbmNlEhAKCHVwc3RyZWFtGAMgASgJEigKCmRvd25zdHJlYW0YBCABKAsyFC5zd2FybS52MS5Eb3duc3RyZWFtEg8KB3JlbGF5ZWQYBSABKAgSEwoLaW5wdXRfY29kZWMYBiABKAkSFAoMb3V0cHV0X2NvZGVjGAcgASgJEhEKCHJvbGxiYWNrGPABIAEoCBIOCgVtb3ZlcxiYAiABKAgSFAoMY2hlY2tfaW5wdXRzGHggASgIIk0KCFNlcXVlbmNlEgoKAmlkGAEgASgNEg4KBmxlbmd0aBgCIAEoDRIOCgZwYXJlbnQYAyABKA0SFQoNcGFyZW50X2xlbmd0aBgEIAEoDSItCgpEb3duc3RyZWFtEg8KB3Nlc3Npb24YASABKAwSDgoGcmVjb3JkGAIgASgMIoEBCgZSZXN1bWUSDQoFZXBvY2gYASABKAQSIAoEY3V0cxgCIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uEiMKB3JlcGxheXMYAyADKAsyEi5zd2FybS52MS5Qb3NpdGlvbhIhCgV3YW50cxgEIAMoCzISLnN3YXJtLnYxLlBvc2l0aW9uIi4KCFBvc2l0aW9uEhAKCHNlcXVlbmNlGAEgASgNEhAKCHBvc2l0aW9uGAIgASgNIl4KBVByb2JlEg0KBW5vbmNlGAEgASgEEg8KB3BhZGRpbmcYAiABKAwSEwoLcmVwbHlfYnl0ZXMYAyABKA0SDwoHdGFsbGllcxgEIAEoCBIPCgZjb21taXQYyAEgASgIIgcKBUNsb3NlIggKBlNldHRsZSKaAwoMQ29udHJvbFJlcGx5EiIKBm9wZW5lZBgBIAEoCzIQLnN3YXJtLnYxLk9wZW5lZEgAEh4KBGhhdmUYAiABKAsyDi5zd2FybS52MS5IYXZlSAASJgoIcHJvZ3Jlc3MYAyABKAsyEi5zd2FybS52MS5Qcm9ncmVzc0gAEicKCWxpbmtfZG93bhgEIAEoCzISLnN3YXJtLnYxLkxpbmtEb3duSAASJAoHbGVhdmluZxgFIAEoCzIRLnN3YXJtLnYxLkxlYXZpbmdIABIkCgdmYWlsdXJlGAYgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAEiEKBWNsYWltGLQBIAEoCzIPLnN3YXJtLnYxLkNsYWltSAASIwoHcmVjZWlwdBi1ASABKAsyDy5zd2FybS52MS5FbnRyeUgAEisKCmNvbW1pdG1lbnQYyAEgASgLMhQuc3dhcm0udjEuQ29tbWl0bWVudEgAEiwKC3Nob3J0ZXJfd2F5GJgCIAEoCzIULnN3YXJtLnYxLlNob3J0ZXJXYXlIAEIGCgRraW5kIhsKClNob3J0ZXJXYXkSDQoFZXBvY2gYASABKAQihgIKBk9wZW5lZBIPCgdzZXNzaW9uGAEgASgMEhQKDGNhbl9yb2xsYmFjaxgCIAEoCBIVCg1tYXhfcG9zaXRpb25zGAMgASgNEhQKDGZpbmdlcnByaW50cxgEIAMoDBIOCgZjb2RlY3MYBSADKAkSFQoNbWF4X3NlcXVlbmNlcxgGIAEoDRIbChNtYXhfdG90YWxfcG9zaXRpb25zGAcgASgEEhQKDHByZWZpeF9jaHVuaxgIIAEoDRIpCgphY2NvdW50aW5nGLQBIAEoCzIULnN3YXJtLnYxLkFjY291bnRpbmcSEQoIcm9sbGJhY2sY8gEgASgNEhAKB2NvbW1pdHMYyAEgASgIIkQKCkNvbW1pdG1lbnQSDwoHcHJvbWlzZRgBIAEoDBISCgpwdWJsaWNfa2V5GAIgASgMEhEKCXNpZ25hdHVyZRgDIAEoDCJ8CgdQcm9taXNlEg8KB3Nlc3Npb24YASABKAwSDgoGbnVtYmVyGAIgASgEEiQKCGNvbnRyYWN0GAMgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDgoGbGVhdmVzGAQgASgNEgwKBHJvb3QYBSABKAwSDAoEdGltZRgGIAEoASKUAQoIRXZpZGVuY2USDQoFbW9kZWwYASABKAkSKQoLY29tbWl0bWVudHMYAiADKAsyFC5zd2FybS52MS5Db21taXRtZW50Eg4KBmlucHV0cxgDIAEoDBINCgVmaXJzdBgEIAEoDRIPCgdvdXRwdXRzGAUgASgMEh4KBmxlYXZlcxgGIAMoCzIOLnN3YXJtLnYxLkxlYWYiNwoETGVhZhISCgpjb21taXRtZW50GAEgASgNEg0KBWluZGV4GAIgASgNEgwKBHBhdGgYAyABKAwiMwoESGF2ZRINCgVlcG9jaBgBIAEoBBIcCgRoZWxkGAIgAygLMg4uc3dhcm0udjEuSGVsZCJMCgRIZWxkEhAKCHNlcXVlbmNlGAEgASgNEg4KBmxlbmd0aBgCIAEoDRIPCgdoaXN0b3J5GAMgASgNEhEKCHJvbGxiYWNrGPEBIAEoDSKYAQoIUHJvZ3Jlc3MSDQoFbm9uY2UYASABKAQSDQoFZXBvY2gYAiABKAQSDAoEYmVhdBgDIAEoBBIeCgVtb3ZlZBgEIAMoCzIPLnN3YXJtLnYxLk1vdmVkEg0KBXF1ZXVlGAUgASgNEg8KB3BhZGRpbmcYBiABKAwSIAoHdGFsbGllcxgHIAMoCzIPLnN3YXJtLnYxLlRhbGx5IpEBCgVUYWxseRIkCgVwaGFzZRgBIAEoDjIVLnN3YXJtLnYxLlRhbGx5LlBoYXNlEg0KBXN0ZXBzGAIgASgNEhEKCXBvc2l0aW9ucxgDIAEoDRINCgVxdWV1ZRgEIAEoARIPCgdjb21wdXRlGAUgASgBIiAKBVBoYXNlEgsKB1BSRUZJTEwQABIKCgZERUNPREUQASJQCgVNb3ZlZBIQCghzZXF1ZW5jZRgBIAEoDRIQCghyZWNlaXZlZBgCIAEoDRIQCghjb21wdXRlZBgDIAEoDRIRCglmb3J3YXJkZWQYBCABKA0iKQoITGlua0Rvd24SDQoFZXBvY2gYASABKAQSDgoGcmVhc29uGAIgASgJIhsKB0xlYXZpbmcSEAoIZGVhZGxpbmUYASABKAEiuAMKB0ZhaWx1cmUSJAoEY29kZRgBIAEoDjIWLnN3YXJtLnYxLkZhaWx1cmUuQ29kZRIPCgdtZXNzYWdlGAIgASgJEhMKC3JldHJ5X2FmdGVyGAMgASgBEg0KBWVwb2NoGAQgASgEEg0KBWxpbWl0GAUgASgJEg8KB2FsbG93ZWQYBiABKAQSDQoFYXNrZWQYByABKAQSEAoIc2VxdWVuY2UYeCABKA0SEAoIcG9zaXRpb24YeSABKA0SDAoEdHdpbhh6IAEoDSLwAQoEQ29kZRILCgdVTktOT1dOEAASCAoEQlVTWRABEhUKEVNFU1NJT05fTk9UX0ZPVU5EEAISFQoRQ09OVFJBQ1RfTUlTTUFUQ0gQAxISCg5DT01QVVRFX0ZBSUxFRBAEEg0KCU1BTEZPUk1FRBAFEhAKDFVOQVVUSE9SSVpFRBAGEgcKA0dBUBAHEgwKCFRPT19MT05HEAgSCwoHSU5WQUxJRBAJEhIKDk1JU1NJTkdfQkxPQ0tTEAoSCQoFTElNSVQQCxIPCgtJTVBMQVVTSUJMRRB4Eg0KCFVOU0lHTkVEELQBEgsKB1JFRlVURUQQeSJ2CgREYXRhEiAKBWhlbGxvGAEgASgLMg8uc3dhcm0udjEuSGVsbG9IABIeCgRzdGVwGAIgASgLMg4uc3dhcm0udjEuU3RlcEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJsCgVIZWxsbxIPCgdzZXNzaW9uGAEgASgMEg0KBWVwb2NoGAIgASgEEiIKBHJvbGUYAyABKA4yFC5zd2FybS52MS5IZWxsby5Sb2xlIh8KBFJvbGUSCgoGSU5QVVRTEAASCwoHUkVTVUxUUxABIl0KBFN0ZXASJwoKb3BlcmF0aW9ucxgBIAMoCzITLnN3YXJtLnYxLk9wZXJhdGlvbhIcCgRyb3dzGAIgAygLMg4uc3dhcm0udjEuUm93cxIOCgZoaWRkZW4YAyABKAwiiQEKCU9wZXJhdGlvbhImCgRraW5kGAEgASgOMhguc3dhcm0udjEuT3BlcmF0aW9uLktpbmQSDgoGc291cmNlGAIgASgNEg4KBnRhcmdldBgDIAEoDRIOCgZsZW5ndGgYBCABKA0iJAoES2luZBIICgRGT1JLEAASCAoETU9WRRABEggKBEZSRUUQAiJECgRSb3dzEhAKCHNlcXVlbmNlGAEgASgNEg0KBXN0YXJ0GAIgASgNEg0KBWNvdW50GAMgASgNEgwKBHdhbnQYBCABKA0iUAoNQmxvY2tzUmVxdWVzdBImCgVibG9jaxgBIAEoCzIVLnN3YXJtLnYxLkJsb2NrV2FudGVkSAASDwoFcGllY2UYAiABKA1IAEIGCgRraW5kIlEKC0Jsb2NrV2FudGVkEg0KBW1vZGVsGAEgASgJEg0KBWJsb2NrGAIgASgNEhQKDHF1YW50aXphdGlvbhgDIAEoCRIOCgZmb3JtYXQYBCABKA0ieQoLQmxvY2tzUmVwbHkSKwoIbWFuaWZlc3QYASABKAsyFy5zd2FybS52MS5CbG9ja01hbmlmZXN0SAASDwoFcGllY2UYAiABKAxIABIkCgdmYWlsdXJlGAMgASgLMhEuc3dhcm0udjEuRmFpbHVyZUgAQgYKBGtpbmQiQgoNQmxvY2tNYW5pZmVzdBITCgtmaW5nZXJwcmludBgBIAEoDBIMCgRzaXplGAIgASgEEg4KBnBpZWNlcxgDIAEoDCKEAQoLRW5kc1JlcXVlc3QSJAoEb3BlbhgBIAEoCzIULnN3YXJtLnYxLkVuZHNXYW50ZWRIABIkCgRoZWFkGAIgASgLMhQuc3dhcm0udjEuSGVhZFdhbnRlZEgAEiEKBWVtYmVkGAMgASgLMhAuc3dhcm0udjEuVG9rZW5zSABCBgoEa2luZCI/CgpFbmRzV2FudGVkEg0KBW1vZGVsGAEgASgJEg0KBWR0eXBlGAIgASgJEhMKC2ZpbmdlcnByaW50GAMgASgMIjgKCkhlYWRXYW50ZWQSDAoEcm93cxgBIAEoDRIOCgZoaWRkZW4YAiABKAwSDAoEYmVzdBgDIAEoDSKZAQoJRW5kc1JlcGx5EiYKBm9wZW5lZBgBIAEoCzIULnN3YXJtLnYxLkVuZHNPcGVuZWRIABIiCgZsb2dpdHMYAiABKAsyEC5zd2FybS52MS5Mb2dpdHNIABISCghlbWJlZGRlZBgDIAEoDEgAEiQKB2ZhaWx1cmUYBCABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJKCgpFbmRzT3BlbmVkEhMKC2ZpbmdlcnByaW50GAEgASgMEhIKCnZvY2FidWxhcnkYAiABKA0SEwoLaGlkZGVuX3NpemUYAyABKA0iKAoGTG9naXRzEg4KBnRva2VucxgBIAEoDBIOCgZ2YWx1ZXMYAiABKAwimQEKD1RyYWluaW5nUmVxdWVzdBImCghjb250cmFjdBhlIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0SAASIAoGd2FudGVkGGYgASgLMg4uc3dhcm0udjEuUGFzc0gAEg4KBGRhdGEYZyABKAxIABIkCgdhZGFwdGVyGGggASgLMhEuc3dhcm0udjEuQWRhcHRlckgAQgYKBGtpbmQihgEKBFBhc3MSCgoCaWQYASABKAwSDgoGY291bnRzGAIgAygNEg4KBmlucHV0cxgDIAEoCBIRCglncmFkaWVudHMYBCABKAgSEAoIdW53YW50ZWQYBSABKAgSDwoHYWRhcHRlchgGIAEoDBIMCgRzZWVkGAcgASgEEg4KBWZpeGVkGNwBIAEoCCInCgdBZGFwdGVyEg4KBmRpZ2VzdBgBIAEoDBIMCgRzaXplGAIgASgEItMBCg1UcmFpbmluZ1JlcGx5EhAKBm9wZW5lZBhlIAEoCEgAEiYKCGNvbXB1dGVkGGYgASgLMhIuc3dhcm0udjEuQ29tcHV0ZWRIABIOCgRkYXRhGGcgASgMSAASJAoHd29ya2luZxhoIAEoCzIRLnN3YXJtLnYxLldvcmtpbmdIABIkCgdtaXNzaW5nGGkgASgLMhEuc3dhcm0udjEuTWlzc2luZ0gAEiQKB2ZhaWx1cmUYaiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCIpCghDb21wdXRlZBIMCgRyb3dzGAEgASgEEg8KB2FkYXB0ZXIYAiABKAQiFwoHV29ya2luZxIMCgRiZWF0GAEgASgEIioKB01pc3NpbmcSDgoGaW5wdXRzGAEgASgIEg8KB2FkYXB0ZXIYAiABKAgiiwIKBVF1ZXJ5EgoKAmlkGAEgASgMEg0KBW1vZGVsGAIgASgJEg4KBHRleHQYAyABKAlIABISCghtZXNzYWdlcxgEIAEoCUgAEiIKBnRva2VucxgFIAEoCzIQLnN3YXJtLnYxLlRva2Vuc0gAEg0KBXRvb2xzGAYgASgJEiQKCHNhbXBsaW5nGAcgASgLMhIuc3dhcm0udjEuU2FtcGxpbmcSEQoJZ2VuZXJhdGVkGAggAygNEhIKCnNlbnRfYnl0ZXMYCSABKA0SDQoFdHJhY2UYCiABKAgSKgoLdG9vbF9jaG9pY2UYoAEgASgLMhQuc3dhcm0udjEuVG9vbENob2ljZUIICgZwcm9tcHQiKwoKVG9vbENob2ljZRINCgVuYW1lcxgBIAMoCRIOCgZzaW5nbGUYAiABKAgiFQoGVG9rZW5zEgsKA2lkcxgBIAMoDSKOBAoIU2FtcGxpbmcSFwoKbWF4X3Rva2VucxgBIAEoDUgAiAEBEhgKC3RlbXBlcmF0dXJlGAIgASgCSAGIAQESEgoFdG9wX3AYAyABKAJIAogBARISCgV0b3BfaxgEIAEoDUgDiAEBEhIKBW1pbl9wGAUgASgCSASIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAYgASgCSAWIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgHIAEoAkgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgCSAeIAQESDAoEc2VlZBgJIAEoBBIMCgRzdG9wGAogAygJEhAKCGxvZ3Byb2JzGAsgASgIEhQKDHRvcF9sb2dwcm9icxgMIAEoDRIcCgRiaWFzGA0gAygLMg4uc3dhcm0udjEuQmlhcxISCgppZ25vcmVfZW9zGA4gASgIEhMKC3NwZWN1bGF0aW9uGA8gASgJEikKCmNvbnN0cmFpbnQYoAEgASgLMhQuc3dhcm0udjEuQ29uc3RyYWludEINCgtfbWF4X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHkiTwoKQ29uc3RyYWludBIVCgtqc29uX3NjaGVtYRgBIAEoCUgAEg8KBXJlZ2V4GAIgASgJSAASEQoHZ3JhbW1hchgDIAEoCUgAQgYKBGtpbmQiJAoEQmlhcxINCgV0b2tlbhgBIAEoDRINCgV2YWx1ZRgCIAEoAiL5AQoKUXVlcnlSZXBseRImCghhY2NlcHRlZBgBIAEoCzISLnN3YXJtLnYxLkFjY2VwdGVkSAASIAoFZGVsdGEYAiABKAsyDy5zd2FybS52MS5EZWx0YUgAEiUKBXJvdXRlGAMgASgLMhQuc3dhcm0udjEuUm91dGVJblVzZUgAEiQKB3dhaXRpbmcYBCABKAsyES5zd2FybS52MS5XYWl0aW5nSAASJgoIZmluaXNoZWQYBSABKAsyEi5zd2FybS52MS5GaW5pc2hlZEgAEiQKB2ZhaWx1cmUYBiABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJMCghBY2NlcHRlZBINCgVtb2RlbBgBIAEoCRIMCgRuYW1lGAIgASgJEhUKDXByb21wdF90b2tlbnMYAyABKA0SDAoEc2VlZBgEIAEoBCJeCgVEZWx0YRIOCgZ0b2tlbnMYASADKA0SDAoEdGV4dBgCIAEoCRIjCghsb2dwcm9icxgDIAMoCzIRLnN3YXJtLnYxLkxvZ3Byb2ISEgoKc2VudF9ieXRlcxgEIAEoDSJXCgdMb2dwcm9iEg0KBXRva2VuGAEgASgNEg8KB2xvZ3Byb2IYAiABKAISDAoEdGV4dBgDIAEoDBIeCgN0b3AYBCADKAsyES5zd2FybS52MS5Mb2dwcm9iIlAKClJvdXRlSW5Vc2USIAoEaG9wcxgBIAMoCzISLnN3YXJtLnYxLlJvdXRlSG9wEhAKCHJlcm91dGVzGAIgASgNEg4KBnJlYXNvbhgDIAEoCSJGCghSb3V0ZUhvcBIPCgdwZWVyX2lkGAEgASgJEgwKBG5hbWUYAiABKAkSDQoFZmlyc3QYAyABKA0SDAoEbGFzdBgEIAEoDSJECgdXYWl0aW5nEg0KBWZpcnN0GAEgASgNEgwKBGxhc3QYAiABKA0SDQoFc2luY2UYAyABKAESDQoFd29yZHMYBCABKAki2wEKCEZpbmlzaGVkEikKBnJlYXNvbhgBIAEoDjIZLnN3YXJtLnYxLkZpbmlzaGVkLlJlYXNvbhIVCg1wcm9tcHRfdG9rZW5zGAIgASgNEhkKEWNvbXBsZXRpb25fdG9rZW5zGAMgASgNEg8KB3NlY29uZHMYBCABKAESIgoFdHJhY2UYBSADKAsyEy5zd2FybS52MS5UcmFjZVNwYW4SDQoEc3RvcBigASABKAkiLgoGUmVhc29uEggKBFNUT1AQABIKCgZMRU5HVEgQARIOCgpUT09MX0NBTExTEAIiWQoJVHJhY2VTcGFuEgwKBG5hbWUYASABKAkSDwoHcGVlcl9pZBgCIAEoCRINCgVzdGFydBgDIAEoARIPCgdzZWNvbmRzGAQgASgBEg0KBWNvdW50GAUgASgNIhsKCk1hcFJlcXVlc3QSDQoFd2F0Y2gYASABKAgigwEKCFN3YXJtTWFwEgwKBHRpbWUYASABKAESHwoGbW9kZWxzGAIgAygLMg8uc3dhcm0udjEuTW9kZWwSJAoHc2VydmVycxgDIAMoCzITLnN3YXJtLnYxLk1hcFNlcnZlchIiCgVub2RlcxgEIAMoCzITLnN3YXJtLnYxLlF1ZXJ5Tm9kZSLOAQoJTWFwU2VydmVyEg8KB3BlZXJfaWQYASABKAkSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBINCgVzdGF0ZRgDIAEoCRIMCgRuYW1lGAQgASgJEhEKCWRlY29kZV9tcxgFIAEoAhIUCgxwcmVmaWxsX3JhdGUYBiABKAISDQoFcXVldWUYByABKA0SEwoLZnJlZV90b2tlbnMYCCABKAQSDwoHdmVyc2lvbhgJIAEoCRIPCgdyZWxheWVkGAogASgIIv4BCglRdWVyeU5vZGUSDwoHcGVlcl9pZBgBIAEoCRIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0EgwKBG5hbWUYAyABKAkSEQoJYWRkcmVzc2VzGAQgAygJEg0KBWVkZ2VzGAUgAygJEg8KB3J1bm5pbmcYBiABKA0SEAoIY2FwYWNpdHkYByABKA0SDwoHdmVyc2lvbhgIIAEoCRIRCgljb252ZXJzZXMYCSABKAgSDQoFY29kZWMYCiABKAkSEAoIaW5zdGFuY2UYCyABKA0SEwoKY29uc3RyYWlucxigASABKAgSDQoEc2VlcxihASABKAgipQMKBlJlY29yZBIkCghjb250cmFjdBgBIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0Eg0KBXN0YXRlGAIgASgJEhEKCWFkZHJlc3NlcxgDIAMoCRITCgtmcmVlX3Rva2VucxgEIAEoBBIRCglkZWNvZGVfbXMYBSABKAISFAoMcHJlZmlsbF9yYXRlGAYgASgCEg0KBXF1ZXVlGAcgASgNEg8KB3JlbGF5ZWQYCCABKAgSDgoGY29kZWNzGAkgAygJEg8KB3ZlcnNpb24YCiABKAkSDAoEbmFtZRgLIAEoCRIZChFwcmVmaWxsX3Bvc2l0aW9ucxgMIAEoDRIQCghpbnN0YW5jZRgNIAEoDRIQCgh0cmFpbmluZxhkIAEoCBIoCgpjb29yZGluYXRlGG4gASgLMhQuc3dhcm0udjEuQ29vcmRpbmF0ZRIcCgRuZWFyGG8gAygLMg4uc3dhcm0udjEuTmVhchIgCgdhY2NvdW50GLQBIAEoCzIOLnN3YXJtLnYxLkhlYWQSHQoEZW5kcxisAiABKAsyDi5zd2FybS52MS5FbmRzIkAKBEVuZHMSEwoLZmluZ2VycHJpbnQYASABKAwSEgoKdm9jYWJ1bGFyeRgCIAEoDRIPCgdoZWFkX21zGAMgASgCIiQKBE5lYXISDAoEcGVlchgBIAEoDBIOCgZydHRfbXMYAiABKAIiOgoKQ29vcmRpbmF0ZRINCgVwb2ludBgBIAMoAhIOCgZoZWlnaHQYAiABKAISDQoFZXJyb3IYAyABKAIiQAoKQWNjb3VudGluZxIPCgdhY2NvdW50GAEgASgMEg0KBXByb29mGAIgASgMEhIKCnBhcmFtZXRlcnMYAyABKAQiNwoFQ2xhaW0SDQoFdG90YWwYASABKAQSDgoGc2lnbmVkGAIgASgEEg8KB3NldHRsZXMYAyABKAgi7wEKBUVudHJ5Eg8KB2FjY291bnQYASABKAwSDQoFb3RoZXIYAiABKAwSDgoGbnVtYmVyGAMgASgEEhAKCHByZXZpb3VzGAQgASgMEg0KBWdpdmVzGAUgASgIEgwKBHdvcmsYBiABKAQSDQoFZ2l2ZW4YByABKAQSDQoFdGFrZW4YCCABKAQSEgoKcGFpcl9naXZlbhgJIAEoBBISCgpwYWlyX3Rha2VuGAogASgEEg8KB3Nlc3Npb24YCyABKAwSDwoHYW5zd2VycxgMIAEoDBIMCgR0aW1lGA0gASgEEhEKCXNpZ25hdHVyZRgOIAEoDCJoCgRIZWFkEg8KB2FjY291bnQYASABKAwSDgoGbnVtYmVyGAIgASgEEg4KBmRpZ2VzdBgDIAEoDBINCgVnaXZlbhgEIAEoBBINCgV0YWtlbhgFIAEoBBIRCglzaWduYXR1cmUYBiABKAwihQEKD1JlY2VpcHRzUmVxdWVzdBIkCgdiZXR3ZWVuGAEgASgLMhEuc3dhcm0udjEuQmV0d2VlbkgAEiAKBWxpbmtzGAIgASgLMg8uc3dhcm0udjEuTGlua3NIABIiCgZwcm92ZW4YAyABKAsyEC5zd2FybS52MS5Qcm92ZW5IAEIGCgRraW5kIioKB0JldHdlZW4SDwoHYWNjb3VudBgBIAEoDBIOCgZvdGhlcnMYAiADKAwiJwoFTGlua3MSDwoHYWNjb3VudBgBIAEoDBINCgVmaXJzdBgCIAEoBCIICgZQcm92ZW4iIAoNUmVjZWlwdHNSZXBseRIPCgdlbnRyaWVzGAEgAygMIjAKBFBpbmcSKAoKY29vcmRpbmF0ZRgBIAEoCzIULnN3YXJtLnYxLkNvb3JkaW5hdGUiLwoOUmVjb3Jkc1JlcXVlc3QSDQoFbW9kZWwYASABKAkSDgoGYmxvY2tzGAIgASgNIjoKDFJlY29yZHNSZXBseRIPCgdyZWNvcmRzGAEgAygMEgsKA2FnZRgCIAEoARIMCgRtb3JlGAMgASgIIjMKEERpcmVjdG9yeVJlcXVlc3QSDQoEa2V5cxiYAiADKAkSEAoHcmVjb3JkcxiZAiADKAwiQwoORGlyZWN0b3J5UmVwbHkSEAoHcmVjb3JkcxiYAiADKAwSDQoEbW9yZRiZAiABKAgSEAoHcmVmdXNlZBiaAiABKAkiYwoMU2lnbmVkUmVjb3JkEhIKCnB1YmxpY19rZXkYASABKAwSDgoGcmVjb3JkGAIgASgMEg8KB2V4cGlyZXMYAyABKAESCwoDa2V5GAQgASgJEhEKCXNpZ25hdHVyZRgFIAEoDCJfCgVNb2RlbBILCgNrZXkYASABKAkSDAoEbmFtZRgCIAEoCRIOCgZibG9ja3MYAyABKA0SEwoLaGlkZGVuX3NpemUYBCABKA0SFgoOY29udGV4dF9sZW5ndGgYBSABKA1iBnByb3RvMw");
+  fileDesc("ChZzd2FybS93aXJlL3N3YXJtLnByb3RvEghzd2FybS52MSK8AQoIQ29udHJhY3QSDQoFbW9kZWwYASABKAkSDQoFZmlyc3QYAiABKA0SDAoEbGFzdBgDIAEoDRIUCgxmaW5nZXJwcmludHMYBCABKAwSDQoFZHR5cGUYBSABKAkSFAoMcXVhbnRpemF0aW9uGAYgASgJEhAKCGFkYXB0ZXJzGAcgAygJEhMKC2hpZGRlbl9zaXplGAggASgNEhEKCXJvd19ieXRlcxgJIAEoDRIPCgZwbGFjZXMYjAEgASgNItkCCg5Db250cm9sUmVxdWVzdBIeCgRvcGVuGAEgASgLMg4uc3dhcm0udjEuT3BlbkgAEiIKBmF0dGFjaBgCIAEoCzIQLnN3YXJtLnYxLkF0dGFjaEgAEiQKB3ByZXBhcmUYAyABKAsyES5zd2FybS52MS5QcmVwYXJlSAASIgoGcmVzdW1lGAQgASgLMhAuc3dhcm0udjEuUmVzdW1lSAASIAoFcHJvYmUYBSABKAsyDy5zd2FybS52MS5Qcm9iZUgAEiAKBWNsb3NlGAYgASgLMg8uc3dhcm0udjEuQ2xvc2VIABIjCgdyZWNlaXB0GLQBIAEoCzIPLnN3YXJtLnYxLkVudHJ5SAASIwoGc2V0dGxlGLUBIAEoCzIQLnN3YXJtLnYxLlNldHRsZUgAEiMKBnJlY2FsbBjAAiABKAsyEC5zd2FybS52MS5SZWNhbGxIAEIGCgRraW5kIp0BCgRPcGVuEg8KB3Nlc3Npb24YASABKAwSJAoIY29udHJhY3QYAiABKAsyEi5zd2FybS52MS5Db250cmFjdBIRCglwb3NpdGlvbnMYAyABKA0SDwoHYWRhcHRlchhkIAEoDBIpCgphY2NvdW50aW5nGLQBIAEoCzIULnN3YXJtLnYxLkFjY291bnRpbmcSDwoGY29tbWl0GMgBIAEoCCIZCgZBdHRhY2gSDwoHc2Vzc2lvbhgBIAEoDCKCAgoHUHJlcGFyZRINCgVlcG9jaBgBIAEoBBIlCglzZXF1ZW5jZXMYAiADKAsyEi5zd2FybS52MS5TZXF1ZW5jZRIQCgh1cHN0cmVhbRgDIAEoCRIoCgpkb3duc3RyZWFtGAQgASgLMhQuc3dhcm0udjEuRG93bnN0cmVhbRIPCgdyZWxheWVkGAUgASgIEhMKC2lucHV0X2NvZGVjGAYgASgJEhQKDG91dHB1dF9jb2RlYxgHIAEoCRIRCghyb2xsYmFjaxjwASABKAgSDgoFbW92ZXMYmAIgASgIEhAKB3JlY2FsbHMYwAIgASgIEhQKDGNoZWNrX2lucHV0cxh4IAEoCCJNCghTZXF1ZW5jZRIKCgJpZBgBIAEoDRIOCgZsZW5ndGgYAiABKA0SDgoGcGFyZW50GAMgASgNEhUKDXBhcmVudF9sZW5ndGgYBCABKA0iLQoKRG93bnN0cmVhbRIPCgdzZXNzaW9uGAEgASgMEg4KBnJlY29yZBgCIAEoDCKBAQoGUmVzdW1lEg0KBWVwb2NoGAEgASgEEiAKBGN1dHMYAiADKAsyEi5zd2FybS52MS5Qb3NpdGlvbhIjCgdyZXBsYXlzGAMgAygLMhIuc3dhcm0udjEuUG9zaXRpb24SIQoFd2FudHMYBCADKAsyEi5zd2FybS52MS5Qb3NpdGlvbiIuCghQb3NpdGlvbhIQCghzZXF1ZW5jZRgBIAEoDRIQCghwb3NpdGlvbhgCIAEoDSJeCgVQcm9iZRINCgVub25jZRgBIAEoBBIPCgdwYWRkaW5nGAIgASgMEhMKC3JlcGx5X2J5dGVzGAMgASgNEg8KB3RhbGxpZXMYBCABKAgSDwoGY29tbWl0GMgBIAEoCCIHCgVDbG9zZSIICgZTZXR0bGUiQAoGUmVjYWxsEiUKCGNvbnRyYWN0GMACIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0Eg8KBmRpZ2VzdBjBAiABKAwiuwMKDENvbnRyb2xSZXBseRIiCgZvcGVuZWQYASABKAsyEC5zd2FybS52MS5PcGVuZWRIABIeCgRoYXZlGAIgASgLMg4uc3dhcm0udjEuSGF2ZUgAEiYKCHByb2dyZXNzGAMgASgLMhIuc3dhcm0udjEuUHJvZ3Jlc3NIABInCglsaW5rX2Rvd24YBCABKAsyEi5zd2FybS52MS5MaW5rRG93bkgAEiQKB2xlYXZpbmcYBSABKAsyES5zd2FybS52MS5MZWF2aW5nSAASJAoHZmFpbHVyZRgGIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIABIhCgVjbGFpbRi0ASABKAsyDy5zd2FybS52MS5DbGFpbUgAEiMKB3JlY2VpcHQYtQEgASgLMg8uc3dhcm0udjEuRW50cnlIABIrCgpjb21taXRtZW50GMgBIAEoCzIULnN3YXJtLnYxLkNvbW1pdG1lbnRIABIsCgtzaG9ydGVyX3dheRiYAiABKAsyFC5zd2FybS52MS5TaG9ydGVyV2F5SAASHwoEa2VwdBjAAiABKAsyDi5zd2FybS52MS5LZXB0SABCBgoEa2luZCIbCgpTaG9ydGVyV2F5Eg0KBWVwb2NoGAEgASgEIj4KBEtlcHQSEQoIc2VxdWVuY2UYwAIgASgNEhIKCXBvc2l0aW9ucxjBAiABKA0SDwoGZGlnZXN0GMICIAEoDCKGAgoGT3BlbmVkEg8KB3Nlc3Npb24YASABKAwSFAoMY2FuX3JvbGxiYWNrGAIgASgIEhUKDW1heF9wb3NpdGlvbnMYAyABKA0SFAoMZmluZ2VycHJpbnRzGAQgAygMEg4KBmNvZGVjcxgFIAMoCRIVCg1tYXhfc2VxdWVuY2VzGAYgASgNEhsKE21heF90b3RhbF9wb3NpdGlvbnMYByABKAQSFAoMcHJlZml4X2NodW5rGAggASgNEikKCmFjY291bnRpbmcYtAEgASgLMhQuc3dhcm0udjEuQWNjb3VudGluZxIRCghyb2xsYmFjaxjyASABKA0SEAoHY29tbWl0cxjIASABKAgiRAoKQ29tbWl0bWVudBIPCgdwcm9taXNlGAEgASgMEhIKCnB1YmxpY19rZXkYAiABKAwSEQoJc2lnbmF0dXJlGAMgASgMInwKB1Byb21pc2USDwoHc2Vzc2lvbhgBIAEoDBIOCgZudW1iZXIYAiABKAQSJAoIY29udHJhY3QYAyABKAsyEi5zd2FybS52MS5Db250cmFjdBIOCgZsZWF2ZXMYBCABKA0SDAoEcm9vdBgFIAEoDBIMCgR0aW1lGAYgASgBIpQBCghFdmlkZW5jZRINCgVtb2RlbBgBIAEoCRIpCgtjb21taXRtZW50cxgCIAMoCzIULnN3YXJtLnYxLkNvbW1pdG1lbnQSDgoGaW5wdXRzGAMgASgMEg0KBWZpcnN0GAQgASgNEg8KB291dHB1dHMYBSABKAwSHgoGbGVhdmVzGAYgAygLMg4uc3dhcm0udjEuTGVhZiI3CgRMZWFmEhIKCmNvbW1pdG1lbnQYASABKA0SDQoFaW5kZXgYAiABKA0SDAoEcGF0aBgDIAEoDCIzCgRIYXZlEg0KBWVwb2NoGAEgASgEEhwKBGhlbGQYAiADKAsyDi5zd2FybS52MS5IZWxkIkwKBEhlbGQSEAoIc2VxdWVuY2UYASABKA0SDgoGbGVuZ3RoGAIgASgNEg8KB2hpc3RvcnkYAyABKA0SEQoIcm9sbGJhY2sY8QEgASgNIpgBCghQcm9ncmVzcxINCgVub25jZRgBIAEoBBINCgVlcG9jaBgCIAEoBBIMCgRiZWF0GAMgASgEEh4KBW1vdmVkGAQgAygLMg8uc3dhcm0udjEuTW92ZWQSDQoFcXVldWUYBSABKA0SDwoHcGFkZGluZxgGIAEoDBIgCgd0YWxsaWVzGAcgAygLMg8uc3dhcm0udjEuVGFsbHkikQEKBVRhbGx5EiQKBXBoYXNlGAEgASgOMhUuc3dhcm0udjEuVGFsbHkuUGhhc2USDQoFc3RlcHMYAiABKA0SEQoJcG9zaXRpb25zGAMgASgNEg0KBXF1ZXVlGAQgASgBEg8KB2NvbXB1dGUYBSABKAEiIAoFUGhhc2USCwoHUFJFRklMTBAAEgoKBkRFQ09ERRABIlAKBU1vdmVkEhAKCHNlcXVlbmNlGAEgASgNEhAKCHJlY2VpdmVkGAIgASgNEhAKCGNvbXB1dGVkGAMgASgNEhEKCWZvcndhcmRlZBgEIAEoDSIpCghMaW5rRG93bhINCgVlcG9jaBgBIAEoBBIOCgZyZWFzb24YAiABKAkiGwoHTGVhdmluZxIQCghkZWFkbGluZRgBIAEoASK4AwoHRmFpbHVyZRIkCgRjb2RlGAEgASgOMhYuc3dhcm0udjEuRmFpbHVyZS5Db2RlEg8KB21lc3NhZ2UYAiABKAkSEwoLcmV0cnlfYWZ0ZXIYAyABKAESDQoFZXBvY2gYBCABKAQSDQoFbGltaXQYBSABKAkSDwoHYWxsb3dlZBgGIAEoBBINCgVhc2tlZBgHIAEoBBIQCghzZXF1ZW5jZRh4IAEoDRIQCghwb3NpdGlvbhh5IAEoDRIMCgR0d2luGHogASgNIvABCgRDb2RlEgsKB1VOS05PV04QABIICgRCVVNZEAESFQoRU0VTU0lPTl9OT1RfRk9VTkQQAhIVChFDT05UUkFDVF9NSVNNQVRDSBADEhIKDkNPTVBVVEVfRkFJTEVEEAQSDQoJTUFMRk9STUVEEAUSEAoMVU5BVVRIT1JJWkVEEAYSBwoDR0FQEAcSDAoIVE9PX0xPTkcQCBILCgdJTlZBTElEEAkSEgoOTUlTU0lOR19CTE9DS1MQChIJCgVMSU1JVBALEg8KC0lNUExBVVNJQkxFEHgSDQoIVU5TSUdORUQQtAESCwoHUkVGVVRFRBB5InYKBERhdGESIAoFaGVsbG8YASABKAsyDy5zd2FybS52MS5IZWxsb0gAEh4KBHN0ZXAYAiABKAsyDi5zd2FybS52MS5TdGVwSAASJAoHZmFpbHVyZRgDIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kImwKBUhlbGxvEg8KB3Nlc3Npb24YASABKAwSDQoFZXBvY2gYAiABKAQSIgoEcm9sZRgDIAEoDjIULnN3YXJtLnYxLkhlbGxvLlJvbGUiHwoEUm9sZRIKCgZJTlBVVFMQABILCgdSRVNVTFRTEAEiXQoEU3RlcBInCgpvcGVyYXRpb25zGAEgAygLMhMuc3dhcm0udjEuT3BlcmF0aW9uEhwKBHJvd3MYAiADKAsyDi5zd2FybS52MS5Sb3dzEg4KBmhpZGRlbhgDIAEoDCKJAQoJT3BlcmF0aW9uEiYKBGtpbmQYASABKA4yGC5zd2FybS52MS5PcGVyYXRpb24uS2luZBIOCgZzb3VyY2UYAiABKA0SDgoGdGFyZ2V0GAMgASgNEg4KBmxlbmd0aBgEIAEoDSIkCgRLaW5kEggKBEZPUksQABIICgRNT1ZFEAESCAoERlJFRRACIkQKBFJvd3MSEAoIc2VxdWVuY2UYASABKA0SDQoFc3RhcnQYAiABKA0SDQoFY291bnQYAyABKA0SDAoEd2FudBgEIAEoDSJQCg1CbG9ja3NSZXF1ZXN0EiYKBWJsb2NrGAEgASgLMhUuc3dhcm0udjEuQmxvY2tXYW50ZWRIABIPCgVwaWVjZRgCIAEoDUgAQgYKBGtpbmQiUQoLQmxvY2tXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFYmxvY2sYAiABKA0SFAoMcXVhbnRpemF0aW9uGAMgASgJEg4KBmZvcm1hdBgEIAEoDSJ5CgtCbG9ja3NSZXBseRIrCghtYW5pZmVzdBgBIAEoCzIXLnN3YXJtLnYxLkJsb2NrTWFuaWZlc3RIABIPCgVwaWVjZRgCIAEoDEgAEiQKB2ZhaWx1cmUYAyABKAsyES5zd2FybS52MS5GYWlsdXJlSABCBgoEa2luZCJCCg1CbG9ja01hbmlmZXN0EhMKC2ZpbmdlcnByaW50GAEgASgMEgwKBHNpemUYAiABKAQSDgoGcGllY2VzGAMgASgMIoQBCgtFbmRzUmVxdWVzdBIkCgRvcGVuGAEgASgLMhQuc3dhcm0udjEuRW5kc1dhbnRlZEgAEiQKBGhlYWQYAiABKAsyFC5zd2FybS52MS5IZWFkV2FudGVkSAASIQoFZW1iZWQYAyABKAsyEC5zd2FybS52MS5Ub2tlbnNIAEIGCgRraW5kIj8KCkVuZHNXYW50ZWQSDQoFbW9kZWwYASABKAkSDQoFZHR5cGUYAiABKAkSEwoLZmluZ2VycHJpbnQYAyABKAwiOAoKSGVhZFdhbnRlZBIMCgRyb3dzGAEgASgNEg4KBmhpZGRlbhgCIAEoDBIMCgRiZXN0GAMgASgNIpkBCglFbmRzUmVwbHkSJgoGb3BlbmVkGAEgASgLMhQuc3dhcm0udjEuRW5kc09wZW5lZEgAEiIKBmxvZ2l0cxgCIAEoCzIQLnN3YXJtLnYxLkxvZ2l0c0gAEhIKCGVtYmVkZGVkGAMgASgMSAASJAoHZmFpbHVyZRgEIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIkoKCkVuZHNPcGVuZWQSEwoLZmluZ2VycHJpbnQYASABKAwSEgoKdm9jYWJ1bGFyeRgCIAEoDRITCgtoaWRkZW5fc2l6ZRgDIAEoDSIoCgZMb2dpdHMSDgoGdG9rZW5zGAEgASgMEg4KBnZhbHVlcxgCIAEoDCKZAQoPVHJhaW5pbmdSZXF1ZXN0EiYKCGNvbnRyYWN0GGUgASgLMhIuc3dhcm0udjEuQ29udHJhY3RIABIgCgZ3YW50ZWQYZiABKAsyDi5zd2FybS52MS5QYXNzSAASDgoEZGF0YRhnIAEoDEgAEiQKB2FkYXB0ZXIYaCABKAsyES5zd2FybS52MS5BZGFwdGVySABCBgoEa2luZCKGAQoEUGFzcxIKCgJpZBgBIAEoDBIOCgZjb3VudHMYAiADKA0SDgoGaW5wdXRzGAMgASgIEhEKCWdyYWRpZW50cxgEIAEoCBIQCgh1bndhbnRlZBgFIAEoCBIPCgdhZGFwdGVyGAYgASgMEgwKBHNlZWQYByABKAQSDgoFZml4ZWQY3AEgASgIIicKB0FkYXB0ZXISDgoGZGlnZXN0GAEgASgMEgwKBHNpemUYAiABKAQi0wEKDVRyYWluaW5nUmVwbHkSEAoGb3BlbmVkGGUgASgISAASJgoIY29tcHV0ZWQYZiABKAsyEi5zd2FybS52MS5Db21wdXRlZEgAEg4KBGRhdGEYZyABKAxIABIkCgd3b3JraW5nGGggASgLMhEuc3dhcm0udjEuV29ya2luZ0gAEiQKB21pc3NpbmcYaSABKAsyES5zd2FybS52MS5NaXNzaW5nSAASJAoHZmFpbHVyZRhqIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIikKCENvbXB1dGVkEgwKBHJvd3MYASABKAQSDwoHYWRhcHRlchgCIAEoBCIXCgdXb3JraW5nEgwKBGJlYXQYASABKAQiKgoHTWlzc2luZxIOCgZpbnB1dHMYASABKAgSDwoHYWRhcHRlchgCIAEoCCKLAgoFUXVlcnkSCgoCaWQYASABKAwSDQoFbW9kZWwYAiABKAkSDgoEdGV4dBgDIAEoCUgAEhIKCG1lc3NhZ2VzGAQgASgJSAASIgoGdG9rZW5zGAUgASgLMhAuc3dhcm0udjEuVG9rZW5zSAASDQoFdG9vbHMYBiABKAkSJAoIc2FtcGxpbmcYByABKAsyEi5zd2FybS52MS5TYW1wbGluZxIRCglnZW5lcmF0ZWQYCCADKA0SEgoKc2VudF9ieXRlcxgJIAEoDRINCgV0cmFjZRgKIAEoCBIqCgt0b29sX2Nob2ljZRigASABKAsyFC5zd2FybS52MS5Ub29sQ2hvaWNlQggKBnByb21wdCIrCgpUb29sQ2hvaWNlEg0KBW5hbWVzGAEgAygJEg4KBnNpbmdsZRgCIAEoCCIVCgZUb2tlbnMSCwoDaWRzGAEgAygNIo4ECghTYW1wbGluZxIXCgptYXhfdG9rZW5zGAEgASgNSACIAQESGAoLdGVtcGVyYXR1cmUYAiABKAJIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBXRvcF9rGAQgASgNSAOIAQESEgoFbWluX3AYBSABKAJIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAJIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgCSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAJIB4gBARIMCgRzZWVkGAkgASgEEgwKBHN0b3AYCiADKAkSEAoIbG9ncHJvYnMYCyABKAgSFAoMdG9wX2xvZ3Byb2JzGAwgASgNEhwKBGJpYXMYDSADKAsyDi5zd2FybS52MS5CaWFzEhIKCmlnbm9yZV9lb3MYDiABKAgSEwoLc3BlY3VsYXRpb24YDyABKAkSKQoKY29uc3RyYWludBigASABKAsyFC5zd2FybS52MS5Db25zdHJhaW50Qg0KC19tYXhfdG9rZW5zQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX3BCCAoGX3RvcF9rQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5QhMKEV9wcmVzZW5jZV9wZW5hbHR5QhQKEl9mcmVxdWVuY3lfcGVuYWx0eSJPCgpDb25zdHJhaW50EhUKC2pzb25fc2NoZW1hGAEgASgJSAASDwoFcmVnZXgYAiABKAlIABIRCgdncmFtbWFyGAMgASgJSABCBgoEa2luZCIkCgRCaWFzEg0KBXRva2VuGAEgASgNEg0KBXZhbHVlGAIgASgCIvkBCgpRdWVyeVJlcGx5EiYKCGFjY2VwdGVkGAEgASgLMhIuc3dhcm0udjEuQWNjZXB0ZWRIABIgCgVkZWx0YRgCIAEoCzIPLnN3YXJtLnYxLkRlbHRhSAASJQoFcm91dGUYAyABKAsyFC5zd2FybS52MS5Sb3V0ZUluVXNlSAASJAoHd2FpdGluZxgEIAEoCzIRLnN3YXJtLnYxLldhaXRpbmdIABImCghmaW5pc2hlZBgFIAEoCzISLnN3YXJtLnYxLkZpbmlzaGVkSAASJAoHZmFpbHVyZRgGIAEoCzIRLnN3YXJtLnYxLkZhaWx1cmVIAEIGCgRraW5kIkwKCEFjY2VwdGVkEg0KBW1vZGVsGAEgASgJEgwKBG5hbWUYAiABKAkSFQoNcHJvbXB0X3Rva2VucxgDIAEoDRIMCgRzZWVkGAQgASgEIl4KBURlbHRhEg4KBnRva2VucxgBIAMoDRIMCgR0ZXh0GAIgASgJEiMKCGxvZ3Byb2JzGAMgAygLMhEuc3dhcm0udjEuTG9ncHJvYhISCgpzZW50X2J5dGVzGAQgASgNIlcKB0xvZ3Byb2ISDQoFdG9rZW4YASABKA0SDwoHbG9ncHJvYhgCIAEoAhIMCgR0ZXh0GAMgASgMEh4KA3RvcBgEIAMoCzIRLnN3YXJtLnYxLkxvZ3Byb2IiUAoKUm91dGVJblVzZRIgCgRob3BzGAEgAygLMhIuc3dhcm0udjEuUm91dGVIb3ASEAoIcmVyb3V0ZXMYAiABKA0SDgoGcmVhc29uGAMgASgJIkYKCFJvdXRlSG9wEg8KB3BlZXJfaWQYASABKAkSDAoEbmFtZRgCIAEoCRINCgVmaXJzdBgDIAEoDRIMCgRsYXN0GAQgASgNIkQKB1dhaXRpbmcSDQoFZmlyc3QYASABKA0SDAoEbGFzdBgCIAEoDRINCgVzaW5jZRgDIAEoARINCgV3b3JkcxgEIAEoCSLbAQoIRmluaXNoZWQSKQoGcmVhc29uGAEgASgOMhkuc3dhcm0udjEuRmluaXNoZWQuUmVhc29uEhUKDXByb21wdF90b2tlbnMYAiABKA0SGQoRY29tcGxldGlvbl90b2tlbnMYAyABKA0SDwoHc2Vjb25kcxgEIAEoARIiCgV0cmFjZRgFIAMoCzITLnN3YXJtLnYxLlRyYWNlU3BhbhINCgRzdG9wGKABIAEoCSIuCgZSZWFzb24SCAoEU1RPUBAAEgoKBkxFTkdUSBABEg4KClRPT0xfQ0FMTFMQAiJZCglUcmFjZVNwYW4SDAoEbmFtZRgBIAEoCRIPCgdwZWVyX2lkGAIgASgJEg0KBXN0YXJ0GAMgASgBEg8KB3NlY29uZHMYBCABKAESDQoFY291bnQYBSABKA0iGwoKTWFwUmVxdWVzdBINCgV3YXRjaBgBIAEoCCKDAQoIU3dhcm1NYXASDAoEdGltZRgBIAEoARIfCgZtb2RlbHMYAiADKAsyDy5zd2FybS52MS5Nb2RlbBIkCgdzZXJ2ZXJzGAMgAygLMhMuc3dhcm0udjEuTWFwU2VydmVyEiIKBW5vZGVzGAQgAygLMhMuc3dhcm0udjEuUXVlcnlOb2RlIs4BCglNYXBTZXJ2ZXISDwoHcGVlcl9pZBgBIAEoCRIkCghjb250cmFjdBgCIAEoCzISLnN3YXJtLnYxLkNvbnRyYWN0Eg0KBXN0YXRlGAMgASgJEgwKBG5hbWUYBCABKAkSEQoJZGVjb2RlX21zGAUgASgCEhQKDHByZWZpbGxfcmF0ZRgGIAEoAhINCgVxdWV1ZRgHIAEoDRITCgtmcmVlX3Rva2VucxgIIAEoBBIPCgd2ZXJzaW9uGAkgASgJEg8KB3JlbGF5ZWQYCiABKAgi/gEKCVF1ZXJ5Tm9kZRIPCgdwZWVyX2lkGAEgASgJEiQKCGNvbnRyYWN0GAIgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDAoEbmFtZRgDIAEoCRIRCglhZGRyZXNzZXMYBCADKAkSDQoFZWRnZXMYBSADKAkSDwoHcnVubmluZxgGIAEoDRIQCghjYXBhY2l0eRgHIAEoDRIPCgd2ZXJzaW9uGAggASgJEhEKCWNvbnZlcnNlcxgJIAEoCBINCgVjb2RlYxgKIAEoCRIQCghpbnN0YW5jZRgLIAEoDRITCgpjb25zdHJhaW5zGKABIAEoCBINCgRzZWVzGKEBIAEoCCKlAwoGUmVjb3JkEiQKCGNvbnRyYWN0GAEgASgLMhIuc3dhcm0udjEuQ29udHJhY3QSDQoFc3RhdGUYAiABKAkSEQoJYWRkcmVzc2VzGAMgAygJEhMKC2ZyZWVfdG9rZW5zGAQgASgEEhEKCWRlY29kZV9tcxgFIAEoAhIUCgxwcmVmaWxsX3JhdGUYBiABKAISDQoFcXVldWUYByABKA0SDwoHcmVsYXllZBgIIAEoCBIOCgZjb2RlY3MYCSADKAkSDwoHdmVyc2lvbhgKIAEoCRIMCgRuYW1lGAsgASgJEhkKEXByZWZpbGxfcG9zaXRpb25zGAwgASgNEhAKCGluc3RhbmNlGA0gASgNEhAKCHRyYWluaW5nGGQgASgIEigKCmNvb3JkaW5hdGUYbiABKAsyFC5zd2FybS52MS5Db29yZGluYXRlEhwKBG5lYXIYbyADKAsyDi5zd2FybS52MS5OZWFyEiAKB2FjY291bnQYtAEgASgLMg4uc3dhcm0udjEuSGVhZBIdCgRlbmRzGKwCIAEoCzIOLnN3YXJtLnYxLkVuZHMiQAoERW5kcxITCgtmaW5nZXJwcmludBgBIAEoDBISCgp2b2NhYnVsYXJ5GAIgASgNEg8KB2hlYWRfbXMYAyABKAIiJAoETmVhchIMCgRwZWVyGAEgASgMEg4KBnJ0dF9tcxgCIAEoAiI6CgpDb29yZGluYXRlEg0KBXBvaW50GAEgAygCEg4KBmhlaWdodBgCIAEoAhINCgVlcnJvchgDIAEoAiJACgpBY2NvdW50aW5nEg8KB2FjY291bnQYASABKAwSDQoFcHJvb2YYAiABKAwSEgoKcGFyYW1ldGVycxgDIAEoBCI3CgVDbGFpbRINCgV0b3RhbBgBIAEoBBIOCgZzaWduZWQYAiABKAQSDwoHc2V0dGxlcxgDIAEoCCLvAQoFRW50cnkSDwoHYWNjb3VudBgBIAEoDBINCgVvdGhlchgCIAEoDBIOCgZudW1iZXIYAyABKAQSEAoIcHJldmlvdXMYBCABKAwSDQoFZ2l2ZXMYBSABKAgSDAoEd29yaxgGIAEoBBINCgVnaXZlbhgHIAEoBBINCgV0YWtlbhgIIAEoBBISCgpwYWlyX2dpdmVuGAkgASgEEhIKCnBhaXJfdGFrZW4YCiABKAQSDwoHc2Vzc2lvbhgLIAEoDBIPCgdhbnN3ZXJzGAwgASgMEgwKBHRpbWUYDSABKAQSEQoJc2lnbmF0dXJlGA4gASgMImgKBEhlYWQSDwoHYWNjb3VudBgBIAEoDBIOCgZudW1iZXIYAiABKAQSDgoGZGlnZXN0GAMgASgMEg0KBWdpdmVuGAQgASgEEg0KBXRha2VuGAUgASgEEhEKCXNpZ25hdHVyZRgGIAEoDCKFAQoPUmVjZWlwdHNSZXF1ZXN0EiQKB2JldHdlZW4YASABKAsyES5zd2FybS52MS5CZXR3ZWVuSAASIAoFbGlua3MYAiABKAsyDy5zd2FybS52MS5MaW5rc0gAEiIKBnByb3ZlbhgDIAEoCzIQLnN3YXJtLnYxLlByb3ZlbkgAQgYKBGtpbmQiKgoHQmV0d2VlbhIPCgdhY2NvdW50GAEgASgMEg4KBm90aGVycxgCIAMoDCInCgVMaW5rcxIPCgdhY2NvdW50GAEgASgMEg0KBWZpcnN0GAIgASgEIggKBlByb3ZlbiIgCg1SZWNlaXB0c1JlcGx5Eg8KB2VudHJpZXMYASADKAwiMAoEUGluZxIoCgpjb29yZGluYXRlGAEgASgLMhQuc3dhcm0udjEuQ29vcmRpbmF0ZSIvCg5SZWNvcmRzUmVxdWVzdBINCgVtb2RlbBgBIAEoCRIOCgZibG9ja3MYAiABKA0iOgoMUmVjb3Jkc1JlcGx5Eg8KB3JlY29yZHMYASADKAwSCwoDYWdlGAIgASgBEgwKBG1vcmUYAyABKAgiMwoQRGlyZWN0b3J5UmVxdWVzdBINCgRrZXlzGJgCIAMoCRIQCgdyZWNvcmRzGJkCIAMoDCJDCg5EaXJlY3RvcnlSZXBseRIQCgdyZWNvcmRzGJgCIAMoDBINCgRtb3JlGJkCIAEoCBIQCgdyZWZ1c2VkGJoCIAEoCSJjCgxTaWduZWRSZWNvcmQSEgoKcHVibGljX2tleRgBIAEoDBIOCgZyZWNvcmQYAiABKAwSDwoHZXhwaXJlcxgDIAEoARILCgNrZXkYBCABKAkSEQoJc2lnbmF0dXJlGAUgASgMIl8KBU1vZGVsEgsKA2tleRgBIAEoCRIMCgRuYW1lGAIgASgJEg4KBmJsb2NrcxgDIAEoDRITCgtoaWRkZW5fc2l6ZRgEIAEoDRIWCg5jb250ZXh0X2xlbmd0aBgFIAEoDWIGcHJvdG8z");
 
 /**
  * What is computed. One message wherever it is said: in a record, by who opens a session, by a query node, on a map.
@@ -156,6 +156,14 @@ export type ControlRequest = Message<"swarm.v1.ControlRequest"> & {
      */
     value: Settle;
     case: "settle";
+  } | {
+    /**
+     * the only message of a stream: whether the beginning of a prompt is still kept
+     *
+     * @generated from field: swarm.v1.Recall recall = 320;
+     */
+    value: Recall;
+    case: "recall";
   } | { case: undefined; value?: undefined };
 };
 
@@ -303,6 +311,13 @@ export type Prepare = Message<"swarm.v1.Prepare"> & {
    * @generated from field: bool moves = 280;
    */
   moves: boolean;
+
+  /**
+   * to be told what is kept of prompts
+   *
+   * @generated from field: bool recalls = 320;
+   */
+  recalls: boolean;
 
   /**
    * another server computed the inputs: refuse what cannot be hidden states, with IMPLAUSIBLE
@@ -513,6 +528,32 @@ export const SettleSchema: GenMessage<Settle> = /*@__PURE__*/
   messageDesc(file_swarm_wire_swarm, 11);
 
 /**
+ * Is the beginning of a prompt still kept that was told of with this digest? Answered by `Kept`.
+ *
+ * @generated from message swarm.v1.Recall
+ */
+export type Recall = Message<"swarm.v1.Recall"> & {
+  /**
+   * as in `Open`
+   *
+   * @generated from field: swarm.v1.Contract contract = 320;
+   */
+  contract?: Contract | undefined;
+
+  /**
+   * @generated from field: bytes digest = 321;
+   */
+  digest: Uint8Array;
+};
+
+/**
+ * Describes the message swarm.v1.Recall.
+ * Use `create(RecallSchema)` to create a new message.
+ */
+export const RecallSchema: GenMessage<Recall> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 12);
+
+/**
  * @generated from message swarm.v1.ControlReply
  */
 export type ControlReply = Message<"swarm.v1.ControlReply"> & {
@@ -583,6 +624,14 @@ export type ControlReply = Message<"swarm.v1.ControlReply"> & {
      */
     value: ShorterWay;
     case: "shorterWay";
+  } | {
+    /**
+     * to who asked with `Prepare.recalls`, or by `Recall`
+     *
+     * @generated from field: swarm.v1.Kept kept = 320;
+     */
+    value: Kept;
+    case: "kept";
   } | { case: undefined; value?: undefined };
 };
 
@@ -591,7 +640,7 @@ export type ControlReply = Message<"swarm.v1.ControlReply"> & {
  * Use `create(ControlReplySchema)` to create a new message.
  */
 export const ControlReplySchema: GenMessage<ControlReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 12);
+  messageDesc(file_swarm_wire_swarm, 13);
 
 /**
  * The link onward goes through a forwarder and could go directly: in the next epoch it does.
@@ -610,7 +659,42 @@ export type ShorterWay = Message<"swarm.v1.ShorterWay"> & {
  * Use `create(ShorterWaySchema)` to create a new message.
  */
 export const ShorterWaySchema: GenMessage<ShorterWay> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 13);
+  messageDesc(file_swarm_wire_swarm, 14);
+
+/**
+ * What a hop keeps of a prompt, for prompts to come that begin alike.
+ *
+ * @generated from message swarm.v1.Kept
+ */
+export type Kept = Message<"swarm.v1.Kept"> & {
+  /**
+   * whose beginning it is; in an answer to `Recall` nothing
+   *
+   * @generated from field: uint32 sequence = 320;
+   */
+  sequence: number;
+
+  /**
+   * so many of it; 0: none any more
+   *
+   * @generated from field: uint32 positions = 321;
+   */
+  positions: number;
+
+  /**
+   * 32 bytes that nobody else can guess
+   *
+   * @generated from field: bytes digest = 322;
+   */
+  digest: Uint8Array;
+};
+
+/**
+ * Describes the message swarm.v1.Kept.
+ * Use `create(KeptSchema)` to create a new message.
+ */
+export const KeptSchema: GenMessage<Kept> = /*@__PURE__*/
+  messageDesc(file_swarm_wire_swarm, 15);
 
 /**
  * @generated from message swarm.v1.Opened
@@ -697,7 +781,7 @@ export type Opened = Message<"swarm.v1.Opened"> & {
  * Use `create(OpenedSchema)` to create a new message.
  */
 export const OpenedSchema: GenMessage<Opened> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 14);
+  messageDesc(file_swarm_wire_swarm, 16);
 
 /**
  * Unasked, where the client wants it: what this hop has sent of late, to whomever, signed.
@@ -732,7 +816,7 @@ export type Commitment = Message<"swarm.v1.Commitment"> & {
  * Use `create(CommitmentSchema)` to create a new message.
  */
 export const CommitmentSchema: GenMessage<Commitment> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 15);
+  messageDesc(file_swarm_wire_swarm, 17);
 
 /**
  * From these inputs came these outputs: the root of a Merkle tree with a leaf for every position sent.
@@ -784,7 +868,7 @@ export type Promise = Message<"swarm.v1.Promise"> & {
  * Use `create(PromiseSchema)` to create a new message.
  */
 export const PromiseSchema: GenMessage<Promise> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 16);
+  messageDesc(file_swarm_wire_swarm, 18);
 
 /**
  * A file that shows what a server computed, to anybody who has the weights.
@@ -836,7 +920,7 @@ export type Evidence = Message<"swarm.v1.Evidence"> & {
  * Use `create(EvidenceSchema)` to create a new message.
  */
 export const EvidenceSchema: GenMessage<Evidence> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 17);
+  messageDesc(file_swarm_wire_swarm, 19);
 
 /**
  * @generated from message swarm.v1.Leaf
@@ -869,7 +953,7 @@ export type Leaf = Message<"swarm.v1.Leaf"> & {
  * Use `create(LeafSchema)` to create a new message.
  */
 export const LeafSchema: GenMessage<Leaf> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 18);
+  messageDesc(file_swarm_wire_swarm, 20);
 
 /**
  * @generated from message swarm.v1.Have
@@ -891,7 +975,7 @@ export type Have = Message<"swarm.v1.Have"> & {
  * Use `create(HaveSchema)` to create a new message.
  */
 export const HaveSchema: GenMessage<Have> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 19);
+  messageDesc(file_swarm_wire_swarm, 21);
 
 /**
  * @generated from message swarm.v1.Held
@@ -929,7 +1013,7 @@ export type Held = Message<"swarm.v1.Held"> & {
  * Use `create(HeldSchema)` to create a new message.
  */
 export const HeldSchema: GenMessage<Held> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 20);
+  messageDesc(file_swarm_wire_swarm, 22);
 
 /**
  * @generated from message swarm.v1.Progress
@@ -984,7 +1068,7 @@ export type Progress = Message<"swarm.v1.Progress"> & {
  * Use `create(ProgressSchema)` to create a new message.
  */
 export const ProgressSchema: GenMessage<Progress> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 21);
+  messageDesc(file_swarm_wire_swarm, 23);
 
 /**
  * Steps of one session at one hop, added up. Seconds.
@@ -1027,7 +1111,7 @@ export type Tally = Message<"swarm.v1.Tally"> & {
  * Use `create(TallySchema)` to create a new message.
  */
 export const TallySchema: GenMessage<Tally> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 22);
+  messageDesc(file_swarm_wire_swarm, 24);
 
 /**
  * @generated from enum swarm.v1.Tally.Phase
@@ -1050,7 +1134,7 @@ export enum Tally_Phase {
  * Describes the enum swarm.v1.Tally.Phase.
  */
 export const Tally_PhaseSchema: GenEnum<Tally_Phase> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 22, 0);
+  enumDesc(file_swarm_wire_swarm, 24, 0);
 
 /**
  * @generated from message swarm.v1.Moved
@@ -1082,7 +1166,7 @@ export type Moved = Message<"swarm.v1.Moved"> & {
  * Use `create(MovedSchema)` to create a new message.
  */
 export const MovedSchema: GenMessage<Moved> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 23);
+  messageDesc(file_swarm_wire_swarm, 25);
 
 /**
  * @generated from message swarm.v1.LinkDown
@@ -1104,7 +1188,7 @@ export type LinkDown = Message<"swarm.v1.LinkDown"> & {
  * Use `create(LinkDownSchema)` to create a new message.
  */
 export const LinkDownSchema: GenMessage<LinkDown> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 24);
+  messageDesc(file_swarm_wire_swarm, 26);
 
 /**
  * @generated from message swarm.v1.Leaving
@@ -1121,7 +1205,7 @@ export type Leaving = Message<"swarm.v1.Leaving"> & {
  * Use `create(LeavingSchema)` to create a new message.
  */
 export const LeavingSchema: GenMessage<Leaving> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 25);
+  messageDesc(file_swarm_wire_swarm, 27);
 
 /**
  * @generated from message swarm.v1.Failure
@@ -1197,7 +1281,7 @@ export type Failure = Message<"swarm.v1.Failure"> & {
  * Use `create(FailureSchema)` to create a new message.
  */
 export const FailureSchema: GenMessage<Failure> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 26);
+  messageDesc(file_swarm_wire_swarm, 28);
 
 /**
  * @generated from enum swarm.v1.Failure.Code
@@ -1297,7 +1381,7 @@ export enum Failure_Code {
  * Describes the enum swarm.v1.Failure.Code.
  */
 export const Failure_CodeSchema: GenEnum<Failure_Code> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 26, 0);
+  enumDesc(file_swarm_wire_swarm, 28, 0);
 
 /**
  * @generated from message swarm.v1.Data
@@ -1336,7 +1420,7 @@ export type Data = Message<"swarm.v1.Data"> & {
  * Use `create(DataSchema)` to create a new message.
  */
 export const DataSchema: GenMessage<Data> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 27);
+  messageDesc(file_swarm_wire_swarm, 29);
 
 /**
  * @generated from message swarm.v1.Hello
@@ -1363,7 +1447,7 @@ export type Hello = Message<"swarm.v1.Hello"> & {
  * Use `create(HelloSchema)` to create a new message.
  */
 export const HelloSchema: GenMessage<Hello> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 28);
+  messageDesc(file_swarm_wire_swarm, 30);
 
 /**
  * @generated from enum swarm.v1.Hello.Role
@@ -1388,7 +1472,7 @@ export enum Hello_Role {
  * Describes the enum swarm.v1.Hello.Role.
  */
 export const Hello_RoleSchema: GenEnum<Hello_Role> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 28, 0);
+  enumDesc(file_swarm_wire_swarm, 30, 0);
 
 /**
  * Some positions of some sequences, and what to do before computing them.
@@ -1419,7 +1503,7 @@ export type Step = Message<"swarm.v1.Step"> & {
  * Use `create(StepSchema)` to create a new message.
  */
 export const StepSchema: GenMessage<Step> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 29);
+  messageDesc(file_swarm_wire_swarm, 31);
 
 /**
  * @generated from message swarm.v1.Operation
@@ -1451,7 +1535,7 @@ export type Operation = Message<"swarm.v1.Operation"> & {
  * Use `create(OperationSchema)` to create a new message.
  */
 export const OperationSchema: GenMessage<Operation> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 30);
+  messageDesc(file_swarm_wire_swarm, 32);
 
 /**
  * @generated from enum swarm.v1.Operation.Kind
@@ -1483,7 +1567,7 @@ export enum Operation_Kind {
  * Describes the enum swarm.v1.Operation.Kind.
  */
 export const Operation_KindSchema: GenEnum<Operation_Kind> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 30, 0);
+  enumDesc(file_swarm_wire_swarm, 32, 0);
 
 /**
  * @generated from message swarm.v1.Rows
@@ -1519,7 +1603,7 @@ export type Rows = Message<"swarm.v1.Rows"> & {
  * Use `create(RowsSchema)` to create a new message.
  */
 export const RowsSchema: GenMessage<Rows> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 31);
+  messageDesc(file_swarm_wire_swarm, 33);
 
 /**
  * First a block, then pieces of it, by number; each is answered before the next is read.
@@ -1550,7 +1634,7 @@ export type BlocksRequest = Message<"swarm.v1.BlocksRequest"> & {
  * Use `create(BlocksRequestSchema)` to create a new message.
  */
 export const BlocksRequestSchema: GenMessage<BlocksRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 32);
+  messageDesc(file_swarm_wire_swarm, 34);
 
 /**
  * @generated from message swarm.v1.BlockWanted
@@ -1588,7 +1672,7 @@ export type BlockWanted = Message<"swarm.v1.BlockWanted"> & {
  * Use `create(BlockWantedSchema)` to create a new message.
  */
 export const BlockWantedSchema: GenMessage<BlockWanted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 33);
+  messageDesc(file_swarm_wire_swarm, 35);
 
 /**
  * @generated from message swarm.v1.BlocksReply
@@ -1625,7 +1709,7 @@ export type BlocksReply = Message<"swarm.v1.BlocksReply"> & {
  * Use `create(BlocksReplySchema)` to create a new message.
  */
 export const BlocksReplySchema: GenMessage<BlocksReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 34);
+  messageDesc(file_swarm_wire_swarm, 36);
 
 /**
  * What a server has of a block, on its own word: whoever fetches it computes the fingerprint of what has come.
@@ -1660,7 +1744,7 @@ export type BlockManifest = Message<"swarm.v1.BlockManifest"> & {
  * Use `create(BlockManifestSchema)` to create a new message.
  */
 export const BlockManifestSchema: GenMessage<BlockManifest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 35);
+  messageDesc(file_swarm_wire_swarm, 37);
 
 /**
  * First `open`, then what is asked; each is answered before the next is read.
@@ -1699,7 +1783,7 @@ export type EndsRequest = Message<"swarm.v1.EndsRequest"> & {
  * Use `create(EndsRequestSchema)` to create a new message.
  */
 export const EndsRequestSchema: GenMessage<EndsRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 36);
+  messageDesc(file_swarm_wire_swarm, 38);
 
 /**
  * @generated from message swarm.v1.EndsWanted
@@ -1732,7 +1816,7 @@ export type EndsWanted = Message<"swarm.v1.EndsWanted"> & {
  * Use `create(EndsWantedSchema)` to create a new message.
  */
 export const EndsWantedSchema: GenMessage<EndsWanted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 37);
+  messageDesc(file_swarm_wire_swarm, 39);
 
 /**
  * @generated from message swarm.v1.HeadWanted
@@ -1763,7 +1847,7 @@ export type HeadWanted = Message<"swarm.v1.HeadWanted"> & {
  * Use `create(HeadWantedSchema)` to create a new message.
  */
 export const HeadWantedSchema: GenMessage<HeadWanted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 38);
+  messageDesc(file_swarm_wire_swarm, 40);
 
 /**
  * @generated from message swarm.v1.EndsReply
@@ -1808,7 +1892,7 @@ export type EndsReply = Message<"swarm.v1.EndsReply"> & {
  * Use `create(EndsReplySchema)` to create a new message.
  */
 export const EndsReplySchema: GenMessage<EndsReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 39);
+  messageDesc(file_swarm_wire_swarm, 41);
 
 /**
  * @generated from message swarm.v1.EndsOpened
@@ -1837,7 +1921,7 @@ export type EndsOpened = Message<"swarm.v1.EndsOpened"> & {
  * Use `create(EndsOpenedSchema)` to create a new message.
  */
 export const EndsOpenedSchema: GenMessage<EndsOpened> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 40);
+  messageDesc(file_swarm_wire_swarm, 42);
 
 /**
  * Of each row as many as were asked for, or one for each token of the vocabulary.
@@ -1865,7 +1949,7 @@ export type Logits = Message<"swarm.v1.Logits"> & {
  * Use `create(LogitsSchema)` to create a new message.
  */
 export const LogitsSchema: GenMessage<Logits> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 41);
+  messageDesc(file_swarm_wire_swarm, 43);
 
 /**
  * First a contract, answered by `opened`. Then what is asked, one after the other: each is followed by the bytes that it
@@ -1909,7 +1993,7 @@ export type TrainingRequest = Message<"swarm.v1.TrainingRequest"> & {
  * Use `create(TrainingRequestSchema)` to create a new message.
  */
 export const TrainingRequestSchema: GenMessage<TrainingRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 42);
+  messageDesc(file_swarm_wire_swarm, 44);
 
 /**
  * Compute sequences from their beginning, without KV cache; or the gradients of their inputs, from those of the outputs.
@@ -1979,7 +2063,7 @@ export type Pass = Message<"swarm.v1.Pass"> & {
  * Use `create(PassSchema)` to create a new message.
  */
 export const PassSchema: GenMessage<Pass> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 43);
+  messageDesc(file_swarm_wire_swarm, 45);
 
 /**
  * Matrices to add to linear layers of the blocks, as a safetensors file.
@@ -2007,7 +2091,7 @@ export type Adapter = Message<"swarm.v1.Adapter"> & {
  * Use `create(AdapterSchema)` to create a new message.
  */
 export const AdapterSchema: GenMessage<Adapter> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 44);
+  messageDesc(file_swarm_wire_swarm, 46);
 
 /**
  * @generated from message swarm.v1.TrainingReply
@@ -2068,7 +2152,7 @@ export type TrainingReply = Message<"swarm.v1.TrainingReply"> & {
  * Use `create(TrainingReplySchema)` to create a new message.
  */
 export const TrainingReplySchema: GenMessage<TrainingReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 45);
+  messageDesc(file_swarm_wire_swarm, 47);
 
 /**
  * @generated from message swarm.v1.Computed
@@ -2094,7 +2178,7 @@ export type Computed = Message<"swarm.v1.Computed"> & {
  * Use `create(ComputedSchema)` to create a new message.
  */
 export const ComputedSchema: GenMessage<Computed> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 46);
+  messageDesc(file_swarm_wire_swarm, 48);
 
 /**
  * @generated from message swarm.v1.Working
@@ -2111,7 +2195,7 @@ export type Working = Message<"swarm.v1.Working"> & {
  * Use `create(WorkingSchema)` to create a new message.
  */
 export const WorkingSchema: GenMessage<Working> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 47);
+  messageDesc(file_swarm_wire_swarm, 49);
 
 /**
  * @generated from message swarm.v1.Missing
@@ -2133,7 +2217,7 @@ export type Missing = Message<"swarm.v1.Missing"> & {
  * Use `create(MissingSchema)` to create a new message.
  */
 export const MissingSchema: GenMessage<Missing> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 48);
+  messageDesc(file_swarm_wire_swarm, 50);
 
 /**
  * The only frame is a Query. The asker keeps its side of the stream open as long as it wants the answer.
@@ -2226,7 +2310,7 @@ export type Query = Message<"swarm.v1.Query"> & {
  * Use `create(QuerySchema)` to create a new message.
  */
 export const QuerySchema: GenMessage<Query> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 49);
+  messageDesc(file_swarm_wire_swarm, 51);
 
 /**
  * That tools are called. Query nodes that do so announce `constrains`.
@@ -2254,7 +2338,7 @@ export type ToolChoice = Message<"swarm.v1.ToolChoice"> & {
  * Use `create(ToolChoiceSchema)` to create a new message.
  */
 export const ToolChoiceSchema: GenMessage<ToolChoice> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 50);
+  messageDesc(file_swarm_wire_swarm, 52);
 
 /**
  * @generated from message swarm.v1.Tokens
@@ -2271,7 +2355,7 @@ export type Tokens = Message<"swarm.v1.Tokens"> & {
  * Use `create(TokensSchema)` to create a new message.
  */
 export const TokensSchema: GenMessage<Tokens> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 51);
+  messageDesc(file_swarm_wire_swarm, 53);
 
 /**
  * What is absent is as the model's authors recommend; what they do not say is greedy.
@@ -2379,7 +2463,7 @@ export type Sampling = Message<"swarm.v1.Sampling"> & {
  * Use `create(SamplingSchema)` to create a new message.
  */
 export const SamplingSchema: GenMessage<Sampling> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 52);
+  messageDesc(file_swarm_wire_swarm, 54);
 
 /**
  * @generated from message swarm.v1.Constraint
@@ -2420,7 +2504,7 @@ export type Constraint = Message<"swarm.v1.Constraint"> & {
  * Use `create(ConstraintSchema)` to create a new message.
  */
 export const ConstraintSchema: GenMessage<Constraint> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 53);
+  messageDesc(file_swarm_wire_swarm, 55);
 
 /**
  * @generated from message swarm.v1.Bias
@@ -2442,7 +2526,7 @@ export type Bias = Message<"swarm.v1.Bias"> & {
  * Use `create(BiasSchema)` to create a new message.
  */
 export const BiasSchema: GenMessage<Bias> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 54);
+  messageDesc(file_swarm_wire_swarm, 56);
 
 /**
  * @generated from message swarm.v1.QueryReply
@@ -2503,7 +2587,7 @@ export type QueryReply = Message<"swarm.v1.QueryReply"> & {
  * Use `create(QueryReplySchema)` to create a new message.
  */
 export const QueryReplySchema: GenMessage<QueryReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 55);
+  messageDesc(file_swarm_wire_swarm, 57);
 
 /**
  * @generated from message swarm.v1.Accepted
@@ -2537,7 +2621,7 @@ export type Accepted = Message<"swarm.v1.Accepted"> & {
  * Use `create(AcceptedSchema)` to create a new message.
  */
 export const AcceptedSchema: GenMessage<Accepted> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 56);
+  messageDesc(file_swarm_wire_swarm, 58);
 
 /**
  * Some tokens more. Their text may come later: a character can have several tokens, a stop text is held back. Without
@@ -2576,7 +2660,7 @@ export type Delta = Message<"swarm.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 57);
+  messageDesc(file_swarm_wire_swarm, 59);
 
 /**
  * @generated from message swarm.v1.Logprob
@@ -2610,7 +2694,7 @@ export type Logprob = Message<"swarm.v1.Logprob"> & {
  * Use `create(LogprobSchema)` to create a new message.
  */
 export const LogprobSchema: GenMessage<Logprob> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 58);
+  messageDesc(file_swarm_wire_swarm, 60);
 
 /**
  * @generated from message swarm.v1.RouteInUse
@@ -2641,7 +2725,7 @@ export type RouteInUse = Message<"swarm.v1.RouteInUse"> & {
  * Use `create(RouteInUseSchema)` to create a new message.
  */
 export const RouteInUseSchema: GenMessage<RouteInUse> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 59);
+  messageDesc(file_swarm_wire_swarm, 61);
 
 /**
  * @generated from message swarm.v1.RouteHop
@@ -2673,7 +2757,7 @@ export type RouteHop = Message<"swarm.v1.RouteHop"> & {
  * Use `create(RouteHopSchema)` to create a new message.
  */
 export const RouteHopSchema: GenMessage<RouteHop> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 60);
+  messageDesc(file_swarm_wire_swarm, 62);
 
 /**
  * @generated from message swarm.v1.Waiting
@@ -2709,7 +2793,7 @@ export type Waiting = Message<"swarm.v1.Waiting"> & {
  * Use `create(WaitingSchema)` to create a new message.
  */
 export const WaitingSchema: GenMessage<Waiting> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 61);
+  messageDesc(file_swarm_wire_swarm, 63);
 
 /**
  * @generated from message swarm.v1.Finished
@@ -2755,7 +2839,7 @@ export type Finished = Message<"swarm.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 62);
+  messageDesc(file_swarm_wire_swarm, 64);
 
 /**
  * @generated from enum swarm.v1.Finished.Reason
@@ -2783,7 +2867,7 @@ export enum Finished_Reason {
  * Describes the enum swarm.v1.Finished.Reason.
  */
 export const Finished_ReasonSchema: GenEnum<Finished_Reason> = /*@__PURE__*/
-  enumDesc(file_swarm_wire_swarm, 62, 0);
+  enumDesc(file_swarm_wire_swarm, 64, 0);
 
 /**
  * Where time went, in the terms of OpenTelemetry's spans: seconds since the query was taken.
@@ -2828,7 +2912,7 @@ export type TraceSpan = Message<"swarm.v1.TraceSpan"> & {
  * Use `create(TraceSpanSchema)` to create a new message.
  */
 export const TraceSpanSchema: GenMessage<TraceSpan> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 63);
+  messageDesc(file_swarm_wire_swarm, 65);
 
 /**
  * The swarm as a peer sees it, for those who take no part in the directory. The asker sends one MapRequest; the peer
@@ -2848,7 +2932,7 @@ export type MapRequest = Message<"swarm.v1.MapRequest"> & {
  * Use `create(MapRequestSchema)` to create a new message.
  */
 export const MapRequestSchema: GenMessage<MapRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 64);
+  messageDesc(file_swarm_wire_swarm, 66);
 
 /**
  * @generated from message swarm.v1.SwarmMap
@@ -2882,7 +2966,7 @@ export type SwarmMap = Message<"swarm.v1.SwarmMap"> & {
  * Use `create(SwarmMapSchema)` to create a new message.
  */
 export const SwarmMapSchema: GenMessage<SwarmMap> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 65);
+  messageDesc(file_swarm_wire_swarm, 67);
 
 /**
  * @generated from message swarm.v1.MapServer
@@ -2948,7 +3032,7 @@ export type MapServer = Message<"swarm.v1.MapServer"> & {
  * Use `create(MapServerSchema)` to create a new message.
  */
 export const MapServerSchema: GenMessage<MapServer> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 66);
+  messageDesc(file_swarm_wire_swarm, 68);
 
 /**
  * A query node's announcement, under `queries/<model key>`; in a map with its `peer_id`.
@@ -3047,7 +3131,7 @@ export type QueryNode = Message<"swarm.v1.QueryNode"> & {
  * Use `create(QueryNodeSchema)` to create a new message.
  */
 export const QueryNodeSchema: GenMessage<QueryNode> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 67);
+  messageDesc(file_swarm_wire_swarm, 69);
 
 /**
  * What a server announces. The key and the subkey it is stored under are part of what is signed.
@@ -3169,7 +3253,7 @@ export type Record = Message<"swarm.v1.Record"> & {
  * Use `create(RecordSchema)` to create a new message.
  */
 export const RecordSchema: GenMessage<Record> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 68);
+  messageDesc(file_swarm_wire_swarm, 70);
 
 /**
  * @generated from message swarm.v1.Ends
@@ -3200,7 +3284,7 @@ export type Ends = Message<"swarm.v1.Ends"> & {
  * Use `create(EndsSchema)` to create a new message.
  */
 export const EndsSchema: GenMessage<Ends> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 69);
+  messageDesc(file_swarm_wire_swarm, 71);
 
 /**
  * @generated from message swarm.v1.Near
@@ -3226,7 +3310,7 @@ export type Near = Message<"swarm.v1.Near"> & {
  * Use `create(NearSchema)` to create a new message.
  */
 export const NearSchema: GenMessage<Near> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 70);
+  messageDesc(file_swarm_wire_swarm, 72);
 
 /**
  * Where a peer is, so that round trips between others can be estimated (Vivaldi with a height). Milliseconds.
@@ -3259,7 +3343,7 @@ export type Coordinate = Message<"swarm.v1.Coordinate"> & {
  * Use `create(CoordinateSchema)` to create a new message.
  */
 export const CoordinateSchema: GenMessage<Coordinate> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 71);
+  messageDesc(file_swarm_wire_swarm, 73);
 
 /**
  * Says for which account a peer speaks in one session.
@@ -3294,7 +3378,7 @@ export type Accounting = Message<"swarm.v1.Accounting"> & {
  * Use `create(AccountingSchema)` to create a new message.
  */
 export const AccountingSchema: GenMessage<Accounting> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 72);
+  messageDesc(file_swarm_wire_swarm, 74);
 
 /**
  * What a session's client has had, and has not signed for. In both: parameters times weighed positions.
@@ -3329,7 +3413,7 @@ export type Claim = Message<"swarm.v1.Claim"> & {
  * Use `create(ClaimSchema)` to create a new message.
  */
 export const ClaimSchema: GenMessage<Claim> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 73);
+  messageDesc(file_swarm_wire_swarm, 75);
 
 /**
  * A link of an account's chain: that it has given work to another, or taken some. A receipt is two of them, the taker's and
@@ -3430,7 +3514,7 @@ export type Entry = Message<"swarm.v1.Entry"> & {
  * Use `create(EntrySchema)` to create a new message.
  */
 export const EntrySchema: GenMessage<Entry> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 74);
+  messageDesc(file_swarm_wire_swarm, 76);
 
 /**
  * The end of an account's chain, and who speaks for it.
@@ -3478,7 +3562,7 @@ export type Head = Message<"swarm.v1.Head"> & {
  * Use `create(HeadSchema)` to create a new message.
  */
 export const HeadSchema: GenMessage<Head> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 75);
+  messageDesc(file_swarm_wire_swarm, 77);
 
 /**
  * @generated from message swarm.v1.ReceiptsRequest
@@ -3513,7 +3597,7 @@ export type ReceiptsRequest = Message<"swarm.v1.ReceiptsRequest"> & {
  * Use `create(ReceiptsRequestSchema)` to create a new message.
  */
 export const ReceiptsRequestSchema: GenMessage<ReceiptsRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 76);
+  messageDesc(file_swarm_wire_swarm, 78);
 
 /**
  * The last links in which an account and each of others have taken from each other.
@@ -3537,7 +3621,7 @@ export type Between = Message<"swarm.v1.Between"> & {
  * Use `create(BetweenSchema)` to create a new message.
  */
 export const BetweenSchema: GenMessage<Between> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 77);
+  messageDesc(file_swarm_wire_swarm, 79);
 
 /**
  * Links of an account's chain, from a number on.
@@ -3563,7 +3647,7 @@ export type Links = Message<"swarm.v1.Links"> & {
  * Use `create(LinksSchema)` to create a new message.
  */
 export const LinksSchema: GenMessage<Links> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 78);
+  messageDesc(file_swarm_wire_swarm, 80);
 
 /**
  * Accounts that have signed what contradicts itself.
@@ -3578,7 +3662,7 @@ export type Proven = Message<"swarm.v1.Proven"> & {
  * Use `create(ProvenSchema)` to create a new message.
  */
 export const ProvenSchema: GenMessage<Proven> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 79);
+  messageDesc(file_swarm_wire_swarm, 81);
 
 /**
  * @generated from message swarm.v1.ReceiptsReply
@@ -3597,7 +3681,7 @@ export type ReceiptsReply = Message<"swarm.v1.ReceiptsReply"> & {
  * Use `create(ReceiptsReplySchema)` to create a new message.
  */
 export const ReceiptsReplySchema: GenMessage<ReceiptsReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 80);
+  messageDesc(file_swarm_wire_swarm, 82);
 
 /**
  * Each is answered at once with one, which says where the peer is that answers; a stream carries a few.
@@ -3616,7 +3700,7 @@ export type Ping = Message<"swarm.v1.Ping"> & {
  * Use `create(PingSchema)` to create a new message.
  */
 export const PingSchema: GenMessage<Ping> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 81);
+  messageDesc(file_swarm_wire_swarm, 83);
 
 /**
  * What the peer knows of a model's servers, in one answer; records are signed, so anybody may pass them on.
@@ -3642,7 +3726,7 @@ export type RecordsRequest = Message<"swarm.v1.RecordsRequest"> & {
  * Use `create(RecordsRequestSchema)` to create a new message.
  */
 export const RecordsRequestSchema: GenMessage<RecordsRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 82);
+  messageDesc(file_swarm_wire_swarm, 84);
 
 /**
  * @generated from message swarm.v1.RecordsReply
@@ -3675,7 +3759,7 @@ export type RecordsReply = Message<"swarm.v1.RecordsReply"> & {
  * Use `create(RecordsReplySchema)` to create a new message.
  */
 export const RecordsReplySchema: GenMessage<RecordsReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 83);
+  messageDesc(file_swarm_wire_swarm, 85);
 
 /**
  * One question a stream: what is stored under these keys, or that records of the asker's own be stored.
@@ -3701,7 +3785,7 @@ export type DirectoryRequest = Message<"swarm.v1.DirectoryRequest"> & {
  * Use `create(DirectoryRequestSchema)` to create a new message.
  */
 export const DirectoryRequestSchema: GenMessage<DirectoryRequest> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 84);
+  messageDesc(file_swarm_wire_swarm, 86);
 
 /**
  * @generated from message swarm.v1.DirectoryReply
@@ -3734,7 +3818,7 @@ export type DirectoryReply = Message<"swarm.v1.DirectoryReply"> & {
  * Use `create(DirectoryReplySchema)` to create a new message.
  */
 export const DirectoryReplySchema: GenMessage<DirectoryReply> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 85);
+  messageDesc(file_swarm_wire_swarm, 87);
 
 /**
  * @generated from message swarm.v1.SignedRecord
@@ -3781,7 +3865,7 @@ export type SignedRecord = Message<"swarm.v1.SignedRecord"> & {
  * Use `create(SignedRecordSchema)` to create a new message.
  */
 export const SignedRecordSchema: GenMessage<SignedRecord> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 86);
+  messageDesc(file_swarm_wire_swarm, 88);
 
 /**
  * @generated from message swarm.v1.Model
@@ -3820,5 +3904,5 @@ export type Model = Message<"swarm.v1.Model"> & {
  * Use `create(ModelSchema)` to create a new message.
  */
 export const ModelSchema: GenMessage<Model> = /*@__PURE__*/
-  messageDesc(file_swarm_wire_swarm, 87);
+  messageDesc(file_swarm_wire_swarm, 89);
 
