@@ -18,6 +18,7 @@ from swarm.client.session import Session
 from swarm.client.view import View
 from swarm.config import ClientConfig, ServerConfig
 from swarm.contract import Contract
+from swarm.server.handler import Handler
 from swarm.testing import Peer, World, embed, generate, reference, run
 from swarm.types import Hop, Route, ServerRecord, ServerState, Span
 from swarm.wire import messages
@@ -238,6 +239,44 @@ def test_not_where_another_is_much_faster_or_nothing_is_kept(config: ServerConfi
         assert (await world.ask(PROMPT))[0] == "b"
         assert world.view is not None
         assert bool(world.view.beginnings) == (config is KEEPING)
+        await world.close()
+
+    run(main())
+
+
+def test_every_hop_is_asked_once_and_only_where_the_answer_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        asked = list[str]()
+        recall = Handler._recall
+
+        def counted(self: Handler, message: pb.Recall) -> pb.Kept:
+            asked.append(self.host.peer_id)
+            return recall(self, message)
+
+        monkeypatch.setattr(Handler, "_recall", counted)
+        world = World(server_config=KEEPING)
+        for name, span in (("a", Span(0, 5)), ("b", Span(5, 9))):
+            await world.add(name, span, decode_ms=11.0)
+        view = world.session(name="client").view
+
+        async def ask(prompt: Sequence[int]) -> list[str]:
+            asked.clear()
+            session = world.session(name="client", view=view)
+            assert await generate(session, prompt, 3) == reference(prompt, 3)
+            assert session.route is not None
+            await session.close()
+            await asyncio.sleep(PAUSE)
+            return [hop.peer_id for hop in session.route.hops]
+
+        assert (await ask(PROMPT), asked) == (["a", "b"], [])
+        assert (await ask(PROMPT), asked) == (["a", "b"], []), "that is the best route anyway"
+        for name, span in (("x", Span(0, 5)), ("y", Span(5, 9))):
+            await world.add(name, span, decode_ms=10.0)
+        await asyncio.sleep(PAUSE)
+        assert (await ask([*PROMPT, 1]), sorted(asked)) == (["a", "b"], ["a", "b"])
+        world.servers["b"].hosted.prefixes.clear()
+        assert (await ask([*PROMPT, 2]), sorted(asked)) == (["a", "y"], ["a", "b"]), "b keeps nothing, a does"
+        assert (await ask([5, *PROMPT]), asked) == (["x", "y"], [])
         await world.close()
 
     run(main())
