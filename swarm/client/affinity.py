@@ -18,8 +18,10 @@ from swarm.types import Hop, HopKey, Route, ServerRecord
 
 ANSWER = 128
 """Tokens that an answer is taken to have."""
-MOST_MATCHES = 4
-"""Earlier prompts whose routes are looked at."""
+MOST_ROUTES = 2
+"""Of earlier prompts, that are looked at."""
+MOST_GOING = 4
+"""Hops of each, the slowest, that are tried to be done without."""
 
 
 def holdings(matches: Sequence[Match]) -> dict[HopKey, Holding]:
@@ -44,13 +46,14 @@ def preferred(
     prints = {block: one for hop in plain.hops for block, one in _fingerprints(hop)}
     conditions, held = replace(conditions, pins={**prints, **conditions.pins}), holdings(matches)
     best, least = plain, session_seconds(plain, positions, held, records, conditions)
-    for match in matches[:MOST_MATCHES] if math.isfinite(least) else ():
-        hops = tuple(_now(hop, records) for hop in match.route.hops)
+    routes = {tuple(hop.key for hop in match.route.hops): match.route for match in matches}
+    for old in list(routes.values())[:MOST_ROUTES] if math.isfinite(least) else ():
+        hops = [_now(hop, records) for hop in old.hops]
         going = {index for index, hop in enumerate(hops) if hop is None or hop.key not in held}
-        old = Route(tuple(hop or was for hop, was in zip(hops, match.route.hops, strict=True)))
-        for index in (None, *(index for index in range(len(hops)) if index not in going)):
+        now = Route(tuple(hop or was for hop, was in zip(hops, old.hops, strict=True)))
+        for index in (None, *_slowest(now, going)):
             lost = going if index is None else going | {index}
-            route = _without(old, lost, records, conditions)
+            route = _without(now, lost, records, conditions)
             seconds = math.inf if route is None else session_seconds(route, positions, held, records, conditions)
             if route is not None and seconds < least:
                 best, least, going = route, seconds, lost
@@ -89,6 +92,12 @@ def _now(hop: Hop, records: Sequence[ServerRecord]) -> Hop | None:
     """The hop, by its server's newest record; None where that does not host it any more."""
     own = [record for record in records if record.peer_id == hop.peer_id and record.span.covers(hop.span)]
     return Hop(min(own, key=lambda record: (len(record.span), -record.expires)), hop.span) if own else None
+
+
+def _slowest(route: Route, but: set[int]) -> list[int]:
+    """The hops without which a route may be faster, as places in it."""
+    left = (index for index in range(len(route.hops)) if index not in but)
+    return sorted(left, key=lambda index: stage(route.hops[index]).base, reverse=True)[:MOST_GOING]
 
 
 def _without(route: Route, lost: set[int], records: Sequence[ServerRecord], conditions: Conditions) -> Route | None:
