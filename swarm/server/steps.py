@@ -173,8 +173,9 @@ class Steps:
     def _computed(self, step: _Step, output: Buffer) -> Chains:
         self._ledger.computed(step.accepted, step.operations, step.rows, output)
         keeps, told = self._prompts.keep(step.found, step.rows)
-        for each in told if self.tell_kept is not None else ():
-            self.tell_kept(each)
+        if self.tell_kept is not None:
+            for each in told:
+                self.tell_kept(each)
         for kept in keeps:
             done, ignored = (lambda _, kept=kept: kept.done()), lambda error: None
             copy = Work(self._id, Copy([kept.copy]), done, ignored, client=self._payer, over=kept.over)
