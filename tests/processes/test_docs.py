@@ -47,11 +47,14 @@ def test_code_is_code_and_options_exist(page: Path) -> None:
         ast.parse(code)
     for text in blocks(page, "json"):
         json.loads(text)
-    commands = [f"swarm.cli.{name}" for name in ("bootstrap", "chat", "demo", "gateway", "plan", "serve", "status")]
+    commands = [
+        f"swarm.cli.{name}"
+        for name in ("audit", "bootstrap", "chat", "credit", "demo", "gateway", "plan", "serve", "status")
+    ]
     named = set(re.findall(r"python -m benchmarks (\w+)", page.read_text())) - {"NAME", "all"}
     every = set().union(*map(options, [*commands, *(f"benchmarks.{name}" for name in named)]))
     quoted = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
-    told = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", quoted))
+    told = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", quoted))
     assert told - every - OTHER_OPTIONS == set()
 
 
