@@ -50,7 +50,7 @@ class Recaller:
         key = sequence, rows.row_bytes
         if len(self._labels.get(key, ())) < positions // GRAIN:
             self._labels[key] = labels_of(rows, positions)
-        return self._labels[key][: positions // GRAIN]
+        return self._labels.get(key, ())[: positions // GRAIN]
 
     async def route(self, needs: Needs, sequences: Sequences) -> Route | None:
         """The route to begin with; None: nothing is known of such a prompt, and the best one will do.

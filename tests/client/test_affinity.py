@@ -224,6 +224,7 @@ def test_a_prompt_goes_where_its_beginning_was_computed_though_another_is_a_litt
         assert await world.ask([*PROMPT, 7, 8, 9]) == ("a", 5)
         assert await world.ask([3, 4, *PROMPT]) == ("b", 516), "another prompt"
         assert await world.ask([3, 4, *PROMPT, 1]) == ("b", 5)
+        assert await world.ask(PROMPT[: GRAIN - 4]) == ("b", GRAIN - 2), "too short to be known"
         await world.close()
 
     run(main())
