@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 
 from swarm.config import ENDS_FRAME_LIMIT, ServerConfig
-from swarm.errors import ContractMismatch, InvalidInput, MalformedFrame, ServerBusy, StreamClosed, SwarmError
+from swarm.errors import ContractMismatch, InvalidInput, MalformedFrame, ServerBusy
 from swarm.net.base import Stream
 from swarm.net.quota import Places
 from swarm.server.ends import HostedEnds
+from swarm.server.few_at_a_time import FewAtATime
 from swarm.server.hosted import Hosted
 from swarm.wire import ends as wire
 from swarm.wire import messages
@@ -26,27 +26,15 @@ class EndsService:
     def __init__(self, hosted: Callable[[], Sequence[Hosted]], config: ServerConfig) -> None:
         self._hosted = hosted
         self._config = config
-        self._streams = Places(config.ends_streams_per_peer, config.ends_streams)
+        streams = Places(config.ends_streams_per_peer, config.ends_streams)
+        self._streams = FewAtATime(streams, "too many ask for the ends at a time", self._answer, self._fail)
 
     async def serve(self, stream: Stream) -> None:
         """Answer a client until it leaves."""
-        peer = stream.peer_id
-        if not self._streams.allows(peer):
-            await self._refuse(stream, ServerBusy("too many ask for the ends at a time"))
-            return
-        self._streams.take(peer)
-        try:
-            await self._answer(stream)
-        except (StreamClosed, TimeoutError):
-            return
-        except SwarmError as error:
-            await self._refuse(stream, error)
-        finally:
-            self._streams.give(peer)
+        await self._streams.serve(stream)
 
-    async def _refuse(self, stream: Stream, error: SwarmError) -> None:
-        with contextlib.suppress(StreamClosed, TimeoutError):
-            await self._send(stream, pb.EndsReply(failure=messages.failure(error)))
+    async def _fail(self, stream: Stream, failure: pb.Failure) -> None:
+        await self._send(stream, pb.EndsReply(failure=failure))
 
     async def _answer(self, stream: Stream) -> None:
         async with asyncio.timeout(self._config.open_timeout):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -11,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.config import BLOCK_FORMAT, ServerConfig
-from swarm.errors import ContractMismatch, MalformedFrame, ServerBusy, StreamClosed, SwarmError
+from swarm.errors import ContractMismatch, MalformedFrame
 from swarm.net.base import Stream
 from swarm.net.quota import Bucket, Places
+from swarm.server.few_at_a_time import FewAtATime
 from swarm.server.hosted import Hosted
 from swarm.server.pieces import Offer
 from swarm.wire import messages
@@ -44,29 +44,17 @@ class Offering:
         self._hosted = hosted
         self._config = config
         self._pace = Bucket(config.offer_rate)
-        self._streams = Places(config.offer_streams_per_peer, config.offer_streams)
+        streams = Places(config.offer_streams_per_peer, config.offer_streams)
+        self._streams = FewAtATime(streams, "others fetch blocks here", self._answer, self._fail)
         self._pieces: dict[_File, asyncio.Future[bytes]] = {}
         self.sent_bytes = 0
 
     async def serve(self, stream: Stream) -> None:
         """Answer a peer until it leaves."""
-        peer = stream.peer_id
-        if not self._streams.allows(peer):
-            await self._refuse(stream, ServerBusy("others fetch blocks here"))
-            return
-        self._streams.take(peer)
-        try:
-            await self._answer(stream)
-        except (StreamClosed, TimeoutError):
-            return
-        except SwarmError as error:
-            await self._refuse(stream, error)
-        finally:
-            self._streams.give(peer)
+        await self._streams.serve(stream)
 
-    async def _refuse(self, stream: Stream, error: SwarmError) -> None:
-        with contextlib.suppress(StreamClosed, TimeoutError):
-            await self._send(stream, pb.BlocksReply(failure=messages.failure(error)))
+    async def _fail(self, stream: Stream, failure: pb.Failure) -> None:
+        await self._send(stream, pb.BlocksReply(failure=failure))
 
     async def _answer(self, stream: Stream) -> None:
         file: _File | None = None

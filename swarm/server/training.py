@@ -17,12 +17,13 @@ from dataclasses import replace
 
 from swarm.config import TRAINING_FRAME_LIMIT, ServerConfig
 from swarm.contract import Contract
-from swarm.errors import ContextTooLong, ContractMismatch, MalformedFrame, ServerBusy, StreamClosed, SwarmError
+from swarm.errors import ContextTooLong, ContractMismatch, MalformedFrame, StreamClosed, SwarmError
 from swarm.jobs import Afresh, Backward
 from swarm.net.base import Stream
 from swarm.net.quota import Places
 from swarm.server.activations import KeptActivations
 from swarm.server.engine import Engine
+from swarm.server.few_at_a_time import FewAtATime
 from swarm.server.hosted import Hosted
 from swarm.server.kept import Kept
 from swarm.server.work import Gradients, Passed, Work
@@ -47,7 +48,8 @@ class Training:
         self.activations = KeptActivations(config.activation_bytes, int(config.activation_bytes * share))
         self._find = find
         self._config = config
-        self._streams = Places(config.training_streams_per_peer, config.training_streams)
+        streams = Places(config.training_streams_per_peer, config.training_streams)
+        self._streams = FewAtATime(streams, "too many passes at a time", self._serve, self._fail)
 
     async def keep_house(self) -> None:
         """Forget what nobody has asked for in a long time."""
@@ -58,24 +60,10 @@ class Training:
 
     async def serve(self, stream: Stream) -> None:
         """Compute for a peer until it leaves."""
-        peer = stream.peer_id
-        if not self._streams.allows(peer):
-            await self._refuse(stream, ServerBusy("too many passes at a time"))
-            return
-        self._streams.take(peer)
-        try:
-            await self._serve(stream)
-        except (StreamClosed, TimeoutError):
-            return
-        except SwarmError as error:
-            log.debug("training for %s refused: %s", peer, error)
-            await self._refuse(stream, error)
-        finally:
-            self._streams.give(peer)
+        await self._streams.serve(stream)
 
-    async def _refuse(self, stream: Stream, error: SwarmError) -> None:
-        with contextlib.suppress(StreamClosed, TimeoutError):
-            await self._send(stream, pb.TrainingReply(failure=messages.failure(error)))
+    async def _fail(self, stream: Stream, failure: pb.Failure) -> None:
+        await self._send(stream, pb.TrainingReply(failure=failure))
 
     async def _serve(self, stream: Stream) -> None:
         request = await self._receive(stream)

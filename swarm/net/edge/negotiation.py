@@ -49,17 +49,18 @@ def _line(text: str) -> bytes:
 
 async def _read_line(stream: Any) -> str:
     length = Length(most=2)
-    while not length.take((await _read_exactly(stream, 1))[0]):
+    while not length.take((await read_exactly(stream, 1))[0]):
         pass
     if not 0 < length.value <= LONGEST:
         raise MalformedFrame(f"a protocol of {length.value} bytes")
-    line = await _read_exactly(stream, length.value)
+    line = await read_exactly(stream, length.value)
     if not line.endswith(b"\n"):
         raise MalformedFrame("a protocol without an end of line")
     return line[:-1].decode("utf-8", "replace")
 
 
-async def _read_exactly(stream: Any, count: int) -> bytes:
+async def read_exactly(stream: Any, count: int) -> bytes:
+    """So many bytes. Raises StreamClosed, and what libp2p raises."""
     data = b""
     while len(data) < count:
         part = await stream.read(count - len(data))

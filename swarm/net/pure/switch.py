@@ -19,7 +19,7 @@ from swarm.errors import DaemonFailed, MalformedFrame, PeerUnreachable
 from swarm.net.addresses import best_first
 from swarm.net.base import StreamHandler
 from swarm.net.edge.listening import Listener
-from swarm.net.edge.negotiation import select
+from swarm.net.edge.negotiation import read_exactly, select
 from swarm.net.edge.stream import Bridge, EdgeStream
 from swarm.net.edge.switch import Makes, Switch
 from swarm.net.forwarding import forwarding_pb2 as fwd
@@ -236,23 +236,13 @@ class _Ended(Exception):
 
 
 async def read_message(stream: Any) -> bytes:
-    """A message with its length before it. Raises MalformedFrame, and what libp2p raises."""
+    """A message with its length before it. Raises MalformedFrame, StreamClosed, and what libp2p raises."""
     length = Length()
-    while not length.take((await _exactly(stream, 1))[0]):
+    while not length.take((await read_exactly(stream, 1))[0]):
         pass
     if length.value > FRAME_LIMIT:
         raise MalformedFrame(f"a message of {length.value} bytes")
-    return await _exactly(stream, length.value)
-
-
-async def _exactly(stream: Any, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        part = await stream.read(count - len(data))
-        if not part:
-            raise MalformedFrame("the stream ended")
-        data += part
-    return data
+    return await read_exactly(stream, length.value)
 
 
 async def _first(ways: Sequence[Callable[[], Any]]) -> Any:
