@@ -74,13 +74,13 @@ def draw_script(rng: random.Random, *, rollback: bool) -> list[Act]:
     return script
 
 
-def peak(script: Sequence[Act]) -> int:
-    """The most positions that a script holds at once."""
+def peak(script: Sequence[Act], per_position: int, per_sequence: int) -> int:
+    """The most bytes that a script holds at once."""
     lengths: dict[int, int] = {}
     most = 0
     for act in script:
         lengths[act.sequence] = lengths.get(act.sequence, 0) + act.count + act.length
-        most = max(most, sum(lengths.values()))
+        most = max(most, sum(lengths.values()) * per_position + len(lengths) * per_sequence)
         for gone in {"free": [act.sequence], "move": [act.source]}.get(act.kind, []):
             del lengths[gone]
     return most
@@ -170,10 +170,11 @@ class Scenario:
         conditions = LinkConditions(delay=delay, jitter=delay * rng.random(), loss=rng.choice([0.0, 0.0, 0.02]))
         self.scripts = [draw_script(rng, rollback=self.rollback) for _ in range(rng.choice([1, 1, 2, 3]))]
         whole = Span(0, BLOCKS)
-        per_position = (arithmetic.make_runner(whole) if arithmetic else runner()).reserved_bytes(whole, 1)
+        blocks = arithmetic.make_runner(whole) if arithmetic else runner()
+        costs = blocks.reserved_bytes(whole, 1), blocks.snapshot_bytes(whole)
         config = ServerConfig(
             # Tight: the greediest client fits, but not everybody at once.
-            cache_bytes=max(map(peak, self.scripts)) * per_position if rng.random() < 0.25 else ROOMY,
+            cache_bytes=max(peak(script, *costs) for script in self.scripts) if rng.random() < 0.25 else ROOMY,
             history_share=rng.choice([0.0, 0.05, 0.25]),
             grace=rng.choice([1.0, 30.0]),
             idle_expiry=rng.choice([2.0, 600.0]),
