@@ -8,38 +8,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from swarm.client.blame import Blame, Parting, Verdict
 from swarm.client.choice import Choice
 from swarm.client.chunks import best_chunk, grain_of, stage
-from swarm.client.encoding import choose_codecs
 from swarm.client.fitness import Misfit
 from swarm.client.given import Given
 from swarm.client.link import Event, HopLink
-from swarm.client.matrices import Blob
+from swarm.client.meeting import Meeting
 from swarm.client.recalling import Recaller
 from swarm.client.resume import HopPlan, HopState, plan_resume
 from swarm.client.sequences import Sequences, Snapshot
 from swarm.client.streams import EpochStreams
-from swarm.client.training_link import TrainingLink
 from swarm.client.trust import Needs
 from swarm.client.vetting import Vetting
 from swarm.client.view import View
-from swarm.errors import LimitExceeded, MissingBlocks, StreamClosed, SwarmError
+from swarm.errors import MissingBlocks, StreamClosed, SwarmError
 from swarm.net.base import Host
 from swarm.tasks import Tasks
 from swarm.types import PeerId, Route
-from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.codecs import Codec, codec_of, offered
-from swarm.wire.places import placed
+from swarm.wire.codecs import Codec
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +80,14 @@ class Epochs:
         self._goodbyes = Tasks(log)
         """Hops that are told that their session ends."""
         self._hearing = hearing
-        self._vetting = vetting
         self._backlog: list[pb.Step] = []
         self._broken = -1
         self._leaving: set[HopLink] = set()
         self._beginning = False
         self._choice = choice
         self._recaller = recaller
-        self._codec = codec or view.config.codec
+        how = codec or view.config.codec
+        self._meeting = Meeting(host, view, sequences, blame, how, self.carry_out, vetting)
         self._pins = pins
         """The fingerprint of each block, of the first route: later hops must have the same weights."""
 
@@ -203,11 +196,6 @@ class Epochs:
         """Whether any session on this model has run, in this client: servers like those that it had may come back."""
         return self._view.has_run
 
-    @property
-    def _needs(self) -> Needs:
-        sequences = self._sequences
-        return Needs.of(sequences.lengths, sequences.layout.planes, sequences.matrices.some)
-
     def admit(self, needs: Needs) -> None:
         """See to it that the hops may hold so much: what is too much for one of them ends the present epoch.
 
@@ -222,7 +210,7 @@ class Epochs:
 
     def misfits(self) -> list[Misfit]:
         """The servers that cannot be used now, and why."""
-        return self._choice.misfits(self._needs)
+        return self._choice.misfits(self._sequences.needs)
 
     # ---- the next one -----------------------------------------------------------------------------------------
 
@@ -241,7 +229,7 @@ class Epochs:
         self._backlog.clear()
         self._beginning = True
         snapshot = self._sequences.snapshot()
-        self._blame.needs = self._needs
+        self._blame.needs = self._sequences.needs
         codecs, states = await self._meet(route, fresh, snapshot)
         plan = plan_resume(states, snapshot.wanted)
         anew = not any(state.held for state in states)
@@ -260,8 +248,7 @@ class Epochs:
         )
         try:
             await self._open(streams)
-            resumes = [self._resume(p, snapshot) for p in plan.hops]
-            await self._all(self.links, [link.resume(r) for link, r in zip(self.links, resumes, strict=True)])
+            await self._meeting.resume(self.number, self.links, plan.hops, snapshot.wanted)
             if self.is_broken:
                 raise StreamClosed("a link broke while the route was made")
         except SwarmError:
@@ -294,10 +281,10 @@ class Epochs:
         """The first route, where something is known of such a prompt."""
         if self.route is not None or self._recaller is None:
             return None
-        return await self._recaller.route(self._needs, self._sequences)
+        return await self._recaller.route(self._sequences.needs, self._sequences)
 
     def _choose(self) -> Route:
-        needs = self._needs
+        needs = self._sequences.needs
         lost = {i for i, link in enumerate(self.links) if link.lost or link.limits.exceeded(needs)}
         leaving = {i for i, link in enumerate(self.links) if link in self._leaving}
         return self._choice.next(self.route, lost, leaving, needs)
@@ -309,13 +296,13 @@ class Epochs:
 
     def part(self) -> bool:
         """Whether there are other servers by now for hops on such peers: then these are let go in the next epoch."""
-        return self.route is not None and self.leave(self._choice.spared(self.route, self._needs))
+        return self.route is not None and self.leave(self._choice.spared(self.route, self._sequences.needs))
 
     def outdone(self, steps: int) -> set[PeerId]:
         """The peers to leave for a faster route, after so many steps; none where that is not worth it."""
         if self.route is None:
             return set()
-        return self._choice.outdone(self.route, self._needs, steps, self._sequences.positions)
+        return self._choice.outdone(self.route, self._sequences.needs, steps, self._sequences.positions)
 
     def leave(self, peers: Container[PeerId]) -> bool:
         """Let the hops on these peers go in the next epoch. False: there are none."""
@@ -340,114 +327,19 @@ class Epochs:
     async def _meet(
         self, route: Route, fresh: Sequence[HopLink], snapshot: Snapshot
     ) -> tuple[list[Codec], list[HopState]]:
-        """Open the new links and begin the epoch at all: how each link's states travel, and what each hop has.
-
-        All or nothing: on failure the new ones are closed.
-        """
-        links, unopened = self.links, set(fresh)
+        """All or nothing: on failure the new ones are closed."""
         try:
-            if self._codec == "auto":
-                # How fast the hops are reached decides how they are prepared.
-                await self._all(fresh, [self._open_link(link) for link in fresh])
-                unopened.clear()
-            codecs = self._codecs(links)
-            requests = self._prepares(route, links, snapshot, [codec.name for codec in codecs])
-            asks = [
-                self._open_link(link, request) if link in unopened else link.prepare(request)
-                for link, request in zip(links, requests, strict=True)
-            ]
-            states = [state for state in await self._all(links, asks) if state is not None]
-            self._check_limits(fresh)
+            return await self._meeting.meet(self.number, route, self.links, fresh, snapshot)
         except (SwarmError, asyncio.CancelledError):
             for link in fresh:
                 self._let_go(link)
             raise
-        for link in fresh:
-            if link.rtt_ms is not None:
-                self._view.measured(link.hop.peer_id, link.rtt_ms)
-        return codecs, states
-
-    def _check_limits(self, fresh: Sequence[HopLink]) -> None:
-        """Learn what one session may have at the new hops. Raises LimitExceeded where that is too little."""
-        for link in fresh:
-            self._blame.opened(link.hop, link.limits)
-        for link in fresh:
-            if beyond := link.limits.exceeded(self._needs):
-                name, allowed, asked = beyond
-                raise LimitExceeded(f"{link}: {name}: {asked} are needed, {allowed} allowed", name, allowed, asked)
-
-    async def _open_link(self, link: HopLink, prepare: pb.Prepare | None = None) -> HopState | None:
-        """As `HopLink.open`, where the server has the adapter first."""
-        adapter = self._sequences.matrices.on(link.hop.span)
-        if adapter is not None:
-            async with TrainingLink(self._host, link.hop, self._view.contract, self._view.config) as giving:
-                await giving.adapt(adapter)
-        return await link.open(self._open_request(link, adapter), prepare)
-
-    def _open_request(self, link: HopLink, adapter: Blob | None) -> pb.Open:
-        span = link.hop.span
-        prints = link.hop.server.contract.on(span).fingerprints
-        asked = replace(self._view.contract.on(span), fingerprints=prints, places=self._sequences.layout.planes)
-        digest = b"" if adapter is None else adapter.digest
-        contract = messages.contract_message(asked)
-        positions, commit = self._sequences.positions, self._view.config.commits
-        return pb.Open(contract=contract, positions=positions, adapter=digest, commit=commit)
-
-    async def _all(self, links: Sequence[HopLink], asks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        """Ask all at once. Whoever fails is blamed; the first failure is raised when all have answered."""
-        answers = await asyncio.gather(*asks, return_exceptions=True)
-        failures = [(link, a) for link, a in zip(links, answers, strict=True) if isinstance(a, BaseException)]
-        for link, error in failures:
-            if not isinstance(error, SwarmError):
-                raise error
-            self.carry_out(self._blame.refused(link.hop, error, _now()))
-        if failures:
-            raise failures[0][1]
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
-
-    def _codecs(self, links: Sequence[HopLink]) -> list[Codec]:
-        """How hidden states travel on every link, from the one into the first hop to the one out of the last."""
-        asked, row_bytes = self._view.contract, self._view.contract.row_bytes
-        ends, speak = [link.link_end for link in links], offered(asked.dtype, asked.hidden_size)
-        names = choose_codecs(self._codec, ends, row_bytes, speak)
-        codecs = [codec_of(name, asked.dtype, asked.hidden_size, row_bytes) for name in names]
-        return [placed(codec, self._sequences.layout.planes) for codec in codecs]
-
-    def _prepares(
-        self, route: Route, links: Sequence[HopLink], snapshot: Snapshot, codecs: Sequence[str]
-    ) -> list[pb.Prepare]:
-        """Who feeds whom in this epoch."""
-        requests = []
-        for index, following in enumerate([*links[1:], None]):
-            relayed = index in route.relayed_links
-            request = pb.Prepare(epoch=self.number, sequences=snapshot.manifest, relayed=relayed)
-            request.input_codec, request.output_codec = codecs[index], codecs[index + 1]
-            request.rollback = self._sequences.rollback
-            request.moves = True
-            # In every session, as those that audit must look like others.
-            request.recalls = True
-            request.check_inputs = index > 0 and self._vetting.enabled
-            if index > 0 and index - 1 not in route.relayed_links:
-                request.upstream = links[index - 1].hop.peer_id
-            if following is not None and not relayed:
-                request.downstream.session = following.session
-                request.downstream.record = self._view.newest(following.hop.server).signed
-            requests.append(request)
-        return requests
 
     async def _open(self, streams: EpochStreams) -> None:
         """Open the data streams. Raises the first error after blaming its hop."""
         for index, error in await streams.open():
             self.carry_out(self._blame.refused(self.links[index].hop, error, _now()))
             raise error
-
-    def _resume(self, plan: HopPlan, snapshot: Snapshot) -> pb.Resume:
-        return pb.Resume(
-            epoch=self.number,
-            cuts=[pb.Position(sequence=s, position=p) for s, p in plan.cuts.items()],
-            replays=[pb.Position(sequence=s, position=p) for s, p in plan.replays.items()],
-            wants=[pb.Position(sequence=s, position=p) for s, p in snapshot.wanted.items()],
-        )
 
     def _run(self, streams: EpochStreams, snapshot: Snapshot, starts: Mapping[int, int], *, anew: bool) -> None:
         """From now on steps go out: first what the hops lack, `anew` where that is all, then what was issued in the

@@ -10,29 +10,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import random
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swarm.client.betterment import WEIGH_EVERY, Stopwatch
 from swarm.client.blame import Blame, Parting, Verdict
 from swarm.client.choice import Choice
-from swarm.client.chunks import LARGEST, stage
-from swarm.client.deadlines import Deadlines, Pace, expected_seconds
+from swarm.client.chunks import LARGEST
 from swarm.client.diagnosis import find_suspect
 from swarm.client.epoch import Epochs, Hearing
 from swarm.client.fitness import listed
 from swarm.client.held import Held
 from swarm.client.link import Event, HopLink
 from swarm.client.moving import Moves
+from swarm.client.overdue import Overdue
 from swarm.client.patience import MISSING_PAUSES, Patience, pause
 from swarm.client.recalling import Recaller
 from swarm.client.sequences import Sequences
 from swarm.client.streams import EpochStreams
 from swarm.client.vetting import Vetting
 from swarm.client.view import View
+from swarm.client.weighing import Weighing
 from swarm.errors import Implausible, MissingBlocks, SwarmError
 from swarm.net.base import Host
 from swarm.tasks import Tasks, ended
@@ -49,8 +48,6 @@ MOST_HELD = 64 << 20
 """Bytes of hidden states that wait for a spare lane; one that lags further begins anew with all of them."""
 SPARE_TRIES = 3
 """Attempts in a row to run a spare lane."""
-INSTANT = 0.001
-"""Seconds by which a timer may come early."""
 SPARE_PAUSE = 5.0
 """Seconds until the next."""
 PART_EVERY = 15.0
@@ -95,8 +92,6 @@ class Lane:
         self.config = view.config
         self.reroutes = 0
         self.spare = apart is not None
-        self.late = False
-        """Whether its outputs are later than they used to be."""
         self.blame = Blame(view.trust, view.config)
         self.vetting = Vetting(view.contract, sequences)
         hearing = Hearing(self._on_result, self._on_broken, self._on_event)
@@ -116,17 +111,12 @@ class Lane:
         self._hears = hears
         self._random = rng
         self._tasks = tasks
-        self._pace = Pace()
-        self._last_sign = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._overdue = Overdue(self.epochs, view.config, lambda: hears.slow(self), self._look_into)
+        self._weighing = Weighing(self.epochs, view, rng)
         self._trouble = asyncio.Event()
         self._maintainer: asyncio.Task[None] | None = None
         self._not_before = 0.0
         self._looked_apart = 0.0
-        self._stopwatch = Stopwatch()
-        self._weigh_at = math.inf
-        self._wanting = False
-        """Whether the last look found another route worth going to: it takes two."""
         self._steps = 0
         self._moves = Moves()
         self._moving = False
@@ -141,6 +131,11 @@ class Lane:
     @property
     def _keys(self) -> list[HopKey]:
         return [link.hop.key for link in self.epochs.links]
+
+    @property
+    def late(self) -> bool:
+        """Whether its outputs are later than they used to be."""
+        return self._overdue.late
 
     @property
     def running(self) -> bool:
@@ -158,10 +153,12 @@ class Lane:
 
     def _give(self, steps: Iterable[pb.Step]) -> None:
         streams = self.epochs.streams
-        if streams is not None and not streams.given.awaited:
-            self._last_sign = _now()
+        idle = streams is not None and not streams.given.awaited
         self.epochs.put(steps)
-        self._watch()
+        if idle:
+            self._overdue.sent()
+        else:
+            self._overdue.watch()
 
     def renew(self) -> None:
         """Go on with rows of another layout: every hop is opened anew, and gets everything again."""
@@ -211,44 +208,7 @@ class Lane:
         if streams is not None and not streams.given.awaited and (steps := self.held.take(LARGEST)):
             self._give(steps)
 
-    # ---- what is late -----------------------------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        """As long as outputs are to come, look into it when they are late."""
-        if self._timer is not None:
-            self._timer.cancel()
-        streams, self._timer = self.epochs.streams, None
-        if streams is None or not streams.given.awaited:
-            return
-        deadlines, quiet = self._deadlines(streams), _now() - self._last_sign
-        if quiet < deadlines.late:
-            patience = (deadlines.race if quiet < deadlines.race else deadlines.late) - quiet
-        else:
-            patience = deadlines.probe_interval
-        self._timer = asyncio.get_running_loop().call_later(max(patience, INSTANT), self._overdue)
-
-    def _overdue(self) -> None:
-        """A moment has come for which outputs should have been there."""
-        streams, self._timer = self.epochs.streams, None
-        if streams is None or not streams.given.awaited:
-            return
-        deadlines, quiet = self._deadlines(streams), _now() - self._last_sign + INSTANT
-        if quiet >= deadlines.race and not self.late:
-            self.late = True
-            self._hears.slow(self)
-        if quiet >= deadlines.late:
-            self._look_into(streams, deadlines.silence)
-        self._watch()
-
-    def _deadlines(self, streams: EpochStreams) -> Deadlines:
-        """By when the outputs that are to come should be there."""
-        links = streams.links
-        expected = expected_seconds([stage(link.hop) for link in links], [link.rtt_ms or 0.0 for link in links])
-        return self._pace.deadlines(self._under_way(streams), expected, self.config)
-
-    def _under_way(self, streams: EpochStreams) -> int:
-        """Positions that were sent since the last outputs came."""
-        return streams.unconfirmed // self.epochs.row_bytes
+    # ---- what comes -------------------------------------------------------------------------------------------
 
     def _on_result(self, step: pb.Step) -> None:
         streams = self.epochs.streams
@@ -261,19 +221,14 @@ class Lane:
         self.vetting.passed()
         if streams is None or not streams.given.came(step):
             return
-        self._pace.note(_now() - self._last_sign, self._under_way(streams))
-        self._last_sign = _now()
-        self.late = False
-        streams.unconfirmed = 0
+        self._overdue.came(streams)
         self.blame.works(link.hop for link in self.epochs.links)
-        self._watch()
         self._steps += 1
         if self._moves.due(_now(), outdated=self._could_move, idle=not streams.given.awaited):
             self._move()
         elif self.spare:
             self._pump()
-        elif _now() >= self._weigh_at:
-            self._weigh_later()
+        elif self._weighing.due():
             self._tasks.spawn(self._weigh(), name=f"weighing a route of {self.view.model.name}")
 
     @property
@@ -289,28 +244,9 @@ class Lane:
         self.ensure()
 
     async def _weigh(self) -> None:
-        """Leave hops that have become slow, where others are faster by so much that it is worth it."""
-        links = self.epochs.links
-        try:
-            told = await asyncio.gather(*(link.trace() for link in links))
-            await self.view.refresh(WEIGH_EVERY)
-        except SwarmError as error:
-            log.info("a route cannot be weighed: %s", error)
-            return
-        hops = {link.hop.key: link.hop for link in links}
-        for key, seconds in self._stopwatch.take(dict(zip(hops, told, strict=True))).items():
-            self.view.observed(hops[key].server, seconds * 1000.0 / len(hops[key].span))
-        if not self.running or links != self.epochs.links:
-            return
-        slow = self.epochs.outdone(self._steps)
-        before, self._wanting = self._wanting, bool(slow)
-        if before and self.epochs.leave(slow):
+        if await self._weighing.look(self._steps):
             log.info("leaving a route for a faster one")
             self._break()
-
-    def _weigh_later(self) -> None:
-        # Sessions that began together must not all leave a busy server at the same moment.
-        self._weigh_at = _now() + WEIGH_EVERY * self._random.uniform(0.5, 1.5)
 
     # ---- what goes wrong --------------------------------------------------------------------------------------
 
@@ -319,7 +255,7 @@ class Lane:
         frame = (self.config.chunk_positions or LARGEST) * self.epochs.row_bytes
         reports, lengths = [link.report() for link in streams.links], streams.given.lengths
         suspect = find_suspect(
-            reports, lengths, _now(), self.config, silence, frame, streams.unconfirmed, self._last_sign
+            reports, lengths, _now(), self.config, silence, frame, streams.unconfirmed, self._overdue.last_sign
         )
         if suspect is None:
             for link in streams.links:
@@ -457,12 +393,8 @@ class Lane:
         hops = self._keys
         await self.epochs.begin()
         moved = moved and self._keys == hops
-        self._last_sign = _now()
-        self._pace.begin()
-        self._stopwatch, self._wanting = Stopwatch(), False
-        self._weigh_later()
-        self.late = False
-        self._watch()
+        self._weighing.begin()
+        self._overdue.begin()
         changed = self.epochs.number > 1 and not moved
         self.reroutes += changed
         if self.spare:
@@ -482,8 +414,7 @@ class Lane:
 
     async def close(self) -> None:
         """Stop, and free what the servers hold, at once."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._overdue.stop()
         await ended(*(task for task in (self._maintainer,) if task is not None))
         await self.epochs.close()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from swarm.client.chunks import GRAIN
 from swarm.client.matrices import NOTHING
+from swarm.client.trust import Needs
 from swarm.errors import InvalidInput, MalformedFrame
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
@@ -167,6 +168,11 @@ class Sequences:
     def lengths(self) -> dict[int, int]:
         """Positions issued, by sequence."""
         return {sequence: entry.log.last for sequence, entry in self._table.items()}
+
+    @property
+    def needs(self) -> Needs:
+        """What hops must be able to hold for them."""
+        return Needs.of(self.lengths, self.layout.planes, self.matrices.some)
 
     def preview(self, operations: Sequence[pb.Operation]) -> dict[int, int]:
         """The lengths after these operations.
