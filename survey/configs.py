@@ -103,12 +103,14 @@ _LATENT = ("axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deep
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"] * (BLOCKS // 2)}
 _CONVOLUTION = {"layer_types": ["conv", "full_attention", "conv"] * (BLOCKS // 3)}
 _ATTENTION = ("full_attention", "sliding_attention")
+_INDEXERS = {"indexer_types": ["full", "shared", "full", "full", "shared", "shared"]}
 _NO_SHARING = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
 
 SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(_LATENT, _ALL_HEADS),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "granitemoehybrid"), _LINEAR),
     **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTION),
+    "glm_moe_dsa": _ALL_HEADS | _INDEXERS,
     "bamba": {"attn_layer_indices": [1, 4]},
     "gpt_neo": {"attention_types": [[["global", "local"], BLOCKS // 2]]},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from swarm.models.loading.cost import describe
 from swarm.models.loading.refused import CANNOT, REASONS, reason_to_refuse
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
+from swarm.span import is_inside
 from swarm.types import Rows, Segment, Span
 
 TOLERANCE = 2e-4
@@ -77,9 +79,11 @@ def through(spans: Sequence[SpanModel], segments: Sequence[Segment], hidden: byt
     return hidden
 
 
-def cuts(blocks: int) -> tuple[Span, Span, Span]:
-    """Three spans of different lengths."""
-    return Span(0, blocks // 3), Span(blocks // 3, blocks // 2), Span(blocks // 2, blocks)
+def cuts(blocks: int, joined: Sequence[Span] = ()) -> list[Span]:
+    """Three spans of different lengths; fewer where some blocks must stay together."""
+    free = [place for place in range(1, blocks) if not is_inside(place, joined)]
+    wanted = [min(free, key=lambda place: abs(place - at)) for at in (blocks // 3, blocks // 2) if free]
+    return [Span(first, last) for first, last in itertools.pairwise(sorted({0, *wanted, blocks}))]
 
 
 def examine(folder: Path) -> Outcome:
@@ -93,7 +97,8 @@ def examine(folder: Path) -> Outcome:
 
 
 def _examined(folder: Path) -> Sequence[SpanModel]:
-    spans = [load_span(folder, span, progress=False) for span in cuts(describe(folder).info.blocks)]
+    model = describe(folder)
+    spans = [load_span(folder, span, progress=False) for span in cuts(model.info.blocks, model.joined)]
     compare(folder, spans)
     return spans
 

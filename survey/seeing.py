@@ -8,6 +8,7 @@ for text; `examine_seeing` compares, in another process.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from swarm.models.loading.form import Form
 from swarm.models.loading.refused import REASONS, reason_to_refuse
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
+from swarm.span import is_inside
 from swarm.types import Span
 
 NEW = 6
@@ -71,9 +73,10 @@ def seeing_client(folder: Path) -> tuple[Any, list[SpanModel]]:
     local = leading_blocks(checkpoint.config)
     model, _ = load_ends(checkpoint, local_blocks=local, progress=False)
     blocks, first = find_blocks(model), local.last if local is not None else 0
-    middle = (first + blocks.total) // 2
-    cuts = [Span(first, middle), Span(middle, blocks.total)]
-    spans = [load_span(folder, span, progress=False) for span in cuts]
+    places = [place for place in range(first + 1, blocks.total) if not is_inside(place, checkpoint.joined)]
+    middle = min(places, key=lambda place: abs(2 * place - first - blocks.total), default=first)
+    cuts = itertools.pairwise(sorted({first, middle, blocks.total}))
+    spans = [load_span(folder, Span(*cut), progress=False) for cut in cuts]
     sessions = iter(range(1 << 20))
     remote = RemoteSpan(lambda: Recorder(spans, b"%d" % next(sessions)), returns_tuple=returns_tuple(model))
     rearrange(model, [*blocks.layers, remote], [*range(first), first])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from swarm.span import Span
+from swarm.span import Span, parted
 
 FINGERPRINT_BYTES = 8
 """Of a block's sha256, as it is announced and asked for; a server tells the whole of it when a session opens."""
@@ -19,7 +19,8 @@ class Contract:
     `model`: key; `fingerprints`: one a block, the sha256 of its tensors or its beginning, or none if any weights will
     do; `adapters`: hex digests of the adapters that are applied, in order; `row_bytes`: bytes of one position's hidden
     state; `hidden_size` and `row_bytes` are 0 where they are not known yet. `places`: integers behind each hidden state
-    that say where its position stands; who offers takes as many, or fewer.
+    that say where its position stands; who offers takes as many, or fewer. `joined`: runs of blocks of `span` that hand
+    each other more than hidden states, so that nobody else can compute a part of one; who asks need not know them.
     """
 
     model: str
@@ -31,13 +32,15 @@ class Contract:
     hidden_size: int = 0
     row_bytes: int = 0
     places: int = 0
+    joined: tuple[Span, ...] = ()
 
     def on(self, span: Span) -> Contract:
         """The same on other blocks: fingerprints are kept if those of all blocks of `span` are known."""
         begin = self.span.first
         known = self.span.covers(span) and len(self.fingerprints) == len(self.span)
         prints = self.fingerprints[span.first - begin : span.last - begin] if known else ()
-        return replace(self, span=span, fingerprints=prints)
+        whole = tuple(run for run in self.joined if span.covers(run))
+        return replace(self, span=span, fingerprints=prints, joined=whole)
 
     @property
     def announced(self) -> Contract:
@@ -65,6 +68,8 @@ class Contract:
             return "applies other adapters"
         if self.row_bytes and asked.row_bytes and self.row_bytes != asked.row_bytes:
             return f"computes with {self.row_bytes} bytes a position, not {asked.row_bytes}"
+        if (run := parted(asked.span, self.joined)) is not None:
+            return together(run)
         if asked.places > self.places:
             return without_places(self.places, asked.places)
         other = _unlike(self.on(asked.span).fingerprints, asked.fingerprints)
@@ -72,6 +77,11 @@ class Contract:
             blocks = ", ".join(str(asked.span.first + place) for place in other)
             return f"has other weights in blocks {blocks}"
         return None
+
+
+def together(run: Span) -> str:
+    """In words, why blocks cannot be parted."""
+    return f"blocks {run} must stay together: they hand each other more than hidden states"
 
 
 def without_places(offered: int, asked: int) -> str:

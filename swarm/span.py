@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from swarm.errors import InvalidInput
@@ -47,3 +47,15 @@ class Span:
     def covers(self, other: Span) -> bool:
         """Whether every block of `other` is in this span."""
         return self.first <= other.first and other.last <= self.last
+
+
+def parted(span: Span, joined: Iterable[Span]) -> Span | None:
+    """The first of some runs of blocks of which `span` has a part and not all; None: there is none."""
+    return next(
+        (run for run in joined if run.first < span.last and span.first < run.last and not span.covers(run)), None
+    )
+
+
+def is_inside(place: int, joined: Iterable[Span]) -> bool:
+    """Whether a cut before block `place` would be within one of these runs."""
+    return any(run.first < place < run.last for run in joined)

@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.contract import Contract
+from swarm.errors import MalformedFrame
 from swarm.span import Span
 from swarm.wire import messages
 
 WEIGHTS = tuple(bytes([block]) * 32 for block in range(8))
-OFFERED = Contract("m" * 64, Span(0, 8), WEIGHTS, "float32", hidden_size=16, row_bytes=64)
+OFFERED = Contract("m" * 64, Span(0, 8), WEIGHTS, "float32", hidden_size=16, row_bytes=64, joined=(Span(4, 6),))
 
 
 def test_what_is_offered_can_be_asked_for_in_whole_and_in_part() -> None:
-    for span in (Span(0, 8), Span(2, 5), Span(7, 8)):
+    for span in (Span(0, 8), Span(2, 4), Span(4, 6), Span(7, 8)):
         assert OFFERED.difference(OFFERED.on(span)) is None
         assert OFFERED.difference(OFFERED.on(span).announced) is None
         assert OFFERED.difference(replace(OFFERED.on(span), fingerprints=())) is None
@@ -34,6 +35,10 @@ def test_what_is_offered_can_be_asked_for_in_whole_and_in_part() -> None:
         ({"quantization": "int8"}, "computes in float32, not in float32, quantized to int8"),
         ({"adapters": ("ab",)}, "computes in float32, not in float32, with 1 adapters"),
         ({"row_bytes": 128}, "computes with 64 bytes a position, not 128"),
+        (
+            {"span": Span(3, 5), "fingerprints": ()},
+            "blocks 4:6 must stay together: they hand each other more than hidden states",
+        ),
         ({"fingerprints": (*WEIGHTS[:3], b"tuned", *WEIGHTS[4:7], b"")}, "has other weights in blocks 3"),
     ],
 )
@@ -67,6 +72,16 @@ CONTRACTS = st.builds(
 def test_a_contract_comes_over_the_wire_as_it_was(contract: Contract, print_: bytes, said: bool) -> None:
     contract = replace(contract, fingerprints=(print_,) * len(contract.span) if said else ())
     assert messages.contract_of(messages.contract_message(contract)) == contract
+
+
+@pytest.mark.parametrize("joined", [[2], [2, 2], [2, 3], [4, 2], [2, 5, 4, 7], [0, 2], [4, 9], [2, 4, 4]])
+def test_runs_of_blocks_that_are_none_are_refused(joined: list[int]) -> None:
+    contract = Contract("m", Span(1, 8), joined=(Span(2, 4), Span(4, 8)))
+    message = messages.contract_message(contract)
+    assert messages.contract_of(message) == contract
+    message.joined[:] = joined
+    with pytest.raises(MalformedFrame):
+        messages.contract_of(message)
 
 
 @given(CONTRACTS, CONTRACTS)

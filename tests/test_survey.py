@@ -79,7 +79,7 @@ def test_a_rule_that_refuses_what_is_exact_is_found() -> None:
 
     found = outcome_of("gemma3n_text", exact)
     assert found.kind == "wrong"
-    assert "some blocks use the keys and values of others" in found.why
+    assert "every block also takes an embedding of the tokens" in found.why
 
 
 def test_a_rule_that_refuses_what_is_wrong_stands() -> None:

@@ -192,7 +192,15 @@ def shape_of(model: str, dtype: str | None, quantization: str | None) -> Shape:
 
     found = outline(model, dtype=dtype, quantization=quantization)
     row = found.info.hidden_size * found.dtype.itemsize
-    return Shape(found.info.name, found.parameters, found.weight_bytes, found.cache_bytes, row, found.vocabulary * row)
+    return Shape(
+        found.info.name,
+        found.parameters,
+        found.weight_bytes,
+        found.cache_bytes,
+        row,
+        found.vocabulary * row,
+        found.joined,
+    )
 
 
 def as_json(

@@ -83,7 +83,7 @@ def find_route(
     and see the same, do not all go the same way.
     """
     servers = _usable(records, span, conditions)
-    hosts = _hosts(servers, span, conditions.pins)
+    hosts, cuts = _hosts(servers, span, conditions.pins), _cuts(servers, span)
     missing = [span.first + int(row) for row in np.flatnonzero(~hosts.any(axis=1))]
     if missing:
         gaps = ranges(missing)
@@ -95,7 +95,7 @@ def find_route(
     relayed = _relayed(servers, conditions)
 
     def cheapest(costs: _Costs) -> Route:
-        reached, sources = _search(hosts, costs, ways, first, relayed)
+        reached, sources = _search(hosts, cuts, costs, ways, first, relayed)
         whole = reached + last
         best = int(whole.argmin())
         route = with_relays(_unwind(best, sources, servers, span), conditions)
@@ -195,15 +195,29 @@ def _usable(records: Iterable[ServerRecord], span: Span, conditions: Conditions)
 
 
 def _hosts(servers: Sequence[ServerRecord], span: Span, pins: Mapping[int, bytes]) -> NDArray[np.bool_]:
-    """(blocks, servers): whether a server has the block, with the weights that are meant."""
+    """(blocks, servers): whether a server has the block, with the weights that are meant, and all that must stay
+    together with it."""
     agreed = agreed_fingerprints(servers, pins)
     hosts = np.zeros((len(span), len(servers)), dtype=bool)
     for column, record in enumerate(servers):
         first, last = max(record.span.first, span.first), min(record.span.last, span.last)
         prints = record.fingerprints[first - record.span.first : last - record.span.first]
         right = [fingerprint == agreed[block] for block, fingerprint in enumerate(prints, first)]
+        for run in record.contract.joined:
+            part = slice(max(run.first - first, 0), max(run.last - first, 0))
+            if not (first <= run.first and run.last <= last and all(right[part])):
+                right[part] = [False] * len(right[part])
         hosts[first - span.first : first - span.first + len(right), column] = right
     return hosts
+
+
+def _cuts(servers: Sequence[ServerRecord], span: Span) -> NDArray[np.bool_]:
+    """(blocks, servers): whether hidden states may come to a server at the block, or leave it there."""
+    cuts = np.ones((len(span), len(servers)), dtype=bool)
+    for column, record in enumerate(servers):
+        for run in record.contract.joined:
+            cuts[max(run.first + 1 - span.first, 0) : max(run.last - span.first, 0), column] = False
+    return cuts
 
 
 def _given(server: ServerRecord | None) -> list[ServerRecord]:
@@ -242,7 +256,12 @@ def _relayed(servers: Sequence[ServerRecord], conditions: Conditions) -> dict[in
 
 
 def _search(
-    hosts: NDArray[np.bool_], costs: _Costs, ways: Ways, first: _Floats, relayed: Mapping[int, list[int]]
+    hosts: NDArray[np.bool_],
+    cuts: NDArray[np.bool_],
+    costs: _Costs,
+    ways: Ways,
+    first: _Floats,
+    relayed: Mapping[int, list[int]],
 ) -> tuple[_Floats, list[_Indices]]:
     """The least cost of having the last block computed by each server, and for every block but the first, and every
     server, where the hidden states then come from: `_STAYED`, or another server."""
@@ -250,11 +269,13 @@ def _search(
     sources = []
     awry = np.zeros(len(reached), dtype=bool)
     awry[list(relayed)] = True
+    free = [block for block in range(1, len(hosts)) if cuts[block].any()]
     for block, (before, here) in enumerate(itertools.pairwise(hosts), 1):
         entered, source = np.full(len(reached), np.inf), np.full(len(reached), _STAYED, dtype=np.intp)
-        ends = block in (1, len(hosts) - 1)
+        ends, cut = block in (*free[:1], *free[-1:]), cuts[block]
         for left, into in ((before & (~here | ends), here), (before & here, here & (~before | awry))):
-            _enter(entered, source, reached, np.flatnonzero(left), np.flatnonzero(into), costs, ways, relayed)
+            places, targets = np.flatnonzero(left & cut), np.flatnonzero(into & cut)
+            _enter(entered, source, reached, places, targets, costs, ways, relayed)
         sources.append(np.where(reached <= entered, _STAYED, source))
         reached = np.where(here, np.minimum(reached, entered) + costs.block, np.inf)
     return reached, sources

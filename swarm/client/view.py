@@ -24,6 +24,7 @@ from swarm.errors import DaemonFailed, InvalidInput, MissingBlocks, NetworkError
 from swarm.net.base import Directory
 from swarm.net.locator import Locator
 from swarm.net.record_book import Introducers
+from swarm.span import parted
 from swarm.tasks import ended, first_of
 from swarm.types import LONGEST_NAME, ModelInfo, PeerId, Route, ServerRecord, ServerState, Span, is_called, printable
 
@@ -300,4 +301,6 @@ def parts_of(record: ServerRecord, limits: Limits | None, needs: Needs) -> list[
     if blocks is None or blocks >= len(record.span):
         return [record]
     firsts = range(record.span.first, record.span.last - blocks + 1) if blocks else ()
-    return [replace(record, contract=record.contract.on(Span(first, first + blocks))) for first in firsts]
+    parts = [Span(first, first + blocks) for first in firsts]
+    whole = [part for part in parts if parted(part, record.contract.joined) is None]
+    return [replace(record, contract=record.contract.on(part)) for part in whole]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from swarm.config import PREFILL_POSITIONS
 from swarm.contract import FINGERPRINT_BYTES, Contract
@@ -42,7 +43,7 @@ def _join(
     memory = int(machine.memory_gb * 1e9 * SHARE)
     costs = Allowance(memory, 0, cache_tokens).block_bytes(Sizes(shape.weight_bytes, shape.cache_bytes))
     try:
-        span = choose_span((record for _, record in placed), costs, memory, rng)
+        span = choose_span((record for _, record in placed), costs, memory, rng, shape.joined)
     except InvalidInput as error:
         raise InvalidInput(f"{machine.name}: {error}") from error
     return announced(machine, span, shape, f"{len(placed) + 1}", cache_tokens)
@@ -59,9 +60,10 @@ def announced(machine: Machine, span: Span, shape: Shape, peer_id: str, cache_to
         parameters = sum(shape.parameters[block] for block in span) / len(span)
         seconds = PREFILL_POSITIONS * 2 * parameters / ((machine.tflops or 1.0) * 1e12)
         rate = PREFILL_POSITIONS / (decode_ms / 1000 + seconds)
+    whole = Contract("plan", Span(0, shape.blocks), joined=shape.joined)
     return ServerRecord(
         peer_id,
-        Contract("plan", span, (bytes(FINGERPRINT_BYTES),) * len(span)),
+        replace(whole.on(span), fingerprints=(bytes(FINGERPRINT_BYTES),) * len(span)),
         free_tokens=cache_tokens,
         decode_ms=decode_ms,
         prefill_rate=rate,

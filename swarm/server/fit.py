@@ -47,7 +47,7 @@ class Fit:
 def longest(sizes: Sizes, allowance: Allowance) -> Span | None:
     """The first of the longest runs of blocks that fit; None: none fits."""
     try:
-        spans = candidates(allowance.block_bytes(sizes), allowance.memory - allowance.fixed())
+        spans = candidates(allowance.block_bytes(sizes), allowance.memory - allowance.fixed(), sizes.joined)
     except InvalidInput:
         return None
     return max(spans, key=len)

@@ -129,7 +129,7 @@ class Hosted:
     @property
     def trains(self) -> bool:
         """Whether it gives gradients: in float16 they overflow."""
-        return self.config.training_bytes > 0 and self.contract.dtype != "float16"
+        return self.config.training_bytes > 0 and self.contract.dtype != "float16" and not self.contract.joined
 
     def statistics(self) -> HostedStatistics:
         """As of now."""

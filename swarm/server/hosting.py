@@ -15,7 +15,7 @@ import torch
 
 from swarm.caches import cache_dir
 from swarm.config import FILE, HUB, INT4, INT8, PEERS, SCHEMES, ServerConfig
-from swarm.contract import UNQUANTIZED
+from swarm.contract import UNQUANTIZED, together
 from swarm.errors import InvalidInput
 from swarm.memory import available_memory, size
 from swarm.models.ends.served import ServedEnds, load_served_ends
@@ -30,7 +30,7 @@ from swarm.models.loading.weights import DTYPES
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
 from swarm.net.base import Directory, Host
-from swarm.server.fit import Cost, roomier
+from swarm.server.fit import Cost, longest, roomier
 from swarm.server.gathering import Gathering
 from swarm.server.options import ServeOptions
 from swarm.server.placement import choose_span
@@ -39,6 +39,7 @@ from swarm.server.rebalancing import better_span
 from swarm.server.sharing import split
 from swarm.server.sizing import Allowance, Footprint, Sizes, footprint
 from swarm.server.throughput import measure
+from swarm.span import parted
 from swarm.tasks import in_daemon_thread
 from swarm.types import ModelInfo, ServerRecord, Span, printable
 
@@ -80,7 +81,8 @@ class Hosting:
                 "--blocks-from peers: servers give each other blocks on a grid of swarm's own, which are kept on disk; "
                 "with --quantization int8 or int4, and not with --max-disk 0"
             )
-        self.contract = self.info.contract(self.dtype, quantization=SCHEMES[self.quantization])
+        whole = self.info.contract(self.dtype, quantization=SCHEMES[self.quantization])
+        self.contract = replace(whole, joined=description.joined)
         self.ends_bytes = description.head_bytes if options.serve_ends else 0
         """Of memory, for the head that is served."""
         self._ends: ServedEnds | None = None
@@ -111,7 +113,7 @@ class Hosting:
         if self.options.blocks is not None:
             return self._checked(self.options.blocks)
         try:
-            return choose_span(others, *self._room(), self._rng)
+            return choose_span(others, *self._room(), self._rng, self.sizes.joined)
         except InvalidInput as error:
             if (advice := self.advice(0)) is None:
                 raise
@@ -120,12 +122,11 @@ class Hosting:
     @property
     def holds_any(self) -> bool:
         """Whether any block fits."""
-        costs, room = self._room()
-        return min(costs) <= room
+        return longest(self.sizes, self.allowance) is not None
 
     def better(self, own: ServerRecord, others: Sequence[ServerRecord]) -> Span | None:
         """Where the swarm needs this server clearly more than where it is."""
-        return better_span(own, others, *self._room(), self._rng)
+        return better_span(own, others, *self._room(), self._rng, self.sizes.joined)
 
     def _room(self) -> tuple[list[int], int]:
         """What each block costs, and what there is for all, in bytes."""
@@ -173,7 +174,9 @@ class Hosting:
         return list(zip(known, describe_each(self.checkpoint, known, self.options.dtype), strict=True))
 
     def _checked(self, span: Span) -> Span:
-        """Blocks that were asked for by hand are refused only by a limit that was set by hand."""
+        """Blocks that were asked for by hand are refused where they cannot be parted from others, and only by a limit
+        that was set by hand."""
+        check_whole(span, self.sizes.joined)
         need = self.footprint(span).total + self.ends_bytes
         if self.options.memory is not None and need > self.options.memory:
             raise InvalidInput(
@@ -275,7 +278,9 @@ def hostings(options: ServeOptions, config: ServerConfig, *, progress: bool = Tr
         return every
     if options.blocks is not None:
         costs = every[0].allowance.block_bytes(every[0].sizes)
-        parts = split(options.blocks, costs, [each.allowance.memory for each in every])
+        check_whole(options.blocks, every[0].sizes.joined)
+        memories = [each.allowance.memory for each in every]
+        parts = split(options.blocks, costs, memories, every[0].sizes.joined)
         for each, part in zip(every, parts, strict=True):
             each.options = replace(each.options, blocks=part)
         return every
@@ -289,7 +294,19 @@ def hostings(options: ServeOptions, config: ServerConfig, *, progress: bool = Tr
 
 
 def _sizes(description: Description) -> Sizes:
-    return Sizes(description.weight_bytes, description.cache_bytes)
+    return Sizes(description.weight_bytes, description.cache_bytes, description.joined)
+
+
+def check_whole(span: Span, joined: Sequence[Span]) -> None:
+    """Raises InvalidInput for blocks without others that must stay together with them."""
+    if (run := parted(span, joined)) is not None:
+        raise InvalidInput(f"--blocks {span}: {together(run)}; host {_around(span, joined)}")
+
+
+def _around(span: Span, joined: Sequence[Span]) -> Span:
+    """The blocks with all that must stay together with some of them."""
+    touched = [run for run in joined if run.first < span.last and span.first < run.last]
+    return Span(min(span.first, *(run.first for run in touched)), max(span.last, *(run.last for run in touched)))
 
 
 def checked_device(wanted: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Collection, Iterable, Sequence
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from swarm.errors import InvalidInput
 from swarm.memory import size
+from swarm.span import is_inside
 from swarm.types import ServerRecord, ServerState, Span
 
 ENOUGH = 2
@@ -68,34 +70,41 @@ def strength_of(records: Iterable[ServerRecord], blocks: int) -> Strength:
     return Strength(servers, np.array(coverage(records, blocks)))
 
 
-def candidates(block_bytes: Sequence[int], memory: int) -> list[Span]:
+def candidates(block_bytes: Sequence[int], memory: int, joined: Sequence[Span] = ()) -> list[Span]:
     """From each first block, the longest span whose blocks fit into `memory` bytes together.
 
-    `block_bytes`: what each block costs, weights and KV cache; blocks of one model may differ.
-    Raises InvalidInput when no block fits.
+    `block_bytes`: what each block costs, weights and KV cache; blocks of one model may differ; `joined`: runs of
+    blocks that must stay together. Raises InvalidInput when no block fits.
     """
+    cuts = [place for place in range(len(block_bytes) + 1) if not is_inside(place, joined)]
     spans = [
-        Span(first, last) for first in range(len(block_bytes)) if (last := _end(block_bytes, first, memory)) > first
+        Span(first, last) for first in cuts[:-1] if (last := _end(block_bytes, first, memory, frozenset(cuts))) > first
     ]
     if not spans:
-        need = min(block_bytes)
+        need = min(sum(block_bytes[first:last]) for first, last in itertools.pairwise(cuts))
+        what = "no block fits" if not joined else f"no blocks fit ({', '.join(map(str, joined))} must stay together)"
         raise InvalidInput(
-            f"no block fits: the smallest needs {size(need)} with its KV cache, and there are {size(memory)}; "
+            f"{what}: the smallest needs {size(need)} with its KV cache, and there are {size(memory)}; "
             "raise --memory, lower --cache-tokens, or take a narrower --dtype"
         )
     return spans
 
 
-def _end(block_bytes: Sequence[int], first: int, memory: int) -> int:
-    last = first
+def _end(block_bytes: Sequence[int], first: int, memory: int, cuts: Collection[int]) -> int:
+    last = fitting = first
     while last < len(block_bytes) and block_bytes[last] <= memory:
         memory -= block_bytes[last]
         last += 1
-    return last
+        fitting = last if last in cuts else fitting
+    return fitting
 
 
 def choose_span(
-    records: Iterable[ServerRecord], block_bytes: Sequence[int], memory: int, rng: random.Random | None = None
+    records: Iterable[ServerRecord],
+    block_bytes: Sequence[int],
+    memory: int,
+    rng: random.Random | None = None,
+    joined: Sequence[Span] = (),
 ) -> Span:
     """The span of as many blocks as fit into `memory` bytes, where the swarm is thinnest.
 
@@ -106,10 +115,10 @@ def choose_span(
     that begins and ends where others do (a route then has fewer hops), then `rng` decides, so that servers that start
     together do not all choose alike.
 
-    Raises InvalidInput when not even one block fits.
+    `joined`: runs of blocks that must stay together. Raises InvalidInput when not even one block fits.
     """
     records = list(records)
-    spans = candidates(block_bytes, memory)
+    spans = candidates(block_bytes, memory, joined)
     strength = strength_of(records, len(block_bytes))
     return best_of(spans, strength, boundaries(records, len(block_bytes)), rng or random.Random())
 

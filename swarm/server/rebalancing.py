@@ -28,12 +28,13 @@ def better_span(
     block_bytes: Sequence[int],
     memory: int,
     rng: random.Random,
+    joined: Sequence[Span] = (),
 ) -> Span | None:
     """Where the server of `own` should move; None: it stays. `others`: the records of all other servers of the model.
 
-    `block_bytes` and `memory` as in `choose_span`. Raises InvalidInput when not even one block fits.
+    `block_bytes`, `memory` and `joined` as in `choose_span`. Raises InvalidInput when not even one block fits.
     """
-    spans, without = candidates(block_bytes, memory), strength_of(others, len(block_bytes))
+    spans, without = candidates(block_bytes, memory, joined), strength_of(others, len(block_bytes))
     serving = strength_of((record for record in others if record.state is ServerState.ONLINE), len(block_bytes)).servers
     return better_of(
         spans,

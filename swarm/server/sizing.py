@@ -13,10 +13,14 @@ CACHE_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """For each block of a model: bytes of weights, and bytes of KV cache for one position."""
+    """For each block of a model: bytes of weights, and bytes of KV cache for one position.
+
+    `joined`: runs of blocks that must stay together.
+    """
 
     weights: tuple[int, ...]
     cache: tuple[int, ...]
+    joined: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

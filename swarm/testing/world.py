@@ -87,7 +87,8 @@ class SimulatedServer:
 
 
 class World:
-    """A swarm of `blocks` blocks on a simulated network; all randomness from `seed`."""
+    """A swarm of `blocks` blocks on a simulated network; all randomness from `seed`. `joined`: runs of blocks that must
+    stay together."""
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class World:
         arithmetic: Arithmetic | None = None,
         server_config: ServerConfig | None = None,
         peer_limits: PeerLimits | None = None,
+        joined: tuple[Span, ...] = (),
         step_seconds: Callable[[int], float] = lambda positions: 0.002 + 0.0002 * positions,
     ) -> None:
         self.network = SimulatedNetwork(seed, conditions)
@@ -109,6 +111,7 @@ class World:
         self.runners: list[Runner] = []
         self.arithmetic = arithmetic or Arithmetic(ROW.size, embed, token_of, lambda span: make_runner())
         self.model = ModelInfo("model", "exact", blocks, self.arithmetic.hidden_size, 4096)
+        self.joined = joined
         self.peer_limits = peer_limits
         self.server_config = server_config or ServerConfig()
         self.step_seconds = step_seconds
@@ -122,7 +125,7 @@ class World:
 
     @property
     def contract(self) -> Contract:
-        return self.model.contract(self.arithmetic.dtype, self.arithmetic.row_bytes)
+        return replace(self.model.contract(self.arithmetic.dtype, self.arithmetic.row_bytes), joined=self.joined)
 
     async def add(
         self,

@@ -136,6 +136,7 @@ def contract_message(contract: Contract) -> pb.Contract:
         hidden_size=contract.hidden_size,
         row_bytes=contract.row_bytes,
         places=contract.places,
+        joined=[edge for run in contract.joined for edge in (run.first, run.last)],
     )
 
 
@@ -147,11 +148,16 @@ def contract_of(message: pb.Contract) -> Contract:
     require(0 < len(message.model) <= MAX_TEXT and "/" not in message.model, "this is no model's key")
     require(len(message.adapters) <= MAX_ADAPTERS, "too many adapters")
     require(message.places <= MAX_PLACES, "more places than a position can have")
+    edges, span = list(message.joined), Span(message.first, message.last)
+    pairs = list(zip(edges[::2], edges[1::2], strict=False))
+    apart = edges == sorted(edges) and all(first + 1 < last for first, last in pairs)
+    within = not edges or (span.first <= edges[0] and edges[-1] <= span.last)
+    require(len(edges) % 2 == 0 and apart and within, "these are no runs of blocks of a span")
     texts = (message.model, message.dtype, message.quantization, *message.adapters)
     require(all(len(text) <= MAX_TEXT and text.isprintable() for text in texts), "texts of a contract are too long")
     return Contract(
         model=message.model,
-        span=Span(message.first, message.last),
+        span=span,
         fingerprints=tuple(prints[i : i + width] for i in range(0, len(prints), width)),
         dtype=message.dtype,
         quantization=message.quantization or UNQUANTIZED,
@@ -159,6 +165,7 @@ def contract_of(message: pb.Contract) -> Contract:
         hidden_size=message.hidden_size,
         row_bytes=message.row_bytes,
         places=message.places,
+        joined=tuple(Span(first, last) for first, last in pairs),
     )
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Contract(_message.Message):
-    __slots__ = ("model", "first", "last", "fingerprints", "dtype", "quantization", "adapters", "hidden_size", "row_bytes", "places")
+    __slots__ = ("model", "first", "last", "fingerprints", "dtype", "quantization", "adapters", "hidden_size", "row_bytes", "joined", "places")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class Contract(_message.Message):
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
     ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     model: str
     first: int
@@ -28,8 +29,9 @@ class Contract(_message.Message):
     adapters: _containers.RepeatedScalarFieldContainer[str]
     hidden_size: int
     row_bytes: int
+    joined: _containers.RepeatedScalarFieldContainer[int]
     places: int
-    def __init__(self, model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ..., hidden_size: _Optional[int] = ..., row_bytes: _Optional[int] = ..., places: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ..., hidden_size: _Optional[int] = ..., row_bytes: _Optional[int] = ..., joined: _Optional[_Iterable[int]] = ..., places: _Optional[int] = ...) -> None: ...
 
 class ControlRequest(_message.Message):
     __slots__ = ("open", "attach", "prepare", "resume", "probe", "close", "receipt", "settle", "recall")

@@ -23,6 +23,7 @@ from swarm.client.routing import (
 )
 from swarm.contract import Contract
 from swarm.errors import MissingBlocks
+from swarm.span import is_inside
 from swarm.types import Hop, Route, ServerRecord, ServerState, Span
 
 
@@ -122,6 +123,55 @@ def test_the_order_of_the_records_does_not_matter(swarm: tuple[list[ServerRecord
     shuffled = list(records)
     rng.shuffle(shuffled)  # type: ignore[attr-defined]
     assert find_route(records, Span(0, 4), conditions) == find_route(shuffled, Span(0, 4), conditions)
+
+
+@st.composite
+def joined_swarms(draw: st.DrawFn) -> tuple[list[ServerRecord], Conditions, tuple[Span, ...]]:
+    """Of which every server's span is cut where it may be."""
+    edges = draw(st.sampled_from([(0, 2, 3, 4), (0, 1, 3, 4), (0, 1, 4), (0, 2, 4)]))
+    joined = tuple(Span(*pair) for pair in itertools.pairwise(edges) if pair[1] - pair[0] > 1)
+    records = [server("all", 0, 4, decode_ms=draw(st.sampled_from([1.0, 20.0])))]
+    for place in range(draw(st.integers(1, 3))):
+        first, last = sorted(draw(st.lists(st.sampled_from(edges), min_size=2, max_size=2, unique=True)))
+        records.append(server(f"p{place}", first, last, decode_ms=draw(st.sampled_from([0.5, 1.0, 7.0]))))
+    records = [
+        replace(
+            record, contract=replace(record.contract, joined=tuple(run for run in joined if record.span.covers(run)))
+        )
+        for record in records
+    ]
+    rtt = draw(st.dictionaries(st.sampled_from(["all", "p0", "p1", "p2"]), st.sampled_from([1.0, 10.0, 80.0])))
+    return records, Conditions(rtt_ms=rtt), joined
+
+
+@given(joined_swarms())
+def test_no_route_is_cut_where_blocks_must_stay_together(
+    swarm: tuple[list[ServerRecord], Conditions, tuple[Span, ...]],
+) -> None:
+    records, conditions, joined = swarm
+    route = find_route(records, Span(0, 4), conditions)
+    holds_together(route, Span(0, 4), conditions)
+    assert not any(is_inside(hop.span.first, joined) for hop in route.hops)
+    hosts = [[record for record in records if block in record.span] for block in range(4)]
+    every = [
+        chosen
+        for chosen in itertools.product(*hosts)
+        if all(len({id(chosen[block]) for block in run}) == 1 for run in joined)
+    ]
+    assert route.cost_ms == pytest.approx(min(cost_of(chosen, conditions) for chosen in every))
+
+
+def test_a_server_with_a_part_of_what_must_stay_together_has_none_of_it() -> None:
+    def part(name: str, first: int, last: int, joined: tuple[Span, ...]) -> ServerRecord:
+        record = server(name, first, last)
+        return replace(record, contract=replace(record.contract, joined=joined))
+
+    whole, other = part("whole", 0, 4, (Span(1, 3),)), part("other", 3, 6, (Span(4, 6),))
+    with pytest.raises(MissingBlocks, match="1:2"):
+        find_route([whole, other], Span(0, 2), Conditions())
+    pins = {2: b"another!"}
+    with pytest.raises(MissingBlocks, match="1:3"):
+        find_route([whole, other], Span(0, 6), Conditions(pins=pins))
 
 
 # ---- against the slow search ----------------------------------------------------------------------------------

@@ -101,6 +101,29 @@ def test_a_hop_killed_while_a_token_is_under_way(index: int) -> None:
         run(survive(TWICE, 20, kill_after(millisecond / 1000)))
 
 
+def test_hops_are_cut_only_where_blocks_can_be_parted() -> None:
+    """Overlapping servers would change within 2:5, and the shortest replacement of what is lost would begin there."""
+
+    async def kill(world: World, session: Session) -> None:
+        assert [str(h.span) for h in session.route.hops] == ["0:2", "2:9"]  # type: ignore[union-attr]
+        await world.kill("c")
+
+    world = World(joined=(Span(2, 5),))
+    servers = {"a": Span(0, 5), "c": Span(2, 9), "d": Span(5, 9), "e": Span(0, 2)}
+
+    async def go() -> Session:
+        await world.add("a", servers["a"], decode_ms=5.0)
+        await world.add("e", servers["e"])
+        await world.add("c", servers["c"])
+        await world.add("d", servers["d"])
+        _, session = await survive({}, 15, kill, world=world)
+        return session
+
+    session = run(go())
+    assert {str(h.span) for h in session.route.hops} <= {"0:2", "0:5", "2:5", "5:9"}  # type: ignore[union-attr]
+    assert session.reroutes == 1
+
+
 def test_a_hop_is_replaced_by_two_servers_with_shorter_spans() -> None:
     async def kill(world: World, session: Session) -> None:
         await world.kill("b")

@@ -43,6 +43,19 @@ def chosen(records: list[ServerRecord], blocks: list[int], machine: Machine, see
     return {str(choose_span(records, blocks, machine.memory, random.Random(seed))) for seed in range(seeds)}
 
 
+def test_spans_begin_and_end_where_blocks_can_be_parted() -> None:
+    joined = (Span(1, 4), Span(4, 6))
+    assert [str(span) for span in candidates([1] * 8, 5, joined)] == ["0:4", "1:6", "4:8", "6:8", "7:8"]
+    assert [str(span) for span in candidates([1] * 8, 2, joined)] == ["0:1", "4:6", "6:8", "7:8"]
+    assert {str(choose_span([], [1] * 8, 3, random.Random(seed), joined)) for seed in range(20)} <= {
+        "1:4",
+        "4:7",
+        "0:1",
+    }
+    with pytest.raises(InvalidInput, match=r"no blocks fit \(0:8 must stay together\): the smallest needs 80 B"):
+        candidates([10] * 8, 79, (Span(0, 8),))
+
+
 @pytest.mark.parametrize(
     ("situation", "records", "blocks", "machine", "expected"),
     [

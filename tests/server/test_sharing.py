@@ -26,6 +26,13 @@ def test_each_gets_its_share(memories: list[int], parts: list[str]) -> None:
     assert [str(part) for part in split(Span(2, 12), [5] * 12, memories)] == parts
 
 
+def test_what_must_stay_together_is_on_one_device() -> None:
+    joined = (Span(2, 8), Span(9, 11))
+    assert [str(part) for part in split(Span(2, 12), [5] * 12, [8, 8], joined)] == ["2:8", "8:12"]
+    with pytest.raises(InvalidInput, match="fewer than the 5 devices"):
+        split(Span(2, 12), [5] * 12, [8] * 5, joined)
+
+
 def test_more_devices_than_blocks_are_refused() -> None:
     with pytest.raises(InvalidInput, match="fewer than the 3 devices"):
         split(Span(0, 2), [1, 1], [1, 1, 1])

@@ -29,11 +29,12 @@ from swarm.models.loading.gguf.model import GgufModel
 from swarm.models.loading.gguf.remote import check_remote
 from swarm.models.loading.hub import Access, HubFiles, NoSuchFile, Offline, download, is_public
 from swarm.models.loading.identity import differences, digest
+from swarm.models.loading.joined import joined_blocks
 from swarm.models.loading.layouts.choose import dense_dtype, layout_of, settings_of, with_settings
 from swarm.models.loading.layouts.stored import Combined
 from swarm.models.loading.safetensors import NAMES, SafetensorsTensors, read_header
 from swarm.models.loading.tensors import Tensors
-from swarm.types import ModelInfo
+from swarm.types import ModelInfo, Span
 
 HASHED = 1 << 22
 """Numbers that are hashed at once."""
@@ -229,6 +230,11 @@ class Checkpoint:
         """The commit and, where they are not the usual ones, which of its files."""
         chosen = [part for part in (self.reading.subfolder, self.reading.variant, self.reading.gguf_file) if part]
         return None if self.commit is None else "/".join([self.commit, *chosen])
+
+    @cached_property
+    def joined(self) -> tuple[Span, ...]:
+        """Runs of blocks that must stay together, by the configuration. Raises UnsupportedModel."""
+        return joined_blocks(self.config, self.form)
 
     def info(self) -> ModelInfo:
         """What a peer must know to route over this model. Raises UnsupportedModel, BadCheckpoint, ModelNotFound."""

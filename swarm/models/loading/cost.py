@@ -19,7 +19,7 @@ from swarm.models.linear.schemes import BITS, can_quantize
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.partial import skeleton
 from swarm.models.loading.weights import dtype_of, quantization_of
-from swarm.types import ModelInfo
+from swarm.types import ModelInfo, Span
 
 CONFIG = "config.json"
 SAMPLE = 200
@@ -29,7 +29,8 @@ SAMPLE = 200
 @dataclass(frozen=True, slots=True)
 class Description:
     """A model in numbers. `parameters`, `weight_bytes`: of each block, as `quantization` has it; `cache_bytes`: of each
-    block, for one position; `ends_bytes`: of everything that is not a block, in `dtype`."""
+    block, for one position; `ends_bytes`: of everything that is not a block, in `dtype`; `joined`: runs of blocks that
+    must stay together."""
 
     info: ModelInfo
     model_type: str
@@ -41,6 +42,7 @@ class Description:
     weight_bytes: tuple[int, ...]
     cache_bytes: tuple[int, ...]
     ends_bytes: int
+    joined: tuple[Span, ...] = ()
 
     @property
     def head_bytes(self) -> int:
@@ -94,6 +96,7 @@ def _description(
         weight_bytes=weights,
         cache_bytes=tuple(cache_bytes(layer, text, compute) for layer in layers),
         ends_bytes=(_count(model) - sum(map(_count, layers))) * compute.itemsize,
+        joined=checkpoint.joined,
     )
 
 

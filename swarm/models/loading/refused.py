@@ -52,10 +52,6 @@ def reason_to_refuse(config: Any) -> str | None:
     text = text_config(config)
     if getattr(text, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False):
         return "its decoder attends to an encoder"
-    if "shared" in (getattr(text, "indexer_types", None) or ()):
-        return "some blocks attend to positions that others before them choose"
-    if getattr(text, "num_kv_shared_layers", 0):
-        return "some blocks use the keys and values of others"
     if getattr(text, "hidden_size_per_layer_input", 0):
         return "every block also takes an embedding of the tokens"
     return REASONS.get(config.model_type) or REASONS.get(text.model_type)

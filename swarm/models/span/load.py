@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from swarm.contract import together
+from swarm.errors import InvalidInput
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.source import BlockSource
 from swarm.models.loading.weights import dtype_of, load_part, quantization_of
 from swarm.models.span.model import SpanModel
+from swarm.span import parted
 from swarm.types import Span
 
 
@@ -32,7 +35,8 @@ def load_span(
     `source`: a local folder, a name on the hub, or an opened checkpoint; `quantization`: one of `QUANTIZATIONS`, by
     default the checkpoint's own grid, where it has one; `dtype`: of hidden states, by default the checkpoint's own, or
     float32 with quantized layers; `keep`: a folder in which blocks that were quantized here are kept for the next time,
-    `blocks_from`: where those may come from that are not there. Raises ModelNotFound, BadCheckpoint, UnsupportedModel.
+    `blocks_from`: where those may come from that are not there. Raises ModelNotFound, BadCheckpoint, UnsupportedModel;
+    InvalidInput where others must stay together with some of these blocks.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, token, revision)
     scheme = quantization_of(checkpoint, quantization)
@@ -45,5 +49,7 @@ def load_span(
         "keep": keep,
         "source": blocks_from,
     }
+    if (run := parted(span, checkpoint.joined)) is not None:
+        raise InvalidInput(f"{span} of {checkpoint.name}: {together(run)}")
     loaded = load_part(checkpoint, span, ends=False, **how)
-    return SpanModel(loaded.model, span, [loaded.fingerprints[block] for block in span])
+    return SpanModel(loaded.model, span, [loaded.fingerprints[block] for block in span], checkpoint.joined)

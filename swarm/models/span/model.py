@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from swarm.contract import together
 from swarm.errors import Gap, InvalidInput, UnsupportedModel
 from swarm.jobs import Afresh, Backward, Forward
 from swarm.models.blocks import context_length, rotary_threshold
@@ -31,6 +32,7 @@ from swarm.models.span.linear_layers import lay_out
 from swarm.models.span.passes import Batched, Passes, Unbatched
 from swarm.models.span.proof import prove
 from swarm.models.span.stacked import Stacked
+from swarm.span import parted
 from swarm.types import Segment, SequenceKey, Span
 
 Buffer = bytes | memoryview
@@ -41,12 +43,14 @@ PLACE_BYTES = 8
 class SpanModel:
     """The blocks of a span, and the KV caches of all sequences on them. One thread only.
 
-    `model`: a causal LM with at least the blocks of `span`; it is taken apart. `dtype`: of compute and of hidden
-    states as bytes; `proven`: what the checks at load found.
+    `model`: a causal LM with at least the blocks of `span`; it is taken apart. `joined`: runs of its blocks that must
+    stay together. `dtype`: of compute and of hidden states as bytes; `proven`: what the checks at load found.
     Raises UnsupportedModel.
     """
 
-    def __init__(self, model: PreTrainedModel, span: Span, fingerprints: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self, model: PreTrainedModel, span: Span, fingerprints: Sequence[bytes] = (), joined: Sequence[Span] = ()
+    ) -> None:
         refuse(model.config)
         self.span = span
         self.fingerprints = tuple(fingerprints)
@@ -58,7 +62,7 @@ class SpanModel:
         self._caches: dict[SequenceKey, SequenceCache] = {}
         self._costs: dict[Span, Cost] = {}
         attention = RaggedAttention()
-        self.proven = prove(self._model, attention)
+        self.proven = prove(self._model, attention, joined)
         self.hidden_size = self._model.hidden_size
         self.row_bytes = self.hidden_size * self.dtype.itemsize
         self._passes = self._choose_passes(attention)
@@ -110,8 +114,7 @@ class SpanModel:
         Raises InvalidInput when a segment does not begin where its sequence ends, leaves the model's context, or does
         not have its rows; UnsupportedModel for gradients of blocks that have none.
         """
-        if not self.span.covers(job.span):
-            raise InvalidInput(f"blocks {job.span} are not all among {self.span}")
+        self._check_span(job.span)
         if isinstance(job, Forward):
             return self._forward(job)
         slices = self.slices(job)
@@ -123,8 +126,7 @@ class SpanModel:
 
     def slices(self, job: Afresh[torch.Tensor] | Backward[torch.Tensor]) -> Generator[None, None, Any]:
         """As `run`, block by block: between two blocks anything else may be run."""
-        if not self.span.covers(job.span):
-            raise InvalidInput(f"blocks {job.span} are not all among {self.span}")
+        self._check_span(job.span)
         self._check_afresh(job)
         if isinstance(job, Afresh):
             return (yield from self._afresh(job, self._sequences(job)))
@@ -133,6 +135,12 @@ class SpanModel:
             raise InvalidInput("gradients that are not finite")
         found, pairs = yield from self._backward(job, self._sequences(job))
         return found if job.adapter is None else (found, encode(pairs))
+
+    def _check_span(self, span: Span) -> None:
+        if not self.span.covers(span):
+            raise InvalidInput(f"blocks {span} are not all among {self.span}")
+        if (run := parted(span, self.proven.joined)) is not None:
+            raise InvalidInput(together(run))
 
     def _sequences(self, job: Afresh[torch.Tensor] | Backward[torch.Tensor]) -> Sequences:
         adapter = self._adapters.get(job.adapter)
@@ -184,6 +192,8 @@ class SpanModel:
         longest = max(job.counts, default=0)
         if self.max_positions is not None and longest > self.max_positions:
             raise InvalidInput(f"{longest} positions leave the model's context of {self.max_positions} positions")
+        if (run := next((run for run in self.proven.joined if job.span.covers(run)), None)) is not None:
+            raise UnsupportedModel(f"{together(run)}, and gradients flow through these alone")
         if self.dtype == torch.float16:
             raise UnsupportedModel(f"blocks in {self.dtype} give no gradients; host them in float32 or bfloat16")
 

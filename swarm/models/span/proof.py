@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +20,7 @@ from swarm.models.span.passes import Batched, Unbatched
 from swarm.models.span.places import proven_places
 from swarm.models.span.probe import close, random_states, run_whole
 from swarm.models.span.stacked import Stacked
+from swarm.span import is_inside
 from swarm.types import Span
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class Proven:
     `can_rollback`: whether single positions can be forgotten. `costs`: what a sequence takes in each block;
     `snapshots`: bytes that it takes there beside, if blocks keep running states and it is to go back all the same.
     `places`: numbers of its own that a position may have at most, as `position_ids` say it; 0: blocks count by
-    themselves.
+    themselves. `joined`: runs of blocks that hand each other more than hidden states; anywhere else it can be cut.
     """
 
     batched: bool
@@ -49,17 +51,30 @@ class Proven:
     places: int = 0
     stacked: bool = False
     snapshots: tuple[int, ...] = ()
+    joined: tuple[Span, ...] = ()
 
 
 @torch.inference_mode()
-def prove(model: BaseModel, attention: Attention) -> Proven:
-    """Transparent around its blocks; causal; cut anywhere; then whether strangers can share a row.
+def prove(model: BaseModel, attention: Attention, joined: Sequence[Span] = ()) -> Proven:
+    """Transparent around its blocks; causal; cut anywhere but within `joined`; then whether strangers can share a row.
 
     `model` is left with the attention that was found to be right. Raises UnsupportedModel.
     """
     model.check_identity()
     strangers = random_states(model, STRANGERS)
-    alone, cache = _check_alone(model, strangers)
+    alone, cache = _check_alone(model, strangers, joined)
+    found = _prove_together(model, attention, strangers, alone, cache)
+    return replace(found, joined=tuple(run for run in joined if model.span.covers(run)))
+
+
+def _prove_together(
+    model: BaseModel,
+    attention: Attention,
+    strangers: Sequence[torch.Tensor],
+    alone: Sequence[torch.Tensor],
+    cache: LibraryCache,
+) -> Proven:
+    """How several sequences are computed, of which each by itself gives `alone`."""
     why = NOT_PLAIN
     if cache.is_plain:
         try:
@@ -93,7 +108,9 @@ def _costs_alone(model: BaseModel, hidden: torch.Tensor) -> tuple[Cost, ...]:
     return tuple(linear_cost(length, size, STEPS, then) for size, then in sizes)
 
 
-def _check_alone(model: BaseModel, strangers: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], LibraryCache]:
+def _check_alone(
+    model: BaseModel, strangers: Sequence[torch.Tensor], joined: Sequence[Span]
+) -> tuple[list[torch.Tensor], LibraryCache]:
     """What each stranger gets alone, and a cache that has seen the first. Raises UnsupportedModel."""
     passes = Unbatched(model)
     try:
@@ -102,7 +119,7 @@ def _check_alone(model: BaseModel, strangers: Sequence[torch.Tensor]) -> tuple[l
         if not close(alone[0], whole, model.quantized):
             model.singly = True
             alone, caches = _in_steps(passes, strangers)
-        halves = _in_halves(model, passes, strangers[0])
+        pieces = _in_pieces(model, passes, strangers[0], joined)
     except Exception as error:
         if model.hands_on_tokens:
             raise UnsupportedModel("its blocks are given more than hidden states and positions: input_ids") from error
@@ -110,7 +127,7 @@ def _check_alone(model: BaseModel, strangers: Sequence[torch.Tensor]) -> tuple[l
         raise UnsupportedModel(f"its blocks do not run from hidden states and a cache alone: {words}") from error
     if not close(alone[0], whole, model.quantized):
         raise UnsupportedModel("its blocks see later positions, or remember earlier ones outside the cache")
-    if not close(halves, whole, model.quantized):
+    if not close(pieces, whole, model.quantized):
         raise UnsupportedModel("its blocks hand each other more than hidden states")
     return alone, caches[0]
 
@@ -126,14 +143,13 @@ def _in_steps(passes: Unbatched, strangers: Sequence[torch.Tensor]) -> tuple[lis
     return [torch.cat(each, dim=1) for each in zip(*parts, strict=True)], caches
 
 
-def _in_halves(model: BaseModel, passes: Unbatched, hidden: torch.Tensor) -> torch.Tensor:
-    """The span as two spans, one after the other, as if on two machines."""
+def _in_pieces(model: BaseModel, passes: Unbatched, hidden: torch.Tensor, joined: Sequence[Span]) -> torch.Tensor:
+    """The span cut wherever it may be, one piece after the other, as if each were on a machine of its own."""
     span = model.span
-    middle = span.first + len(span) // 2
-    for first, last in ((span.first, middle), (middle, span.last)):
-        if first < last:
-            model.narrow(Span(first, last))
-            hidden = run_whole(passes, hidden)
+    cuts = [place for place in range(span.first, span.last + 1) if not is_inside(place, joined)]
+    for first, last in itertools.pairwise(cuts):
+        model.narrow(Span(first, last))
+        hidden = run_whole(passes, hidden)
     model.narrow(span)
     return hidden
 
