@@ -11,7 +11,7 @@ import click
 
 from swarm.accounting.account import KEY_FILE
 from swarm.cli.identity import state_dir
-from swarm.cli.options import together
+from swarm.cli.together import together
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

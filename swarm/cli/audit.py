@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from swarm.cli.command import Command, shown
-from swarm.cli.options import folders
+from swarm.cli.model_options import folders
 from swarm.config import SCHEMES
 from swarm.errors import BadEvidence, ContractMismatch, InvalidInput
 from swarm.files import read_bytes

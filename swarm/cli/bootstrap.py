@@ -15,7 +15,7 @@ from swarm.cli.command import Command
 from swarm.cli.files import check_output, write_addresses
 from swarm.cli.identity import identified
 from swarm.cli.network import edge_of, join, kept_written, showing_metrics, until
-from swarm.cli.options import (
+from swarm.cli.network_options import (
     EdgeOptions,
     edge_options,
     forward_options,

@@ -17,18 +17,12 @@ from swarm.cli.accounts import AccountOptions, account_options
 from swarm.cli.command import Command
 from swarm.cli.conversation import ChatOptions, Conversation, Responder
 from swarm.cli.logs import quiet
-from swarm.cli.options import (
-    check_joins,
-    client_options,
-    head_option,
-    model_argument,
-    model_options,
-    network_options,
-    together,
-)
+from swarm.cli.model_options import client_options, head_option, model_argument, model_options
+from swarm.cli.network_options import check_joins, network_options
 from swarm.cli.screen import Screen
 from swarm.cli.seeing import SeeingResponder
 from swarm.cli.streams import readable
+from swarm.cli.together import together
 from swarm.cli.values import COUNT, SEED
 from swarm.config import ClientConfig, NetworkConfig
 from swarm.errors import DaemonFailed, SwarmError

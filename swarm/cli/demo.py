@@ -18,7 +18,7 @@ import click
 
 from swarm.cli.command import Command
 from swarm.cli.logs import progress_bars
-from swarm.cli.options import folders
+from swarm.cli.model_options import folders
 from swarm.errors import InvalidInput, ModelNotFound, ProcessFailed
 
 if TYPE_CHECKING:

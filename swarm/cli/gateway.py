@@ -16,22 +16,19 @@ from swarm.cli.accounts import AccountOptions, account_options
 from swarm.cli.command import Command
 from swarm.cli.identity import identified
 from swarm.cli.logs import progress_bars
+from swarm.cli.model_options import client_options, folders, head_option, model_options
 from swarm.cli.network import edge_of, join, until
-from swarm.cli.options import (
+from swarm.cli.network_options import (
     EdgeOptions,
     check_joins,
-    client_options,
     edge_options,
-    folders,
-    head_option,
     identity_option,
     limit_options,
-    model_options,
     name_option,
     network_options,
-    together,
 )
 from swarm.cli.signals import on_signals
+from swarm.cli.together import together
 from swarm.cli.values import COUNT, THREADS, adapters_of, place_of
 from swarm.config import SPECULATIONS, ClientConfig, GatewayConfig, NetworkConfig, PeerLimits
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swarm.cli.command import Command
-from swarm.cli.options import DTYPES, folders, network_options
+from swarm.cli.model_options import DTYPES, folders
+from swarm.cli.network_options import network_options
 from swarm.cli.values import COUNT
 from swarm.config import QUANTIZATIONS, NetworkConfig
 from swarm.errors import InvalidInput

@@ -17,22 +17,20 @@ from swarm.cli.accounts import AccountOptions, account_options
 from swarm.cli.command import Command
 from swarm.cli.identity import identified
 from swarm.cli.logs import progress_bars
+from swarm.cli.model_options import DTYPES, model_options, optional_model_argument
 from swarm.cli.network import join, showing_metrics
-from swarm.cli.options import (
-    DTYPES,
+from swarm.cli.network_options import (
     check_joins,
     forward_options,
     identity_option,
     limit_options,
     metrics_option,
-    model_options,
     name_option,
     network_options,
-    optional_model_argument,
-    together,
 )
 from swarm.cli.report import reached
 from swarm.cli.signals import on_signals
+from swarm.cli.together import together
 from swarm.cli.values import COUNT, SHARE, THREADS, Seconds, size_of, span_of
 from swarm.config import (
     ANY,

@@ -16,7 +16,8 @@ import click
 from swarm import net
 from swarm.cli.command import Command
 from swarm.cli.logs import progress_bars, quiet
-from swarm.cli.options import check_joins, folders, network_options
+from swarm.cli.model_options import folders
+from swarm.cli.network_options import check_joins, network_options
 from swarm.cli.report import as_json, as_text, lacking, missing, served_by
 from swarm.cli.values import Seconds
 from swarm.config import NetworkConfig

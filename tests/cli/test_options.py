@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from swarm.cli.identity import identity, state_dir
-from swarm.cli.options import edge_beside
+from swarm.cli.network_options import edge_beside
 from swarm.cli.values import size_of, span_of
 from swarm.errors import InvalidInput
 from swarm.memory import size

@@ -1,62 +1,24 @@
-"""Options that several commands share, and how what is typed is read. Imports nothing heavy."""
+"""Options of how a peer takes part in the network, that several commands share. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
-from swarm.cli.values import COUNT, Name, Seconds, place_of, size_of
-from swarm.config import (
-    CODEC_CHOICES,
-    HEADS,
-    QUANTIZATIONS,
-    ClientConfig,
-    EdgeConfig,
-    ForwardConfig,
-    NetworkConfig,
-    PeerLimits,
-)
+from swarm.cli.together import Function, together
+from swarm.cli.values import COUNT, Name, place_of, size_of
+from swarm.config import EdgeConfig, ForwardConfig, NetworkConfig, PeerLimits
 from swarm.errors import InvalidInput
 from swarm.net import initial_peers as joining
 from swarm.net.addresses import check, check_edge, is_peer_id
 from swarm.net.lists import Lists
 from swarm.net.swarm_key import SwarmKey
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 MULTIADDR = "MULTIADDR"
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-def together(name: str, make: Callable[..., Any], *options: Callable[..., Any]) -> Callable[[Function], Function]:
-    """Options that reach the command as one argument, `name`: what `make` makes of those that it has parameters for.
-
-    What `make` raises is told as if the command had raised it.
-    """
-    taken = tuple(inspect.signature(make).parameters)
-
-    def decorate(function: Function) -> Function:
-        @functools.wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            made = make(**{each: kwargs.pop(each) for each in taken})
-            return function(*args, **{name: made}, **kwargs)
-
-        decorated: Any = wrapped
-        for option in reversed(options):
-            decorated = option(decorated)
-        return decorated  # type: ignore[no-any-return]
-
-    return decorate
-
-
-# ---- the network -----------------------------------------------------------------------------------------------
 
 
 def network_options(host_maddrs: Sequence[str] = NetworkConfig().host_maddrs) -> Callable[[Function], Function]:
@@ -321,122 +283,3 @@ def metrics_option(function: Function) -> Function:
         metavar="[HOST:]PORT",
         help="Show metrics for Prometheus at http://HOST:PORT/metrics, HOST being 127.0.0.1 unless it is said.",
     )(function)
-
-
-# ---- the model -------------------------------------------------------------------------------------------------
-
-
-def model_argument(function: Function) -> Function:
-    """MODEL, which shells complete as a folder: a name on the hub is not known here."""
-    return click.argument("model", shell_complete=folders)(function)
-
-
-def optional_model_argument(function: Function) -> Function:
-    """As `model_argument`; "" where there is none."""
-    return click.argument("model", required=False, default="", shell_complete=folders)(function)
-
-
-def folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a folder in a shell."""
-    return [CompletionItem(incomplete, type="dir")]
-
-
-def model_options(function: Function) -> Function:
-    """Which version of a model, and with whose permission."""
-    function = click.option(
-        "--revision", help="Branch, tag or commit of the model; everybody in a swarm must use the same commit."
-    )(function)
-    return click.option(
-        "--token",
-        envvar="HF_TOKEN",
-        help="Access token of the Hugging Face hub; else HF_TOKEN, else the one saved by its login.",
-    )(function)
-
-
-def head_option(function: Function) -> Function:
-    """Where the head is, as `head`."""
-    return click.option(
-        "--head",
-        type=click.Choice(HEADS),
-        help="Where the head is: in memory, on disk (slow), or quantized (file: as the checkpoint has it). "
-        "By default on the grid of a quantized checkpoint, else in memory where it fits.",
-    )(function)
-
-
-def client_options(function: Function) -> Function:
-    """Which servers are used, and how. The command gets `dtype`, and the rest as `client`, a ClientConfig."""
-    usual = ClientConfig()
-    dtype = click.option(
-        "--dtype",
-        type=click.Choice(("auto", *DTYPES)),
-        default="auto",
-        help="That of the servers; auto: the checkpoint's.",
-    )
-    return dtype(
-        together(
-            "client",
-            lambda quantization, codec, standby, compare, audits, standings, evidence, max_wait: ClientConfig(
-                quantization=quantization,
-                codec=codec,
-                standby=standby,
-                compare=compare,
-                audits=audits,
-                standings=standings,
-                evidence=evidence,
-                max_wait=max_wait,
-            ),
-            click.option(
-                "--quantization",
-                type=click.Choice(QUANTIZATIONS),
-                default=usual.quantization,
-                help="That of the servers: only those that compute with it are used; by default none, or file for a "
-                "quantized checkpoint.",
-            ),
-            click.option(
-                "--codec",
-                type=click.Choice(CODEC_CHOICES),
-                default=usual.codec,
-                help="How hidden states travel: exactly (raw), as 8-bit integers (int8: a quarter to a half of the "
-                "bytes, about half a percent off), or so on slow links only (auto).",
-            ),
-            click.option(
-                "--standby",
-                type=click.IntRange(0, 1),
-                default=usual.standby,
-                help="1: a second route on other servers computes the same a step behind, and goes on at once where "
-                "the first is late or fails; it costs the swarm twice the work and memory.",
-            ),
-            click.option(
-                "--compare",
-                type=click.IntRange(1, 2),
-                default=usual.compare,
-                help="2: every step is computed by two routes without a common server, and nothing is given before "
-                "both have come to the same; it costs the swarm twice the work and memory.",
-            ),
-            click.option(
-                "--audits/--no-audits",
-                default=usual.audits,
-                help="Have some of what servers computed computed once more by others, by chance, and leave for good "
-                "who was wrong. Among strangers; off by default.",
-            ),
-            click.option(
-                "--standings",
-                type=click.Path(dir_okay=False),
-                metavar="FILE",
-                help="Where to keep what audits have shown, for the next time; by default nowhere.",
-            ),
-            click.option(
-                "--evidence",
-                type=click.Path(file_okay=False),
-                metavar="FOLDER",
-                help="Where to keep what servers that were found out have signed, as files that swarm-audit checks; by "
-                "default nowhere.",
-            ),
-            click.option(
-                "--max-wait",
-                type=Seconds(),
-                metavar="SECONDS",
-                help="How long to wait for blocks that nobody serves; by default for ever.",
-            ),
-        )(function)
-    )
