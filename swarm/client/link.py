@@ -9,15 +9,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from swarm.client.control import Control
 from swarm.client.diagnosis import Moved, Report
-from swarm.client.encoding import LinkEnd, Rates, rates_of
+from swarm.client.encoding import LinkEnd, Rates
 from swarm.client.paying import Payer, Paying
-from swarm.client.questions import Kind, Question, Questions
+from swarm.client.questions import Kind
 from swarm.client.resume import Holding, HopState
 from swarm.client.trust import Limits
-from swarm.config import CONTROL_FRAME_LIMIT, ClientConfig
+from swarm.config import ClientConfig
 from swarm.contract import FINGERPRINT_BYTES
-from swarm.errors import ContractMismatch, MalformedFrame, PeerUnreachable, StreamClosed, SwarmError, Unsigned
+from swarm.errors import ContractMismatch, MalformedFrame, SwarmError, Unsigned
 from swarm.net.base import Host, Stream
 from swarm.net.commitments import opened
 from swarm.speculation.pacer import MOST, WINDOW
@@ -66,14 +67,10 @@ class HopLink:
         self.rtt_ms: float | None = None
         self.codecs = hop.server.codecs
         self.rates = Rates()
-        self._host = host
         self._config = config
         self._on_event = on_event
         self._tasks = tasks
-        self._stream: Stream | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._questions = Questions(str(self))
-        self._nonce = 0
+        self._control = Control(host, hop, self.session, config, tasks, self._take, self._on_lost)
         self._settled = 0
         """Probes up to this nonce count as answered."""
         self._epoch = 0
@@ -97,11 +94,12 @@ class HopLink:
         request.session = self.session
         if self.paying is not None:
             self.paying.ask(request)
-        await self._connect()
+        await self._control.connect()
         asks: list[tuple[pb.ControlRequest, Kind]] = [(pb.ControlRequest(open=request), "opened")]
         if prepare is not None:
             asks.append((self._begin(prepare), "have"))
-        answer, *have = await self._ask(asks)
+        (answer, seconds), *have = await self._control.ask(asks)
+        self.rtt_ms = seconds * 1000.0
         greeting = answer.opened
         self.any_length = greeting.can_rollback
         self.can_rollback = self.any_length or greeting.rollback >= MOST + 2 * WINDOW
@@ -115,33 +113,29 @@ class HopLink:
         if self.paying is not None:
             self.paying.opened(greeting)
         if self._config.codec == "auto" and INT8 in self.codecs:
-            self.rates = await self._measure()
-        return self._state(prepare, have[0]) if prepare is not None else None
+            self.rates = await self._control.measure()
+        return self._state(prepare, have[0][0]) if prepare is not None else None
 
     async def attach(self) -> None:
         """Take the session up again over a new control stream. Raises SessionNotFound and what `open` raises."""
-        await self._connect()
+        await self._control.connect()
         self.lost = True
-        await self._ask([(pb.ControlRequest(attach=pb.Attach(session=self.session)), "opened")])
+        ((_, seconds),) = await self._control.ask(
+            [(pb.ControlRequest(attach=pb.Attach(session=self.session)), "opened")]
+        )
+        self.rtt_ms = seconds * 1000.0
         self.lost = False
         for receipt in () if self.paying is None else self.paying.unanswered:
-            await self._say(pb.ControlRequest(receipt=receipt))
+            await self._control.say(pb.ControlRequest(receipt=receipt))
 
     @property
     def outdated(self) -> bool:
         """Whether the control stream could take a shorter way."""
-        return self._stream is not None and self._stream.outdated.is_set()
-
-    async def _connect(self) -> None:
-        """A new control stream in place of the one there was."""
-        stream = await self._dial(messages.CONTROL_PROTOCOL)
-        self._stop_reading()
-        self._stream = stream
-        self._reader = self._tasks.spawn(self._read(self._stream), name=f"control stream of {self}")
+        return self._control.outdated
 
     async def prepare(self, request: pb.Prepare) -> HopState:
         """Begin an epoch at this hop; returns what it has. Raises as `open` does."""
-        (reply,) = await self._ask([(self._begin(request), "have")])
+        ((reply, _),) = await self._control.ask([(self._begin(request), "have")])
         return self._state(request, reply)
 
     def _begin(self, request: pb.Prepare) -> pb.ControlRequest:
@@ -153,7 +147,7 @@ class HopLink:
         if any(h.length > issued.get(h.sequence, 0) for h in reply.have.held):
             raise MalformedFrame(f"{self}: says that it holds positions that were never issued")
         held = {h.sequence: self._holding(h) for h in reply.have.held}
-        self._moved, self._heard, self._settled = {}, False, self._nonce
+        self._moved, self._heard, self._settled = {}, False, self._control.nonce
         self._changed = asyncio.get_running_loop().time()
         return HopState(held)
 
@@ -165,78 +159,22 @@ class HopLink:
         """Tell the hop what to forget and what to send again; there is no answer. Raises as `open` does."""
         try:
             async with asyncio.timeout(self._config.open_timeout):
-                await self._say(pb.ControlRequest(resume=request))
+                await self._control.say(pb.ControlRequest(resume=request))
         except TimeoutError:
-            raise self._unanswered(f"takes nothing for {self._config.open_timeout:.0f} s") from None
+            raise self._control.unreachable(f"takes nothing for {self._config.open_timeout:.0f} s") from None
 
     async def probe(self) -> None:
         """Ask how far it is, and wait for the answer, which changes `report`. Raises what ended the stream instead."""
-        (question,) = await self._inquire(pb.Probe())
-        try:
-            await question.reply
-            self.rtt_ms = (question.answered - question.asked) * 1000.0
-        finally:
-            self._questions.forget(question)
+        _, seconds = await self._control.probe(pb.Probe())
+        self.rtt_ms = seconds * 1000.0
 
     async def trace(self) -> Sequence[pb.Tally]:
         """Where the time of this session's steps went at the hop. Raises PeerUnreachable, and as `open` does."""
-        questions: list[Question] = []
-        try:
-            async with asyncio.timeout(self._config.silence):
-                questions = await self._inquire(pb.Probe(tallies=True))
-                return list((await questions[0].reply).progress.tallies)
-        except TimeoutError:
-            raise self._unanswered(f"no answer for {self._config.silence:.0f} s") from None
-        finally:
-            self._questions.forget(*questions)
+        return list((await self._control.probe_soon(pb.Probe(tallies=True))).progress.tallies)
 
     async def commit(self) -> None:
         """Let it sign what it has sent so far. Raises PeerUnreachable, and as `open` does."""
-        questions: list[Question] = []
-        try:
-            async with asyncio.timeout(self._config.silence):
-                questions = await self._inquire(pb.Probe(commit=True))
-                await questions[0].reply
-        except TimeoutError:
-            raise self._unanswered(f"no answer for {self._config.silence:.0f} s") from None
-        finally:
-            self._questions.forget(*questions)
-
-    async def _inquire(self, *probes: pb.Probe) -> list[Question]:
-        """Send probes without waiting between them."""
-        questions: list[Question] = []
-        try:
-            for probe in probes:
-                self._nonce += 1
-                probe.nonce = self._nonce
-                questions.append(self._questions.ask("progress", probe.nonce))
-                await self._say(pb.ControlRequest(probe=probe))
-        except BaseException:
-            self._questions.forget(*questions)
-            raise
-        return questions
-
-    async def _measure(self) -> Rates:
-        """How many bytes a second go there and back; only what is known by the time that a hop counts as silent."""
-        padding, times = messages.MAX_PADDING, list[float]()
-        probes = pb.Probe(), pb.Probe(padding=bytes(padding)), pb.Probe(reply_bytes=padding)
-        questions: list[Question] = []
-        try:
-            async with asyncio.timeout(self._config.silence):
-                questions = await self._inquire(*probes)
-                for question, probe in zip(questions, probes, strict=True):
-                    self._check_padding(await question.reply, probe.reply_bytes)
-                    times.append(question.answered)
-        except TimeoutError:
-            times.append(asyncio.get_running_loop().time())
-        finally:
-            self._questions.forget(*questions)
-        return rates_of(times, padding)
-
-    def _check_padding(self, reply: pb.ControlReply, asked: int) -> None:
-        got = len(reply.progress.padding)
-        if got != asked:
-            raise MalformedFrame(f"{self}: answered with {got} bytes of padding instead of {asked}")
+        await self._control.probe_soon(pb.Probe(commit=True))
 
     @property
     def link_end(self) -> LinkEnd:
@@ -245,51 +183,12 @@ class HopLink:
 
     def report(self) -> Report:
         """What it last said."""
-        return Report(self._questions.unanswered_since(self._settled), self._changed, self._moved, self._heard)
+        return Report(self._control.questions.unanswered_since(self._settled), self._changed, self._moved, self._heard)
 
-    async def _dial(self, protocol: str) -> Stream:
-        record = self.hop.server
-        try:
-            async with asyncio.timeout(self._config.open_timeout):
-                stream = await self._host.open_stream(record.peer_id, protocol, record.addresses)
-        except TimeoutError:
-            raise self._unanswered(f"no connection within {self._config.open_timeout:.0f} s") from None
-        except SwarmError as error:
-            error.attach(span=self.hop.span, session=self.session)
-            raise
-        stream.concerns(span=self.hop.span, session=self.session)
-        return stream
-
-    async def _say(self, request: pb.ControlRequest) -> None:
-        if self._stream is None:
-            raise StreamClosed(f"{self}: the control stream is closed")
-        await self._stream.send(request.SerializeToString())
-
-    async def _ask(self, asks: Sequence[tuple[pb.ControlRequest, Kind]]) -> list[pb.ControlReply]:
-        """Send requests and wait for the reply of its kind to each. Raises what the server answers instead."""
-        questions = [self._questions.ask(kind, request.prepare.epoch) for request, kind in asks]
-        try:
-            async with asyncio.timeout(self._config.open_timeout):
-                for request, _ in asks:
-                    await self._say(request)
-                replies = [await question.reply for question in questions]
-        except TimeoutError:
-            raise self._unanswered(f"no answer within {self._config.open_timeout:.0f} s") from None
-        finally:
-            self._questions.forget(*questions)
-        for question in questions:
-            if question.kind == "opened":
-                self.rtt_ms = (question.answered - question.asked) * 1000.0
-        return replies
-
-    async def _read(self, stream: Stream) -> None:
-        try:
-            while True:
-                self._take(messages.decode(pb.ControlReply, await stream.receive(CONTROL_FRAME_LIMIT)))
-        except SwarmError as error:
-            self.lost = True
-            if not self._questions.fail(error):
-                self._on_event(self, error)
+    def _on_lost(self, error: SwarmError, told: bool) -> None:
+        self.lost = True
+        if not told:
+            self._on_event(self, error)
 
     def _take(self, reply: pb.ControlReply) -> None:
         match reply.WhichOneof("kind"):
@@ -309,9 +208,9 @@ class HopLink:
                 self._keep(reply.commitment)
             case "progress":
                 self._note(reply.progress)
-                self._questions.settle(reply)
+                self._control.questions.settle(reply)
             case _:
-                self._questions.settle(reply)
+                self._control.questions.settle(reply)
 
     async def _sign(self, reply: pb.ControlReply) -> None:
         """Sign for what the server says that it has done, or keep that it has signed."""
@@ -323,7 +222,7 @@ class HopLink:
         try:
             entry = await self.paying.sign(reply.claim)
             if entry is not None:
-                await self._say(pb.ControlRequest(receipt=entry))
+                await self._control.say(pb.ControlRequest(receipt=entry))
         except Unsigned as error:
             self._on_event(self, messages.failure(error))
         except SwarmError:
@@ -337,18 +236,13 @@ class HopLink:
 
     def _fail(self, failure: pb.Failure) -> None:
         """It is the answer to what was asked, if anything was, or says what went wrong unasked."""
-        if failure.epoch in (0, self._epoch) and not self._questions.refuse(self.error_of(failure)):
+        if failure.epoch in (0, self._epoch) and not self._control.questions.refuse(self.error_of(failure)):
             self._on_event(self, failure)
 
     def error_of(self, failure: pb.Failure) -> SwarmError:
         """The error that a failure of this hop stands for."""
         hop = self.hop
         return messages.error_of(failure, hop.peer_id, where=str(self), span=hop.span, session=self.session)
-
-    def _unanswered(self, what: str) -> PeerUnreachable:
-        error = PeerUnreachable(f"{self}: {what}")
-        error.attach(peer=self.hop.peer_id, span=self.hop.span, session=self.session)
-        return error
 
     def _event(self, epoch: int, what: Event) -> None:
         if epoch in (0, self._epoch):
@@ -375,7 +269,7 @@ class HopLink:
         return await self._open_data(epoch, pb.Hello.RESULTS)
 
     async def _open_data(self, epoch: int, role: Any) -> Stream:
-        stream = await self._dial(messages.DATA_PROTOCOL)
+        stream = await self._control.dial(messages.DATA_PROTOCOL)
         hello = pb.Hello(session=self.session, epoch=epoch, role=role)
         await stream.send(pb.Data(hello=hello).SerializeToString())
         return stream
@@ -387,7 +281,7 @@ class HopLink:
         try:
             async with asyncio.timeout(1.0):
                 await self._settle()
-                await self._say(pb.ControlRequest(close=pb.Close()))
+                await self._control.say(pb.ControlRequest(close=pb.Close()))
         except (SwarmError, TimeoutError):
             pass
         finally:
@@ -399,21 +293,13 @@ class HopLink:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):
-                await self._say(pb.ControlRequest(settle=pb.Settle()))
+                await self._control.say(pb.ControlRequest(settle=pb.Settle()))
                 await self.paying.settled()
 
     def drop(self) -> None:
         """Let go without a word: the server keeps the session for its time of grace."""
         self.lost = True
-        self._stop_reading()
-
-    def _stop_reading(self) -> None:
-        if self._reader is not None and self._reader is not asyncio.current_task():
-            self._reader.cancel()
-        if self._stream is not None:
-            self._stream.close()
-        self._reader = self._stream = None
-        self._questions.fail(StreamClosed(f"{self}: the control stream is closed"))
+        self._control.drop()
 
 
 def _limits_of(opened: pb.Opened) -> Limits:

@@ -344,7 +344,7 @@ def test_who_floods_a_server_with_receipts_is_refused() -> None:
         (link,) = session._lane.epochs.links
         for _ in range(20):
             entry = await me.take(servers["a"].key, 1, link.session)
-            await link._say(pb.ControlRequest(receipt=entry))
+            await link._control.say(pb.ControlRequest(receipt=entry))
         await asyncio.sleep(1.0)
         assert len(servers["a"].book) == 0
         assert len(await generate(session, [3], 5)) == 5
