@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import subprocess
@@ -19,13 +18,17 @@ from benchmarks.decode import aggregate_rate, decode_rate
 from benchmarks.models import FOLDER
 from benchmarks.results import Cell, Result, output_options, ratios, report
 from benchmarks.wide import wide_swarm
+from swarm.caches import cache_dir
 
 SPANS = ("0:15", "15:30")
 SESSIONS = 8
+DRIVER = Path(__file__).parent / "llama_rates.cpp"
 SOURCE = "llama-cpp-python==0.3.36"
 """Its sdist has the source of llama.cpp."""
 FLAGS = (
-    "-DGGML_RPC=ON", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=OFF",
+    "-DGGML_RPC=ON", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_BUILD_APP=OFF", "-DGGML_NATIVE=OFF",
+    "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_C_FLAGS_RELEASE=-O2 -DNDEBUG", "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -DNDEBUG",
 )  # fmt: skip
 INSTRUCTIONS = {
     "avx": "AVX", "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx512f": "AVX512",
@@ -53,7 +56,7 @@ def main(
     as_json: bool,
     save: bool,
 ) -> None:
-    """SmolLM2-135M-Instruct in Q4_1, one thread a process. Needs cmake; builds llama.cpp for ten minutes at first."""
+    """SmolLM2-135M-Instruct in Q4_1, one thread a process. Needs cmake; builds llama.cpp for some minutes at first."""
     import torch
 
     torch.set_num_threads(1)
@@ -91,30 +94,25 @@ def gguf() -> Path:
 
 
 def build() -> Path:
-    """llama.cpp's programs out of the package index, built once; the folder that they are in."""
-    folder = FOLDER / "llama.cpp"
+    """llama.cpp's RPC server and `llama_rates.cpp`, built once out of the package index; the folder that they are in.
+
+    One job, so that a machine that does something else is not disturbed. Raises CalledProcessError.
+    """
+    folder = cache_dir() / "llama.cpp"
     programs = folder / "build" / "bin"
-    if not (programs / "ggml-rpc-server").is_file():
+    if not (programs / "llama-rates").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        download = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--no-binary=:all:",
-            "--dest",
-            str(folder),
-            SOURCE,
-        ]
-        subprocess.run(download, check=True)
+        download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
+        subprocess.run([*download, "--dest", str(folder), SOURCE], check=True)
         archive = next(folder.glob("*.tar.gz"))
         subprocess.run(["tar", "-xzf", str(archive), "--strip-components=1", "-C", str(folder)], check=True)
-        source = folder / "vendor" / "llama.cpp"
+        source, built = folder / "vendor" / "llama.cpp", folder / "build"
         flags = [*FLAGS, *(f"-DGGML_{name}={'ON' if has else 'OFF'}" for name, has in instructions().items())]
-        subprocess.run(["cmake", "-S", str(source), "-B", str(folder / "build"), *flags], check=True)
-        targets = ["llama-batched-bench", "ggml-rpc-server"]
-        subprocess.run(["cmake", "--build", str(folder / "build"), "--target", *targets], check=True)
+        subprocess.run(["cmake", "-S", str(source), "-B", str(built), *flags], check=True)
+        subprocess.run(["cmake", "--build", str(built), "-j", "1", "--target", "llama", "ggml-rpc-server"], check=True)
+        driver = ["c++", "-O2", "-std=c++17", f"-I{source}/include", f"-I{source}/ggml/include", f"-L{programs}"]
+        driver += [str(DRIVER), "-o", str(programs / "llama-rates"), "-lllama", "-lggml", "-lggml-base"]
+        subprocess.run([*driver, f"-Wl,-rpath-link,{programs}"], check=True)
     return programs
 
 
@@ -139,16 +137,12 @@ def llama_rates(programs: Path, file: Path, rtt: float, rounds: int, tokens: int
             stack.callback(process.kill)
             wait_for(port)
             servers.append(f"127.0.0.1:{stack.enter_context(line_to(port, rtt)) if rtt else port}")
-        command = [str(programs / "llama-batched-bench"), "-m", str(file), "-t", "1", "--rpc", ",".join(servers)]
-        command += ["-ngl", "99", "-c", "4096", "-npp", "16", "-ntg", str(tokens), "-npl", f"1,{SESSIONS}"]
+        command = [str(programs / "llama-rates"), str(file), ",".join(servers), str(tokens), f"1,{SESSIONS}"]
         found: list[list[float]] = [[], []]
         for _ in range(rounds):
-            done = subprocess.run(
-                [*command, "--output-format", "jsonl"], env=environment, capture_output=True, text=True, check=True
-            )
-            lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-            for rates, line in zip(found, lines, strict=True):
-                rates.append(float(line["speed_tg"]))
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            for rates, line in zip(found, done.stdout.split(), strict=True):
+                rates.append(float(line))
     return found[0], found[1]
 
 
