@@ -15,11 +15,11 @@ SCHEMES: Mapping[str, str] = {UNQUANTIZED: UNQUANTIZED, INT8: "int8-g32-v1", INT
 """What the weights of linear layers are on: nothing, a grid of 8 or of 4 bits, the checkpoint's own; and what that is
 called in contracts, with all that decides the numbers."""
 QUANTIZATIONS = tuple(SCHEMES)
-BLOCK_FORMAT = 1
-"""Of the files in which quantized blocks are kept, and given to others."""
+BLOCK_FORMAT = 2
+"""Of the files in which blocks are kept, and given to others."""
 ANY, PEERS, HUB = "any", "peers", "hub"
 BLOCK_SOURCES = (ANY, PEERS, HUB)
-"""Where a server gets quantized blocks: from other servers and, what these lack, from the checkpoint; or from one of
+"""Where a server gets blocks: from other servers and, what these lack, from the checkpoint; or from one of
 the two."""
 MEMORY, DISK = "memory", "disk"
 HEADS = (MEMORY, DISK, FILE, INT8, INT4)

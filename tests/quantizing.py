@@ -53,6 +53,12 @@ class Held:
     def on_grid(self, name: str) -> bool:
         return False
 
+    def by_row(self, name: str) -> bool:
+        return True
+
+    def experts(self, name: str, some: range | None = None) -> None:
+        return None
+
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         self.reads.append(name)
         whole = self.tensors[name]

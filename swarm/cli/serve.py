@@ -113,7 +113,7 @@ def _config(
         "--max-disk",
         callback=size_of,
         metavar="SIZE",
-        help="Of what was fetched from the hub and of quantized blocks, what may stay on disk for the next start, e.g. "
+        help="Of what was fetched from the hub and of blocks, what may stay on disk for the next start, e.g. "
         "50GB, or 0; else at most as much as stays free.",
     ),
     click.option(
@@ -132,7 +132,7 @@ def _config(
     click.option(
         "--offer-blocks/--no-offer-blocks",
         default=None,
-        help="Whether servers that join may have quantized blocks from this one: by default where everybody may have "
+        help="Whether servers that join may have blocks from this one: by default where everybody may have "
         "the model from the hub; not of gated models and of folders.",
     ),
     click.option(
@@ -140,7 +140,7 @@ def _config(
         type=click.Choice(BLOCK_SOURCES),
         default=ANY,
         show_default=True,
-        help="Where int8 and int4 blocks come from: the model's files (hub), other servers (peers), or these where "
+        help="Where blocks come from: the model's files (hub), other servers (peers), or these where "
         "samples agree with the files, and the files where not (any).",
     ),
     click.option(
@@ -365,7 +365,7 @@ async def serve(
             return ()
         hosted: dict[Plan, Hosting] = {hosting.plan: hosting for hosting in choosing.result()}
         for hosting in hosted.values():
-            hosting.join(joined.host, joined.directory)
+            hosting.join(joined.host, joined.directory, joined.locator)
         account = account_of(network.account)
         server = Server(
             account=account,

@@ -1,4 +1,4 @@
-"""Fetches quantized blocks from servers that have loaded them, instead of making them out of the checkpoint.
+"""Fetches blocks from servers that have loaded them, instead of making them out of the checkpoint.
 
 Nobody is believed. A piece is compared with the digest that its sender promised; a whole block by the fingerprint that
 is computed of it, with the one that most servers of the block tell; and by samples with the checkpoint itself, where
@@ -18,12 +18,14 @@ from pathlib import Path
 
 from swarm.config import BLOCK_FORMAT, BLOCKS_FRAME_LIMIT
 from swarm.contract import Contract
+from swarm.coordinates import Coordinate
 from swarm.errors import MalformedFrame, ModelError, ModelNotFound, NetworkError, SwarmError
 from swarm.models.loading.block_cache import LEFT_FREE, Damaged
 from swarm.models.loading.kept import UNFINISHED
 from swarm.models.loading.source import Wanted
 from swarm.net.base import Directory, Host, Stream
-from swarm.server.pieces import Offer, Schedule, announced, chosen
+from swarm.net.locator import Locator
+from swarm.server.pieces import Offer, Schedule, announced, chosen, nearest
 from swarm.tasks import until_first
 from swarm.types import PeerId, ServerRecord, ServerState
 from swarm.wire import messages
@@ -44,8 +46,9 @@ WAIT = 0.2
 
 
 class Gathering:
-    """A `BlockSource`. `contract`: of the whole model, `strictly`: whether blocks must not be made out of the
-    checkpoint, nor compared with it, so that what more than half of the servers of a block say is all there is.
+    """A `BlockSource`. `contract`: of the whole model; `locator`: knows where this peer is; `strictly`: whether blocks
+    must not be made out of the checkpoint, nor compared with it, so that what more than half of the servers of a block
+    say is all there is.
 
     Made on the event loop; `fetch` is called in another thread.
     """
@@ -57,19 +60,21 @@ class Gathering:
         contract: Contract,
         *,
         strictly: bool = False,
+        locator: Locator | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._host = host
         self._directory = directory
         self._contract = contract
         self._strictly = strictly
+        self._locator = locator
         self._rng = rng or random.Random()
         self._loop = asyncio.get_running_loop()
 
     def fetch(self, wanted: Sequence[Wanted], rest: Sequence[int]) -> None:
         """As in `BlockSource`."""
         if self._strictly and rest:
-            raise ModelNotFound(f"blocks {list(rest)} have experts, and no server can give them: --blocks-from hub")
+            raise ModelNotFound(f"blocks {list(rest)} have experts that are read all at once, which no server gives")
         if wanted:
             asyncio.run_coroutine_threadsafe(self.gather(wanted), self._loop).result()
 
@@ -83,7 +88,8 @@ class Gathering:
         others = [record for record in records if record.peer_id != self._host.peer_id]
         marks = announced(others, self._contract.quantization, {each.block for each in wanted})
         having = _having(others, self._contract.quantization, marks)
-        asked = self._rng.sample(sorted(having), min(MOST_PEERS, len(having)))
+        here = None if self._locator is None else self._locator.coordinate
+        asked = nearest({peer: each.coordinate for peer, each in having.items()}, here, MOST_PEERS, self._rng)
         peers = {peer: having[peer] for peer in asked}
         fetching = _Fetching(self._host, self._contract, peers, marks, {each.block: each for each in wanted})
         got = await fetching.run(compare=not self._strictly) if peers else set()
@@ -96,9 +102,10 @@ class Gathering:
 
 @dataclass(slots=True)
 class _Have:
-    """A server of which blocks may be had; `addresses`: where it is."""
+    """A server of which blocks may be had; `addresses` and `coordinate`: where it is."""
 
     addresses: tuple[str, ...]
+    coordinate: Coordinate | None
     blocks: set[int] = field(default_factory=set)
 
 
@@ -111,7 +118,7 @@ def _having(records: Sequence[ServerRecord], quantization: str, marks: Mapping[i
             continue
         pairs = zip(record.span, contract.fingerprints, strict=False)
         if blocks := {block for block, mark in pairs if block in marks and marks[block] == mark}:
-            found.setdefault(record.peer_id, _Have(record.addresses)).blocks |= blocks
+            found.setdefault(record.peer_id, _Have(record.addresses, record.coordinate)).blocks |= blocks
     return found
 
 

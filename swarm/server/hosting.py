@@ -30,6 +30,7 @@ from swarm.models.loading.weights import DTYPES
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
 from swarm.net.base import Directory, Host
+from swarm.net.locator import Locator
 from swarm.server.fit import Cost, longest, roomier
 from swarm.server.gathering import Gathering
 from swarm.server.options import ServeOptions
@@ -68,7 +69,7 @@ class Hosting:
         self.progress = progress
         self.loading = False
         self.source: BlockSource | None = None
-        """Who may have quantized blocks, once the network is there."""
+        """Who may have blocks, once the network is there."""
         self.checkpoint = opened or open_checkpoint(options.model, options.token, options.revision)
         description = describe(self.checkpoint, dtype=options.dtype, quantization=options.quantization)
         self._parameters = description.parameters
@@ -76,11 +77,8 @@ class Hosting:
         self.sizes = _sizes(description)
         self.dtype = str(description.dtype).removeprefix("torch.")
         self.quantization = description.quantization
-        if options.blocks_from == PEERS and (self.quantization not in BITS or options.max_disk == 0):
-            raise InvalidInput(
-                "--blocks-from peers: servers give each other blocks on a grid of swarm's own, which are kept on disk; "
-                "with --quantization int8 or int4, and not with --max-disk 0"
-            )
+        if options.blocks_from == PEERS and options.max_disk == 0:
+            raise InvalidInput("--blocks-from peers: blocks of other servers are kept on disk; not with --max-disk 0")
         whole = self.info.contract(self.dtype, quantization=SCHEMES[self.quantization])
         self.contract = replace(whole, joined=description.joined)
         self.ends_bytes = description.head_bytes if options.serve_ends else 0
@@ -100,13 +98,13 @@ class Hosting:
         better = self.better if chooses and self.options.rebalance else None
         return Plan(self.info, self.choose, self.load, self.contract, settle=chooses, better=better)
 
-    def join(self, host: Host, directory: Directory) -> None:
-        """From now on quantized blocks are had from other servers, as the options say; for a folder, whose files are
-        here anyway, only if they are asked for by name. On the event loop."""
+    def join(self, host: Host, directory: Directory, locator: Locator | None = None) -> None:
+        """From now on blocks are had from other servers, as the options say; for a folder, whose files are here anyway,
+        only if they are asked for by name. `locator`: knows where this peer is. On the event loop."""
         strictly = self.options.blocks_from == PEERS
         fetched = self.checkpoint.folder is None and self.options.blocks_from != HUB
-        if self.quantization in BITS and (strictly or fetched):
-            self.source = Gathering(host, directory, self.contract, strictly=strictly)
+        if self._keep is not None and (strictly or fetched):
+            self.source = Gathering(host, directory, self.contract, strictly=strictly, locator=locator)
 
     def choose(self, others: Sequence[ServerRecord]) -> Span:
         """The blocks that were asked for, else as many as fit where the swarm has least. Raises InvalidInput."""
@@ -157,7 +155,7 @@ class Hosting:
         return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.is_dir())).free
 
     def _cost(self, scheme: str, each: Description, fetched: Sequence[int]) -> Cost:
-        kept = scheme in (INT8, INT4) and self.options.max_disk != 0
+        kept = self._keeps(scheme)
         disk = tuple(got + kept * made for got, made in zip(fetched, each.weight_bytes, strict=True))
         # Of a checkpoint's own grid only the bits are known before it is read.
         like = scheme if scheme != FILE else INT4 if sum(each.weight_bytes) < 0.75 * sum(each.parameters) else INT8
@@ -242,7 +240,7 @@ class Hosting:
     def offered(self, span: Span) -> dict[int, Path]:
         """Where blocks are kept that other servers may have: of what everybody may have, or as the options say."""
         wanted = self.options.offer_blocks
-        if self._keep is None or self.quantization not in BITS or wanted is False:
+        if self._keep is None or wanted is False:
             return {}
         if wanted is None and not self.checkpoint.is_public:
             return {}
@@ -251,8 +249,15 @@ class Hosting:
 
     @property
     def _keep(self) -> Path | None:
-        """The folder of quantized blocks."""
-        return None if self.options.max_disk == 0 else cache_dir() / "blocks"
+        """The folder of blocks."""
+        return cache_dir() / "blocks" if self._keeps(self.quantization) else None
+
+    def _keeps(self, scheme: str) -> bool:
+        """Whether blocks stay on disk: those that it takes work to make, and those that go from server to server."""
+        options = self.options
+        of_hub = self.checkpoint.folder is None and (options.blocks_from != HUB or options.offer_blocks is None)
+        shared = of_hub or options.blocks_from == PEERS or bool(options.offer_blocks)
+        return options.max_disk != 0 and (shared or scheme in BITS)
 
     def _cache_bytes(self, model: SpanModel, span: Span) -> int:
         """For so many positions as were asked for, with the room that a sequence of them takes."""

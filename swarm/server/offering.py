@@ -1,4 +1,4 @@
-"""Gives quantized blocks that are on disk here to servers that join, so that these need not make them themselves."""
+"""Gives blocks that are on disk here to servers that join, so that these need not fetch and make them themselves."""
 
 from __future__ import annotations
 

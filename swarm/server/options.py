@@ -13,7 +13,7 @@ class ServeOptions:
     """What to host and how; None, or no model, leaves the choice to swarm. `memory` in bytes, `threads` on a CPU.
 
     `rebalance`: whether other blocks are hosted instead when the swarm needs these more. `max_disk`: bytes that may
-    stay on disk of what was fetched or quantized. `offer_blocks`: whether other servers may have quantized blocks from
+    stay on disk of what was fetched or quantized. `offer_blocks`: whether other servers may have blocks from
     this one, by default where everybody may have the model from the hub; `blocks_from`: of `BLOCK_SOURCES`.
     `serve_ends`: whether head and embeddings are served, too.
     """

@@ -7,10 +7,13 @@ a peer that is likely to be sooner.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
+from swarm.coordinates import Coordinate, round_trip_ms
 from swarm.types import PeerId, ServerRecord, ServerState
 from swarm.wire.messages import DIGEST, PIECE
 
@@ -63,6 +66,18 @@ def majority(said: Iterable[bytes]) -> bytes | None:
     counted = Counter(said)
     most = counted.most_common(1)
     return most[0][0] if most and 2 * most[0][1] > counted.total() else None
+
+
+def nearest(
+    peers: Mapping[PeerId, Coordinate | None], here: Coordinate | None, most: int, rng: random.Random
+) -> list[PeerId]:
+    """So many of them, by where they say they are; of those of which nothing is known, any."""
+
+    def far(peer: PeerId) -> float:
+        there = peers[peer]
+        return inf if here is None or there is None else round_trip_ms(here, there)
+
+    return sorted(sorted(peers), key=lambda peer: (far(peer), rng.random()))[:most]
 
 
 def chosen(offers: Mapping[PeerId, Offer], refused: Collection[PeerId]) -> tuple[Offer, list[PeerId]] | None:

@@ -44,7 +44,7 @@ def start(swarm: LocalSwarm, name: str, folder: Path, monkeypatch: pytest.Monkey
         KERNELS.mkdir(parents=True, exist_ok=True)
         cache_dir().mkdir(parents=True)
         (cache_dir() / "kernels").symlink_to(KERNELS)
-        swarm.start_server(name, BLOCKS, "--quantization", "int8", *options)
+        swarm.start_server(name, BLOCKS, "--dtype", "float32", *options)
         swarm.wait_until_online(name)
         return cache_dir() / "blocks"
 
@@ -56,7 +56,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def text(swarm: LocalSwarm) -> list[int]:
     joined = connect([swarm.peer])
     try:
-        model: Any = DistributedLlama.from_pretrained(NAME, swarm=joined, dtype="float32", quantization="int8")
+        model: Any = DistributedLlama.from_pretrained(NAME, swarm=joined, dtype="float32")
         ids = torch.tensor([[1, 20, 300, 40]])
         return list(model.generate(ids, do_sample=False, max_new_tokens=24, attention_mask=torch.ones_like(ids))[0])
     finally:

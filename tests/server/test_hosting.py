@@ -101,7 +101,8 @@ def offered(model: str, **wishes: object) -> list[int]:
 def test_blocks_are_given_out_that_everybody_may_have_or_as_it_is_said(tmp_path: Path, monkeypatch) -> None:
     assert offered(MODEL) == []
     assert offered(MODEL, offer_blocks=True) == [2, 3]
-    assert offered(MODEL, offer_blocks=True, max_disk=0) == offered(MODEL, offer_blocks=True, quantization="none") == []
+    assert offered(MODEL, offer_blocks=True, max_disk=0) == []
+    assert offered(MODEL, offer_blocks=True, quantization="none") == [2, 3]
     with hub_of(Path(MODEL), monkeypatch, tmp_path) as hub:
         assert offered("org/model") == [2, 3]
         assert offered("org/model", offer_blocks=False) == []
@@ -110,7 +111,12 @@ def test_blocks_are_given_out_that_everybody_may_have_or_as_it_is_said(tmp_path:
         assert offered("org/model", token="secret", offer_blocks=True) == [2, 3]
 
 
-def test_blocks_from_peers_alone_are_of_schemes_that_are_kept() -> None:
-    for wishes in ({"quantization": "none"}, {"quantization": "int8", "max_disk": 0}):
-        with pytest.raises(InvalidInput, match="--blocks-from peers"):
-            hosting(blocks_from="peers", **wishes)
+def test_blocks_of_peers_are_kept() -> None:
+    with pytest.raises(InvalidInput, match="--blocks-from peers"):
+        hosting(blocks_from="peers", max_disk=0)
+
+
+@pytest.mark.parametrize("wishes", [{}, {"offer_blocks": False}, {"max_disk": 0, "offer_blocks": True}])
+def test_a_folders_numbers_are_kept_a_second_time_only_for_others(wishes: dict[str, object]) -> None:
+    assert hosting(quantization="none", **wishes)._keep is None
+    assert hosting(quantization="none", offer_blocks=True)._keep is not None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.contract import Contract
-from swarm.server.pieces import FAULTS, Offer, Schedule, announced, chosen, majority
+from swarm.coordinates import Coordinate
+from swarm.server.pieces import FAULTS, Offer, Schedule, announced, chosen, majority, nearest
 from swarm.types import ServerRecord, ServerState, Span
 from swarm.wire.messages import DIGEST, PIECE
 
@@ -89,6 +92,15 @@ def test_whatever_happens_each_piece_comes_while_somebody_can_be_asked(data: st.
         came.add(piece)
     assert schedule.over
     assert came == {(block, index) for block in blocks for index in range(offers[block].count)}
+
+
+def test_the_nearest_are_asked_and_where_nobody_knows_any() -> None:
+    here = Coordinate()
+    peers = {f"p{way}": Coordinate((float(way), 0.0, 0.0)) for way in range(10)} | {"nowhere": None}
+    assert nearest(peers, here, 3, random.Random(0)) == ["p0", "p1", "p2"]
+    assert nearest(peers, here, 20, random.Random(0))[-1] == "nowhere"
+    drawn = {tuple(nearest(peers, None, 3, random.Random(seed))) for seed in range(9)}
+    assert len(drawn) > 1 and all(len(set(each)) == 3 for each in drawn)
 
 
 def test_most_servers_of_a_scheme_decide() -> None:

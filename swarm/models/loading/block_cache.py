@@ -1,8 +1,9 @@
-"""Quantized blocks on disk, so that a second start reads what the first has made.
+"""Blocks on disk as they were loaded, so that a second start reads what the first has made, and others may have it.
 
-A block is a safetensors file. A weight on a grid is its parts, `NAME|codes`, `NAME|scales`, `NAME|least`;
-`__metadata__` tells of what it is made, and of each tensor and each weight a SHA-256. What does not agree is damaged:
-the file is dropped, and the block made anew.
+A block is a safetensors file, whatever it is computed on. A tensor on no grid is as the checkpoint has it; a weight on
+a grid is its parts, `NAME|codes`, `NAME|scales` and so on, those of experts one below the other. `__metadata__` tells
+of what it is made, of each tensor and each weight a SHA-256, and the levels of four bits that are not 0 to 15. What
+does not agree is damaged: the file is dropped, and the block made anew.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ log = logging.getLogger(__name__)
 
 LEFT_FREE = 0.05
 """Of a disk: nothing is kept that would leave less."""
-PER_TENSOR = 700
-"""Bytes of the header for each, at most, beside its name."""
+PER_TENSOR = 2100
+"""Bytes of the header for each, at most, beside its name; for as many parts as a grid can have."""
+BY_OUTPUT = frozenset({"codes", "scales", "least", "units", "least_units"})
+"""The parts of a grid that have a row for each output."""
+COLUMNS = "columns"
+"""The part that has none."""
 CHUNK, ROWS = 1 << 21, 32
 """Numbers of a weight that are read at once, in a multiple of so many outputs."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -87,7 +92,7 @@ class BlockCache:
 
 def header_bound(names: Collection[str]) -> int:
     """Bytes before the tensors of a file, by the names of all."""
-    bound = LENGTH + PER_TENSOR + sum(3 * PER_TENSOR + 5 * len(name) for name in names)
+    bound = LENGTH + PER_TENSOR + sum(PER_TENSOR + 8 * len(name) for name in names)
     return -(-bound // 8) * 8
 
 
@@ -102,12 +107,16 @@ class KeptBlock:
 
     def __init__(self, path: Path, made_of: str) -> None:
         self.path = path
-        self._sums = _sums(path, made_of)
+        self._sums, self._tables = _described(path, made_of)
         self._tensors = SafetensorsTensors(dict.fromkeys(read_header(path), path.name), lambda _: path)
+        self._kinds: dict[str, list[str]] = {}
+        for stored in self._tensors.names():
+            name, on_grid, kind = stored.partition("|")
+            self._kinds.setdefault(name, []).extend([kind] if on_grid else [])
 
     def names(self) -> dict[str, bool]:
         """Of all tensors, and whether each is on a grid."""
-        return {name.partition("|")[0]: "|" in name for name in self._tensors.names()}
+        return {name: bool(kinds) for name, kinds in self._kinds.items()}
 
     def plain(self, name: str) -> torch.Tensor:
         """A tensor that is on no grid."""
@@ -115,41 +124,62 @@ class KeptBlock:
         self.check(name, _digest(tensor))
         return tensor
 
+    def plain_rows(self, name: str, some: slice) -> torch.Tensor:
+        """Some places of the first dimension of a tensor that is on no grid; nobody checks them."""
+        return self._read(name, some)
+
     def outputs(self, name: str) -> int:
         """Of a weight on a grid."""
-        shape = self._tensors.shape(f"{name}|codes")
+        shape = self._shape(f"{name}|codes")
         if len(shape) != 2:
             raise Damaged(f"{name} is {list(shape)}")
         return shape[0]
 
-    def parts(self, name: str) -> Iterator[Grid]:
-        """A weight on a grid, some outputs after others; whoever takes it off checks it at the end."""
-        outputs = self.outputs(name)
-        width = self._tensors.shape(f"{name}|codes")[1]
-        many = max(1, CHUNK // max(1, width) // ROWS) * ROWS
-        for first in range(0, outputs, many):
+    def parts(self, name: str, experts: int = 1) -> Iterator[Grid]:
+        """A weight on a grid, some outputs after others, or those of one of `experts` after those of another; whoever
+        takes it off checks it at the end."""
+        outputs, many = self.outputs(name), self.outputs(name) // experts
+        if experts == 1 and COLUMNS not in self._kinds[name]:
+            many = max(1, CHUNK // max(1, self._shape(f"{name}|codes")[1]) // ROWS) * ROWS
+        for first in range(0, outputs, max(1, many)):
             yield self.rows(name, slice(first, first + many))
 
     def rows(self, name: str, some: slice) -> Grid:
         """Some outputs of a weight on a grid."""
-        least = f"{name}|least" if f"{name}|least" in self._tensors.names() else None
-        parts = (self._read(f"{name}|codes", some), self._read(f"{name}|scales", some))
+        kinds = self._kinds[name]
+        if not {"codes", "scales"} <= set(kinds) <= BY_OUTPUT | {COLUMNS}:
+            raise Damaged(f"{name} has the parts {kinds}")
+        read = {kind: self._read(f"{name}|{kind}", some if kind in BY_OUTPUT else None) for kind in kinds}
         try:
-            return Grid(*parts, None if least is None else self._read(least, some))
+            grid = Grid(**read, table=self._tables.get(name))
         except BadCheckpoint as error:
             raise Damaged(str(error)) from error
+        if grid.columns is not None and not torch.equal(grid.columns.sort().values, torch.arange(grid.in_features)):
+            raise Damaged(f"{name} has columns in no order")
+        return grid
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a tensor has this shape; of a weight on a grid, whether it may have, before it is read."""
-        stored = {part: self._tensors.shape(part) for part in self._tensors.names() if part.partition("|")[0] == name}
-        if name in stored:
-            return stored == {name: shape}
-        return all(len(part) == 2 and part[0] == shape[0] and 0 < part[1] <= shape[1] for part in stored.values())
+        kinds = self._kinds[name]
+        if not kinds:
+            return self._shape(name) == shape
+        by_output = [self._shape(f"{name}|{kind}") for kind in kinds if kind != COLUMNS]
+        alike = all(len(part) == 2 and part[0] == shape[0] and 0 < part[1] <= shape[1] for part in by_output)
+        return alike and (COLUMNS not in kinds or self._shape(f"{name}|{COLUMNS}") == shape[1:])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a tensor that is on no grid."""
+        return self._tensors.dtype(name)
 
     def check(self, name: str, digest: bytes) -> None:
         """Compare with what was kept."""
         if self._sums.get(name) != digest.hex():
             raise Damaged(f"{name} has changed")
+
+    def _shape(self, stored: str) -> tuple[int, ...]:
+        if stored not in self._tensors.names():
+            raise Damaged(f"it lacks {stored}")
+        return self._tensors.shape(stored)
 
     def _read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         try:
@@ -158,18 +188,26 @@ class KeptBlock:
             raise Damaged(str(error)) from error
 
 
-def _sums(path: Path, made_of: str) -> dict[str, Any]:
-    """The digest of each tensor and weight, by its name."""
+Tables = dict[str, tuple[int, ...] | tuple[float, ...]]
+"""The levels of four bits by the name of the weight, where they are not 0 to 15."""
+
+
+def _described(path: Path, made_of: str) -> tuple[dict[str, Any], Tables]:
+    """The digest of each tensor and weight, by its name, and their levels."""
     try:
         with path.open("rb") as file:
             beginning = file.read(LENGTH)
             header = json.loads(file.read(header_bytes(beginning, path.stat().st_size) - LENGTH))
-        said, sums = header["__metadata__"]["made_of"], json.loads(header["__metadata__"]["sums"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        told = header["__metadata__"]
+        said, sums, tables = told["made_of"], json.loads(told["sums"]), json.loads(told["tables"])
+        levels = {name: tuple(table) for name, table in tables.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"its header is none: {error!r}") from error
     if said != made_of or not isinstance(sums, dict):
         raise Damaged("it is of something else")
-    return sums
+    if not all(type(level) in (int, float) for table in levels.values() for level in table):
+        raise Damaged("its levels are no numbers")
+    return sums, levels
 
 
 class BlockWriter:
@@ -182,6 +220,7 @@ class BlockWriter:
         self._entries: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
         self._sums: dict[str, str] = {}
+        self._tables: Tables = {}
         self._begin = self._end = header_bound(names)
         self._part = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
         self._file: BinaryIO | None = self._part.open("wb")
@@ -193,13 +232,13 @@ class BlockWriter:
 
     def part(self, name: str, grid: Grid, outputs: int) -> None:
         """The next outputs of a weight that has so many; `whole` comes after the last."""
-        if grid.table is not None or grid.columns is not None:
-            return self.abandon()
         first = self._rows.get(name, 0)
         self._rows[name] = first + grid.out_features
+        if grid.table is not None:
+            self._tables[name] = grid.table
         for kind, part in grid.parts().items():
-            self._safely(partial(self._put, f"{name}|{kind}", part, [outputs, part.shape[1]], first))
-        return None
+            whole, at = (outputs, first) if kind in BY_OUTPUT else (len(part), 0)
+            self._safely(partial(self._put, f"{name}|{kind}", part, [whole, *part.shape[1:]], at))
 
     def whole(self, name: str, digest: bytes) -> None:
         """All of a tensor has come."""
@@ -208,7 +247,7 @@ class BlockWriter:
 
     def finish(self) -> None:
         """Give the file its name, if all is in it."""
-        metadata = {"made_of": self._made_of, "sums": json.dumps(self._sums)}
+        metadata = {"made_of": self._made_of, "sums": json.dumps(self._sums), "tables": json.dumps(self._tables)}
         header, room = json.dumps({"__metadata__": metadata, **self._entries}).encode(), self._begin - LENGTH
         if not self._left and len(header) <= room:
             self._safely(lambda file: self._close(file, room.to_bytes(LENGTH, "little") + header.ljust(room)))
@@ -255,4 +294,6 @@ def _bytes(tensor: torch.Tensor) -> Any:
 
 
 def _digest(tensor: torch.Tensor) -> bytes:
-    return hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode() + _bytes(tensor)).digest()
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    digest.update(_bytes(tensor))
+    return digest.digest()

@@ -144,7 +144,11 @@ class SafetensorsTensors:
         """Numbers as they are."""
         return False
 
-    def experts(self, name: str) -> None:
+    def by_row(self, name: str) -> bool:
+        """They lie one behind the other."""
+        return True
+
+    def experts(self, name: str, some: range | None = None) -> None:
         """Numbers as they are."""
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:

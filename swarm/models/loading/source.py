@@ -1,4 +1,4 @@
-"""Where quantized blocks may come from beside the checkpoint: somebody else's copy, in the file that is kept of each.
+"""Where blocks may come from beside the checkpoint: somebody else's copy, in the file that is kept of each.
 
 Such a file may be anything. What is in it counts by its fingerprint alone, which is computed here of all that is in it.
 """
@@ -14,6 +14,7 @@ from swarm.errors import BadCheckpoint
 from swarm.models.linear.grid import GridDigest
 from swarm.models.loading import fingerprint
 from swarm.models.loading.block_cache import Damaged, KeptBlock
+from swarm.models.loading.block_parts import Part
 from swarm.models.loading.safetensors import LENGTH
 
 MOST_HEADER = 16 << 20
@@ -45,24 +46,24 @@ class BlockSource(Protocol):
         """
 
 
-def fingerprint_of(kept: KeptBlock, block: int, shapes: Mapping[str, tuple[tuple[int, ...], bool]]) -> bytes:
-    """Of what is in a file; `shapes`: of all tensors that the block has, and whether each is on a grid. No more of it
-    is in memory at once than the checkpoint has in its largest tensor on no grid. Raises Damaged."""
-    if kept.names() != {name: on_grid for name, (_, on_grid) in shapes.items()}:
+def fingerprint_of(kept: KeptBlock, block: int, parts: Mapping[str, Part]) -> bytes:
+    """Of what is in a file; `parts`: all that the block has. No more of it is in memory at once than the checkpoint
+    has in its largest tensor on no grid, or in an expert. Raises Damaged."""
+    if kept.names() != {name: part.on_grid for name, part in parts.items()}:
         raise Damaged("it has other tensors")
-    parts = []
-    for name, (shape, on_grid) in shapes.items():
-        if not kept.fits(name, shape):
+    found = []
+    for name, part in parts.items():
+        if not kept.fits(name, part.shape):
             raise Damaged(f"{name} has another shape")
-        if not on_grid:
-            parts.append(fingerprint.of_tensor(name, block, kept.plain(name)))
+        if not part.on_grid:
+            found.append(fingerprint.of_tensor(name, block, kept.plain(name)))
             continue
         digest = GridDigest()
-        for part in kept.parts(name):
-            digest.add(part)
+        for grid in kept.parts(name, part.experts):
+            digest.add(grid)
         kept.check(name, digest.digest())
-        parts.append(fingerprint.of_grid(name, block, digest.digest()))
-    return fingerprint.of_block(parts)
+        found.append(fingerprint.of_grid(name, block, digest.digest()))
+    return fingerprint.of_block(found)
 
 
 def opened(path: Path, made_of: str) -> KeptBlock:

@@ -32,9 +32,12 @@ class Tensors(Protocol):
     def on_grid(self, name: str) -> bool:
         """Whether `read` gives a grid. Known without reading it."""
 
-    def experts(self, name: str) -> Iterator[Grid] | None:
-        """The grids `[out, in]` of experts whose weights are one tensor of the model, one expert after the other; None
-        where they are on none. Raises as `read`."""
+    def by_row(self, name: str) -> bool:
+        """Whether `read` of some rows reads these alone."""
+
+    def experts(self, name: str, some: range | None = None) -> Iterator[Grid] | None:
+        """The grids `[out, in]` of experts whose weights are one tensor of the model, one expert after the other, or of
+        some; None where they are on none. Raises as `read`."""
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor | Grid:
         """All of it, or some rows of its first dimension, on the CPU; a grid where it is stored on one that has

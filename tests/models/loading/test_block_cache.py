@@ -80,14 +80,6 @@ def test_of_another_checkpoint_or_scheme_nothing_is_read(save, tmp_path: Path) -
             assert load(folder, tmp_path / "kept", quantization)[1]
 
 
-@pytest.mark.parametrize("quantization", ["none", "int4"])
-def test_what_is_not_quantized_or_has_experts_is_not_kept(save, tmp_path: Path, quantization: str) -> None:
-    model_type = "llama" if quantization == "none" else "qwen2_moe"
-    folder, _ = save(model_type, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, decoder_sparse_step=1)
-    load(folder, tmp_path / "kept", quantization)
-    assert not (tmp_path / "kept").exists()
-
-
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, PartialModel]:
     from tests.models.conftest import make  # here, as what a fixture of another scope gives

@@ -12,16 +12,47 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
+from swarm.models.linear.quantized import QuantizedLinear
 from swarm.models.loading.block_cache import Damaged
 from swarm.models.loading.checkpoint import open_checkpoint
 from swarm.models.loading.safetensors import LENGTH
 from swarm.models.loading.source import Wanted
 from swarm.models.loading.weights import PartialModel, load_part
 from swarm.types import Span
+from tests import ggufs, quantizing
+from tests.checkpoints import save as save_small
 from tests.models.conftest import make
 
 SPAN = Span(1, 3)
+KINDS = {
+    "numbers": ("llama", "none"),
+    "experts as numbers": ("qwen2_moe", "none"),
+    "int8": ("llama", "int8"),
+    "experts in int4": ("qwen3_moe", "int4"),
+    "turned experts in int8": ("gpt_oss", "int8"),
+    "ordered columns": ("llama gptq-ordered", "file"),
+    "levels from a table": ("llama nf4", "file"),
+    "levels that are floats": ("llama fp8", "file"),
+    "experts in MXFP4": ("gpt_oss mxfp4", "file"),
+    "experts of a GGUF file": ("qwen3moe gguf", "file"),
+    "scales that count units": ("llama gguf", "file"),
+}
+"""What is loaded, and what it is computed on."""
+
+
+def written(folder: Path, kind: str) -> Path:
+    """A small checkpoint."""
+    model_type, _, layout = kind.partition(" ")
+    if layout == "gguf":
+        folder.mkdir()
+        many = {"hidden_size": 256, "intermediate_size": 256} if model_type == "llama" else {}
+        types = ("Q4_K", "Q6_K", "Q4_1") if many else ("Q4_0",)
+        config = ggufs.small_config(model_type, num_hidden_layers=3, **many)
+        return ggufs.write(folder / "m.gguf", model_type, types, config=config)
+    path = save_small(folder, model_type)
+    return quantizing.quantize(path, layout)[0] if layout else path
 
 
 @dataclass
@@ -44,41 +75,51 @@ def load(folder: Path, keep: Path, source: Copies, quantization: str = "int8") -
     checkpoint = open_checkpoint(folder)
     assert checkpoint.key
     tensors, read = checkpoint.tensors, set()
-    original = tensors.read
+    original, original_experts = tensors.read, tensors.experts
 
     def noted(name: str, rows: slice | None = None) -> Any:
         read.add(name)
         return original(name, rows)
 
-    tensors.read = noted  # type: ignore[method-assign]
+    def noted_experts(name: str, some: range | None = None) -> Any:
+        found = original_experts(name, some)
+        return None if found is None else (read.add(name) or grid for grid in found)
+
+    tensors.read, tensors.experts = noted, noted_experts  # type: ignore[method-assign]
     how: dict[str, Any] = {"ends": False, "dtype": torch.float32, "progress": False, "quantization": quantization}
     return load_part(checkpoint, SPAN, keep=keep, source=source, **how), read
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_with_somebody_elses_blocks_nothing_is_read_of_the_checkpoint(save, tmp_path: Path, quantization: str) -> None:
-    folder, _ = save("llama", hidden_size=64, intermediate_size=96)
-    asked = Copies()
+def numbers(loaded: PartialModel) -> list[torch.Tensor]:
+    """All that is computed with, the weights on grids by their digests."""
+    blocks = loaded.blocks.layers[SPAN.first : SPAN.last]
+    layers = [part for block in blocks for part in block.modules() if isinstance(part, QuantizedLinear)]
+    digests = [torch.frombuffer(bytearray(layer.grid.digest()), dtype=torch.uint8) for layer in layers]
+    return [*(parameter for block in blocks for parameter in block.parameters()), *digests]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_somebody_elses_blocks_nothing_is_read_of_the_checkpoint(tmp_path: Path, kind: str) -> None:
+    name, quantization = KINDS[kind]
+    folder, asked = written(tmp_path / "model", name), Copies()
     first, read = load(folder, tmp_path / "a", asked, quantization)
-    assert read and [each.block for each in asked.wanted] == list(SPAN)
+    assert read and [each.block for each in asked.wanted] == list(SPAN) and not asked.rest
     for each in asked.wanted:
-        assert each.path.stat().st_size <= each.most <= 1.5 * each.path.stat().st_size + 40_000
+        assert each.path.stat().st_size <= each.most <= 4 * each.path.stat().st_size + 100_000
         assert each.fingerprint(each.path) == first.fingerprints[each.block]
         each.compare(each.path)
     second, read = load(folder, tmp_path / "b", Copies(tmp_path / "a"), quantization)
     assert not read
     assert second.fingerprints == first.fingerprints
+    assert all(torch.equal(*pair) for pair in zip(numbers(first), numbers(second), strict=True))
 
 
-def test_who_has_the_blocks_asks_nobody_and_experts_are_told_apart(save, tmp_path: Path) -> None:
+def test_who_has_the_blocks_asks_nobody(save, tmp_path: Path) -> None:
     folder, _ = save("llama", hidden_size=64, intermediate_size=96)
     load(folder, tmp_path / "a", Copies())
     asked = Copies()
     load(folder, tmp_path / "a", asked)
     assert not asked.wanted and not asked.rest
-    experts, _ = save("qwen2_moe", name="moe", hidden_size=64, intermediate_size=96, moe_intermediate_size=32)
-    load(experts, tmp_path / "b", asked)
-    assert sorted([*asked.rest, *(each.block for each in asked.wanted)]) == list(SPAN) and asked.rest
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +185,13 @@ def test_headers_that_lie_are_refused(kept, tmp_path: Path, what: str) -> None:
     assert judged(wanted, lie, tmp_path / "file") is None
 
 
-def test_another_models_blocks_do_not_agree_with_the_checkpoint(save, tmp_path: Path) -> None:
-    (folder, _), (other, _) = (
-        save("llama", name=f"model{seed}", seed=seed, hidden_size=64, intermediate_size=96) for seed in (0, 1)
-    )
-    ours, theirs = Copies(), Copies()
-    load(folder, tmp_path / "a", ours)
-    load(other, tmp_path / "b", theirs)
+@pytest.mark.parametrize(("model_type", "scheme"), [("llama", "int8"), ("llama", "none"), ("qwen3_moe", "int4")])
+def test_another_models_blocks_do_not_agree_with_the_checkpoint(tmp_path: Path, model_type: str, scheme: str) -> None:
+    folder, other, ours, theirs = tmp_path / "model", tmp_path / "other", Copies(), Copies()
+    save_small(folder, model_type)
+    make_other(folder, other)
+    load(folder, tmp_path / "a", ours, scheme)
+    load(other, tmp_path / "b", theirs, scheme)
     mine, yours = ours.wanted[0], theirs.wanted[0]
     whole = yours.path.read_bytes()
     said = json.loads(mine.path.read_bytes()[LENGTH:].split(b" " * 20)[0])["__metadata__"]["made_of"]
@@ -159,3 +200,12 @@ def test_another_models_blocks_do_not_agree_with_the_checkpoint(save, tmp_path: 
     assert mine.fingerprint(forged) == yours.fingerprint(yours.path)
     with pytest.raises(Damaged):
         mine.compare(forged)
+
+
+def make_other(folder: Path, other: Path) -> None:
+    """The same model with other numbers in its matrices."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(other)

@@ -57,7 +57,11 @@ class GgufTensors:
         source = self._matrix(name)
         return source is not None and self._file.places[source].info.type in GRIDS and self._order(name) is not None
 
-    def experts(self, name: str) -> Iterator[Grid] | None:
+    def by_row(self, name: str) -> bool:
+        """Matrices of which no more than the rows' order was changed."""
+        return self._matrix(name) is not None and self._order(name) is not None
+
+    def experts(self, name: str, some: range | None = None) -> Iterator[Grid] | None:
         """Of each expert the rows of one tensor of the file after those of another, in the model's order."""
         target = self._names.targets[name]
         infos = [self._file.places[source].info for source in target.sources]
@@ -69,7 +73,7 @@ class GgufTensors:
         order = self._orders_of_experts[name]
         if order is None:
             return None
-        return (self._expert(target.sources, expert, order) for expert in range(target.shape[0]))
+        return (self._expert(target.sources, expert, order) for expert in some or range(target.shape[0]))
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor | Grid:
         """A tensor, or some of its rows. Only these rows are read, or those from the first to the last that they are

@@ -42,12 +42,12 @@ class Mxfp4Experts:
     def on_grid(self, stored: Stored) -> bool:
         return False
 
-    def experts(self, stored: Stored) -> Iterator[Grid] | None:
+    def experts(self, stored: Stored, some: range | None) -> Iterator[Grid] | None:
         """Twice the numbers are whole; a scale is half a power of two."""
         experts, inputs, out = self.shape(stored)
         if inputs % (2 * BLOCK):
             return None
-        return (self._expert(stored, slice(index, index + 1), out) for index in range(experts))
+        return (self._expert(stored, slice(index, index + 1), out) for index in some or range(experts))
 
     def _expert(self, stored: Stored, some: slice, out: int) -> Grid:
         powers = checks.scales(stored, self.parts[1], dtypes=checks.POWERS)[some]

@@ -46,7 +46,7 @@ class Weight(Protocol):
 class Experts(Weight, Protocol):
     """The weights of all experts of a layer."""
 
-    def experts(self, stored: Stored) -> Iterator[Grid] | None:
+    def experts(self, stored: Stored, some: range | None) -> Iterator[Grid] | None:
         """As in `Tensors`."""
 
 
@@ -87,9 +87,12 @@ class Combined:
         weight = self._weights.get(name)
         return weight is not None and weight.on_grid(self._stored)
 
-    def experts(self, name: str) -> Iterator[Grid] | None:
+    def by_row(self, name: str) -> bool:
+        return True
+
+    def experts(self, name: str, some: range | None = None) -> Iterator[Grid] | None:
         weight = self._weights.get(name)
-        return weight.experts(self._stored) if isinstance(weight, Experts) else None
+        return weight.experts(self._stored, some) if isinstance(weight, Experts) else None
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor | Grid:
         weight = self._weights.get(name)
