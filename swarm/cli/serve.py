@@ -130,6 +130,14 @@ def _config(
     ),
     click.option("--threads", type=THREADS, metavar="N", help="Compute threads on a CPU."),
     click.option(
+        "--cpu-offload",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="N",
+        help="On a CUDA device: the last N blocks are in main memory, and are moved to the device each time that they "
+        "are computed. More blocks, slower steps; the speed is measured with them.",
+    ),
+    click.option(
         "--offer-blocks/--no-offer-blocks",
         default=None,
         help="Whether servers that join may have blocks from this one: by default where everybody may have "

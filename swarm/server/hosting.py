@@ -29,6 +29,7 @@ from swarm.models.loading.source import BlockSource
 from swarm.models.loading.weights import DTYPES
 from swarm.models.span.load import load_span
 from swarm.models.span.model import SpanModel
+from swarm.models.span.offload import Offload
 from swarm.net.base import Directory, Host
 from swarm.net.locator import Locator
 from swarm.server.fit import Cost, longest, roomier
@@ -38,7 +39,7 @@ from swarm.server.placement import choose_span
 from swarm.server.plan import Loaded, Plan
 from swarm.server.rebalancing import better_span
 from swarm.server.sharing import split
-from swarm.server.sizing import Allowance, Footprint, Sizes, footprint
+from swarm.server.sizing import Allowance, Footprint, Sizes, footprint, gained, held
 from swarm.server.throughput import measure
 from swarm.span import parted
 from swarm.tasks import in_daemon_thread
@@ -84,6 +85,10 @@ class Hosting:
         self.ends_bytes = description.head_bytes if options.serve_ends else 0
         """Of memory, for the head that is served."""
         self._ends: ServedEnds | None = None
+        if options.cpu_offload and not self.device.startswith("cuda"):
+            raise InvalidInput(
+                f"--cpu-offload: on {self.device} all blocks are in main memory as it is; leave it out, and host more"
+            )
         memory = options.memory if options.memory is not None else available_memory(self.device)
         memory -= self.ends_bytes
         if memory <= 0:
@@ -128,7 +133,8 @@ class Hosting:
 
     def _room(self) -> tuple[list[int], int]:
         """What each block costs, and what there is for all, in bytes."""
-        return self.allowance.block_bytes(self.sizes), self.allowance.memory - self.allowance.fixed()
+        room = self.allowance.memory - self.allowance.fixed() + gained(self.sizes, self.options.cpu_offload)
+        return self.allowance.block_bytes(self.sizes), room
 
     def advice(self, blocks: int) -> str | None:
         """By which scheme more than so many blocks fit, where the server was left to choose both; None: by none."""
@@ -175,7 +181,11 @@ class Hosting:
         """Blocks that were asked for by hand are refused where they cannot be parted from others, and only by a limit
         that was set by hand."""
         check_whole(span, self.sizes.joined)
-        need = self.footprint(span).total + self.ends_bytes
+        cache_bytes = self.footprint(span).cache_bytes
+        there, here = held(span, self.sizes, self.options.cpu_offload)
+        need = there + cache_bytes + self.ends_bytes
+        if here and here > available_memory("cpu"):
+            raise InvalidInput(f"--cpu-offload: {size(here)} of blocks are more than there is of main memory")
         if self.options.memory is not None and need > self.options.memory:
             raise InvalidInput(
                 f"blocks {span} and their KV cache need {size(need)}, more than --memory; host fewer blocks"
@@ -206,6 +216,7 @@ class Hosting:
             progress=self.progress,
             keep=self._keep,
             blocks_from=self.source,
+            offload=Offload.to(self.device, self.options.cpu_offload) if self.options.cpu_offload else None,
         )
         if self.options.serve_ends and self._ends is None:
             how = {"dtype": DTYPES[self.dtype], "quantization": self.quantization, "progress": self.progress}

@@ -15,7 +15,8 @@ class ServeOptions:
     `rebalance`: whether other blocks are hosted instead when the swarm needs these more. `max_disk`: bytes that may
     stay on disk of what was fetched or quantized. `offer_blocks`: whether other servers may have blocks from
     this one, by default where everybody may have the model from the hub; `blocks_from`: of `BLOCK_SOURCES`.
-    `serve_ends`: whether head and embeddings are served, too.
+    `serve_ends`: whether head and embeddings are served, too. `cpu_offload`: how many blocks are in main memory until
+    they are computed on the device.
     """
 
     model: str
@@ -33,3 +34,4 @@ class ServeOptions:
     offer_blocks: bool | None = None
     blocks_from: str = ANY
     serve_ends: bool = False
+    cpu_offload: int = 0

@@ -59,6 +59,20 @@ class Footprint:
         return self.cache_bytes // max(self.token_bytes, 1)
 
 
+def held(span: Span, sizes: Sizes, offload: int) -> tuple[int, int]:
+    """Bytes of a span's weights on the device, and in main memory where the last `offload` blocks are; on the device
+    is room for the largest of these. One block at least stays there."""
+    away = list(span)[1:][-offload:] if offload else []
+    weights = [sizes.weights[block] for block in away]
+    total = sum(sizes.weights[block] for block in span)
+    return total - sum(weights) + max(weights, default=0), sum(weights)
+
+
+def gained(sizes: Sizes, offload: int) -> int:
+    """Bytes by which a span may be larger than the device if so many blocks, whichever, are in main memory."""
+    return max(0, offload * min(sizes.weights) - max(sizes.weights)) if offload else 0
+
+
 def footprint(span: Span, sizes: Sizes, allowance: Allowance) -> Footprint:
     """What `span` takes. Raises InvalidInput when the model does not have these blocks."""
     if span.last > len(sizes.weights):

@@ -120,3 +120,21 @@ def test_blocks_of_peers_are_kept() -> None:
 def test_a_folders_numbers_are_kept_a_second_time_only_for_others(wishes: dict[str, object]) -> None:
     assert hosting(quantization="none", **wishes)._keep is None
     assert hosting(quantization="none", offer_blocks=True)._keep is not None
+
+
+def test_main_memory_is_no_second_memory_of_a_cpu() -> None:
+    with pytest.raises(InvalidInput, match="--cpu-offload: on cpu all blocks are in main memory"):
+        hosting(cpu_offload=2)
+
+
+def test_what_is_moved_when_computed_makes_room_for_more_blocks_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm.server.hosting.checked_device", lambda wanted: "cuda")
+    block = hosting(memory=MIB).sizes.weights[0]
+    memory, offload = 4 * block + 1, 3
+    assert len(hosting(memory=memory, cache_tokens=0).choose([])) == 4
+    assert len(hosting(memory=memory, cache_tokens=0, cpu_offload=offload).choose([])) == 6  # one moves in and out
+    asked = hosting(memory=memory, cache_tokens=0, cpu_offload=offload, blocks=Span(1, 7))
+    assert asked.choose([]) == Span(1, 7)
+    monkeypatch.setattr("swarm.server.hosting.available_memory", lambda device: 2 * block)
+    with pytest.raises(InvalidInput, match="--cpu-offload"):
+        asked.choose([])

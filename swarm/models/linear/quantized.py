@@ -92,6 +92,10 @@ class QuantizedLinear(nn.Module):
             return _bytiles(rows, weight)
         return weight.multiply(compiled, rows)
 
+    def put(self, grid: Grid) -> None:
+        """From now on compute with this copy of the weight, as it is."""
+        self._weight = grid
+
     @torch.inference_mode()
     def checked(self) -> QuantizedLinear:
         """The same. Raises UnsupportedModel where the first outputs are not what the numbers of the grid give."""

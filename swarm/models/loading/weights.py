@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from swarm.models.blocks import Blocks, find_blocks
 from swarm.models.loading.checkpoint import Checkpoint
 from swarm.models.loading.ends_plan import EndsFiles, EndsPlan, plan_ends
 from swarm.models.loading.form import model_class
-from swarm.models.loading.partial import outline, partial_class
+from swarm.models.loading.partial import Absent, outline, partial_class
 from swarm.models.loading.reading import Reading
 from swarm.models.loading.refused import refuse, refuse_turned
 from swarm.models.loading.source import BlockSource
@@ -90,13 +91,16 @@ def load_part(
     source: BlockSource | None = None,
     head: str | None = None,
     embeddings: str | None = None,
+    staying: int = 0,
 ) -> PartialModel:
     """The blocks of `span`, and with `ends` also everything that is not a block.
 
     The list of blocks has its full length; blocks that are not loaded are `Absent`. `quantization`: linear layers of
     blocks are put on its grid as they are read, one after the other; `keep`: the folder in which blocks on it are kept
     for the next time, if any; `source`: where those may come from that are not there. `head` and `embeddings`: as in
-    `plan_ends`. Raises BadCheckpoint, ModelNotFound, UnsupportedModel, and NotEnoughMemory where the ends do not fit.
+    `plan_ends`. `staying`: so many of the last blocks are not moved to the device.
+
+    Raises BadCheckpoint, ModelNotFound, UnsupportedModel, and NotEnoughMemory where the ends do not fit.
     """
     refuse(checkpoint.config)
     blocks = frozenset(span or ())
@@ -115,7 +119,7 @@ def load_part(
         for block in sorted(blocks - shared):
             layers[block] = find_blocks(reading.assemble(frozenset({block}), ends=False)).layers[block]
     _finish(model, reading.begun)
-    moved = cast(PreTrainedModel, model.to(device))  # type: ignore[arg-type]
+    moved = _moved(model, device, sorted(blocks)[len(blocks) - staying :])
     return PartialModel(moved, find_blocks(model), reading.fingerprints(), reading.ends)
 
 
@@ -145,6 +149,18 @@ def _plan(
             files.name,
         )
     return plan
+
+
+def _moved(model: PreTrainedModel, device: str | torch.device, staying: Sequence[int]) -> PreTrainedModel:
+    """On the device, but for some blocks."""
+    layers = find_blocks(model).layers
+    held = {block: layers[block] for block in staying}
+    for block in held:
+        layers[block] = Absent()
+    moved = cast(PreTrainedModel, model.to(device))  # type: ignore[arg-type]
+    for block, layer in held.items():
+        layers[block] = layer
+    return moved
 
 
 def _finish(model: PreTrainedModel, begun: frozenset[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from swarm.models.linear.laid_out import LaidOutLinear, use_laid_out, use_plain
 from swarm.models.span.base_model import BaseModel
+from swarm.models.span.offload import is_offloaded
 from swarm.models.span.passes import Passes
 from swarm.models.span.probe import close, random_states, run_whole
 
@@ -19,10 +20,11 @@ POSITIONS = 7
 
 @torch.inference_mode()
 def lay_out(model: BaseModel, passes: Passes[Any]) -> None:
-    """Lay the weights out, unless the blocks look into them."""
+    """Lay the weights out, unless the blocks look into them; not of those that are in main memory."""
+    blocks = [block for block in model.blocks if not is_offloaded(block)]
     (hidden,) = random_states(model, [POSITIONS])
     right = run_whole(passes, hidden)
-    if not sum(use_laid_out(block) for block in model.blocks):
+    if not sum(use_laid_out(block) for block in blocks):
         return
     try:
         same = close(run_whole(passes, hidden), right, model.quantized)
@@ -30,9 +32,9 @@ def lay_out(model: BaseModel, passes: Passes[Any]) -> None:
         log.debug("the weights stay as they are: %r", error)
         same = False
     if not same:
-        for block in model.blocks:
+        for block in blocks:
             use_plain(block)
     elif not model.quantized:
         model.fewest_rows = max(
-            layer.fewest_rows for block in model.blocks for layer in block.modules() if isinstance(layer, LaidOutLinear)
+            layer.fewest_rows for block in blocks for layer in block.modules() if isinstance(layer, LaidOutLinear)
         )
