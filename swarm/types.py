@@ -83,14 +83,17 @@ class ModelInfo:
     hidden_size: int
     context_length: int | None = None
 
-    def contract(self, dtype: str, row_bytes: int = 0, quantization: str = UNQUANTIZED) -> Contract:
-        """The whole model, with any weights, computed in these numbers."""
+    def contract(
+        self, dtype: str, row_bytes: int = 0, quantization: str = UNQUANTIZED, numbers: int | None = None
+    ) -> Contract:
+        """The whole model, with any weights, computed in these numbers; `numbers`: how many a position has between two
+        blocks, where not its hidden size."""
         return Contract(
             self.key,
             Span(0, self.blocks),
             dtype=dtype,
             quantization=quantization,
-            hidden_size=self.hidden_size,
+            hidden_size=self.hidden_size if numbers is None else numbers,
             row_bytes=row_bytes,
         )
 

@@ -170,8 +170,9 @@ class Served:
         directory = self.network.directory(host)
         model = load_span(self.folder, span, dtype=self.dtype, quantization=self.quantization, progress=False)
         contract = replace(
-            self.info.contract(self.dtype, model.row_bytes, SCHEMES[self.quantization]).on(span),
+            self.info.contract(self.dtype, model.row_bytes, SCHEMES[self.quantization], model.hidden_size).on(span),
             fingerprints=tuple(model.fingerprints),
+            joined=model.proven.joined,
             places=model.proven.places,
         )
         limits, config = Limits(directory.verify, model.max_positions or 0, self.codecs), ServerConfig()

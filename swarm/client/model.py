@@ -25,7 +25,7 @@ from swarm.models.blocks import find_blocks, leading_blocks
 from swarm.models.distributed import FurtherTokens, clean, distributed, head_parameters
 from swarm.models.ends.classes import watch_classes
 from swarm.models.ends.hollow import hollow_blocks
-from swarm.models.ends.load import connect_ends, load_ends, returns_tuple
+from swarm.models.ends.load import connect_ends, interface, load_ends
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.linear.elsewhere import RemoteHead
 from swarm.models.loading.checkpoint import Checkpoint
@@ -192,12 +192,13 @@ def attach(
     `parameters`: numbers in the weights of those that it has not; `each`: of each block of the model.
     """
     remote = _remote_span(local_blocks, info.blocks)
-    row_bytes = info.hidden_size * model.dtype.itemsize
-    view = swarm.view(info, str(model.dtype).removeprefix("torch."), row_bytes, config, each)
+    width, shape = interface(model)
+    dtype, row_bytes = str(model.dtype).removeprefix("torch."), shape.size * model.dtype.itemsize
+    view = swarm.view(info, dtype, row_bytes, config, each, shape.size)
     blocks = RemoteBlocks(swarm, view, remote, parameters)
     blocks.on_notice = on_notice
     how: dict[str, Any] = {"dtype": model.dtype, "training_through": BlockingTraining(blocks, check_gradients)}
-    span = RemoteSpan(blocks.open, returns_tuple=returns_tuple(model), **how)
+    span = RemoteSpan(blocks.open, returns_tuple=width, **how)
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if isinstance(head, RemoteHead):
         connect_ends(model, blocks.ends(head.out_features))

@@ -70,12 +70,14 @@ class Swarm:
         row_bytes: int,
         config: ClientConfig,
         parameters: Sequence[int] = (),
+        numbers: int | None = None,
     ) -> View:
         """What sessions on a model share: records, measurements, and whom to avoid.
 
-        `row_bytes`: bytes of one position's hidden state; `parameters`: of each block, where that is known.
+        `row_bytes`, `numbers`: of what a position has between two blocks, where not its hidden size; `parameters`: of
+        each block, where that is known.
         """
-        contract = model.contract(dtype, row_bytes, SCHEMES[config.quantization or UNQUANTIZED])
+        contract = model.contract(dtype, row_bytes, SCHEMES[config.quantization or UNQUANTIZED], numbers)
         network, rng = self.network, random.Random()
         payer = None if self.account is None else Payer(self.account, parameters)
         view = View(self.directory, model, contract, config, network.locator, network.introducers, rng, payer)

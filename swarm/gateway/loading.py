@@ -53,8 +53,9 @@ class LoadedModel:
     def contract(self) -> Contract:
         """What is asked of servers."""
         dtype = self.ends.dtype
-        row_bytes = self.info.hidden_size * dtype.itemsize
-        return self.info.contract(str(dtype).removeprefix("torch."), row_bytes, SCHEMES[self.quantization])
+        numbers = self.ends.row_numbers
+        name, scheme = str(dtype).removeprefix("torch."), SCHEMES[self.quantization]
+        return self.info.contract(name, numbers * dtype.itemsize, scheme, numbers)
 
 
 def load_model(

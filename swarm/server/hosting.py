@@ -81,7 +81,8 @@ class Hosting:
         if options.blocks_from == PEERS and options.max_disk == 0:
             raise InvalidInput("--blocks-from peers: blocks of other servers are kept on disk; not with --max-disk 0")
         whole = self.info.contract(self.dtype, quantization=SCHEMES[self.quantization])
-        self.contract = replace(whole, joined=description.joined)
+        # How many numbers a position has between two blocks is known when they are loaded.
+        self.contract = replace(whole, joined=description.joined, hidden_size=0)
         self.ends_bytes = description.head_bytes if options.serve_ends else 0
         """Of memory, for the head that is served."""
         self._ends: ServedEnds | None = None
@@ -237,6 +238,7 @@ class Hosting:
             contract=replace(
                 self.contract.on(span),
                 fingerprints=tuple(model.fingerprints),
+                hidden_size=model.hidden_size,
                 row_bytes=model.row_bytes,
                 places=model.proven.places,
             ),
@@ -245,6 +247,7 @@ class Hosting:
             cache_bytes=self._cache_bytes(model, span),
             offered=self.offered(span),
             ends=self._ends,
+            exact_rows=model.proven.tokens,
             parameters=tuple(self._parameters[block] for block in span),
         )
 

@@ -19,7 +19,8 @@ class Loaded:
 
     `contract`: with fingerprints of 32 bytes a block; `max_positions`: 0 for no limit; `cache_bytes`: for KV cache and
     history, when it depends on the span; `offered`: the files of the blocks that other servers may have;
-    `ends`: of the model, where they are served; `parameters`: of each block, none where that is not known.
+    `ends`: of the model, where they are served; `exact_rows`: rows hold what must not be rounded on the way;
+    `parameters`: of each block, none where that is not known.
     """
 
     runner: Runner
@@ -29,6 +30,7 @@ class Loaded:
     cache_bytes: int | None = None
     offered: Mapping[int, Path] = field(default_factory=dict)
     ends: Ends | None = None
+    exact_rows: bool = False
     parameters: tuple[int, ...] = ()
 
 

@@ -25,7 +25,7 @@ from swarm.server.plan import Loaded, Plan
 from swarm.server.runner import Runner
 from swarm.tasks import until_first
 from swarm.types import PeerId, ServerRecord, ServerState, Span
-from swarm.wire.codecs import offered
+from swarm.wire.codecs import RAW, offered
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ class SpanLife:
 
     def _open(self, loaded: Loaded) -> None:
         self._loaded, config = loaded, self._handler.config
-        codecs = offered(loaded.contract.dtype, loaded.contract.hidden_size)
+        codecs = (RAW,) if loaded.exact_rows else offered(loaded.contract.dtype, loaded.contract.hidden_size)
         if loaded.cache_bytes is not None:
             config = replace(config, cache_bytes=loaded.cache_bytes)
         self.hosted = Hosted(

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from swarm.errors import InvalidInput
 from swarm.models.ends.calls import current
 from swarm.models.ends.columns import places
-from swarm.models.ends.load import returned, returns_tuple
+from swarm.models.ends.load import interface, returned
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.ends.remote_cache import RemoteLayer, place_bytes
 
@@ -57,9 +57,10 @@ class _Gap(RemoteSpan):
     given: torch.Tensor | None = None
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.given is None:
-            raise _Reached(hidden_states, current.call.positions)
-        return returned(self.given, self.returns_tuple)
+        if self.given is not None:
+            return returned(self.given if self.shape is None else self.shape.hidden(self.given), self.returns_tuple)
+        rows = hidden_states if self.shape is None else self.shape.rows(hidden_states, self._ids(kwargs))
+        raise _Reached(rows, current.call.positions)
 
 
 class Ends:
@@ -74,7 +75,10 @@ class Ends:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model
         self.dtype: torch.dtype = model.dtype
-        self._gap = _Gap(_nobody, returns_tuple=returns_tuple(model))
+        width, shape = interface(model)
+        self.row_numbers = shape.size
+        """Of a position, as it goes to the blocks."""
+        self._gap = _Gap(_nobody, returns_tuple=width)
         rearrange(model, [self._gap], [0])
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.batchable = self._agree()

@@ -22,6 +22,7 @@ from swarm.models.linear.unread import UnreadWeight
 from swarm.models.loading.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.loading.partial import Absent
 from swarm.models.loading.weights import dtype_of, load_part, quantization_of
+from swarm.models.row_shape import BATCH, COUNT, TOKENS, RowShape
 from swarm.types import Span
 
 log = logging.getLogger(__name__)
@@ -128,8 +129,11 @@ class _Echo(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
+        self.shape: RowShape | None = None
+        """Of rows, once it has been called with a probe."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.shape = RowShape.of(hidden_states, tokens=TOKENS in kwargs)
         return returned(hidden_states, self.width)
 
 
@@ -138,33 +142,40 @@ def returned(hidden: torch.Tensor, width: int) -> Any:
     return (hidden, *[None] * (width - 1)) if width else hidden
 
 
-@torch.inference_mode()
 def returns_tuple(model: PreTrainedModel) -> int:
-    """How long a tuple this model expects its blocks to return; 0: the hidden states alone.
+    """How long a tuple this model expects its blocks to return; 0: the hidden states alone. Raises as `interface`."""
+    return interface(model)[0]
+
+
+@torch.inference_mode()
+def interface(model: nn.Module) -> tuple[int, RowShape]:
+    """How long a tuple this model expects its blocks to return (0: the hidden states alone), and what it gives them.
 
     Tried with a block that does nothing. Raises UnsupportedModel when the model takes neither.
     """
     blocks = find_blocks(model)
     base: Any = blocks.base
+    whole: Any = model
     layers, config = blocks.layers, base.config
-    # Of two rows: some would take the first row of hidden states for the first of a tuple.
-    hidden = torch.zeros(2, 3, _width(model), dtype=model.dtype, device=model.device)
+    # Of several rows: some would take the first row of hidden states for the first of a tuple.
+    hidden = torch.zeros(BATCH, COUNT, _width(model), dtype=whole.dtype, device=whole.device)
     try:
         base.config = copy.deepcopy(config)
         recount(base.config, 1)
         for width in (0, 1, 2):
-            setattr(blocks.owner, blocks.attribute, nn.ModuleList([_Echo(width)]))
+            echo = _Echo(width)
+            setattr(blocks.owner, blocks.attribute, nn.ModuleList([echo]))
             with contextlib.suppress(Exception):
                 output = base(inputs_embeds=hidden, use_cache=False, return_dict=True)
-                if output.last_hidden_state.shape[:2] == hidden.shape[:2]:
-                    return width
+                if output.last_hidden_state.shape[:2] == hidden.shape[:2] and echo.shape is not None:
+                    return width, echo.shape
     finally:
         base.config = config
         setattr(blocks.owner, blocks.attribute, layers)
     raise UnsupportedModel(f"{type(base).__name__} does not take hidden states from elsewhere")
 
 
-def _width(model: PreTrainedModel) -> int:
+def _width(model: nn.Module) -> int:
     """Numbers in one token's embedding."""
-    embeddings: Any = model.get_input_embeddings()
-    return int(embeddings.weight.shape[-1])
+    whole: Any = model
+    return int(whole.get_input_embeddings().weight.shape[-1])

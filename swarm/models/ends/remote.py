@@ -22,10 +22,12 @@ from swarm.models.ends.adapters import pairs_of
 from swarm.models.ends.calls import ELSEWHERE, Call, current, follow, watch
 from swarm.models.ends.columns import Habits, check_wanted, habits
 from swarm.models.ends.hollow import Layers
+from swarm.models.ends.load import interface
 from swarm.models.ends.packing import Texts, texts_in
 from swarm.models.ends.remote_cache import NoSession, RemoteLayer, RemoteSession
 from swarm.models.ends.training import RemoteTraining, files_of, through
 from swarm.models.lora import Pair, Place
+from swarm.models.row_shape import TOKENS, RowShape
 
 TRAINED = "this cache is of a forward with gradients, which leaves nothing behind: wrap the call in torch.no_grad()"
 
@@ -44,6 +46,8 @@ class RemoteSpan(nn.Module):
     """Whether the model's own code keeps caches beside which there is one of an encoder's."""
     layer_type = block_type = "full_attention"
     """What some models ask a block, to choose its mask."""
+    shape: RowShape | None = None
+    """Of what travels; None: the hidden states as they are."""
     listed: nn.ModuleList | None = None
     """The model's list of layers, where adapters may be."""
 
@@ -72,7 +76,27 @@ class RemoteSpan(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """`[batch, T, hidden_size]` → the same, with gradients if wanted. Raises what the session raises."""
+        """`[batch, T, hidden_size]`, or what else the model gives its blocks → the same, with gradients if wanted.
+        Raises what the session raises."""
+        if self.shape is None:
+            return self._returned(self._compute(hidden_states, args, kwargs))
+        rows = self.shape.rows(hidden_states, self._ids(kwargs))
+        return self._returned(self.shape.hidden(self._compute(rows, args, kwargs)))
+
+    def _returned(self, output: torch.Tensor) -> Any:
+        return (output, *[None] * (self.returns_tuple - 1)) if self.returns_tuple else output
+
+    def _ids(self, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+        """Token ids `[batch, T]`, where blocks look at these. Raises InvalidInput where there are none."""
+        if self.shape is None or not self.shape.tokens:
+            return None
+        ids = kwargs.get(TOKENS)
+        if ids is None:
+            raise InvalidInput("inputs_embeds: this model's blocks look at the tokens themselves; pass input_ids")
+        return torch.as_tensor(ids)
+
+    def _compute(self, hidden_states: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
+        """Rows `[batch, T, size]` → the same."""
         call = current.call
         # Architectures name the cache differently when they hand it to their blocks; some do not hand it on at all.
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), call.cache)
@@ -96,7 +120,7 @@ class RemoteSpan(nn.Module):
                 layer.close()
         else:
             output = self._step(self._layer(cache, pairs), hidden_states, call, keep)
-        return (output, *[None] * (self.returns_tuple - 1)) if self.returns_tuple else output
+        return output
 
     @staticmethod
     def _texts(cache: Any, call: Call, values: Sequence[Any], hidden: torch.Tensor) -> Texts | None:
@@ -112,6 +136,8 @@ class RemoteSpan(nn.Module):
         if texts is not None:
             spread = self._train(None, texts.apart(hidden), _apart(call, hidden, texts), None, pairs)
             return texts.together(spread, hidden)
+        if self.shape is not None:
+            raise InvalidInput("gradients: they flow through hidden states alone, and these blocks are given more")
         if self.training_through is None:
             raise InvalidInput("there are no gradients here; wrap the call in torch.no_grad()")
         if cache is not None:
@@ -211,7 +237,7 @@ def rearrange(
 
     `hollow`: what stands for the blocks that are elsewhere, by their numbers, so that adapters can be put beside them.
     """
-    blocks = find_blocks(model)
+    blocks, given = find_blocks(model), interface(model)
     for index, layer in enumerate(layers):
         if isinstance(layer, RemoteSpan):
             layer.index, layer.layers = index, len(layers)
@@ -233,9 +259,11 @@ def rearrange(
     vars(blocks.base)["swarm_layers"] = lambda: getattr(blocks.owner, blocks.attribute)
     watch(model, blocks.base)
     how = habits(model, blocks.base, text_config(seen))
+    _, shape = given
     for layer in layers:
         if isinstance(layer, RemoteSpan):
             layer.habits = how
+            layer.shape = None if shape.is_plain else shape
             layer.knows_encoders = hasattr(sys.modules[type(blocks.base).__module__], EncoderDecoderCache.__name__)
 
 

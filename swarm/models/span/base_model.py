@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from swarm.errors import UnsupportedModel
 from swarm.models.blocks import find_blocks, per_block, recount
 from swarm.models.linear.quantized import QuantizedLinear
+from swarm.models.row_shape import BATCH, COUNT, TOKENS, RowShape
 from swarm.models.span.attention.base import Attention
 from swarm.models.span.stand_ins import AddsNothing, Entered, PassThrough, Reached, hidden_among, reach
 from swarm.types import Span
@@ -34,8 +35,8 @@ class BaseModel:
     """Runs the module that owns the blocks, over any part of them. Raises UnsupportedModel.
 
     `fewest_rows`: a pass over fewer positions takes longer than one over so many. `singly`: what follows the first
-    positions of a sequence is right only position by position. `hands_on_tokens`: blocks are given token ids, of which
-    there are none here.
+    positions of a sequence is right only position by position. `hands_on_tokens`: blocks are given token ids, which
+    come behind the hidden states.
     """
 
     def __init__(self, model: PreTrainedModel, span: Span) -> None:
@@ -70,7 +71,7 @@ class BaseModel:
     @property
     def hidden_size(self) -> int:
         """Numbers of a position that go into a block, and come out of it."""
-        return self._embedding_size if self._entered is None else self._entered.hidden_size
+        return self._embedding_size if self._entered is None else self._entered.shape.size
 
     @property
     def takes_positions(self) -> bool:
@@ -156,9 +157,11 @@ class BaseModel:
         hidden = torch.linspace(-1.0, 1.0, PROBE * self._embedding_size).view(1, PROBE, -1).to(self.device, self.dtype)
         self._entered = None
         output = self._probe(hidden)
-        if output.shape != hidden.shape or not torch.equal(output, hidden):
-            self._entered = Entered(self._entering(hidden).hidden.shape[2:])
         self._check_others(hidden)
+        if self.hands_on_tokens or output.shape != hidden.shape or not torch.equal(output, hidden):
+            probe = self._entering(hidden[:, :1].repeat(BATCH, COUNT, 1)).hidden
+            shape = RowShape.of(probe, tokens=self.hands_on_tokens)
+            self._entered = Entered(shape, int(self.config.vocab_size))
         self.narrow(self.span)
 
     def _check_others(self, hidden: torch.Tensor) -> None:
@@ -172,7 +175,7 @@ class BaseModel:
         finally:
             for stand_in in self._positions:
                 stand_in.value = 0.0
-        self.hands_on_tokens = "input_ids" in one.others
+        self.hands_on_tokens = TOKENS in one.others
         if name := one.difference(other):
             raise UnsupportedModel(f"its blocks are given more than hidden states and positions: {name}")
 

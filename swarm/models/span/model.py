@@ -194,6 +194,8 @@ class SpanModel:
             raise InvalidInput(f"{longest} positions leave the model's context of {self.max_positions} positions")
         if (run := next((run for run in self.proven.joined if job.span.covers(run)), None)) is not None:
             raise UnsupportedModel(f"{together(run)}, and gradients flow through these alone")
+        if self.proven.tokens:
+            raise UnsupportedModel("blocks that look at tokens give no gradients")
         if self.dtype == torch.float16:
             raise UnsupportedModel(f"blocks in {self.dtype} give no gradients; host them in float32 or bfloat16")
 

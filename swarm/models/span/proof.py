@@ -42,6 +42,7 @@ class Proven:
     `snapshots`: bytes that it takes there beside, if blocks keep running states and it is to go back all the same.
     `places`: numbers of its own that a position may have at most, as `position_ids` say it; 0: blocks count by
     themselves. `joined`: runs of blocks that hand each other more than hidden states; anywhere else it can be cut.
+    `tokens`: blocks look at the tokens, whose ids stand behind the hidden states.
     """
 
     batched: bool
@@ -52,6 +53,7 @@ class Proven:
     stacked: bool = False
     snapshots: tuple[int, ...] = ()
     joined: tuple[Span, ...] = ()
+    tokens: bool = False
 
 
 @torch.inference_mode()
@@ -64,7 +66,7 @@ def prove(model: BaseModel, attention: Attention, joined: Sequence[Span] = ()) -
     strangers = random_states(model, STRANGERS)
     alone, cache = _check_alone(model, strangers, joined)
     found = _prove_together(model, attention, strangers, alone, cache)
-    return replace(found, joined=tuple(run for run in joined if model.span.covers(run)))
+    return replace(found, joined=tuple(run for run in joined if model.span.covers(run)), tokens=model.hands_on_tokens)
 
 
 def _prove_together(
@@ -121,8 +123,6 @@ def _check_alone(
             alone, caches = _in_steps(passes, strangers)
         pieces = _in_pieces(model, passes, strangers[0], joined)
     except Exception as error:
-        if model.hands_on_tokens:
-            raise UnsupportedModel("its blocks are given more than hidden states and positions: input_ids") from error
         words = " ".join(str(error).split())[:200]
         raise UnsupportedModel(f"its blocks do not run from hidden states and a cache alone: {words}") from error
     if not close(alone[0], whole, model.quantized):

@@ -4,7 +4,6 @@ and leave."""
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from swarm.models.loading.partial import Absent
+from swarm.models.row_shape import TOKENS, RowShape
 
 
 def hidden_among(values: Sequence[Any], hidden_size: int) -> torch.Tensor | None:
@@ -77,22 +77,19 @@ def _same(one: Any, other: Any) -> bool:
 
 
 class Entered:
-    """Puts hidden states in at the first block, whatever comes to it, and takes them at the last. `shape`: what each
-    position has: `[hidden_size]`, or several of these."""
+    """Puts hidden states in at the first block, whatever comes to it, and takes them at the last; where blocks are
+    given tokens, these too. `shape`: of rows; `vocabulary`: how many tokens there are."""
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
-
-    @property
-    def hidden_size(self) -> int:
-        """Numbers of a position."""
-        return math.prod(self.shape)
+    def __init__(self, shape: RowShape, vocabulary: int) -> None:
+        self.shape = shape
+        self.vocabulary = vocabulary
 
     @contextmanager
     def between(self, blocks: Sequence[nn.Module], hidden: torch.Tensor) -> Iterator[Callable[[], torch.Tensor]]:
-        """`hidden` `[batch, T, hidden_size]` is what the first of `blocks` gets of a forward within; gives what the
-        last has left, of the same shape."""
-        entering = hidden.view(*hidden.shape[:2], *self.shape)
+        """`hidden` `[batch, T, size]` is what the first of `blocks` gets of a forward within; gives what the last has
+        left, of the same shape."""
+        entering, shape = self.shape.hidden(hidden), self.shape
+        ids = shape.ids(hidden, self.vocabulary) if shape.tokens else None
         left: list[torch.Tensor] = []
 
         def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -101,15 +98,20 @@ class Entered:
             first = list(inspect.signature(type(block).forward).parameters)[1]
             return args, {**kwargs, first: entering}
 
+        def tell(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return args, {**kwargs, TOKENS: ids}
+
         def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             left.append(output[0] if isinstance(output, tuple) else output)
 
-        hooks = (
+        hooks = [
             blocks[0].register_forward_pre_hook(enter, with_kwargs=True),
             blocks[-1].register_forward_hook(leave),
-        )
+        ]
+        if ids is not None:
+            hooks += [block.register_forward_pre_hook(tell, with_kwargs=True) for block in blocks]
         try:
-            yield lambda: left[-1].reshape(*hidden.shape)
+            yield lambda: torch.cat([shape.numbers_of(left[-1]), hidden[..., shape.numbers :]], dim=-1)
         finally:
             for hook in hooks:
                 hook.remove()
