@@ -22,9 +22,9 @@ import pytest
 from swarm.config import ForwardConfig, NetworkConfig
 from swarm.contract import Contract
 from swarm.errors import DaemonFailed, InvalidInput, NetworkError, PeerUnreachable, StreamClosed
+from swarm.net import pulse
 from swarm.net.base import Stream
 from swarm.net.hivemind import daemon as module
-from swarm.net.hivemind import pulse
 from swarm.net.hivemind.directory import HivemindDirectory, open_directory
 from swarm.net.hivemind.host import HivemindHost, create_host
 from swarm.net.hivemind.signs import Signs

@@ -111,7 +111,7 @@ def test_send_waits_while_too_much_has_not_left() -> None:
         waiting = asyncio.ensure_future(outgoing.send(b"more"))
         await asyncio.sleep(1)
         assert not waiting.done()
-        outgoing.sent(1000)
+        outgoing.written(1000)
         await waiting
         assert ledger.sent.endswith(b"\x04more")
 

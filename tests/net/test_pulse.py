@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import PeerUnreachable
-from swarm.net.hivemind.pulse import IN_FLIGHT, PATIENCE, QUIET_KEPT, SLOWEST, Heard, Pulse, dead, patience
+from swarm.net.pulse import IN_FLIGHT, PATIENCE, QUIET_KEPT, SLOWEST, Heard, Pulse, dead, patience
 from swarm.testing.clock import run
 from swarm.types import PeerId
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -14,8 +15,8 @@ import pytest
 
 import swarm.net
 from swarm.config import ForwardConfig, NetworkConfig
-from swarm.errors import DaemonFailed, InvalidInput, PeerUnreachable
-from swarm.net import network
+from swarm.errors import DaemonFailed, InvalidInput, PeerUnreachable, StreamClosed
+from swarm.net import network, pulse
 from swarm.net.base import Stream
 from swarm.net.hivemind.host import create_host
 from swarm.net.identity import Identity
@@ -118,6 +119,50 @@ def test_a_peer_that_restarts_is_dialled_anew() -> None:
         assert two.statistics().streams == 0
 
     scenario(main)
+
+
+def test_a_connection_over_which_nothing_comes_any_more_is_dropped_and_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, seconds in (("QUIET", 0.2), ("LOOK_EVERY", 0.1), ("PATIENCE", 0.5)):
+        monkeypatch.setattr(pulse, name, seconds)
+
+    async def main(hosts: Hosts) -> None:
+        boot, one = await hosts.pure(), await hosts.pure()
+        two = await hosts.pure(initial_peers=tuple(boot.addresses))
+        await one.serve(PROTOCOL, echo)
+        frozen = asyncio.Event()
+        port = int(one.addresses[0].split("/")[4])
+        router = await asyncio.start_server(lambda *ends: carry(port, frozen, *ends), "127.0.0.1", 0)
+        through = f"/ip4/127.0.0.1/tcp/{router.sockets[0].getsockname()[1]}"
+        stream = await two.open_stream(one.peer_id, PROTOCOL, [through])
+        await stream.send(b"x")
+        assert await stream.receive(10) == b"x"
+        frozen.set()
+        await stream.send(b"x")
+        with pytest.raises(StreamClosed):
+            async with asyncio.timeout(10):
+                await stream.receive(10)
+        again = await two.open_stream(one.peer_id, PROTOCOL, one.addresses)
+        await again.send(b"y")
+        assert await again.receive(10) == b"y"
+        router.close()
+
+    scenario(main)
+
+
+async def carry(port: int, frozen: asyncio.Event, reader: StreamReader, writer: StreamWriter) -> None:
+    """Between two ends, until it forgets them and tells nobody."""
+    there = await asyncio.open_connection("127.0.0.1", port)
+
+    async def copy(source: StreamReader, target: StreamWriter) -> None:
+        while data := await source.read(1 << 16):
+            if not frozen.is_set():
+                target.write(data)
+
+    await asyncio.gather(copy(reader, there[1]), copy(there[0], writer), return_exceptions=True)
+    for end in (writer, there[1]):
+        end.transport.abort()
 
 
 def test_the_network_falls_back_to_it_and_says_so(

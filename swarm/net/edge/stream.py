@@ -120,7 +120,7 @@ class EdgeStream(PeerStream):
             self._unread += data
             self._came.set()
 
-    def sent(self, count: int) -> None:
+    def written(self, count: int) -> None:
         self._unsent -= count
         if self._unsent <= UNSENT:
             self._left.set()
@@ -222,7 +222,7 @@ class Bridge:
                 if not await self._write(data):
                     self.reset()
                     return
-                post(stream.sent, len(data))
+                post(stream.written, len(data))
         with trio.move_on_after(self._config.linger):
             await _quietly(self._stream.close())
         self._scope.deadline = trio.current_time() + self._config.linger

@@ -28,13 +28,13 @@ from swarm.net.guard import Guard
 from swarm.net.hivemind.callers import Caller, RawHandler
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
 from swarm.net.hivemind.heard import HeardReader, listen
-from swarm.net.hivemind.pulse import Pulse
 from swarm.net.hivemind.reachability import Found, Reachability
 from swarm.net.hivemind.shorter_ways import ShorterWays
 from swarm.net.hivemind.signs import Signs
 from swarm.net.hivemind.stream import SETTLE, Farewell, HivemindStream
 from swarm.net.identity import Identity
 from swarm.net.ports import check_free
+from swarm.net.pulse import Pulse
 from swarm.tasks import Tasks, ended
 from swarm.types import PeerId
 from swarm.wire.framing import read_frame

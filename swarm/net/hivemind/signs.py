@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 
 import base58
 
 from swarm.errors import PeerUnreachable, StreamClosed
-from swarm.net.addresses import components
 from swarm.net.hivemind.daemon import Daemon
+from swarm.net.pulse import PING, PING_BYTES, any_accepts
 from swarm.types import PeerId
-
-PING, PING_BYTES = "/ipfs/ping/1.0.0", 32
-"""libp2p's own, which p2pd answers also where its program is busy."""
 
 
 class Signs:
@@ -39,26 +35,8 @@ class Signs:
 
     async def online(self, addresses: Sequence[str]) -> bool:
         """As in `Line`: over TCP alone."""
-        places = {place for address in addresses if (place := _place(address)) is not None}
-        return any(await asyncio.gather(*(_accepts(*place) for place in places)))
+        return await any_accepts(addresses)
 
     async def drop(self, peer_id: PeerId) -> None:
         """As in `Line`."""
         await self._daemon.disconnect(base58.b58decode(peer_id))
-
-
-def _place(address: str) -> tuple[str, int] | None:
-    """Host and port of a multiaddr over TCP."""
-    parts = components(address) or []
-    if len(parts) < 2 or parts[1][0] != "tcp" or not parts[1][1].isdecimal():
-        return None
-    return parts[0][1], int(parts[1][1])
-
-
-async def _accepts(host: str, port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection(host, port)
-    except OSError:
-        return False
-    writer.transport.abort()
-    return True

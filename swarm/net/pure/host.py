@@ -27,6 +27,8 @@ from swarm.net.edge.stream import Bridge, EdgeStream
 from swarm.net.edge.switch import CLOSING
 from swarm.net.guard import Guard
 from swarm.net.identity import Identity
+from swarm.net.pulse import Pulse
+from swarm.net.pure.signs import PureSigns
 from swarm.net.pure.switch import Link, PureSwitch
 from swarm.tasks import Tasks, ended
 from swarm.types import PeerId
@@ -47,8 +49,20 @@ class PureStream(EdgeStream):
         self, bridge: Bridge, peer_id: PeerId, post: Any, frame_timeout: float, siblings: set[PureStream]
     ) -> None:
         super().__init__(bridge, peer_id, post, frame_timeout)
+        self.heard = self.spoke = -1.0
+        """When bytes last came, and were sent, by the loop's time; -1 where none were."""
+        self.sent = 0
         self._siblings = siblings
         siblings.add(self)
+
+    def feed(self, data: bytes) -> None:
+        self.heard = asyncio.get_running_loop().time()
+        super().feed(data)
+
+    async def _send(self, frame: bytes) -> None:
+        await super()._send(frame)
+        self.sent += len(frame)
+        self.spoke = asyncio.get_running_loop().time()
 
     def end(self) -> None:
         """The peer says no more: as it closes both directions, it hears no more either."""
@@ -80,6 +94,7 @@ class PureHost:
         self._closing = False
         self._switch = PureSwitch(identity, self._edge, self._handlers, self._post, self._begin, self._make_stream)
         self._thread = threading.Thread(target=self._run, name="swarm-pure", daemon=True)
+        self._pulse = Pulse(PureSigns(self._switch, self._ask), self._streams, self._switch.carriers, self._known)
 
     async def begin(self) -> None:
         """Listen and join the swarm. Raises DaemonFailed, PeerUnreachable, InvalidInput."""
@@ -111,6 +126,7 @@ class PureHost:
         except (PeerUnreachable, TimeoutError) as error:
             raise self._unreachable(peer_id, addresses, error) from error
         assert isinstance(stream, PureStream)
+        self._pulse.opened(stream)
         return stream
 
     async def dial(self, peer_id: PeerId, addresses: Sequence[str]) -> None:
@@ -133,6 +149,9 @@ class PureHost:
 
     def statistics(self) -> HostStatistics:
         return HostStatistics(len(self._streams), len(self._serving))
+
+    def _known(self) -> Sequence[str]:
+        return self.joined
 
     def _make_stream(self, bridge: Bridge, peer_id: PeerId) -> PureStream:
         return PureStream(bridge, peer_id, self._switch._call, self._edge.frame_timeout, self._streams)
@@ -249,6 +268,7 @@ class PureHost:
         for stream in list(self._streams):
             stream.close()
         await self._background.close()
+        await self._pulse.close()
         await self._serving.close()
         await asyncio.sleep(0)
         self._switch.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from swarm.net.forwarding import forwarding_pb2 as fwd
 from swarm.net.forwarding.circuits import FRAME_LIMIT, HOP_PROTOCOL
 from swarm.net.forwarding.ways import parted
 from swarm.net.identity import Identity
+from swarm.net.pulse import PING, PING_BYTES
 from swarm.net.pure.tcp import CarriedBytes, TcpTransport
 from swarm.types import PeerId
 from swarm.wire.framing import Length, encode_length
@@ -39,11 +41,11 @@ _TOLD = 200
 
 @dataclass(eq=False, slots=True)
 class Link:
-    """A connection that runs. `circuit`: whether a forwarder carries it."""
+    """A connection that runs. `carrier`: the forwarder that carries it, if one does."""
 
     muxed: Any
     nursery: trio.Nursery
-    circuit: bool = False
+    carrier: PeerId | None = None
 
 
 class PureSwitch(Switch):
@@ -63,6 +65,8 @@ class PureSwitch(Switch):
         self._opened = opened
         self._links: dict[PeerId, list[Link]] = {}
         self._dialling: dict[PeerId, trio.Lock] = {}
+        self._awaited: dict[Any, trio.Event] = {}
+        """Set when a connection that was dialled is among `_links`, or has ended."""
         self._own: trio.Nursery | None = None
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -88,8 +92,10 @@ class PureSwitch(Switch):
     # ---- connections -------------------------------------------------------------------------------------------
 
     async def _accept_streams(self, connection: Any, peer_id: PeerId, patient: bool, nursery: trio.Nursery) -> None:
-        link = Link(connection, nursery, getattr(connection, "is_carried", False))
+        link = Link(connection, nursery, getattr(connection, "carrier", None))
         self._links.setdefault(peer_id, []).append(link)
+        if connection in self._awaited:
+            self._awaited[connection].set()
         try:
             await super()._accept_streams(connection, peer_id, patient, nursery)
         finally:
@@ -104,11 +110,15 @@ class PureSwitch(Switch):
 
     def connected(self) -> set[PeerId]:
         """Peers with a connection that is no circuit, from any thread."""
-        return {peer_id for peer_id, links in list(self._links.items()) if any(not link.circuit for link in links)}
+        return {peer_id for peer_id, links in list(self._links.items()) if any(link.carrier is None for link in links)}
+
+    def carriers(self) -> set[PeerId]:
+        """Forwarders that carry connections of ours, from any thread."""
+        return {link.carrier for links in list(self._links.values()) for link in list(links) if link.carrier}
 
     def _link(self, peer_id: PeerId) -> Link | None:
         """The best there is: one that nobody carries."""
-        return min(self._links.get(peer_id, ()), key=lambda link: link.circuit, default=None)
+        return min(self._links.get(peer_id, ()), key=lambda link: link.carrier is not None, default=None)
 
     async def connect(self, peer_id: PeerId, addresses: Sequence[str]) -> Link:
         """The connection to a peer, a new one if there is none. Raises PeerUnreachable."""
@@ -136,28 +146,21 @@ class PureSwitch(Switch):
         muxed = await _first(ways)
         if self._own is None:
             raise PeerUnreachable("this peer has left")
-        begun = trio.Event()
-        self._own.start_soon(self._hold, muxed, peer_id, begun)
+        begun = self._awaited[muxed] = trio.Event()
+        self._own.start_soon(self._hold, muxed, begun)
         await begun.wait()
         link = self._link(peer_id)
         if link is None:
             raise PeerUnreachable("the connection ended as soon as it was made")
         return link
 
-    async def _hold(self, muxed: Any, peer_id: PeerId, begun: trio.Event) -> None:
+    async def _hold(self, muxed: Any, begun: trio.Event) -> None:
         """Serve a connection that was dialled, as those that arrive."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tell_when, muxed, peer_id, begun)
-            try:
-                await self._arrive(muxed, True)
-            finally:
-                begun.set()
-                nursery.cancel_scope.cancel()
-
-    async def _tell_when(self, muxed: Any, peer_id: PeerId, begun: trio.Event) -> None:
-        while not any(link.muxed is muxed for link in self._links.get(peer_id, ())):
-            await trio.sleep(0.001)
-        begun.set()
+        try:
+            await self._arrive(muxed, True)
+        finally:
+            del self._awaited[muxed]
+            begun.set()
 
     async def _through(self, forwarder: PeerId, circuits: Sequence[str], peer_id: PeerId) -> Any:
         """A connection to a peer inside a stream to a forwarder. Raises PeerUnreachable."""
@@ -177,7 +180,7 @@ class PureSwitch(Switch):
             if isinstance(error, PeerUnreachable) or not isinstance(error, Exception):
                 raise
             raise PeerUnreachable(f"the forwarder {forwarder}: {error!r}"[:_TOLD]) from error
-        muxed.is_carried = True  # type: ignore[attr-defined]
+        muxed.carrier = forwarder  # type: ignore[attr-defined]
         return muxed
 
     # ---- streams -----------------------------------------------------------------------------------------------
@@ -229,6 +232,30 @@ class PureSwitch(Switch):
                 await stream.reset()
             raise PeerUnreachable(f"it does not speak {protocol}")
         return stream
+
+    # ---- signs of life -----------------------------------------------------------------------------------------
+
+    async def sign_of_life(self, peer_id: PeerId) -> None:
+        """As in `pulse.Line`, over the connection that new streams take."""
+        link = self._link(peer_id)
+        if link is None:
+            raise PeerUnreachable(f"{peer_id} is not connected")
+        try:
+            stream = await self._select(link, PING)
+            try:
+                await stream.write(os.urandom(PING_BYTES))
+                await read_exactly(stream, PING_BYTES)
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0), contextlib.suppress(Exception):
+                    await stream.reset()
+        except Exception as error:  # libp2p raises many kinds
+            raise PeerUnreachable(f"{peer_id} does not answer libp2p's ping: {error!r}"[:_TOLD]) from error
+
+    async def drop(self, peer_id: PeerId) -> None:
+        """As in `pulse.Line`."""
+        for link in list(self._links.get(peer_id, ())):
+            self._drop(peer_id, link)
+            link.nursery.cancel_scope.cancel()
 
 
 class _Ended(Exception):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from swarm.errors import SwarmError
+from swarm.net.addresses import components
 from swarm.tasks import Tasks, ended
 from swarm.types import PeerId
 
@@ -30,6 +31,8 @@ SLOWEST, IN_FLIGHT = 50_000.0, 1 << 20
 """Bytes per second of such a line, and bytes that may be under way on it."""
 MOST = 16
 """Peers that are asked at a time."""
+PING, PING_BYTES = "/ipfs/ping/1.0.0", 32
+"""libp2p's own question for a sign of life, which libraries answer also where their program is busy."""
 
 
 class Line(Protocol):
@@ -211,3 +214,26 @@ class Pulse(Generic[S]):
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+async def any_accepts(addresses: Iterable[str]) -> bool:
+    """Whether a new connection over TCP can be made to any of these multiaddrs."""
+    places = {place for address in addresses if (place := _place(address)) is not None}
+    return any(await asyncio.gather(*(_accepts(*place) for place in places)))
+
+
+def _place(address: str) -> tuple[str, int] | None:
+    """Host and port of a multiaddr over TCP."""
+    parts = components(address) or []
+    if len(parts) < 2 or parts[1][0] != "tcp" or not parts[1][1].isdecimal():
+        return None
+    return parts[0][1], int(parts[1][1])
+
+
+async def _accepts(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.transport.abort()
+    return True
