@@ -41,7 +41,7 @@ def main() -> int:
 def _outcomes(types: Sequence[str], jobs: int, *, seeing: bool = False) -> list[Outcome]:
     outcomes = []
     for outcome in survey(types, jobs, seeing=seeing):
-        sys.stdout.write(f"{outcome.model_type:28} {outcome.kind:10} {outcome.why}\n")
+        sys.stdout.write(f"{outcome.model_type:28} {outcome.kind:10} {outcome.why}  {outcome.trained}\n")
         sys.stdout.flush()
         outcomes.append(outcome)
     return outcomes

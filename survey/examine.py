@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,8 +15,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
+from survey.reference import together
+from survey.trained import SpansTraining, difference, gradients
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.jobs import compute
+from swarm.models.ends.hollow import hollow_blocks
 from swarm.models.ends.load import load_ends, returns_tuple
 from swarm.models.ends.remote import RemoteSpan, rearrange
 from swarm.models.loading.cost import describe
@@ -28,6 +32,7 @@ from swarm.types import Rows, Segment, Span
 TOLERANCE = 2e-4
 """Largest difference of logits, relative to the largest logit, in float32."""
 CHUNKS = (7, 8, 5, 1, 1, 1, 1)
+EXACT = ("batched", "stacked", "unbatched")
 
 
 class Wrong(Exception):
@@ -37,11 +42,12 @@ class Wrong(Exception):
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a survey says of a type. `kind`: batched, stacked, unbatched, refused, impossible or wrong; `why`
-    unless batched."""
+    unless batched; `trained`: of one that is exact, what was found of its gradients."""
 
     model_type: str
     kind: str
     why: str = ""
+    trained: str = ""
 
 
 class Recorder:
@@ -93,7 +99,33 @@ def examine(folder: Path) -> Outcome:
     if impossible.exists():
         reason = REASONS.get(name) or reason_to_refuse(CONFIG_MAPPING[name]())
         return Outcome(name, *(("refused", reason) if reason else ("impossible", impossible.read_text("utf-8"))))
-    return outcome_of(name, lambda: _examined(folder))
+    spans = list[SpanModel]()
+    found = outcome_of(name, lambda: _kept(spans, _examined(folder)))
+    return replace(found, trained=how_trained(folder, spans)) if found.kind in EXACT else found
+
+
+def _kept(spans: list[SpanModel], found: Sequence[SpanModel]) -> Sequence[SpanModel]:
+    spans[:] = found
+    return found
+
+
+def how_trained(folder: Path, spans: Sequence[SpanModel]) -> str:
+    """What comes of a step of training through these spans: `LoRA`, or `inputs` where nothing has plain linear layers,
+    if gradients are those of the whole model; else why they are not."""
+    untrained = folder / "untrained.txt"
+    if untrained.exists():
+        return f"not tried: {untrained.read_text('utf-8')}"
+    layers = json.loads((folder / "layers.json").read_text("utf-8"))
+    ids = load_file(folder / "reference.safetensors")
+    client = Client(folder, spans, trains=True)
+    try:
+        found = gradients(client.model, together([ids["a.ids"], ids["b.ids"]]), layers)
+    except (UnsupportedModel, InvalidInput) as error:
+        return f"refused: {error}"
+    except Exception as error:  # whatever it is, the survey must show it
+        return f"wrong: {' '.join(f'{type(error).__name__}: {error}'.split())}"
+    apart = difference(found, load_file(folder / "gradients.safetensors"))
+    return f"wrong: {apart}" if apart else ("LoRA" if layers else "inputs")
 
 
 def _examined(folder: Path) -> Sequence[SpanModel]:
@@ -149,13 +181,15 @@ def compare(folder: Path, spans: Sequence[SpanModel]) -> None:
 class Client:
     """The client's part of a model, whose blocks are spans in this process."""
 
-    def __init__(self, folder: Path, spans: Sequence[SpanModel]) -> None:
+    def __init__(self, folder: Path, spans: Sequence[SpanModel], *, trains: bool = False) -> None:
         self.model, _ = load_ends(folder, progress=False)
         self.spans = spans
         self.recorder: Recorder | None = None
         self._session = b""
-        remote = RemoteSpan(self._open, returns_tuple=returns_tuple(self.model))
-        rearrange(self.model, [remote], [0])
+        through = SpansTraining(spans) if trains else None
+        remote = RemoteSpan(self._open, returns_tuple=returns_tuple(self.model), training_through=through)
+        blocks = range(spans[-1].span.last) if trains else ()
+        rearrange(self.model, [remote], [0], hollow_blocks(self.model.config, blocks, torch.float32))
 
     def _open(self) -> Recorder:
         self.recorder = Recorder(self.spans, self._session)

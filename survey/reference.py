@@ -2,13 +2,16 @@
 
     python -m survey.reference FOLDER TYPE...
 
-writes for each type a checkpoint and `reference.safetensors` (token ids and logits), or `impossible.txt`.
+writes for each type a checkpoint and `reference.safetensors` (token ids and logits), or `impossible.txt`; then
+`gradients.safetensors` and, in `layers.json`, the layers that LoRA was beside, or `untrained.txt`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 from survey.configs import VOCABULARY, small_config
+from survey.trained import gradients, linear_layers
 
 LENGTHS = (24, 21)
 """Tokens of the two prompts."""
@@ -47,15 +51,34 @@ def prompts() -> list[torch.Tensor]:
     return [torch.randint(3, VOCABULARY - 1, (1, length), generator=generator) for length in LENGTHS]
 
 
-@torch.inference_mode()
 def write(folder: Path, model_type: str) -> None:
-    """The checkpoint and the logits of one type."""
+    """The checkpoint of one type, its logits and its gradients."""
     model: Any = build(small_config(model_type))
     results: dict[str, torch.Tensor] = {}
-    for name, ids in zip("ab", prompts(), strict=True):
-        results |= {f"{name}.ids": ids, f"{name}.logits": model(ids, use_cache=False).logits.float().contiguous()}
+    with torch.inference_mode():
+        for name, ids in zip("ab", prompts(), strict=True):
+            results |= {f"{name}.ids": ids, f"{name}.logits": model(ids, use_cache=False).logits.float().contiguous()}
     model.save_pretrained(folder, max_shard_size="200KB")
     save_file(results, folder / "reference.safetensors")
+    with saying_why(folder / "untrained.txt"):
+        layers = linear_layers(model)
+        save_file(gradients(model, together(prompts()), layers), folder / "gradients.safetensors")
+        (folder / "layers.json").write_text(json.dumps(layers), encoding="utf-8")
+
+
+def together(ids: list[torch.Tensor]) -> torch.Tensor:
+    """The beginnings of prompts `[1, length]` as a batch."""
+    return torch.cat([each[:, : min(LENGTHS)] for each in ids])
+
+
+@contextlib.contextmanager
+def saying_why(path: Path, longest: int | None = None) -> Iterator[None]:
+    """Whatever goes wrong is written to a file, in at most `longest` characters."""
+    try:
+        yield
+    except Exception as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        path.write_text(words[:longest], encoding="utf-8")
 
 
 def write_each(arguments: list[str], write: Callable[[Path, str], None], longest: int | None = None) -> None:
@@ -67,11 +90,8 @@ def write_each(arguments: list[str], write: Callable[[Path, str], None], longest
     for model_type in arguments[1:]:
         folder = Path(arguments[0]) / model_type
         folder.mkdir(parents=True)
-        try:
+        with saying_why(folder / "impossible.txt", longest):
             write(folder, model_type)
-        except Exception as error:
-            words = " ".join(f"{type(error).__name__}: {error}".split())
-            (folder / "impossible.txt").write_text(words[:longest], encoding="utf-8")
 
 
 if __name__ == "__main__":

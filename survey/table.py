@@ -33,8 +33,13 @@ sessions in one pass, and after a rollback.
 - **exact, one sequence a pass** ({unbatched}): the same, but every sequence runs by itself, for the reason given.
 - **refused** ({refused}): `UnsupportedModel` is raised when a server or a client loads it.
 
-| type | in a swarm | why |
-|---|---|---|
+Then a step of training: two texts through the three spans, with LoRA by peft beside every plain linear layer of the blocks, in
+evaluation mode. **trained** says `LoRA` where the gradients of all matrices and of the inputs are those of plain autograd over the
+whole model within 1e-5 ({lora} types), `inputs` where those of the inputs are and no layer is one that peft would call linear
+({inputs}), and else why not.
+
+| type | in a swarm | why | trained |
+|---|---|---|---|
 """
 
 
@@ -56,8 +61,9 @@ above, and an answer of several tokens, against the library's own whole model.
 
 def as_page(outcomes: Sequence[Outcome], seeing: Sequence[Outcome] = ()) -> str:
     """The whole page; `seeing`: of models of images and text."""
-    numbers = _numbers(outcomes)
-    page = HEAD.format(version=transformers.__version__, **numbers) + _rows(outcomes)
+    trained = Counter(outcome.trained for outcome in outcomes)
+    numbers = {**_numbers(outcomes), "lora": trained["LoRA"], "inputs": trained["inputs"]}
+    page = HEAD.format(version=transformers.__version__, **numbers) + _rows(outcomes, trained=True)
     if not seeing:
         return page
     numbers = _numbers(seeing)
@@ -70,8 +76,10 @@ def _numbers(outcomes: Sequence[Outcome]) -> dict[str, int]:
     return {kind: counts[kind] for kind in WORDS}
 
 
-def _rows(outcomes: Sequence[Outcome]) -> str:
+def _rows(outcomes: Sequence[Outcome], *, trained: bool = False) -> str:
+    end = [f" {_cell(outcome.trained)} |" if trained else "" for outcome in outcomes]
     rows = [f"| {o.model_type} | {WORDS.get(o.kind, o.kind)} | {_cell(o.why)} |" for o in outcomes]
+    rows = [row + cell for row, cell in zip(rows, end, strict=True)]
     return "\n".join(rows) + "\n"
 
 
@@ -86,7 +94,7 @@ def read_outcomes(page: str, *, seeing: bool = False) -> list[Outcome]:
     text, _, images = page.partition(SEEING)
     page = images if seeing else text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
-    return [Outcome(row[0], kinds[row[1]], row[2]) for row in rows if len(row) == 3 and row[1] in kinds]
+    return [Outcome(row[0], kinds[row[1]], *row[2:]) for row in rows if len(row) in (3, 4) and row[1] in kinds]
 
 
 def merged(page: str, outcomes: Sequence[Outcome], *, seeing: bool = False) -> list[Outcome]:
