@@ -33,10 +33,10 @@ sessions in one pass, and after a rollback.
 - **exact, one sequence a pass** ({unbatched}): the same, but every sequence runs by itself, for the reason given.
 - **refused** ({refused}): `UnsupportedModel` is raised when a server or a client loads it.
 
-Then a step of training: two texts through the three spans, with LoRA by peft beside every plain linear layer of the blocks, in
-evaluation mode. **trained** says `LoRA` where the gradients of all matrices and of the inputs are those of plain autograd over the
-whole model within 1e-5 ({lora} types), `inputs` where those of the inputs are and no layer is one that peft would call linear
-({inputs}), and else why not.
+Then a step of training: two texts through the three spans, with LoRA by peft beside every plain linear layer of the
+blocks, in evaluation mode. **trained** says `LoRA` where the gradients of all matrices and of the inputs are those of
+plain autograd over the whole model within 1e-5 ({lora} types), `inputs` where those of the inputs are, and no layer is
+a plain linear one ({inputs}), and else why not.
 
 | type | in a swarm | why | trained |
 |---|---|---|---|

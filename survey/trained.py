@@ -1,5 +1,5 @@
-"""Gradients of what goes into the blocks, and of LoRA beside their linear layers: of the whole model by plain autograd and
-peft, and of a model that is cut into spans."""
+"""Gradients of what goes into the blocks, and of LoRA beside their linear layers: of the whole model by plain autograd
+and peft, and of a model that is cut into spans."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def gradients(model: Any, ids: torch.Tensor, layers: Sequence[str]) -> dict[str,
     model.requires_grad_(False)
     learning = _lora(model, layers) if layers else {}
     made = model(input_ids=ids, use_cache=False).logits.float()
-    cross_entropy(made[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    loss: Any = cross_entropy(made[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    loss.backward()
     found = {name: parameter.grad for name, parameter in learning.items()}
     found[INPUTS] = shift[-1].grad if shift else None
     return {name: gradient.contiguous() for name, gradient in found.items() if gradient is not None}

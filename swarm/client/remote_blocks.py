@@ -12,7 +12,8 @@ from swarm.client.ends import Ends
 from swarm.client.matrices import Matrices
 from swarm.client.session import Notice, Session
 from swarm.client.swarm import Swarm
-from swarm.client.training import Found, Passed, Training
+from swarm.client.training import Training
+from swarm.client.training_parts import Found, Passed
 from swarm.client.view import View
 from swarm.types import ModelInfo, Route, Rows, Span
 from swarm.wire import swarm_pb2 as pb

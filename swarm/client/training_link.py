@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from swarm.client.matrices import Blob
 from swarm.config import TRAINING_FRAME_LIMIT, ClientConfig
@@ -14,7 +14,7 @@ from swarm.contract import Contract
 from swarm.errors import MalformedFrame, PeerUnreachable, StreamClosed, SwarmError
 from swarm.net.base import Host, Stream
 from swarm.tasks import ended
-from swarm.types import Hop
+from swarm.types import Hop, PeerId
 from swarm.wire import messages, training
 from swarm.wire import swarm_pb2 as pb
 
@@ -32,6 +32,32 @@ class Lacking(Exception):
         self.inputs, self.adapter = missing.inputs, missing.adapter
 
 
+class NothingCame(Exception):
+    """What another hop was to hand over is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Who hands a pass its rows, and to whom it hands what it makes of them; neither: the client. `before`: over when
+    the rows have been handed over."""
+
+    upstream: PeerId = ""
+    onward: pb.Onward | None = None
+    before: asyncio.Future[Any] | None = None
+
+
+DIRECT = Way()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`rows`, unless they were to be handed on: then whether they were; `adapter`: the file of its gradients."""
+
+    rows: bytes = field(repr=False)
+    adapter: bytes = field(repr=False)
+    handed: bool
+
+
 class TrainingLink:
     """An open stream to `hop`, as a context. Raises PeerUnreachable, StreamClosed, ContractMismatch, ServerBusy."""
 
@@ -43,11 +69,18 @@ class TrainingLink:
         self._stream: Stream | None = None
         self._unheard = 0
         """Bytes sent since the last reply came: they may still be on their way."""
+        self._sending: asyncio.Future[None] | None = None
+        self._recalled = False
 
     def __str__(self) -> str:
         return f"{self.hop.span} at {self.hop.peer_id}"
 
     async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def open(self) -> None:
+        """Connect."""
         record, span = self.hop.server, self.hop.span
         try:
             async with asyncio.timeout(self._config.open_timeout):
@@ -67,7 +100,6 @@ class TrainingLink:
         except BaseException:
             self.close()
             raise
-        return self
 
     async def __aexit__(self, *exception: object) -> None:
         self.close()
@@ -92,54 +124,93 @@ class TrainingLink:
             await ended(sending)
 
     async def forward(
-        self, id: bytes, counts: Sequence[int], inputs: bytes, adapter: Blob | None, inputs_wanted: bool, seed: int
-    ) -> bytes:
-        """What the blocks make of whole sequences. `inputs_wanted`: whether gradients of the inputs may be asked for.
-        Raises what the server answers instead."""
+        self,
+        id: bytes,
+        counts: Sequence[int],
+        inputs: bytes | None,
+        adapter: Blob | None,
+        inputs_wanted: bool,
+        seed: int,
+        way: Way = DIRECT,
+    ) -> Answer:
+        """What the blocks make of whole sequences. `inputs`: None where another hop hands them over; `inputs_wanted`:
+        whether gradients of the inputs may be asked for. Raises what the server answers instead."""
         asked = pb.Pass(id=id, counts=counts, inputs=True, seed=seed, fixed=not inputs_wanted)
-        asked.adapter = adapter.digest if adapter else b""
-        outputs, _ = await self._adapted(adapter, asked, len(inputs), inputs)
-        return outputs
+        return await self._adapted(adapter, asked, way, self._size(counts), inputs or b"")
+
+    async def again(self, id: bytes, counts: Sequence[int], adapter: Blob | None, seed: int) -> Answer:
+        """What `forward` gave, of the inputs that the server has kept. Raises Lacking, and as `forward`."""
+        asked = pb.Pass(id=id, counts=counts, again=True, seed=seed)
+        return await self._adapted(adapter, asked, DIRECT, self._size(counts))
 
     async def backward(
         self,
         id: bytes,
         counts: Sequence[int],
         inputs: bytes | None,
-        gradients: bytes,
+        gradients: bytes | None,
         adapter: Blob | None,
         inputs_wanted: bool,
         seed: int,
-    ) -> tuple[bytes, bytes]:
+        way: Way = DIRECT,
+    ) -> Answer:
         """The gradients of a pass's inputs, if wanted, and of its adapter, from those of its outputs. `inputs`: where
-        the server may not have them. Raises Lacking where it has not, and as `forward`.
+        the server may not have them; `gradients`: None where another hop hands them over. Raises Lacking where it has
+        no inputs, and as `forward`.
         """
         asked = pb.Pass(id=id, counts=counts, inputs=inputs is not None, gradients=True, unwanted=not inputs_wanted)
-        asked.adapter, asked.seed = adapter.digest if adapter else b"", seed
-        size = len(gradients) if inputs_wanted else 0
-        return await self._adapted(adapter, asked, size, inputs or b"", gradients)
+        asked.seed = seed
+        size = self._size(counts) if inputs_wanted else 0
+        return await self._adapted(adapter, asked, way, size, inputs or b"", gradients or b"")
 
-    async def _adapted(self, adapter: Blob | None, asked: pb.Pass, size: int, *parts: bytes) -> tuple[bytes, bytes]:
+    async def stop(self) -> None:
+        """What is computed shall not be handed on but be recalled."""
+        if not self._recalled:
+            self._recalled = True
+            if self._sending is not None:
+                await asyncio.wait([self._sending])
+            with contextlib.suppress(StreamClosed):
+                await self._say(pb.TrainingRequest(recall=True))
+
+    async def recall(self, size: int) -> bytes:
+        """The rows that were handed on, or were to be. Raises PeerUnreachable, StreamClosed, MalformedFrame."""
+        await self.stop()
+        return (await self._collect(await self._answer(DIRECT), size)).rows
+
+    def _size(self, counts: Sequence[int]) -> int:
+        return sum(counts) * self._contract.row_bytes
+
+    async def _adapted(self, adapter: Blob | None, asked: pb.Pass, way: Way, size: int, *parts: bytes) -> Answer:
         """Ask, and once more if the server lacks the adapter."""
+        asked.adapter, asked.upstream = adapter.digest if adapter else b"", way.upstream
+        if way.onward is not None:
+            asked.onward.CopyFrom(way.onward)
+            size = 0
         try:
-            return await self._exchange(asked, size, *parts)
+            return await self._exchange(asked, way, size, *parts)
         except Lacking as lacking:
             if adapter is None or not lacking.adapter:
                 raise
         await self.adapt(adapter)
-        return await self._exchange(asked, size, *parts)
+        return await self._exchange(asked, way, size, *parts)
 
-    async def _exchange(self, asked: pb.Pass, size: int, *parts: bytes) -> tuple[bytes, bytes]:
-        sending = asyncio.ensure_future(self._send(pb.TrainingRequest(wanted=asked), parts))
+    async def _exchange(self, asked: pb.Pass, way: Way, size: int, *parts: bytes) -> Answer:
+        self._sending = sending = asyncio.ensure_future(self._send(pb.TrainingRequest(wanted=asked), parts))
         try:
-            reply = await self._answer()
-            rows, of_adapter = reply.computed.rows, reply.computed.adapter
-            if rows != size or of_adapter > MOST_ADAPTER or bool(of_adapter) > bool(asked.adapter):
-                raise MalformedFrame(f"{self}: {rows} bytes of {size}, and {of_adapter} of an adapter")
-            data = bytes(await training.collect(rows + of_adapter, self._piece))
-            return data[:rows], data[rows:]
+            reply = await self._answer(way)
+            if reply.computed.adapter > MOST_ADAPTER or bool(reply.computed.adapter) > bool(asked.adapter):
+                raise MalformedFrame(f"{self}: {reply.computed.adapter} bytes of an adapter's gradients")
+            return await self._collect(reply, size)
         finally:
             await ended(sending)
+
+    async def _collect(self, reply: pb.TrainingReply, size: int) -> Answer:
+        """The data behind an answer."""
+        rows, of_adapter = reply.computed.rows, reply.computed.adapter
+        if rows != size:
+            raise MalformedFrame(f"{self}: {rows} bytes of {size}")
+        data = bytes(await training.collect(rows + of_adapter, self._piece))
+        return Answer(data[:rows], data[rows:], reply.computed.handed)
 
     async def _send(self, request: pb.TrainingRequest, parts: Sequence[bytes]) -> None:
         """What is refused meanwhile is told by the answer."""
@@ -148,7 +219,7 @@ class TrainingLink:
             for piece in training.pieces(*parts):
                 await self._say(pb.TrainingRequest(data=piece))
 
-    async def _answer(self) -> pb.TrainingReply:
+    async def _answer(self, way: Way) -> pb.TrainingReply:
         """The answer, after any number of signs of life."""
         clock, beat, moved = asyncio.get_running_loop().time, -1, 0.0
         while True:
@@ -159,10 +230,15 @@ class TrainingLink:
                 case "missing":
                     raise Lacking(reply.missing)
                 case "working":
-                    if reply.working.beat != beat:
-                        beat, moved = reply.working.beat, clock()
+                    working, before = reply.working, way.before
+                    held_up = working.waiting and before is not None and not before.done()
+                    if working.beat != beat or held_up:
+                        beat, moved = working.beat, clock()
                     elif clock() - moved > self._config.engine_stall:
-                        raise PeerUnreachable(f"{self}: its engine has not moved for {clock() - moved:.0f} s")
+                        late = f"for {clock() - moved:.0f} s"
+                        if working.waiting and before is not None:
+                            raise NothingCame(f"{self} waits {late} for what it was said to have been handed")
+                        raise PeerUnreachable(f"{self}: its engine has not moved {late}")
                 case _:
                     raise MalformedFrame(f"{self}: an answer of another kind")
 

@@ -90,7 +90,7 @@ class Handler:
         self.config = config
         self.hosted: list[Hosted] = []
         self.offering = Offering(lambda: self.hosted, config)
-        self.training = Training(self._trained, config)
+        self.training = Training(host, self._trained, config)
         self.ends = EndsService(lambda: () if self.draining else self.hosted, config)
         self.draining = False
         self.refused: Counter[str] = Counter()

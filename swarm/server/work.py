@@ -24,10 +24,11 @@ class Gradients:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """The outputs of a forward pass, as bytes of rows, and what is kept of it for gradients."""
+    """The outputs of a forward pass, as bytes of rows, and what is kept of it for gradients. `adapter`: nothing."""
 
     rows: Buffer
     activations: Activations | None
+    adapter: bytes = b""
 
 
 Result = Buffer | Gradients | Passed | int | dict[SequenceKey, int]

@@ -602,19 +602,23 @@ class Logits(_message.Message):
     def __init__(self, tokens: _Optional[bytes] = ..., values: _Optional[bytes] = ...) -> None: ...
 
 class TrainingRequest(_message.Message):
-    __slots__ = ("contract", "wanted", "data", "adapter")
+    __slots__ = ("contract", "wanted", "data", "adapter", "handed", "recall")
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    HANDED_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
     contract: Contract
     wanted: Pass
     data: bytes
     adapter: Adapter
-    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., wanted: _Optional[_Union[Pass, _Mapping]] = ..., data: _Optional[bytes] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+    handed: Handed
+    recall: bool
+    def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., wanted: _Optional[_Union[Pass, _Mapping]] = ..., data: _Optional[bytes] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ..., handed: _Optional[_Union[Handed, _Mapping]] = ..., recall: _Optional[bool] = ...) -> None: ...
 
 class Pass(_message.Message):
-    __slots__ = ("id", "counts", "inputs", "gradients", "unwanted", "adapter", "seed", "fixed")
+    __slots__ = ("id", "counts", "inputs", "gradients", "unwanted", "adapter", "seed", "fixed", "upstream", "onward", "again")
     ID_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -623,6 +627,9 @@ class Pass(_message.Message):
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     FIXED_FIELD_NUMBER: _ClassVar[int]
+    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
+    ONWARD_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     counts: _containers.RepeatedScalarFieldContainer[int]
     inputs: bool
@@ -631,7 +638,26 @@ class Pass(_message.Message):
     adapter: bytes
     seed: int
     fixed: bool
-    def __init__(self, id: _Optional[bytes] = ..., counts: _Optional[_Iterable[int]] = ..., inputs: _Optional[bool] = ..., gradients: _Optional[bool] = ..., unwanted: _Optional[bool] = ..., adapter: _Optional[bytes] = ..., seed: _Optional[int] = ..., fixed: _Optional[bool] = ...) -> None: ...
+    upstream: str
+    onward: Onward
+    again: bool
+    def __init__(self, id: _Optional[bytes] = ..., counts: _Optional[_Iterable[int]] = ..., inputs: _Optional[bool] = ..., gradients: _Optional[bool] = ..., unwanted: _Optional[bool] = ..., adapter: _Optional[bytes] = ..., seed: _Optional[int] = ..., fixed: _Optional[bool] = ..., upstream: _Optional[str] = ..., onward: _Optional[_Union[Onward, _Mapping]] = ..., again: _Optional[bool] = ...) -> None: ...
+
+class Onward(_message.Message):
+    __slots__ = ("record", "id")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    id: bytes
+    def __init__(self, record: _Optional[bytes] = ..., id: _Optional[bytes] = ...) -> None: ...
+
+class Handed(_message.Message):
+    __slots__ = ("id", "size")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    size: int
+    def __init__(self, id: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("digest", "size")
@@ -658,18 +684,22 @@ class TrainingReply(_message.Message):
     def __init__(self, opened: _Optional[bool] = ..., computed: _Optional[_Union[Computed, _Mapping]] = ..., data: _Optional[bytes] = ..., working: _Optional[_Union[Working, _Mapping]] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Computed(_message.Message):
-    __slots__ = ("rows", "adapter")
+    __slots__ = ("rows", "adapter", "handed")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    HANDED_FIELD_NUMBER: _ClassVar[int]
     rows: int
     adapter: int
-    def __init__(self, rows: _Optional[int] = ..., adapter: _Optional[int] = ...) -> None: ...
+    handed: bool
+    def __init__(self, rows: _Optional[int] = ..., adapter: _Optional[int] = ..., handed: _Optional[bool] = ...) -> None: ...
 
 class Working(_message.Message):
-    __slots__ = ("beat",)
+    __slots__ = ("beat", "waiting")
     BEAT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     beat: int
-    def __init__(self, beat: _Optional[int] = ...) -> None: ...
+    waiting: bool
+    def __init__(self, beat: _Optional[int] = ..., waiting: _Optional[bool] = ...) -> None: ...
 
 class Missing(_message.Message):
     __slots__ = ("inputs", "adapter")

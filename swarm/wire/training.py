@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from swarm.config import MIB
 from swarm.wire import swarm_pb2 as pb
-from swarm.wire.messages import DIGEST, MAX_POSITION, MAX_SEQUENCES, SESSION_BYTES, require
+from swarm.wire.messages import DIGEST, MAX_POSITION, MAX_SEQUENCES, MAX_TEXT, SESSION_BYTES, require
 
 TRAINING_PROTOCOL = "/swarm/training/1.0.0"
 PIECE = MIB
@@ -23,10 +23,20 @@ def check_pass(message: pb.Pass) -> pb.Pass:
     require(len(message.id) == SESSION_BYTES, f"the id of a pass has {SESSION_BYTES} bytes")
     require(0 < len(counts) <= MAX_SEQUENCES and all(0 < c <= MAX_POSITION for c in counts), "no or too many positions")
     require(len(counts) == 1 or sum(counts) <= PASS_POSITIONS, f"more than {PASS_POSITIONS} positions of sequences")
-    require(message.inputs or message.gradients, "a pass of nothing")
+    sent = message.inputs or message.gradients
+    require(sent != message.again, "a pass of nothing, or of what is there and sent, too")
+    require(len(message.upstream) <= MAX_TEXT and (sent or not message.upstream), "nothing to be handed")
+    onward = message.onward
+    require(not message.HasField("onward") or len(onward.id) == SESSION_BYTES, "it is to be handed on to no pass")
     require(len(message.adapter) in (0, DIGEST), f"the digest of an adapter has {DIGEST} bytes")
     require(not message.fixed or bool(message.adapter), "a pass of which no gradients will be wanted")
     require(not message.unwanted or bool(message.gradients and message.adapter), "a pass that wants nothing")
+    return message
+
+
+def check_handed(message: pb.Handed) -> pb.Handed:
+    """Bounds of a Handed. Raises MalformedFrame."""
+    require(len(message.id) == SESSION_BYTES, f"the id of a pass has {SESSION_BYTES} bytes")
     return message
 
 

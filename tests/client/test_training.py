@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from swarm.client.training import Training, parts_of
+from swarm.client.training import Training
+from swarm.client.training_parts import parts_of
 from swarm.config import ServerConfig
 from swarm.errors import ContextTooLong, InvalidInput, LimitExceeded, NoServerFits
 from swarm.jobs import Afresh, Backward
@@ -61,6 +62,7 @@ def test_gradients_come_through_any_number_of_spans(spans: list[str]) -> None:
         training = world.training()
         for seed in range(3):
             await check(training, seed)
+        await asyncio.sleep(1.0)
         assert held(world) == 0
         assert all(server.bytes_held() == 0 for server in world.servers.values())
         await world.close()
@@ -68,7 +70,7 @@ def test_gradients_come_through_any_number_of_spans(spans: list[str]) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_to_servers_gradients_are_the_same(seed: int) -> None:
     async def main() -> None:
         rng = random.Random(seed)
@@ -115,9 +117,9 @@ def test_between_forward_and_backward_a_server_is_replaced_by_two_others() -> No
         await world.add("t0", Span(3, 6))
         await world.add("t1", Span(6, 9))
         assert list((await training.backward(passed, gradients)).inputs) == found
-        # Only what was lost is computed again: the first server has nothing to do but its own gradients.
+        # What went into the lost blocks is computed once more where it came from, and nothing else.
         rows = sum(len(each) // 8 for each in inputs)
-        assert world.servers["s0"].runner.computed == 2 * rows
+        assert world.servers["s0"].runner.computed == 3 * rows
         assert list((await training.backward(passed, gradients)).inputs) == found  # a second time, as with retain_graph
         await world.close()
 
@@ -199,5 +201,11 @@ def test_generating_goes_on_beside_training() -> None:
 
 
 def test_parts_are_no_longer_than_asked_unless_one_sequence_is() -> None:
-    assert parts_of([100, 100, 100, 300, 1], 256) == [(100, 100), (100,), (300,), (1,)]
-    assert parts_of([], 256) == []
+    assert parts_of([100, 100, 100, 300, 1]) == [(100, 100), (100,), (300,), (1,)]
+    assert parts_of([]) == []
+
+
+def test_parts_are_so_many_that_all_hops_are_busy_but_not_smaller_than_pays() -> None:
+    assert parts_of([128] * 8, hops=2) == [(128,)] * 8
+    assert parts_of([8] * 16, hops=2) == [(8,) * 8] * 2
+    assert parts_of([128] * 64, hops=2) == [(128, 128)] * 32
