@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from swarm.errors import InvalidInput, SwarmError
 from swarm.models.lora import Pair, Place, decode, encode
 from swarm.types import Span
-from tests.checkpoints import GREEDY, Served, prompt, put_on_grids, reference, save
+from tests.checkpoints import GREEDY, Served, left_padded, prompt, put_on_grids, reference, save
 from tests.quantizing import quantize
 
 Serve = Callable[[str, int], Served]
@@ -99,6 +99,48 @@ def test_ranks_scales_and_layers_of_their_own_and_several_adapters(served: Serve
     with torch.no_grad(), right.disable_adapter(), here.disable_adapter():
         ids = prompt(5)
         torch.testing.assert_close(here(input_ids=ids).logits, right(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_a_batch_with_adapters_of_their_own_are_as_with_local_peft(served: Serve, whole: Whole) -> None:
+    found, names = [], ["late", "__base__", "default", "late"]
+    servers = served("llama", 2)
+    for model in (copy.deepcopy(whole("llama")), servers.model()):
+        made = get_peft_model(model, lora("llama")).eval()
+        made.add_adapter("late", lora("llama", layers_to_transform=[2, 3], r=3))
+        for name, parameter in sorted(made.named_parameters()):
+            if "lora_" in name:
+                generator = torch.Generator().manual_seed(len(name) + ("late" in name))
+                parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        found.append(made)
+    right, here = found
+    inputs = left_padded([6, 9, 4, 7])
+    for model in found:
+        model(**inputs, adapter_names=names).logits.square().mean().backward()
+    assert learning(right)
+    for (name, parameter), other in zip(learning(right).items(), learning(here).values(), strict=True):
+        assert other.grad is not None and parameter.grad is not None
+        assert float((other.grad - parameter.grad).norm() / parameter.grad.norm()) < CLOSE, name
+    with torch.no_grad():
+        logits = [model(**inputs, adapter_names=names).logits[inputs["attention_mask"].bool()] for model in found]
+        torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+        for options in ({}, {"num_beams": 2}):
+            texts = [
+                model.generate(**inputs, **GREEDY, max_new_tokens=6, adapter_names=names, **options) for model in found
+            ]
+            assert torch.equal(*texts)
+        plain = here.generate(**inputs, **GREEDY, max_new_tokens=6)
+        assert not torch.equal(plain, here.generate(**inputs, **GREEDY, max_new_tokens=6, adapter_names=names))
+        with pytest.raises(InvalidInput, match="3 names for a batch of 4"):
+            here(**inputs, adapter_names=names[:3])
+        cache = here(**inputs, adapter_names=names).past_key_values
+        cache.reorder_cache(torch.tensor([1, 0, 2, 3]))
+        with pytest.raises(InvalidInput, match="has got the cache of another"):
+            mask = torch.nn.functional.pad(inputs["attention_mask"][[1, 0, 2, 3]], (0, 1), value=1)
+            here(
+                input_ids=prompt(1, batch=4), attention_mask=mask, past_key_values=cache, adapter_names=names
+            )  # fmt: skip
+    del cache
+    servers.assert_free()
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])

@@ -18,17 +18,19 @@ from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 from swarm.errors import InvalidInput
 from swarm.models.blocks import find_blocks, per_block, recount, text_config
 from swarm.models.cache_layers import state_in
-from swarm.models.ends.adapters import pairs_of
+from swarm.models.ends.adapters import Beside, beside
 from swarm.models.ends.calls import ELSEWHERE, Call, current, follow, watch
 from swarm.models.ends.columns import Habits, check_wanted, habits
 from swarm.models.ends.hollow import Layers
 from swarm.models.ends.load import interface
+from swarm.models.ends.mixed import MixedSession
 from swarm.models.ends.packing import Texts, texts_in
 from swarm.models.ends.remote_cache import NoSession, RemoteLayer, RemoteSession
 from swarm.models.ends.training import RemoteTraining, files_of, through
 from swarm.models.lora import Pair, Place
 from swarm.models.row_shape import TOKENS, RowShape
 
+NOTHING = Beside([{}])
 TRAINED = "this cache is of a forward with gradients, which leaves nothing behind: wrap the call in torch.no_grad()"
 
 
@@ -103,14 +105,14 @@ class RemoteSpan(nn.Module):
         if self.knows_encoders:
             cache = getattr(cache, "self_attention_cache", cache)
         keep = call.logits_to_keep if self.index == self.layers - 1 and not current.all_rows else 0
-        pairs = pairs_of(self.listed)
-        learning = any(matrix.requires_grad for pair in pairs.values() for matrix in (pair.a, pair.b))
-        if torch.is_grad_enabled() and (hidden_states.requires_grad or learning):
-            texts = self._texts(cache, call, (*kwargs.values(), *args), hidden_states)
-            output = self._train(cache, hidden_states, call, texts, pairs)
+        added = beside(self.listed)
+        texts = self._texts(cache, call, (*kwargs.values(), *args), hidden_states)
+        if texts is not None and added.lanes is not None:
+            raise InvalidInput("adapter_names: several texts stand in a row; give each a row of its own")
+        if torch.is_grad_enabled() and (hidden_states.requires_grad or added.learns):
+            output = self._train(cache, hidden_states, call, texts, added)
         elif cache is None:
-            layer = self._new_layer(pairs)
-            texts = self._texts(cache, call, (*kwargs.values(), *args), hidden_states)
+            layer = self._new_layer(added)
             try:
                 if texts is None:
                     output = self._step(layer, hidden_states, call, keep)
@@ -119,7 +121,7 @@ class RemoteSpan(nn.Module):
             finally:
                 layer.close()
         else:
-            output = self._step(self._layer(cache, pairs), hidden_states, call, keep)
+            output = self._step(self._layer(cache, added), hidden_states, call, keep)
         return output
 
     @staticmethod
@@ -129,12 +131,10 @@ class RemoteSpan(nn.Module):
             return None
         return texts_in(call.positions, _square_mask(values, hidden))
 
-    def _train(
-        self, cache: Any, hidden: torch.Tensor, call: Call, texts: Texts | None, pairs: Mapping[Place, Pair]
-    ) -> torch.Tensor:
+    def _train(self, cache: Any, hidden: torch.Tensor, call: Call, texts: Texts | None, added: Beside) -> torch.Tensor:
         """With gradients: whole sequences, of which no cache is left."""
         if texts is not None:
-            spread = self._train(None, texts.apart(hidden), _apart(call, hidden, texts), None, pairs)
+            spread = self._train(None, texts.apart(hidden), _apart(call, hidden, texts), None, added)
             return texts.together(spread, hidden)
         if self.shape is not None:
             raise InvalidInput("gradients: they flow through hidden states alone, and these blocks are given more")
@@ -146,16 +146,34 @@ class RemoteSpan(nn.Module):
                     "past_key_values: no gradients flow through what is cached: pass the whole text without it, or "
                     "wrap the call in torch.no_grad()"
                 )
-            self._layer(cache, {}, NoSession(TRAINED))
+            self._layer(cache, NOTHING, NoSession(TRAINED))
         layer = RemoteLayer(NoSession(TRAINED))
         try:
             real = self._real(layer, hidden, call)
             if layer.is_placed:
                 raise InvalidInput("position_ids: gradients flow where they go on one by one from token to token only")
-            return through(self.training_through, hidden, real, self.dtype, pairs)
+            if added.lanes is None:
+                return through(self.training_through, hidden, real, self.dtype, added.groups[0])
+            rows = [added.rows(group, hidden.shape[0]) for group in range(len(added.groups))]
+            parts = [
+                self._train_rows(hidden[own], real[own], pairs) for own, pairs in zip(rows, added.groups, strict=True)
+            ]
+            order = torch.tensor([row for own in rows for row in own]).argsort().to(hidden.device)
+            return torch.cat(parts)[order]
         except BaseException:
             current.end()
             raise
+
+    def _train_rows(self, hidden: torch.Tensor, real: torch.Tensor, pairs: Mapping[Place, Pair]) -> torch.Tensor:
+        """Some rows of a batch, with gradients if any are wanted of these."""
+        added = Beside([pairs])
+        if self.training_through is not None and (hidden.requires_grad or added.learns):
+            return through(self.training_through, hidden, real, self.dtype, pairs)
+        layer = self._new_layer(added)
+        try:
+            return layer.step(hidden, real, 0, self.dtype)
+        finally:
+            layer.close()
 
     def _step(self, layer: RemoteLayer, hidden: torch.Tensor, call: Call, keep: int) -> torch.Tensor:
         try:
@@ -177,15 +195,21 @@ class RemoteSpan(nn.Module):
         check_wanted(real, call.logits_to_keep, call.labels, current.generating)
         return real
 
-    def _new_layer(self, pairs: Mapping[Place, Pair]) -> RemoteLayer:
-        """Of a session with what adapters add now."""
-        if any(pair.dropout for pair in pairs.values()):
+    def _new_layer(self, added: Beside) -> RemoteLayer:
+        """Of a session with what adapters add now, or of several."""
+        if any(pair.dropout for pairs in added.groups for pair in pairs.values()):
             raise InvalidInput("lora_dropout: sessions drop nothing; call model.eval() first")
-        layer = RemoteLayer(self.open_session(files_of(pairs)) if pairs else self.open_session())
-        layer.adapted = _marks(pairs)
+        sessions = [self.open_session(files_of(pairs)) if pairs else self.open_session() for pairs in added.groups]
+        if added.lanes is None:
+            layer = RemoteLayer(sessions[0])
+        else:
+            mixed = MixedSession(sessions, added.lanes)
+            layer = RemoteLayer(mixed)
+            layer.on_step = mixed.batch
+        layer.adapted = added.marks
         return layer
 
-    def _layer(self, cache: Any, pairs: Mapping[Place, Pair], session: RemoteSession | None = None) -> RemoteLayer:
+    def _layer(self, cache: Any, added: Beside, session: RemoteSession | None = None) -> RemoteLayer:
         """This span's part of the cache; an empty cache is laid out for this model first."""
         if not isinstance(getattr(cache, "layers", None), list):
             raise InvalidInput(
@@ -193,20 +217,16 @@ class RemoteSpan(nn.Module):
             )
         held = cache.layers[self.index] if self.index < len(cache.layers) else None
         if isinstance(held, RemoteLayer):
-            if session is None and held.adapted != _marks(pairs):
+            if session is None and held.adapted != added.marks:
                 raise InvalidInput("past_key_values: adapters have changed since it was begun; begin without it")
             return held
         # A static cache has its tensors before anything is in them.
         if any(bool(tensor.any()) for layer in cache.layers[self.index :] for tensor in state_in(layer)):
             raise InvalidInput("past_key_values was not made by this model: begin without it, or pass what it returned")
         before = cache.layers[: self.index]
-        remote = self._new_layer(pairs) if session is None else RemoteLayer(session)
+        remote = self._new_layer(added) if session is None else RemoteLayer(session)
         cache.layers[:] = [*before, remote, *(_fresh_layer() for _ in range(self.layers - self.index - 1))]
         return remote
-
-
-def _marks(pairs: Mapping[Place, Pair]) -> tuple[object, ...]:
-    return tuple((place, pair.mark) for place, pair in pairs.items())
 
 
 def _apart(call: Call, hidden: torch.Tensor, texts: Texts) -> Call:

@@ -59,6 +59,8 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.operations: list[pb.Operation] = []
         self.adapted: tuple[object, ...] = ()
         """Marks of the adapters that are applied."""
+        self.on_step: Callable[[Sequence[int]], None] | None = None
+        """Hears which sequences the rows of a step are, before it."""
         self._next_id = 0
         self._finalizer = weakref.finalize(self, session.close)
 
@@ -120,6 +122,8 @@ class RemoteLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         operations, self.operations = self.operations, []
         self.real = torch.cat([self.real, real], dim=1)
         try:
+            if self.on_step is not None:
+                self.on_step(self.sequences)
             outputs = self.session.begin(rows, operations)
             if current.on_begun is not None:
                 current.on_begun()
