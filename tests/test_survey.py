@@ -15,7 +15,7 @@ from survey.configs import VARIANTS, small_config
 from survey.examine import Outcome, Wrong, outcome_of
 from survey.images import all_seeing_types
 from survey.run import all_types
-from survey.table import as_page, merged, read_page
+from survey.table import as_page, merged, read_outcomes, read_page
 from swarm.models.loading.refused import refuse
 from swarm.models.span.model import SpanModel
 
@@ -28,7 +28,7 @@ SHARE = 6
 
 
 def survey(page: Path, types: Sequence[str], *, seeing: bool = False) -> dict[str, str]:
-    """What a survey of some types writes, in processes of its own: there the library may warn."""
+    """What a survey of some types writes to a page, in processes of its own: there the library may warn."""
     options = ["--images"] if seeing else []
     command = [sys.executable, "-W", "ignore", "-m", "survey", "--write", str(page), *options, *types]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False, timeout=600)
@@ -47,8 +47,12 @@ as_written = pytest.mark.skipif(
 def test_the_page_says_what_happens_to_every_type(share: int, tmp_path: Path) -> None:
     said = read_page(PAGE.read_text(encoding="utf-8"))
     assert sorted(said) == all_types()
-    types = all_types()[::share]
-    assert {name: said[name] for name in types} == survey(tmp_path / "page.md", types)
+    types, page = all_types()[::share], tmp_path / "page.md"
+    assert {name: said[name] for name in types} == survey(page, types)
+    here, right = ({o.model_type: o.trained for o in read_outcomes(each.read_text("utf-8"))} for each in (page, PAGE))
+    assert {name: right[name] for name in types} == here
+    assert not any(trained.startswith("wrong") for trained in right.values())
+    assert sum(trained == "LoRA" for trained in right.values()) >= 100
     exact = Counter(said.values())
     assert exact["batched"] >= 110
     assert exact["batched"] + exact["stacked"] + exact["unbatched"] >= 150
