@@ -41,6 +41,8 @@ def main(rounds: int, batch: int, length: int, tokens: int, as_json: bool, save:
     with swarm(path, "one") as (one, alone), swarm(path, "two a", "two b") as (two, both):
         far, near = Trained(two), Trained(one)
         plain = two_of(path, two)
+        for model in (local, near, far):
+            model.step(ids)  # the first one makes what later ones find
         for _ in range(rounds):
             row = {"local": local.step(ids)}
             for servers in (alone, both):

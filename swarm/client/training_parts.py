@@ -7,6 +7,7 @@ backward by turns (1F1B: Narayanan et al., PipeDream, 2019) idles as much, and w
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from swarm.client.matrices import Matrices
 from swarm.types import Hop, Span
 from swarm.wire.messages import SESSION_BYTES
 
-PART_POSITIONS, LEAST_POSITIONS = 256, 64
-"""Of all sequences of a part together, where there are several: at most, and where more parts would keep hops busy."""
-PARTS_A_HOP = 4
-"""With so many, a pipeline idles for a fifth of its time (GPipe, 3.2)."""
+PART_POSITIONS = 256
+"""Of all sequences of a part together, where there are several, at most."""
+COST_OF_A_PART = 20
+"""Positions that a server could compute in the time that a part takes beside its own: reading the weights."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,9 +65,13 @@ class Found:
 
 def parts_of(counts: Sequence[int], hops: int = 1) -> list[tuple[int, ...]]:
     """Sequences that follow each other in parts for so many hops: each one sequence, or as many as have no more
-    positions together than keep all busy."""
-    busy = sum(counts) // (PARTS_A_HOP * hops)
-    most = PART_POSITIONS if hops == 1 else min(max(busy, LEAST_POSITIONS), PART_POSITIONS)
+    positions together than is best.
+
+    M parts of T positions pass K hops in (1 + (K - 1) / M) (1 + c M / T) times the time of a hop without gaps: the
+    pipeline fills and empties, and every part costs c positions more. That is least at M = sqrt(T (K - 1) / c).
+    """
+    best = max(round(math.sqrt(sum(counts) * (hops - 1) / COST_OF_A_PART)), 1)
+    most = min(sum(counts) / best, PART_POSITIONS)
     parts: list[list[int]] = []
     for count in counts:
         if parts and sum(parts[-1]) + count <= most:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from swarm.client.training import Training
-from swarm.client.training_parts import parts_of
+from swarm.client.training_parts import COST_OF_A_PART, PART_POSITIONS, parts_of
 from swarm.config import ServerConfig
 from swarm.errors import ContextTooLong, InvalidInput, LimitExceeded, NoServerFits
 from swarm.jobs import Afresh, Backward
@@ -205,7 +205,19 @@ def test_parts_are_no_longer_than_asked_unless_one_sequence_is() -> None:
     assert parts_of([]) == []
 
 
-def test_parts_are_so_many_that_all_hops_are_busy_but_not_smaller_than_pays() -> None:
-    assert parts_of([128] * 8, hops=2) == [(128,)] * 8
-    assert parts_of([8] * 16, hops=2) == [(8,) * 8] * 2
-    assert parts_of([128] * 64, hops=2) == [(128, 128)] * 32
+@pytest.mark.parametrize("hops", [2, 4])
+@pytest.mark.parametrize(("count", "length"), [(8, 256), (16, 32), (64, 16), (4, 512), (3, 7)])
+def test_no_other_size_of_parts_would_take_less_time_in_a_pipeline(hops: int, count: int, length: int) -> None:
+    def seconds(parts: Sequence[int]) -> float:
+        """Of a pipeline whose every hop takes as long as a part has positions, and what it costs beside."""
+        ready = [0.0] * (hops + 1)
+        for positions in parts:
+            for hop in range(hops):
+                ready[hop + 1] = max(ready[hop], ready[hop + 1]) + positions + COST_OF_A_PART
+        return ready[-1]
+
+    chosen = [sum(part) for part in parts_of([length] * count, hops)]
+    assert sum(chosen) == count * length
+    for together in range(1, max(PART_POSITIONS // length, 1) + 1):
+        other = [length * together] * (count // together) + [length * (count % together)] * bool(count % together)
+        assert seconds(chosen) <= 1.1 * seconds(other)
