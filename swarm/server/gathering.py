@@ -41,6 +41,8 @@ HASHING = 120.0
 """Seconds for the first answer about a block, which the other side may have to hash."""
 PATIENCE = 30.0
 """Seconds for a piece."""
+LOCATING = 3.0
+"""Seconds in which a peer that has joined knows where it is, if it will."""
 WAIT = 0.2
 """Seconds until a stream that has nothing to do looks again."""
 
@@ -88,7 +90,7 @@ class Gathering:
         others = [record for record in records if record.peer_id != self._host.peer_id]
         marks = announced(others, self._contract.quantization, {each.block for each in wanted})
         having = _having(others, self._contract.quantization, marks)
-        here = None if self._locator is None else self._locator.coordinate
+        here = await self._here() if len(having) > MOST_PEERS else None
         asked = nearest({peer: each.coordinate for peer, each in having.items()}, here, MOST_PEERS, self._rng)
         peers = {peer: having[peer] for peer in asked}
         fetching = _Fetching(self._host, self._contract, peers, marks, {each.block: each for each in wanted})
@@ -98,6 +100,13 @@ class Gathering:
         missing = sorted({each.block for each in wanted} - got)
         if missing and self._strictly:
             raise ModelNotFound(f"blocks {missing} cannot be had from other servers; --blocks-from any makes them here")
+
+    async def _here(self) -> Coordinate | None:
+        """Where this peer is; who has just joined is about to find out."""
+        until = self._loop.time() + LOCATING
+        while self._locator is not None and self._locator.coordinate is None and self._loop.time() < until:
+            await asyncio.sleep(WAIT)
+        return None if self._locator is None else self._locator.coordinate
 
 
 @dataclass(slots=True)

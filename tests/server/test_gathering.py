@@ -15,11 +15,12 @@ import pytest
 
 from swarm.config import BLOCK_FORMAT, ServerConfig
 from swarm.contract import FINGERPRINT_BYTES, Contract
+from swarm.coordinates import Coordinate
 from swarm.errors import MalformedFrame, ModelNotFound
 from swarm.models.loading.block_cache import Damaged
 from swarm.models.loading.source import Wanted
 from swarm.net.base import Stream
-from swarm.server.gathering import Gathering
+from swarm.server.gathering import MOST_PEERS, Gathering
 from swarm.server.offering import Offering
 from swarm.server.pieces import Offer
 from swarm.testing.clock import run
@@ -58,12 +59,20 @@ class Lab:
     network: SimulatedNetwork = field(default_factory=lambda: SimulatedNetwork(seed=1))
     offerings: dict[str, Offering] = field(default_factory=dict)
     compared: list[int] = field(default_factory=list)
+    coordinate: Coordinate | None = None
+    """Where the joiner is; None: not known yet."""
 
     async def server(
-        self, name: str, blocks: Mapping[int, bytes], *, offers: bool = True, config: ServerConfig | None = None
+        self,
+        name: str,
+        blocks: Mapping[int, bytes],
+        *,
+        offers: bool = True,
+        config: ServerConfig | None = None,
+        far: float = 0.0,
     ) -> Any:
-        """A server that has loaded these files."""
-        hosted = await self.announce(name, {block: digest(data) for block, data in blocks.items()})
+        """A server that has loaded these files, so far from the joiner, in ms, as it says."""
+        hosted = await self.announce(name, {block: digest(data) for block, data in blocks.items()}, far)
         for block, data in blocks.items():
             path = self.folder / name / str(block)
             path.parent.mkdir(exist_ok=True)
@@ -79,11 +88,16 @@ class Lab:
         await self.announce(name, marks)
         await self.network.hosts[name].serve(messages.BLOCKS_PROTOCOL, answer)
 
-    async def announce(self, name: str, marks: Mapping[int, bytes]) -> Any:
+    async def announce(self, name: str, marks: Mapping[int, bytes], far: float = 0.0) -> Any:
         host, span = self.network.host(name), Span(min(marks), max(marks) + 1)
         contract = replace(WHOLE, span=span, fingerprints=tuple(marks[block] for block in span))
         record = ServerRecord(
-            host.peer_id, contract.announced, ServerState.ONLINE, addresses=host.addresses, expires=1e9
+            host.peer_id,
+            contract.announced,
+            ServerState.ONLINE,
+            addresses=host.addresses,
+            expires=1e9,
+            coordinate=Coordinate((far, 0.0, 0.0)),
         )
         await self.network.directory(host).announce(record, INFO)
         return SimpleNamespace(contract=contract, offered={}, sessions={})
@@ -102,7 +116,8 @@ class Lab:
     async def gather(self, *, strictly: bool = True) -> set[int]:
         """Which blocks the joiner then has; all of them right."""
         joiner = self.network.host("joiner")
-        gathering = Gathering(joiner, self.network.directory(joiner), WHOLE, strictly=strictly, rng=random.Random(0))
+        how: dict[str, Any] = {"strictly": strictly, "locator": self, "rng": random.Random(0)}
+        gathering = Gathering(joiner, self.network.directory(joiner), WHOLE, **how)
         try:
             await gathering.gather([self.wanted(block) for block in range(BLOCKS)])
         except ModelNotFound:
@@ -171,6 +186,18 @@ def test_blocks_come_from_several_servers_and_fast_ones_give_more(lab: Lab) -> N
         sent = {name: offering.sent_bytes for name, offering in lab.offerings.items()}
         assert sent["a"] > sent["b"] > 0 and not sent["silent"]
         assert sum(sent.values()) < 1.5 * sum(map(len, RIGHT))
+
+    run(main())
+
+
+def test_of_many_servers_the_nearest_are_asked_once_the_joiner_knows_where_it_is(lab: Lab) -> None:
+    async def main() -> None:
+        for number in range(MOST_PEERS + 2):
+            await lab.server(f"s{number}", {0: RIGHT[0]}, far=100.0 * number)
+        asyncio.get_running_loop().call_later(1.0, setattr, lab, "coordinate", Coordinate())
+        assert await lab.gather() == {0}
+        sent = [offering.sent_bytes for offering in lab.offerings.values()]
+        assert sum(sent) >= len(RIGHT[0]) and not any(sent[MOST_PEERS:])
 
     run(main())
 
