@@ -97,9 +97,8 @@ ALSO_WHERE_NONE = ("head_dim", "num_key_value_heads", "pad_token_id", "bos_token
 
 _ALL_HEADS = {"num_key_value_heads": HEADS}
 """Latent attention has as many KV heads as heads."""
-_LATENT = ("axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note_text",
-           "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu", "kimi_linear",
-           "longcat_flash")  # fmt: skip
+_LATENT = ("axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite",
+           "glm_moe_dsa", "minicpm3", "youtu", "kimi_linear", "longcat_flash")  # fmt: skip
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"] * (BLOCKS // 2)}
 _CONVOLUTION = {"layer_types": ["conv", "full_attention", "conv"] * (BLOCKS // 3)}
 _ATTENTION = ("full_attention", "sliding_attention")
@@ -111,6 +110,21 @@ SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "granitemoehybrid"), _LINEAR),
     **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTION),
     "glm_moe_dsa": _ALL_HEADS | _INDEXERS,
+    "mistral_large4_text": _ALL_HEADS | _INDEXERS | {"kv_source_layers": [0, 0, 2, 3, 3, 5]},
+    "dots3_note_text": _ALL_HEADS
+    | {"shared_experts_intermediate_size": 32}
+    | {f"swa_{name}": HEADS for name in ("num_attention_heads", "num_key_value_heads")}
+    | {f"swa_{name}": 16 for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim")}
+    | {"swa_head_dim": HEAD_DIM},
+    "step3p5": {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"] * (BLOCKS // 2)},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", *["sparse"] * (BLOCKS - 1)]},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 24,
+        "indexer_budget": 6,
+        "indexer_compress_ratio": 2,
+    },
     "bamba": {"attn_layer_indices": [1, 4]},
     "gpt_neo": {"attention_types": [[["global", "local"], BLOCKS // 2]]},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},

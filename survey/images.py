@@ -12,12 +12,12 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, M
 
 from survey.configs import HIDDEN, VOCABULARY, shrunk
 
-MOST_PARAMETERS = 6_500_000
+MOST_PARAMETERS = 8_000_000
 MOST_PIECES = 70
 POSITIONS = 96
 SIDE, PATCH, MERGE = 28, 7, 2
 """Pixels of an image and of a patch; patches that become one piece, each way."""
-IMAGE_TOKENS = ("image_token_id", "image_token_index")
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_patch_id", "video_token_id", "video_token_index")
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "embed_dim", "width", "d_model", "output_hidden_size"), 32),
     **dict.fromkeys(("intermediate_size", "mlp_dim", "ffn_dim"), 48),
@@ -68,6 +68,12 @@ WHOLE: dict[str, Any] = {
 SPECIAL: dict[str, dict[str, dict[str, Any]]] = {
     "qwen2_vl": {"vision_config": {"hidden_size": HIDDEN}},
     "llama4": {"vision_config": {"intermediate_size": 128}},
+    "qwen2_5_omni_thinker": {"": {"vision_start_token_id": 90, "vision_end_token_id": 91}},
+    "qwen3_omni_moe_thinker": {"": {"vision_start_token_id": 90, "vision_end_token_id": 91}},
+    "muse_glimmer": {"": {"out_hidden_size": 128}},
+    "fuyu": {"": {"patch_size": PATCH, "image_size": SIDE}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "": {"vision_hidden_size": 32}},
     "ovis2": {"": {"hidden_size": HIDDEN, "visual_indicator_token_ids": [*range(100, 105)]}},
 }
 """Entries of parts that a type needs beyond that; of the whole, which has no name."""
@@ -126,7 +132,7 @@ def _decoder(part: PretrainedConfig, several: bool) -> dict[str, Any]:
     small: dict[str, Any] = shrunk(type(part), {}).to_dict()
     small |= {name: POSITIONS for name in ("max_position_embeddings",) if small.get(name)}
     rope = small.get("rope_parameters")
-    if several and isinstance(rope, dict):
+    if several and isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
         half = int(small.get("head_dim") or HIDDEN // small["num_attention_heads"]) // 2
         half = int(half * (rope.get("partial_rotary_factor") or 1.0))
         if sum(rope.get("mrope_section") or ()) != half:
@@ -199,12 +205,29 @@ def looks(model: Any) -> Iterator[dict[str, Any]]:
         yield {"pixel_values": flat.expand(-1, -1, temporal, -1, -1).reshape(side * side, -1), **grid}
         yield {"pixel_values": flat[:, :, 0].reshape(side * side, -1), **grid}
         yield {"pixel_values": flat[:, :, 0], **grid}
+        grid = {"image_grid_thw": torch.tensor([[1, side // MERGE, side // MERGE]])}
+        wide = PATCH * MERGE  # with channels last, and patches that become one piece in one
+        merged = picture.unfold(1, wide, wide).unfold(2, wide, wide).permute(1, 2, 3, 4, 0)
+        yield {"pixel_values": merged.reshape(-1, wide, wide, 3), **grid}
         return
+    if "image_grid_hw" in names:
+        flat = patches.permute(1, 2, 0, 3, 4).reshape(side * side, -1)
+        yield {"pixel_values": flat, "image_grid_hw": torch.tensor([[side, side]])}
+    if "high_res_pixel_values" in names:
+        yield {"pixel_values": picture[None], "high_res_pixel_values": picture[None]}
+    if "image_position_ids" in names:
+        flat = patches.permute(1, 2, 3, 4, 0).reshape(1, side * side, -1)
+        places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), dim=-1)
+        yield {"pixel_values": flat, "image_position_ids": places.reshape(1, side * side, 2)}
     sizes = {"image_sizes": torch.tensor([[SIDE, SIDE]])} if "image_sizes" in names else {}
     for size in (sizes, {}) if sizes else ({},):
         yield {"pixel_values": picture[None], **size}
         yield {"pixel_values": picture[None, None], **size}
         yield {"pixel_values": picture[None, None].expand(1, 2, -1, -1, -1), **size}
+        yield {"pixel_values": picture.permute(1, 2, 0)[None, None].expand(1, 2, -1, -1, -1), **size}
+        yield {"pixel_values": patches.permute(1, 2, 3, 4, 0).reshape(1, side * side, -1), **size}
+    if "pixel_attention_mask" in names:
+        yield {"pixel_values": picture[None, None], "pixel_attention_mask": torch.ones(1, 1, dtype=torch.bool)}
 
 
 def image_token(config: Any) -> int:

@@ -65,7 +65,7 @@ def test_the_page_says_what_happens_to_every_type_with_an_image(share: int, tmp_
     assert sorted(said) == all_seeing_types()
     types = all_seeing_types()[::share]
     assert {name: said[name] for name in types} == survey(tmp_path / "page.md", types, seeing=True)
-    assert sum(kind in ("batched", "stacked", "unbatched") for kind in said.values()) >= 49
+    assert sum(kind in ("batched", "stacked", "unbatched") for kind in said.values()) >= 60
 
 
 def test_every_refusal_says_why() -> None:

@@ -133,11 +133,18 @@ def places(
     return [offset for offset, _ in rows], [place for _, place in rows]
 
 
+def _are_whole(numbers: torch.Tensor) -> bool:
+    """Whether they are integers, so small that none was rounded."""
+    return bool(((numbers % 1 == 0) & (numbers.abs() < FARTHEST)).all())
+
+
 def _given(positions: torch.Tensor | None, seen: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """`[planes, batch, T]`, as few planes as say the same."""
     batch, count = real.shape
     if positions is None:
         return torch.arange(seen.shape[1], seen.shape[1] + count).expand(1, batch, count)
+    if isinstance(positions, torch.Tensor) and positions.is_floating_point() and _are_whole(positions):
+        positions = positions.long()  # some models count in floating point
     if not isinstance(positions, torch.Tensor) or positions.is_floating_point() or positions.dtype == torch.bool:
         raise InvalidInput(f"position_ids must be a tensor of integers [batch, {count}]")
     planes = positions.detach().cpu()

@@ -57,6 +57,9 @@ class Reading:
         self.wanted = places.by_name
         direct = {place.name: name for name, place in self.wanted.items() if place.direct}
         self._ends = None if plan is None else StoredEnds(checkpoint, outline, direct, self.wanted, dtype, plan)
+        buffers = {name for name, _ in outline.named_buffers()}
+        self._around = {name for name, place in self.wanted.items() if place.name in buffers}
+        """What the way to the blocks keeps beside parameters, as some rotary embeddings do: a span has it, too."""
         self._parts = BlockParts(self._tensors, outline, places, quantization)
         inside = self._parts.inside
         # In an order that is everybody's: so files of blocks are the same, too.
@@ -99,9 +102,9 @@ class Reading:
 
     def assemble(self, blocks: frozenset[int], ends: bool) -> PreTrainedModel:
         """A model that has these blocks and, with `ends`, what is no block."""
-        names = [
-            name for name in self._order if (self._block(name) in blocks if self._block(name) is not None else ends)
-        ]
+        around = self._order if ends else [name for name in self._order if name in self._around]
+        chosen = {name for name in around if self._block(name) is None}
+        names = [name for name in self._order if name in chosen or self._block(name) in blocks]
         weights = {name: self._parts.weights[name] for name in names if name in self._parts.weights}
         config, form = self._checkpoint.config, self._checkpoint.form
         partial = partial_class(model_class(config, form), blocks, ends, weights.values())

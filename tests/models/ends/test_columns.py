@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from swarm.errors import InvalidInput, NoServerFits
+from swarm.models.ends.columns import Habits, places
 from tests.checkpoints import GREEDY, Served, left_padded, prompt, reference, save, spans_of
 
 Serve = Callable[[str, int], Served]
@@ -225,3 +226,14 @@ def test_generating_after_padding_on_the_right_is_refused(served: Serve, kind: s
         with pytest.raises(InvalidInput, match=r'padded on the right.*padding_side = "left"'):
             servers.model().generate(**inputs, **GREEDY, max_new_tokens=3)
     servers.assert_free()
+
+
+def test_positions_in_floating_point_are_those_that_they_count() -> None:
+    real, seen = torch.ones(1, T, dtype=torch.bool), torch.zeros(1, 0, dtype=torch.bool)
+    gaps = torch.arange(T)[None] * 3
+    _, (right,) = places(gaps, seen, real, [None], Habits())
+    _, (got,) = places(gaps.float(), seen, real, [None], Habits())
+    assert right is not None and got is not None and torch.equal(got, right)
+    for wrong in (float("nan"), float("inf"), 1e30, 0.5):
+        with pytest.raises(InvalidInput, match="must be a tensor of integers"):
+            places(torch.full((1, T), wrong), seen, real, [None], Habits())

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from survey.configs import small_config
+from survey.images import build_seeing, seeing_config
 from survey.reference import build
 from swarm.errors import BadCheckpoint, ModelNotFound, UnsupportedModel
 from swarm.models.blocks import find_blocks
@@ -263,3 +264,15 @@ def test_what_is_not_in_the_cache_is_not_found_offline(tmp_path: Path, monkeypat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(ModelNotFound, match="org/absent is not on this machine"):
         open_checkpoint("org/absent")
+
+
+def test_what_the_way_to_the_blocks_keeps_is_loaded_with_a_span(tmp_path: Path) -> None:
+    """Rotary embeddings that learn: they are no block and no end, and every span has them."""
+    whole = build_seeing(seeing_config("mistral_large4"))
+    alpha = whole.model.language_model.rotary_emb.alpha
+    alpha.copy_(torch.linspace(0.1, 0.9, len(alpha)))
+    whole.save_pretrained(tmp_path)
+    for quantization in ("none", "int8"):
+        how = {"dtype": torch.float32, "quantization": quantization, "progress": False}
+        part: Any = load_part(open_checkpoint(tmp_path), Span(0, 2), ends=False, **how).model
+        assert torch.equal(part.model.language_model.rotary_emb.alpha, alpha)
