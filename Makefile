@@ -15,6 +15,7 @@ help:
 	@echo "make test           all tests; ARGS='-k name' selects"
 	@echo "make lint           ruff, mypy and the import contracts; make format rewrites"
 	@echo "make soak           the tests that prove more by running longer, at their full length"
+	@echo "                    MINUTES=10: real processes under random faults; ARGS=--field: in homes behind NATs, too"
 	@echo "make chaos N=100    N random failure scenarios on the simulated network"
 	@echo "make bench NAME=x   one benchmark against its baseline; without NAME lists them"
 	@echo "make page           build and test the web page, and put it where the gateway serves it"

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from swarm.config import NetworkConfig
+from tests.field import lab, line
 from tests.field.lab import Lab, Line
 
 HERE = Path(__file__).parent
@@ -23,6 +24,11 @@ MODEL = HERE.parents[1] / "models" / "tiny-llama"
 LINE = Line(delay=0.02, up=50e6, down=50e6)
 """Of a home, each way: two homes are 80 ms apart, there and back."""
 PATIENCE = 60.0
+
+
+def impossible() -> str | None:
+    """Why homes cannot be made here, or None."""
+    return lab.possible() or line.possible()
 
 
 class Homes:

@@ -16,6 +16,7 @@ netem (many kernels of CI machines lack it): a line is a pair of TAP devices wit
         p = lab.popen("b", ["sleep", "60"])                      # killed when the lab is closed
         lab.renumber("home1")                                    # the provider gives another address
         lab.cut("home1"); lab.mend("home1")                      # no route for a while
+        lab.change("home1", Line(delay=0.05, loss=0.02))         # a bad line
     # everything is gone: processes, namespaces, TAPs
 
 Kinds of NAT (`nat=`):
@@ -40,43 +41,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import ipaddress
 import os
 import random
-import select
 import shlex
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # where this is run as a script
+
+from tests.field import line as lines
+from tests.field.line import Line, Shaper, tap
 
 PUBLIC4 = "11.0.0.0/16"
 """Looks public to libp2p (the TEST-NETs do not); routed nowhere but in the lab."""
 PUBLIC6 = "2a0e:100::/64"
 NATS = ("none", "full-cone", "port-restricted", "symmetric")
-
-
-@dataclass(frozen=True)
-class Line:
-    """Both directions of an access line: seconds and bits per second (None: no limit). `loss` of packets in each
-    direction; packets above `mtu` bytes (IP) vanish without a word; `buffer`: seconds of queue before the tail drops.
-    `up` is what the host or router sends."""
-
-    delay: float = 0.0
-    jitter: float = 0.0
-    loss: float = 0.0
-    up: float | None = None
-    down: float | None = None
-    mtu: int | None = None
-    buffer: float = 0.2
 
 
 @dataclass
@@ -122,7 +107,7 @@ class Lab:
         self.prefix = prefix
         self.nodes: dict[str, _Node] = {}
         self.processes: list[subprocess.Popen[bytes]] = []
-        self._shapers: dict[str, int] = {}
+        self._shapers: dict[str, Shaper] = {}
         self._next = 1
         self._core = f"{prefix}-core"
 
@@ -244,7 +229,9 @@ class Lab:
               chain post {{ type nat hook postrouting priority 100; {post} }}
             }}
             table ip guard {{
-              chain passing {{ type filter hook forward priority 0; {forward} }}
+              set shut {{ type ipv4_addr; }}
+              chain passing {{ type filter hook forward priority 0;
+                ip saddr @shut drop; ip daddr @shut drop; {forward} }}
               chain entering {{ type filter hook input priority 0;
                 icmp type echo-request accept; iifname wan ct state new {refuse}; }}
             }}
@@ -266,20 +253,10 @@ class Lab:
 
     def _line(self, upper: str, port: str, node: _Node, device: str, line: Line) -> None:
         with _at(node.ns):
-            mine = _tap(device)
+            mine = tap(device)
         with _at(upper):
-            theirs = _tap(port)
-        ends = mine, theirs
-        pid = os.fork()
-        if pid == 0:
-            _die_with_parent()
-            try:
-                _shape(*ends, line)
-            finally:
-                os._exit(0)
-        self._shapers[node.name] = pid
-        for end in ends:
-            os.close(end)
+            theirs = tap(port)
+        self._shapers[node.name] = lines.start(mine, theirs, line)
 
     # ---- what happens to a network ----------------------------------------------------------------------------
 
@@ -313,6 +290,18 @@ class Lab:
     def mend(self, name: str) -> None:
         """Put it back."""
         _run(f"bridge -n {self._upper(self.nodes[name])} link set dev {self._port(name)} state 3")
+
+    def change(self, name: str, line: Line) -> None:
+        """The line of a router or host, which was made with one, is another from now on."""
+        self._shapers[name].change(line)
+
+    def shut(self, router: str, address: str) -> None:
+        """A router passes nothing on to or from a public address, and tells nobody."""
+        self._in_nft(self.nodes[router].ns, f"add element ip guard shut {{ {address} }}")
+
+    def open(self, router: str, address: str) -> None:
+        """It does again."""
+        self._in_nft(self.nodes[router].ns, f"delete element ip guard shut {{ {address} }}")
 
     def unroute(self, name: str) -> None:
         """The default route vanishes, as when a laptop changes networks: sends fail at once."""
@@ -360,16 +349,15 @@ class Lab:
         return int(counts[0]), int(counts[8])
 
     def close(self) -> None:
-        for process in self.processes:
+        living = [process for process in self.processes if process.poll() is None]  # other ids may be others' by now
+        for process in living:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGCONT)
                 os.killpg(process.pid, signal.SIGKILL)
-        for process in self.processes:
+        for process in living:
             process.wait()
-        for pid in self._shapers.values():
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        for shaper in self._shapers.values():
+            shaper.close()
         clean(self.prefix)
 
     def _namespace(self, ns: str) -> None:
@@ -430,192 +418,6 @@ def _setns(fd: int) -> None:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-# ---- the line itself ------------------------------------------------------------------------------------------
-
-
-def _tap(name: str) -> int:
-    end = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(
-        end, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x0002 | 0x1000)
-    )  # TUNSETIFF, TAP without headers
-    return end
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(1, signal.SIGKILL, 0, 0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _Way:
-    """One direction."""
-
-    def __init__(self, source: int, target: int, line: Line, rate: float | None, seed: int) -> None:
-        self.source, self.target, self.line, self.rate = source, target, line, rate
-        self.free = self.last = 0.0
-        self.queue: deque[tuple[float, bytes]] = deque()
-        self.random = random.Random(seed)
-
-    def take(self, now: float) -> None:
-        line = self.line
-        for _ in range(64):
-            try:
-                frame = os.read(self.source, 65536)
-            except OSError:
-                return
-            if line.mtu and len(frame) > line.mtu + 14:
-                continue
-            free = max(now, self.free)
-            if self.rate:
-                if free - now > line.buffer:
-                    continue
-                free += len(frame) * 8 / self.rate
-            self.free = free
-            if line.loss and self.random.random() < line.loss:
-                continue
-            jitter = self.random.uniform(-line.jitter, line.jitter) if line.jitter else 0.0
-            self.last = max(self.last, free + line.delay + jitter)
-            self.queue.append((self.last, frame))
-
-    def give(self, now: float) -> None:
-        while self.queue and self.queue[0][0] <= now:
-            with contextlib.suppress(OSError):
-                os.write(self.target, self.queue.popleft()[1])
-
-
-def _shape(mine: int, theirs: int, line: Line) -> None:
-    ways = {mine: _Way(mine, theirs, line, line.up, 1), theirs: _Way(theirs, mine, line, line.down, 2)}
-    clock = time.monotonic
-    while True:
-        due = min((w.queue[0][0] for w in ways.values() if w.queue), default=None)
-        patience = None if due is None else max(0.0, due - clock())
-        readable, _, _ = select.select(list(ways), [], [], patience)
-        now = clock()
-        for end in readable:
-            ways[end].take(now)
-        now = clock()
-        for way in ways.values():
-            way.give(now)
-
-
-# ---- does it do what it says ----------------------------------------------------------------------------------
-
-
-def selftest() -> None:
-    """Delay, rate, loss, who reaches whom behind which NAT, cut, mend, renumber, forget. Raises AssertionError."""
-    with Lab("selftest") as lab:
-        lab.host("one")
-        lab.host("two")
-        for nat in NATS[1:]:
-            for n in (1, 2):
-                lab.router(f"{nat}{n}", nat=nat, lan=f"192.168.{n}.0/24")
-                lab.host(f"in-{nat}{n}", behind=f"{nat}{n}")
-        for nat in NATS[1:]:
-            one, two, inside = _udp(lab, "one"), _udp(lab, "two"), _udp(lab, f"in-{nat}1")
-            seen = [_heard(inside, s, s.getsockname()) for s in (one, two)]
-            stranger = _heard(_udp(lab, "two"), inside, seen[0]) is not None  # another port than was sent to
-            print(f"{nat:<16} one mapping for all: {seen[0] == seen[1]!s:<6} strangers get in: {stranger}")
-            assert all(a and a[0] == lab.address(f"{nat}1") for a in seen)
-            assert (seen[0] == seen[1], stranger) == (nat != "symmetric", nat == "full-cone"), nat
-            assert _heard(one, inside, seen[0]), "who was sent to may answer"
-        for a, b in ((a, b) for i, a in enumerate(NATS[1:]) for b in NATS[1 + i :]):
-            punched = _punch(lab, f"in-{a}1", f"in-{b}2")
-            print(f"{a:<16} {b:<16} hole punching: {punched}")
-            assert punched == ("full-cone" in (a, b) or a == b == "port-restricted"), (a, b)
-
-        one, inside = _udp(lab, "one"), _udp(lab, "in-port-restricted1")
-        old = _heard(inside, one, one.getsockname())
-        lab.cut("port-restricted1")
-        assert not _heard(inside, one, one.getsockname()) and not _heard(one, inside, old), "cut"
-        lab.mend("port-restricted1")
-        assert _heard(one, inside, old), "mended, the flow is known still"
-        lab.forget("port-restricted1")
-        assert not _heard(one, inside, old), "forgotten"
-        new = lab.renumber("port-restricted1")
-        assert (_heard(inside, one, one.getsockname()) or ("",))[0] == new, "renumbered"
-        lab.forward("port-restricted1", 4000, "in-port-restricted1")
-        assert _heard(one, _udp(lab, "in-port-restricted1", 4000), (new, 4000)), "port forwarding"
-        if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-            print("lines: not tested, /dev/net/tun cannot be opened")
-            return
-
-        lab.host("far", line=Line(delay=0.05, up=8e6, down=4e6))
-        lab.host("lossy", line=Line(loss=0.2))
-        one, far = _udp(lab, "one"), _udp(lab, "far")
-        trips = []
-        for _ in range(5):
-            start = time.monotonic()
-            assert _heard(one, far, far.getsockname(), 1.0) and _heard(far, one, one.getsockname(), 1.0)
-            trips.append(time.monotonic() - start)
-        print(f"50 ms one way    {min(trips) * 1000:.1f} ms there and back")
-        assert 0.1 <= min(trips) < 0.115, trips
-        for source, target, rate in (("far", "one", 8e6), ("one", "far", 4e6)):
-            measured = _tcp_rate(lab, source, target, 2.0)
-            print(f"{rate / 1e6:.0f} Mbit/s line     {measured / 1e6:.1f} Mbit/s of TCP")
-            assert 0.7 * rate < measured < 1.2 * rate, (source, measured)  # what waited for a lost packet comes at once
-        lossy = _udp(lab, "lossy")
-        came = sum(_heard(one, lossy, lossy.getsockname(), 0.01) is not None for _ in range(300))
-        assert 0.7 < came / 300 < 0.9, f"20% loss: {came} of 300 came"
-    assert not any(
-        "selftest-" in line for line in subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout.split()
-    )
-    print("the lab does what it says")
-
-
-def _udp(lab: Lab, name: str, port: int = 0) -> socket.socket:
-    with lab.at(name):
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    made.bind((lab.address(name), port))
-    return made
-
-
-def _heard(
-    source: socket.socket, target: socket.socket, address: tuple[str, int] | None, patience: float = 0.1
-) -> tuple[str, int] | None:
-    """Send a word to an address; from where it came to the target, None if it did not."""
-    word = random.randbytes(8)
-    assert address is not None
-    source.sendto(word, address)
-    target.settimeout(patience)
-    with contextlib.suppress(TimeoutError):
-        while True:
-            data, sender = target.recvfrom(100)
-            if data == word:
-                return sender  # type: ignore[no-any-return]
-    return None
-
-
-def _punch(lab: Lab, a: str, b: str) -> bool:
-    """Both learn from a public host where they are seen, and send to each other."""
-    one = _udp(lab, "one")
-    ends = _udp(lab, a), _udp(lab, b)
-    seen = [_heard(end, one, one.getsockname()) for end in ends]
-    came = [_heard(ends[i], ends[1 - i], seen[1 - i], 0.05) for i in (0, 1, 0, 1)]
-    # Where only one side's mapping is as was said, the other answers to where it was called from.
-    return all(came[-2:]) or any(_heard(ends[1 - i], ends[i], c) for i, c in zip((0, 1, 0, 1), came, strict=True) if c)
-
-
-def _tcp_rate(lab: Lab, source: str, target: str, seconds: float) -> float:
-    with lab.at(target):
-        listening = socket.create_server((lab.address(target), 0))
-    with lab.at(source):
-        sending = socket.create_connection(listening.getsockname())
-    pid = os.fork()
-    if pid == 0:
-        _die_with_parent()
-        with contextlib.suppress(OSError):
-            while True:
-                sending.sendall(bytes(65536))
-        os._exit(0)
-    came, warm, receiving = 0, time.monotonic() + 1.0, listening.accept()[0]
-    while (now := time.monotonic()) < warm + seconds:
-        chunk = len(receiving.recv(1 << 20))
-        came += chunk if now > warm else 0
-    receiving.close()
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return came * 8 / seconds
-
-
 def main() -> None:
     command, *rest = sys.argv[1:] or [""]
     if command == "clean":
@@ -626,9 +428,11 @@ def main() -> None:
     elif command in ("check", "selftest"):
         if why := possible():
             sys.exit(why)
-        lines = os.access("/dev/net/tun", os.R_OK | os.W_OK)
-        print("possible: namespaces and NAT, " + ("lines" if lines else "no lines: /dev/net/tun cannot be opened"))
+        no_lines = lines.possible()
+        print("possible: namespaces and NAT, " + (f"no lines: {no_lines}" if no_lines else "lines"))
         if command == "selftest":
+            from tests.field.selftest import selftest
+
             selftest()
     else:
         print(__doc__)

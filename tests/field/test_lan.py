@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.field import lab
-from tests.field.homes import HERE, MODEL
+from tests.field.homes import HERE, MODEL, impossible
 from tests.field.lab import Lab
 
-why = lab.possible() or (None if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "/dev/net/tun cannot be opened")
+why = impossible()
 pytestmark = [pytest.mark.processes, pytest.mark.skipif(why is not None, reason=why or "")]
 
 ASKING = """

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable
 
 import pytest
 
-from tests.field import lab
-from tests.field.homes import Homes
+from tests.field.homes import Homes, impossible
 
-why = lab.possible() or (None if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "/dev/net/tun cannot be opened")
+why = impossible()
 pytestmark = [pytest.mark.processes, pytest.mark.soak, pytest.mark.skipif(why is not None, reason=why or "")]
 
 NAT = ["port-restricted"]

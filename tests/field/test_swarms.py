@@ -6,15 +6,13 @@ Times are printed (`-s`). They are asserted where they are what somebody waits f
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 
 import pytest
 
-from tests.field import lab
-from tests.field.homes import Homes, circuit
+from tests.field.homes import Homes, circuit, impossible
 
-why = lab.possible() or (None if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "/dev/net/tun cannot be opened")
+why = impossible()
 pytestmark = [pytest.mark.processes, pytest.mark.soak, pytest.mark.skipif(why is not None, reason=why or "")]
 
 KINDS = {

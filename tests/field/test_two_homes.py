@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from tests.field import lab
-from tests.field.homes import Homes, circuit
+from tests.field.homes import Homes, circuit, impossible
 
-why = lab.possible() or (None if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "/dev/net/tun cannot be opened")
+why = impossible()
 pytestmark = [pytest.mark.processes, pytest.mark.skipif(why is not None, reason=why or "")]
 
 

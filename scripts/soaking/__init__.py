@@ -1,0 +1,1 @@
+"""Real processes under random faults: `scripts/soak.py`."""
