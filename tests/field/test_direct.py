@@ -8,14 +8,14 @@ import signal
 
 import pytest
 
-from tests.field import lab
-from tests.field.homes import Homes, circuit
+from tests.field.homes import Homes, circuit, impossible
 
-why = lab.possible() or (None if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "/dev/net/tun cannot be opened")
+why = impossible()
 pytestmark = [pytest.mark.processes, pytest.mark.soak, pytest.mark.skipif(why is not None, reason=why or "")]
 
 NAT = ["port-restricted"]
 PUBLIC = ("one", "two", "three", "four")
+TOKENS = 600
 MOVED = "a shorter way has come up"
 
 
@@ -51,6 +51,32 @@ def test_a_running_session_needs_no_forwarder_after_fifteen_seconds() -> None:
         print(f"\nit {moved}; longest gap {max(gaps):.2f} s, usual {sorted(gaps)[75]:.2f} s")
         assert max(gaps) < 3.0
         assert "reroute" not in homes.log("writer").read_text()
+
+
+def test_a_direct_way_that_dies_is_left_for_a_forwarder_and_found_again() -> None:
+    """Only the way between the homes is shut, so that go-libp2p's own try, with the new circuit, comes to nothing."""
+    with Homes({"alice": NAT, "bob": NAT}, PUBLIC) as homes:
+        homes.start_server("server", "alice", "0:8")
+        homes.wait_until_online("server")
+        homes.start_writer("writer", "bob", 20, TOKENS, 0.1)
+        began = homes.said("writer", lambda line: "token" in line)["at"]
+        over = homes.said("writer", lambda line: line.get("at", 0.0) > began + 15)["at"]
+        moved = homes.log("writer").read_text().count(MOVED)
+        homes.lab.shut(homes.router("alice"), homes.lab.address(homes.router("bob")))
+        back = homes.said("writer", lambda line: line.get("at", 0.0) > over + 20.0)["at"]
+        homes.lab.open(homes.router("alice"), homes.lab.address(homes.router("bob")))
+        homes.wait(lambda: homes.log("writer").read_text().count(MOVED) > moved, "writer", 90)
+        found = homes.lines("writer")[-1]["at"]
+        for name in PUBLIC:
+            os.killpg(homes.processes[name].pid, signal.SIGSTOP)
+        said = homes.finished("writer", 180)
+        at = [line["at"] for line in said if "token" in line]
+        gaps = [(later - earlier, earlier) for earlier, later in itertools.pairwise(at)]
+        left = max(gap for gap, when in gaps if when >= over - 1)
+        print(f"\nnext token {left:.1f} s after the way was shut; direct again {found - back:.1f} s after it was open")
+        assert said[-1]["text"] == right(homes, 20, TOKENS)
+        assert left < 15.0
+        assert max(gap for gap, when in gaps if when > found) < 3.0, "no forwarder is needed any more"
 
 
 def test_what_follows_goes_through_no_forwarder() -> None:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import base58
 import pytest
 
 from swarm.config import ForwardConfig, NetworkConfig
@@ -27,6 +28,7 @@ from swarm.net.base import Stream
 from swarm.net.hivemind import daemon as module
 from swarm.net.hivemind.directory import HivemindDirectory, open_directory
 from swarm.net.hivemind.host import HivemindHost, create_host
+from swarm.net.hivemind.knock import knock
 from swarm.net.hivemind.signs import Signs
 from swarm.net.identity import Identity
 from swarm.types import ModelInfo, ServerRecord, Span
@@ -419,6 +421,20 @@ def test_who_cannot_be_dialled_is_reached_through_a_bootstrap_peer(monkeypatch: 
         for _ in range(10):
             await stream.send(bytes(100_000))
             assert await stream.receive(100_000) == bytes(100_000), "more than go-libp2p's relay lets through"
+
+        knocking = asyncio.create_task(knock(client.open_raw, client.identity, bootstrap.peer_id, hidden.peer_id))
+        me, most = base58.b58decode(client.peer_id), 0
+        while not knocking.done():
+            links = await hidden.daemon.connections()
+            most = max(most, sum(peer == me and "/p2p-circuit" in address for peer, address in links))
+            await asyncio.sleep(0.02)
+        await knocking
+        assert most == 2, "p2pd took it for another connection of this peer"
+        await stream.send(b"still here")
+        assert await stream.receive(100) == b"still here"
+        stranger = Identity.generate().peer_id
+        with pytest.raises(PeerUnreachable, match="CONNECTION_FAILED"):
+            await knock(client.open_raw, client.identity, bootstrap.peer_id, stranger)
 
     scenario(main)
 

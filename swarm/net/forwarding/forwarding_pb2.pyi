@@ -110,6 +110,14 @@ class AutoNat(_message.Message):
     dial_response: AutoNat.DialResponse
     def __init__(self, type: _Optional[_Union[AutoNat.Type, str]] = ..., dial: _Optional[_Union[AutoNat.Dial, _Mapping]] = ..., dial_response: _Optional[_Union[AutoNat.DialResponse, _Mapping]] = ...) -> None: ...
 
+class NoisePayload(_message.Message):
+    __slots__ = ("identity_key", "identity_sig")
+    IDENTITY_KEY_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_SIG_FIELD_NUMBER: _ClassVar[int]
+    identity_key: bytes
+    identity_sig: bytes
+    def __init__(self, identity_key: _Optional[bytes] = ..., identity_sig: _Optional[bytes] = ...) -> None: ...
+
 class Seen(_message.Message):
     __slots__ = ("address", "circuits", "most", "others")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]

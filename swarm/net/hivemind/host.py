@@ -8,6 +8,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import swarm.net.patches  # noqa: F401  isort: skip  (before hivemind)
@@ -28,6 +29,8 @@ from swarm.net.guard import Guard
 from swarm.net.hivemind.callers import Caller, RawHandler
 from swarm.net.hivemind.daemon import STREAM_BUFFER, Daemon, Refused
 from swarm.net.hivemind.heard import HeardReader, listen
+from swarm.net.hivemind.holes import Holes
+from swarm.net.hivemind.knock import knock
 from swarm.net.hivemind.reachability import Found, Reachability
 from swarm.net.hivemind.shorter_ways import ShorterWays
 from swarm.net.hivemind.signs import Signs
@@ -76,7 +79,8 @@ class HivemindHost:
         self._server: asyncio.Server | None = None
         self._socket = daemon.folder / "streams.sock"
         self._streams: set[HivemindStream] = set()
-        self._ways = ShorterWays(daemon.connections, self._streams)
+        holes = Holes(partial(knock, self.open_raw, identity), lambda: self.visible)
+        self._ways = ShorterWays(daemon.connections, self._streams, holes)
         self._pulse = Pulse(Signs(daemon), self._streams, self._kept, lambda: self.joined)
         self._ending: set[Farewell] = set()
         self._serving, self._background = Tasks(log), Tasks(log)
