@@ -573,6 +573,7 @@ def test_what_is_loaded_is_not_initialised_again(served: Serve, whole: Whole) ->
     torch.testing.assert_close(model(IDS).logits, whole("llama+untied")(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.soak
 @torch.no_grad()
 @pytest.mark.filterwarnings("default")
 def test_the_ends_are_compiled_around_the_blocks(served: Serve, whole: Whole) -> None:

@@ -97,7 +97,7 @@ def world() -> World:
     return World(peers=PEERS, seed=0)
 
 
-@pytest.mark.parametrize("hops", [4, 8, 16])
+@pytest.mark.parametrize("hops", [pytest.param(4, marks=pytest.mark.soak), 8, pytest.param(16, marks=pytest.mark.soak)])
 def test_routes_are_nearly_as_short_as_they_can_be(world: World, hops: int) -> None:
     swarm = Swarm(world, hops, seed=hops)
     over = []
