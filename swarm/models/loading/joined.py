@@ -35,9 +35,8 @@ MADE_IN = "_swarm_made_in"
 def joined_blocks(config: PretrainedConfig, form: Form = Form.TEXT) -> tuple[Span, ...]:
     """Runs of at least two blocks between which a model of this configuration cannot be cut, in order. Empty where
     there are none, and where the outline does not run without numbers: the checks at load then say so."""
-    model = outline(model_class(config, form), config, form)
     try:
-        return runs(_read(model))
+        return runs(_read(outline(model_class(config, form), config, form)))
     except Exception as error:  # each model that looks at numbers says in its own way that there are none
         log.debug("which blocks belong together is seen at load: %r", error)
         return ()
@@ -68,13 +67,26 @@ class _Origins(TorchFunctionMode):
         given = list(_tensors((args, kwargs or {})))
         result = func(*args, **(kwargs or {}))
         makers = [maker for each in given if (maker := getattr(each, MADE_IN, None)) is not None]
-        if self.block is not None:
+        made = list(_made(func, args, given, result))
+        if self.block is not None and made:  # of others' shapes every block may know
             self.read.update((maker, self.block) for maker in makers if maker != self.block)
         here = self.block if self.block is not None else max(makers, default=None)
-        for each in _tensors(result):
+        for each in made:
             if here is not None and not isinstance(each, nn.Parameter):
                 setattr(each, MADE_IN, here)
         return result
+
+
+def _made(
+    func: Callable[..., Any], args: Sequence[Any], given: Sequence[torch.Tensor], result: Any
+) -> Iterator[torch.Tensor]:
+    """What a function has made or changed: not what it gives back as it was, such as `to` where nothing changes."""
+    name = getattr(func, "__name__", "")
+    if name == "__setitem__" or (name.endswith("_") and not name.startswith("__")):
+        yield args[0]
+        return
+    as_it_was = {id(each) for each in given}
+    yield from (each for each in _tensors(result) if id(each) not in as_it_was)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

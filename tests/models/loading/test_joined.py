@@ -33,7 +33,7 @@ def test_pairs_become_the_longest_runs(read: list[tuple[int, int]], together: li
     assert [str(run) for run in runs(read)] == together
 
 
-@pytest.mark.parametrize("kind", ["llama", "mixtral", "qwen3_next", "gpt2", "deepseek_v32"])
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "qwen3_next", "gpt2", "deepseek_v32", "llama4_text", "mpt"])
 def test_most_models_can_be_cut_anywhere(kind: str) -> None:
     assert joined_blocks(small_config(kind)) == ()
 
