@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from swarm.client.diagnosis import Fault, Suspect
-from swarm.client.trust import Limits, Link, Needs, Trust
+from swarm.client.trust import Limits, Link, Needs, Process, Trust
 from swarm.config import ClientConfig
 from swarm.errors import (
     ComputeFailed,
@@ -104,7 +104,7 @@ class Blame:
         """A step is late, and this is held up by whom."""
         hops, index = route.hops, min(suspect.index, len(route.hops) - 1)
         if suspect.fault is not Fault.LINK or not 0 < suspect.index < len(hops):
-            give_up = self._cut_off if suspect.silent and hops[index].server.relayed else self._give_up
+            give_up = self._cut_off if suspect.silent and hops[index].server.relayed else self._absent
             return give_up(hops[index], now, suspect.reason)
         self._trust.links.add((hops[index - 1].peer_id, hops[index].peer_id), now, why=suspect.reason)
         if index - 1 not in route.relayed_links:
@@ -115,7 +115,7 @@ class Blame:
     def leaves(self, hop: Hop, deadline: float, now: float) -> None:
         """Its server goes, in `deadline` seconds; the hop is kept until there is a successor."""
         seconds = min(max(deadline, SHORTEST_LEAVE), LONGEST_LEAVE)
-        self._trust.peers.add(hop.peer_id, now, seconds, "is leaving")
+        self._trust.peers.add(hop.peer_id, now, seconds, "is leaving", process=_process(hop))
 
     def link_down(self, route: Route, index: int, now: float, *, closed_here: bool) -> None:
         """Hop `index` cannot send on. `closed_here`: this client has ended the epoch's streams itself."""
@@ -198,7 +198,7 @@ class Blame:
             return Verdict({hop.key: Parting.CLOSED})
         if isinstance(error, PeerUnreachable | StreamClosed) and hop.server.relayed:
             return self._cut_off(hop, now, _said(hop, error))
-        return self._give_up(hop, now, _said(hop, error), error.retry_after if isinstance(error, ServerBusy) else None)
+        return self._absent(hop, now, _said(hop, error), error.retry_after if isinstance(error, ServerBusy) else None)
 
     def _learns(self, hop: Hop, error: SwarmError) -> bool:
         """Whether a server says that this is more than it ever allows. It serves those well who ask for less: whoever
@@ -231,19 +231,25 @@ class Blame:
     def _cut_off(self, hop: Hop, now: float, why: str) -> Verdict:
         """It may be the way to this peer that is gone, a forwarder or what a router translated: there is another, or it
         is back soon."""
-        self._trust.peers.add(hop.peer_id, now, why=why, longest=self._config.avoid_peer)
+        self._trust.peers.add(hop.peer_id, now, why=why, longest=self._config.avoid_peer, process=_process(hop))
         return Verdict({hop.key: Parting.DROPPED})
+
+    def _absent(self, hop: Hop, now: float, why: str, seconds: float | None = None) -> Verdict:
+        """As `_give_up`, until its server is started again."""
+        return self._give_up_key(hop.key, now, why, seconds, _process(hop))
 
     def _give_up(self, hop: Hop, now: float, why: str, seconds: float | None = None) -> Verdict:
         return self._give_up_key(hop.key, now, why, seconds)
 
-    def _give_up_key(self, key: HopKey, now: float, why: str, seconds: float | None = None) -> Verdict:
+    def _give_up_key(
+        self, key: HopKey, now: float, why: str, seconds: float | None = None, process: Process | None = None
+    ) -> Verdict:
         """This peer is not used for a while; its session is let go."""
         if seconds is not None:
             # Longer than the next attempts wait, so that they go elsewhere, however soon it promises room.
             seconds = max(seconds, self._config.retry_base * 2 ** min(self.setbacks, 7))
         peer_id, _ = key
-        self._trust.peers.add(peer_id, now, seconds, why)
+        self._trust.peers.add(peer_id, now, seconds, why, process=process)
         return Verdict({key: Parting.DROPPED if seconds is None else Parting.CLOSED})
 
     def _count_failure(self, error: SwarmError) -> SwarmError | None:
@@ -254,6 +260,10 @@ class Blame:
         ends = GenerationFailed(f"the same step failed {self._step_failures} times; the last failure: {error}")
         ends.__cause__ = error
         return ends
+
+
+def _process(hop: Hop) -> Process:
+    return Process(hop.server.instance, hop.server.expires)
 
 
 def _said(hop: Hop, error: SwarmError) -> str:

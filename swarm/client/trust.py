@@ -20,11 +20,25 @@ Link = tuple[PeerId, PeerId]
 
 
 @dataclass(frozen=True, slots=True)
+class Process:
+    """Of a peer, as its record says. `expires`: when that record does, by which the newer of two is known."""
+
+    instance: int
+    expires: float
+
+    def follows(self, other: Process) -> bool:
+        """Whether the peer was started again since."""
+        return self.instance != other.instance and self.expires > other.expires
+
+
+@dataclass(frozen=True, slots=True)
 class Avoided:
-    """Until when something is avoided, by the loop's clock, and the last reason."""
+    """Until when something is avoided, by the loop's clock, and the last reason. `process`: what was not there; another
+    may be. None: that does not matter."""
 
     until: float
     why: str
+    process: Process | None = None
 
 
 class Avoidance(Generic[T]):
@@ -37,7 +51,14 @@ class Avoidance(Generic[T]):
         self._failures: dict[T, int] = {}
 
     def add(
-        self, thing: T, now: float, seconds: float | None = None, why: str = "", *, longest: float | None = None
+        self,
+        thing: T,
+        now: float,
+        seconds: float | None = None,
+        why: str = "",
+        *,
+        longest: float | None = None,
+        process: Process | None = None,
     ) -> None:
         """It failed. `seconds`: for how long to avoid it; None: twice as long as after the failure before.
 
@@ -47,12 +68,21 @@ class Avoidance(Generic[T]):
         first, most = (self.first, self.longest) if longest is None else (longest / 16, longest)
         wait = min(first * 2 ** min(failures - 1, 16), most) if seconds is None else seconds
         known = self._avoided.get(thing)
-        self._avoided[thing] = Avoided(max(known.until if known else 0.0, now + wait), why)
+        until = known.until if known else 0.0
+        if known is not None and known.process is None and until > now:
+            process = None  # what was wrong before is not made good by that
+        self._avoided[thing] = Avoided(max(until, now + wait), why, process)
 
     def forgive(self, thing: T) -> None:
         """It worked: the next failure counts as a first one."""
         self._failures.pop(thing, None)
         self._avoided.pop(thing, None)
+
+    def started(self, thing: T, process: Process) -> None:
+        """It runs again: what was not there is. The next failure counts as before."""
+        known = self._avoided.get(thing)
+        if known is not None and known.process is not None and process.follows(known.process):
+            del self._avoided[thing]
 
     def active(self, now: float) -> Mapping[T, Avoided]:
         """What is to be kept away from at `now`."""

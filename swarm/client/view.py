@@ -17,7 +17,7 @@ from swarm.client.paying import Payer
 from swarm.client.routing import Conditions, agreed_fingerprints, find_route, repair
 from swarm.client.standings import load, save
 from swarm.client.surroundings import explore
-from swarm.client.trust import Limits, Needs, Trust
+from swarm.client.trust import Limits, Needs, Process, Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
 from swarm.errors import DaemonFailed, InvalidInput, MissingBlocks, NetworkError, NoServerFits
@@ -156,6 +156,8 @@ class View:
     def _take(self, found: Sequence[ServerRecord]) -> None:
         self.found = list({(r.peer_id, r.span): r for r in sorted(found, key=lambda r: r.expires)}.values())
         self.records = [record for record in found if self._fits(record)]
+        for record in self.found:
+            self.trust.peers.started(record.peer_id, Process(record.instance, record.expires))
 
     async def _others(self) -> list[ModelInfo]:
         """The other models of the swarm; none where somebody has announced this one of late."""

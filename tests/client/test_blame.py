@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from swarm.client.blame import Blame, Parting, Verdict
 from swarm.client.diagnosis import Fault, Suspect
-from swarm.client.trust import Limits, Needs, Trust
+from swarm.client.trust import Limits, Needs, Process, Trust
 from swarm.config import ClientConfig
 from swarm.contract import Contract
 from swarm.errors import (
@@ -101,6 +101,17 @@ def test_who_leaves_is_avoided_for_as_long_as_it_says_within_reason() -> None:
         blame, trust = begun()
         blame.leaves(HOPS[1], deadline, 0.0)
         assert trust.peers.active(0.0)["b"].until == seconds
+
+
+def test_who_was_not_there_is_used_again_once_it_is_started_and_who_did_wrong_is_not() -> None:
+    blame, trust = begun()
+    blame.leaves(HOPS[0], 30.0, 0.0)
+    blame.refused(HOPS[1], StreamClosed("gone"), 0.0)
+    blame.failed(HOPS, 2, ComputeFailed("no such kernel"), 0.0)
+    assert trust.peers.active(0.0).keys() == {hop.peer_id for hop in HOPS[:3]}
+    for hop in HOPS:
+        trust.peers.started(hop.peer_id, Process(hop.server.instance + 1, hop.server.expires + 1))
+    assert trust.peers.active(0.0).keys() == {HOPS[2].peer_id}
 
 
 # ---- doubts ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.client.trust import Avoidance
+from swarm.client.trust import Avoidance, Process
 
 
 def test_each_failure_doubles_the_time_until_it_is_long_enough() -> None:
@@ -42,6 +42,27 @@ def test_forgiving_a_stranger_changes_nothing() -> None:
     avoidance.add("peer", 0.0)
     avoidance.forgive("nobody")
     assert avoidance.active(0.5).keys() == {"peer"}
+
+
+def test_who_was_not_there_and_is_started_again_is_tried_at_once() -> None:
+    avoidance, before, after = Avoidance[str](10.0, 60.0), Process(1, 100.0), Process(2, 130.0)
+    avoidance.add("peer", 0.0, process=before)
+    avoidance.started("peer", before)
+    avoidance.started("peer", Process(1, 130.0))
+    avoidance.started("peer", Process(7, 90.0))
+    assert "peer" in avoidance.active(1.0), "the same process, or a record of an older one"
+    avoidance.started("peer", after)
+    assert "peer" not in avoidance.active(1.0)
+    avoidance.add("peer", 2.0, process=after)
+    assert avoidance.active(2.0)["peer"].until == 22.0, "it failed before"
+
+
+def test_who_did_wrong_is_avoided_also_when_it_is_started_again() -> None:
+    avoidance = Avoidance[str](10.0, 60.0)
+    avoidance.add("peer", 0.0, 30.0)
+    avoidance.add("peer", 1.0, 50.0, process=Process(1, 100.0))
+    avoidance.started("peer", Process(2, 130.0))
+    assert "peer" in avoidance.active(29.0)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.0, 100.0), st.one_of(st.none(), st.floats(0, 90)))))
