@@ -61,6 +61,11 @@ def test_a_span_computes_with_the_numbers_of_its_grid(checkpoints: Any, kind: st
     whole = Span(0, len(blocks))
     span = load_span(folder, whole, quantization=quantization, progress=False)
     assert (run(span, hidden) - right).norm() < 5e-3 * (right - hidden).norm()
+    for ours, theirs in zip(span._model.blocks, blocks, strict=True):
+        for name, experts in ours.named_modules():
+            if isinstance(experts, ExpertWeights):
+                dense = torch.stack([layer.grid.dense() for layer in experts.layers])  # type: ignore[union-attr, operator]
+                assert torch.equal(dense.mT if experts.transposed else dense, theirs.get_parameter(name)), name
     plain = load_span(folder, whole, progress=False)
     assert span.proven.batched == plain.proven.batched
     assert span.proven.can_rollback == plain.proven.can_rollback
