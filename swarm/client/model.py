@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from swarm.client.remote_blocks import BlockingTraining, RemoteBlocks
 from swarm.client.session import Notice
@@ -77,69 +77,57 @@ class DistributedModelForCausalLM:
         Raises ModelNotFound, BadCheckpoint, UnsupportedModel, InvalidInput, NotEnoughMemory before anything is loaded
         that does not fit, and what `connect` raises.
         """
-        if head is not None and not cls.form.is_of_text:
-            raise InvalidInput(f"head={head!r} is where a vocabulary is: a {cls.form.value} has none, leave it out")
-        if embeddings is not None and not cls.form.is_of_text:
-            raise InvalidInput(f"embeddings={embeddings!r} goes with a head of a vocabulary: leave it out")
         arguments = sort({"dtype": dtype, **options})
+        cls._check_vocabulary(head=head, embeddings=embeddings)
         checkpoint = cls._as_asked(arguments.open(pretrained_model_name_or_path))
         config = _client_config(arguments.others, checkpoint.config)
-        cls._check_architecture(checkpoint.config.model_type)
-        if head == REMOTE and (config.audits or config.compare == 2):
-            raise InvalidInput(
-                "head='remote': nobody audits or compares a head that servers have; leave one of both out"
-            )
-        kept = Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
-        kept = kept if local_blocks is not None or cls.form is not Form.SEEING else leading_blocks(checkpoint.config)
-        model_cost = describe(checkpoint, dtype=arguments.dtype, quantization=config.quantization)
-        config = dataclasses.replace(config, quantization=model_cost.quantization)
-        remote = _remote_span(kept, model_cost.info.blocks)
-        how: dict[str, Any] = {
-            "dtype": model_cost.dtype,
-            "quantization": config.quantization,
-            "head": head,
-            "embeddings": embeddings,
-        }
-        model, _ = load_ends(checkpoint, local_blocks=kept, device=arguments.device, progress=progress, **how)
+        _check_head(head, config)
+        kept = cls._kept(local_blocks, checkpoint.config)
+        cost = describe(checkpoint, dtype=arguments.dtype, quantization=config.quantization)
+        config = dataclasses.replace(config, quantization=cost.quantization)
+        remote = _remote_span(kept, cost.info.blocks)
+        how: dict[str, Any] = {"dtype": cost.dtype, "quantization": cost.quantization, "device": arguments.device}
+        model, _ = load_ends(checkpoint, local_blocks=kept, head=head, embeddings=embeddings, progress=progress, **how)
         begun = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         if begun:
             log.warning("%s has no %s: it is new, and to be trained", checkpoint.name, ", ".join(sorted(begun)))
         if arguments.generation_config is not None:
             model.generation_config = arguments.generation_config
-        parameters = _parameters(model_cost, remote) + (0 if model_cost.tied else head_parameters(model))
+        parameters = _parameters(cost, remote) + (0 if cost.tied else head_parameters(model))
         # As in transformers: adapters are saved with the name of what they are for.
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         joined = swarm or connect(initial_peers)
-        model = attach(
-            model,
-            joined,
-            model_cost.info,
-            config,
-            kept,
-            on_notice=on_notice,
-            parameters=parameters,
-            each=model_cost.parameters,
-        )
+        told: dict[str, Any] = {"on_notice": on_notice, "parameters": parameters, "each": cost.parameters}
+        model = attach(model, joined, cost.info, config, kept, **told)
         vars(model)["further_tokens"] = FurtherTokens(checkpoint)
-        if arguments.output_loading_info:
-            return model, {name: [] if name == "error_msgs" else set() for name in LOADING_INFO} | {
-                "missing_keys": begun
-            }
-        return model
+        return (model, _loading_info(begun)) if arguments.output_loading_info else model
+
+    @classmethod
+    def _check_vocabulary(cls, **ends: str | None) -> None:
+        """Raises InvalidInput for wishes about ends that only models of a vocabulary have."""
+        for name, wish in ends.items():
+            if wish is not None and not cls.form.is_of_text:
+                raise InvalidInput(
+                    f"{name}={wish!r} is where a vocabulary is: a {cls.form.value} has none, leave it out"
+                )
+
+    @classmethod
+    def _kept(cls, local_blocks: str | Span | None, config: PretrainedConfig) -> Span | None:
+        """The blocks that stay here."""
+        if local_blocks is None:
+            return leading_blocks(config) if cls.form is Form.SEEING else None
+        return Span.parse(local_blocks) if isinstance(local_blocks, str) else local_blocks
 
     @classmethod
     def _as_asked(cls, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint, for this class. Raises UnsupportedModel."""
         if cls.form is not Form.SEEING and only_sees(checkpoint.config):
             name = checkpoint.config.model_type
             raise UnsupportedModel(f"{name} is a model of images and text: use DistributedModelForImageTextToText")
+        if cls.architecture not in (None, checkpoint.config.model_type):
+            name = checkpoint.config.model_type
+            raise UnsupportedModel(f"this is a {name} model, not {cls.architecture}: use DistributedModelForCausalLM")
         return checkpoint.read_as(cls.form)
-
-    @classmethod
-    def _check_architecture(cls, model_type: str) -> None:
-        if cls.architecture is not None and model_type != cls.architecture:
-            raise UnsupportedModel(
-                f"this is a {model_type} model, not {cls.architecture}: use DistributedModelForCausalLM"
-            )
 
 
 class DistributedModelForImageTextToText(DistributedModelForCausalLM):
@@ -222,6 +210,16 @@ def _remote_span(local: Span | None, blocks: int) -> Span:
     if local.last > blocks or (local.first > 0 and local.last < blocks) or len(local) == blocks:
         raise InvalidInput(f"local_blocks {local} must be at the beginning or the end of the {blocks} blocks, not all")
     return Span(local.last, blocks) if local.first == 0 else Span(0, local.first)
+
+
+def _check_head(head: str | None, config: ClientConfig) -> None:
+    if head == REMOTE and (config.audits or config.compare == 2):
+        raise InvalidInput("head='remote': nobody audits or compares a head that servers have; leave one of both out")
+
+
+def _loading_info(begun: set[str]) -> dict[str, Any]:
+    """As transformers' `output_loading_info`."""
+    return {name: [] if name == "error_msgs" else set() for name in LOADING_INFO} | {"missing_keys": begun}
 
 
 def _parameters(model: Description, span: Span) -> int:
