@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from survey.reference import together
-from survey.trained import SpansTraining, difference, gradients
+from survey.trained import APART, Learning, SpansTraining, compared
 from swarm.errors import InvalidInput, UnsupportedModel
 from swarm.jobs import compute
 from swarm.models.ends.hollow import hollow_blocks
@@ -111,7 +111,7 @@ def _kept(spans: list[SpanModel], found: Sequence[SpanModel]) -> Sequence[SpanMo
 
 def how_trained(folder: Path, spans: Sequence[SpanModel]) -> str:
     """What comes of a step of training through these spans: `LoRA`, or `inputs` where nothing has plain linear layers,
-    if gradients are those of the whole model; else why they are not."""
+    if gradients are those of the whole model, and how far off they are where that is a little; else why not."""
     untrained = folder / "untrained.txt"
     if untrained.exists():
         return f"not tried: {untrained.read_text('utf-8')}"
@@ -119,13 +119,14 @@ def how_trained(folder: Path, spans: Sequence[SpanModel]) -> str:
     ids = load_file(folder / "reference.safetensors")
     client = Client(folder, spans, trains=True)
     try:
-        found = gradients(client.model, together([ids["a.ids"], ids["b.ids"]]), layers)
+        found = Learning(client.model, layers).gradients(together([ids["a.ids"], ids["b.ids"]]))
     except (UnsupportedModel, InvalidInput) as error:
         return f"refused: {error}"
     except Exception as error:  # whatever it is, the survey must show it
         return f"wrong: {' '.join(f'{type(error).__name__}: {error}'.split())}"
-    apart = difference(found, load_file(folder / "gradients.safetensors"))
-    return f"wrong: {apart}" if apart else ("LoRA" if layers else "inputs")
+    saved = load_file(folder / "gradients.safetensors")
+    right = {name: each for name, each in saved.items() if not name.startswith(APART)}
+    return compared(found, right, {name: saved[APART + name] for name in right})
 
 
 def _examined(folder: Path) -> Sequence[SpanModel]:

@@ -21,7 +21,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 from survey.configs import VOCABULARY, small_config
-from survey.trained import gradients, linear_layers
+from survey.trained import APART, Learning, linear_layers
 
 LENGTHS = (24, 21)
 """Tokens of the two prompts."""
@@ -62,7 +62,9 @@ def write(folder: Path, model_type: str) -> None:
     save_file(results, folder / "reference.safetensors")
     with saying_why(folder / "untrained.txt"):
         layers = linear_layers(model)
-        save_file(gradients(model, together(prompts()), layers), folder / "gradients.safetensors")
+        learning, ids = Learning(model, layers), together(prompts())
+        found, again = learning.gradients(ids), learning.one_by_one(ids)
+        save_file(found | {APART + name: each for name, each in again.items()}, folder / "gradients.safetensors")
         (folder / "layers.json").write_text(json.dumps(layers), encoding="utf-8")
 
 

@@ -33,10 +33,11 @@ sessions in one pass, and after a rollback.
 - **exact, one sequence a pass** ({unbatched}): the same, but every sequence runs by itself, for the reason given.
 - **refused** ({refused}): `UnsupportedModel` is raised when a server or a client loads it.
 
-Then a step of training: two texts through the three spans, with LoRA by peft beside every plain linear layer of the
-blocks, in evaluation mode. **trained** says `LoRA` where the gradients of all matrices and of the inputs are those of
-plain autograd over the whole model within 1e-5 ({lora} types), `inputs` where those of the inputs are, and no layer is
-a plain linear one ({inputs}), and else why not.
+Then a step of training: two texts through the three spans, with LoRA by peft beside the plain linear layers of the
+blocks (but not beside experts in one tensor), in evaluation mode. **trained** says `LoRA` where the gradients of all
+matrices and of the inputs are those of plain autograd over the whole model within 1e-5, or twice what that differs from
+itself text by text ({lora} types), or the largest difference where it is a little more; `inputs` where those of the
+inputs are, and no layer is a plain linear one ({inputs}); and else why not.
 
 | type | in a swarm | why | trained |
 |---|---|---|---|
@@ -61,7 +62,7 @@ above, and an answer of several tokens, against the library's own whole model.
 
 def as_page(outcomes: Sequence[Outcome], seeing: Sequence[Outcome] = ()) -> str:
     """The whole page; `seeing`: of models of images and text."""
-    trained = Counter(outcome.trained for outcome in outcomes)
+    trained = Counter(outcome.trained.partition(",")[0] for outcome in outcomes)
     numbers = {**_numbers(outcomes), "lora": trained["LoRA"], "inputs": trained["inputs"]}
     page = HEAD.format(version=transformers.__version__, **numbers) + _rows(outcomes, trained=True)
     if not seeing:

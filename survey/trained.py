@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -19,40 +20,76 @@ from swarm.models.span.model import SpanModel
 from swarm.types import Adapter, Span
 
 TOLERANCE = 1e-5
-"""Largest difference of a gradient, relative to it, both as norms, in float32."""
-NOISE = 1e-4
+"""Largest difference of a gradient, relative to it, both as norms, in float32; or twice that between the whole model's
+own and those computed text by text."""
+NEAR = 1e-4
+"""What is no further off is said with how far."""
+FLOOR = 1e-4
 """Of the largest gradient: one that is smaller is compared with this."""
-INPUTS = "inputs"
+INPUTS, APART = "inputs", "apart."
 RANK = 2
 ROOM = 1 << 30
 """Bytes for activations; of every other span none are kept."""
 
+Gradients = dict[str, torch.Tensor]
+
 
 def linear_layers(model: nn.Module) -> list[str]:
-    """The names of plain linear layers that are in a numbered module."""
-    return [name for name, module in model.named_modules() if type(module) is nn.Linear and re.search(r"\.\d+\.", name)]
+    """The names of plain linear layers that are in a numbered module, as far as peft takes them for what they are.
+
+    What is in a module of the name of one with experts in one tensor it takes for adapters of these.
+    """
+    experts = {name.split(".")[-3] for name, each in model.named_parameters() if each.ndim == 3 and name.count(".") > 2}
+    named = [name for name, module in model.named_modules() if type(module) is nn.Linear and NUMBERED.search(name)]
+    return [name for name in named if not experts & set(name.split(".")) and _is_taken(model, name)]
 
 
-def gradients(model: Any, ids: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Of the loss of `ids` `[batch, T]`, by name: of LoRA beside `layers`, which is put there, and of the embeddings
-    `[batch, T, size]`."""
-    shift: list[torch.Tensor] = []
+NUMBERED = re.compile(r"\.\d+\.")
 
-    def shifted(module: nn.Module, given: Any, embedded: torch.Tensor) -> torch.Tensor:
-        if embedded.shape[:2] != ids.shape:
+
+def _is_taken(model: nn.Module, name: str) -> bool:
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
+    except ValueError:
+        return False
+    return True
+
+
+class Learning:
+    """A model with LoRA beside `layers`, of which what is embedded is looked at, too."""
+
+    def __init__(self, model: Any, layers: Sequence[str]) -> None:
+        self.model = model
+        self._shift: list[torch.Tensor] = []
+        model.get_input_embeddings().register_forward_hook(self._shifted)
+        model.requires_grad_(False)
+        self._matrices = _lora(model, layers) if layers else {}
+
+    def gradients(self, ids: torch.Tensor) -> Gradients:
+        """Of the loss of `ids` `[batch, T]`, by name: of all matrices, and of what is embedded, `[batch, T, size]`."""
+        self._shift.clear()
+        self.model.zero_grad()
+        made = self.model(input_ids=ids, use_cache=False).logits.float()
+        loss: Any = cross_entropy(made[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        learning: dict[str, torch.Tensor] = dict(self._matrices)
+        learning |= zip([INPUTS], self._shift[-1:], strict=False)
+        # Of what nothing uses there is none, or zeros.
+        found = {name: torch.zeros_like(each) if each.grad is None else each.grad for name, each in learning.items()}
+        return {name: gradient.clone().contiguous() for name, gradient in found.items()}
+
+    def one_by_one(self, ids: torch.Tensor) -> Gradients:
+        """The same, computed text by text."""
+        found = [self.gradients(text.unsqueeze(0)) for text in ids]
+        means = {name: sum(each[name] for each in found) / len(found) for name in self._matrices}
+        inputs = [each[INPUTS] / len(found) for each in found if INPUTS in each]
+        return means | ({INPUTS: torch.cat(inputs)} if inputs else {})
+
+    def _shifted(self, module: nn.Module, given: Any, embedded: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled() or embedded.ndim != 3:
             return embedded
-        shift.append(torch.zeros_like(embedded, requires_grad=True))
-        return embedded + shift[-1]
-
-    model.get_input_embeddings().register_forward_hook(shifted)
-    model.requires_grad_(False)
-    learning = _lora(model, layers) if layers else {}
-    made = model(input_ids=ids, use_cache=False).logits.float()
-    loss: Any = cross_entropy(made[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    loss.backward()
-    found = {name: parameter.grad for name, parameter in learning.items()}
-    found[INPUTS] = shift[-1].grad if shift else None
-    return {name: gradient.contiguous() for name, gradient in found.items() if gradient is not None}
+        self._shift.append(torch.zeros_like(embedded, requires_grad=True))
+        return embedded + self._shift[-1]
 
 
 def _lora(model: Any, layers: Sequence[str]) -> dict[str, nn.Parameter]:
@@ -64,14 +101,21 @@ def _lora(model: Any, layers: Sequence[str]) -> dict[str, nn.Parameter]:
     return learning
 
 
-def difference(found: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> str | None:
-    """What is not the same of two sets of gradients; None: nothing."""
+def compared(found: Gradients, right: Gradients, again: Gradients) -> str:
+    """What is said of gradients; `again`: what is right, computed otherwise."""
     if missing := sorted(right.keys() ^ found.keys()):
-        return f"gradients of {missing[0]} and {len(missing) - 1} others are on one side only"
-    least = NOISE * max(float(each.norm()) for each in right.values())
-    apart = {name: float((found[name] - each).norm()) / max(float(each.norm()), least) for name, each in right.items()}
-    worst = max(apart, key=lambda name: apart[name])
-    return f"the gradient of {worst} differs by {apart[worst]:.1g} of it" if not apart[worst] <= TOLERANCE else None
+        return f"wrong: gradients of {missing[0]} and {len(missing) - 1} others are on one side only"
+    least = FLOOR * max(float(each.norm()) for each in right.values())
+    worst, which = 0.0, ""
+    for name, each in right.items():
+        size = max(float(each.norm()), least)
+        apart, noise = float((found[name] - each).norm()) / size, float((again[name] - each).norm()) / size
+        if not apart <= max(TOLERANCE, 2 * noise, worst):
+            worst, which = apart, name
+    if not worst <= NEAR:
+        return f"wrong: the gradient of {which} differs by {worst:.1g} of it"
+    kind = "LoRA" if len(right) > 1 else "inputs"
+    return f"{kind}, within {worst:.1g}" if worst else kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -132,7 +132,10 @@ def _plain_linear(layer: nn.Module) -> nn.Linear | None:
     if not isinstance(layer, LaidOutLinear):
         return None
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    linear.weight = nn.Parameter(layer.dense(), requires_grad=False)
+    with torch.inference_mode(mode=False), torch.no_grad():
+        dense = layer.dense()
+        # What was made in inference mode, also a view of it, is nothing that gradients go through.
+        linear.weight = nn.Parameter(dense.clone() if dense.is_inference() else dense, requires_grad=False)
     linear.bias = layer.bias
     return linear
 

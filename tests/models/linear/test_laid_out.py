@@ -52,6 +52,16 @@ def test_gradient_of_the_input_is_that_of_the_plain_layer() -> None:
 
 
 @needs_onednn
+def test_made_plain_again_in_inference_mode_gradients_go_through_it() -> None:
+    model, rows = nn.Sequential(nn.Linear(8, 32, bias=False)), torch.randn(3, 8, requires_grad=True)
+    right = model[0].weight.detach().sum(0)
+    with torch.inference_mode():
+        use_laid_out(model)
+        use_plain(model)
+    model(rows).sum().backward()
+    torch.testing.assert_close(rows.grad, right.expand(3, -1))
+
+
 def test_moved_to_another_dtype_it_is_plain_again() -> None:
     laid_out = nn.Sequential(LaidOutLinear(nn.Linear(6, 5)))
     x = torch.randn(2, 6)
