@@ -36,8 +36,8 @@ sessions in one pass, and after a rollback.
 Then a step of training: two texts through the three spans, with LoRA by peft beside the plain linear layers of the
 blocks (but not beside experts in one tensor), in evaluation mode. **trained** says `LoRA` where the gradients of all
 matrices and of the inputs are those of plain autograd over the whole model within 1e-5, or twice what that differs from
-itself text by text ({lora} types), or the largest difference where it is a little more; `inputs` where those of the
-inputs are, and no layer is a plain linear one ({inputs}); and else why not.
+itself text by text ({lora} types), or the largest difference where it is a little more; `inputs` where only those of
+the inputs were looked at ({inputs}); else why not. Where nothing is said, it was not looked at.
 
 | type | in a swarm | why | trained |
 |---|---|---|---|
