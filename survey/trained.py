@@ -81,7 +81,7 @@ class Learning:
     def one_by_one(self, ids: torch.Tensor) -> Gradients:
         """The same, computed text by text."""
         found = [self.gradients(text.unsqueeze(0)) for text in ids]
-        means = {name: sum(each[name] for each in found) / len(found) for name in self._matrices}
+        means = {name: torch.stack([each[name] for each in found]).mean(dim=0) for name in self._matrices}
         inputs = [each[INPUTS] / len(found) for each in found if INPUTS in each]
         return means | ({INPUTS: torch.cat(inputs)} if inputs else {})
 
