@@ -70,6 +70,9 @@ SPECIAL: dict[str, dict[str, dict[str, Any]]] = {
     "llama4": {"vision_config": {"intermediate_size": 128}},
     "qwen2_5_omni_thinker": {"": {"vision_start_token_id": 90, "vision_end_token_id": 91}},
     "qwen3_omni_moe_thinker": {"": {"vision_start_token_id": 90, "vision_end_token_id": 91}},
+    "gemma4_unified": {
+        "vision_config": {"mm_embed_dim": 32, "output_proj_dims": 32, "mm_posemb_size": 16, "pooling_kernel_size": 1}
+    },
     "muse_glimmer": {"": {"out_hidden_size": 128}},
     "fuyu": {"": {"patch_size": PATCH, "image_size": SIDE}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
@@ -92,6 +95,8 @@ def seeing_config(name: str) -> PretrainedConfig:
     parts: dict[str, Any] = {}
     for entry in kind.sub_configs:
         part = getattr(default, entry, None)
+        if part is None and entry == "vision_config" and inspect.isclass(kind.sub_configs[entry]):
+            part = kind.sub_configs[entry]()
         if not isinstance(part, PretrainedConfig):
             continue
         parts[entry] = (

@@ -13,14 +13,17 @@ from swarm.models.loading.layouts.choose import fault, settings_of
 
 CANNOT = "cannot be cut into spans: "
 """Before a reason that is known without loading."""
+_UNTRIED = "no small model of this type could be made to compare it with"
 _INDEXERS = "it keeps where its indexers stand in the cache beside the blocks"
 REASONS = {
     "blt": "it works on patches of bytes, with an encoder and a decoder of its own",
+    "dots3_note": _UNTRIED,
     "gemma4_assistant": "it drafts from the caches of another model",
     "gemma4_unified_assistant": "it drafts from the caches of another model",
     "git": "its decoder needs an image",
     "musicgen": "it generates audio from several codebooks at once",
     "musicgen_melody": "it generates audio from several codebooks at once",
+    "phi4_multimodal": _UNTRIED,
     "qwen4_exp": _INDEXERS,
     "qwen4_exp_text": _INDEXERS,
     "zamba": "its blocks share weights with each other",
