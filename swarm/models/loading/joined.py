@@ -65,9 +65,10 @@ class _Origins(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = list(_tensors((args, kwargs or {})))
+        before = [each._version for each in given]
         result = func(*args, **(kwargs or {}))
         makers = [maker for each in given if (maker := getattr(each, MADE_IN, None)) is not None]
-        made = list(_made(func, args, given, result))
+        made = list(_made(given, before, result))
         if self.block is not None and made:  # of others' shapes every block may know
             self.read.update((maker, self.block) for maker in makers if maker != self.block)
         here = self.block if self.block is not None else max(makers, default=None)
@@ -77,15 +78,11 @@ class _Origins(TorchFunctionMode):
         return result
 
 
-def _made(
-    func: Callable[..., Any], args: Sequence[Any], given: Sequence[torch.Tensor], result: Any
-) -> Iterator[torch.Tensor]:
-    """What a function has made or changed: not what it gives back as it was, such as `to` where nothing changes."""
-    name = getattr(func, "__name__", "")
-    if name == "__setitem__" or (name.endswith("_") and not name.startswith("__")):
-        yield args[0]
-        return
+def _made(given: Sequence[torch.Tensor], before: Sequence[int], result: Any) -> Iterator[torch.Tensor]:
+    """What a function has made or changed, by the versions of what it was given: not what it gives back as it was, such
+    as `to` where nothing changes."""
     as_it_was = {id(each) for each in given}
+    yield from (each for each, version in zip(given, before, strict=True) if each._version != version)
     yield from (each for each in _tensors(result) if id(each) not in as_it_was)
 
 
