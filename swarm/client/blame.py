@@ -75,7 +75,7 @@ class Blame:
         """Attempts to make a route since the last output came."""
         self._trust = trust
         self._config = config
-        self._doubts: dict[HopKey, int] = {}
+        self._doubts: dict[HopKey, tuple[Hop, int]] = {}
         self._strikes: Counter[PeerId] = Counter()
         self._link_failures: Counter[Link] = Counter()
         self._step_failures = 0
@@ -198,7 +198,10 @@ class Blame:
             return Verdict({hop.key: Parting.CLOSED})
         if isinstance(error, PeerUnreachable | StreamClosed) and hop.server.relayed:
             return self._cut_off(hop, now, _said(hop, error))
-        return self._absent(hop, now, _said(hop, error), error.retry_after if isinstance(error, ServerBusy) else None)
+        if isinstance(error, ServerBusy):
+            return self._absent(hop, now, _said(hop, error), error.retry_after)
+        there = isinstance(error, RemoteError | ProtocolError)
+        return (self._give_up if there else self._absent)(hop, now, _said(hop, error))
 
     def _learns(self, hop: Hop, error: SwarmError) -> bool:
         """Whether a server says that this is more than it ever allows. It serves those well who ask for less: whoever
@@ -213,19 +216,19 @@ class Blame:
 
     def doubt(self, hop: Hop, patience: int = PATIENCE) -> None:
         """Something went wrong at this hop that may be chance; `patience` times without any output, and it is not."""
-        self._doubts.setdefault(hop.key, patience)
+        self._doubts.setdefault(hop.key, (hop, patience))
 
     def judge(self, now: float) -> Verdict:
         """When the reports of an incident are together: count the doubts that nothing else has explained."""
         doubts, self._doubts = self._doubts, {}
         explained = set(self._trust.peers.active(now))
         verdict = NOTHING
-        for key, patience in doubts.items():
-            peer_id, _ = key
+        for hop, patience in doubts.values():
+            peer_id = hop.peer_id
             if peer_id not in explained:
                 self._strikes[peer_id] += 1
                 if self._strikes[peer_id] >= patience:
-                    verdict = _both(verdict, self._give_up_key(key, now, "breaks off again and again"))
+                    verdict = _both(verdict, self._absent(hop, now, "breaks off again and again"))
         return verdict
 
     def _cut_off(self, hop: Hop, now: float, why: str) -> Verdict:
@@ -236,21 +239,17 @@ class Blame:
 
     def _absent(self, hop: Hop, now: float, why: str, seconds: float | None = None) -> Verdict:
         """As `_give_up`, until its server is started again."""
-        return self._give_up_key(hop.key, now, why, seconds, _process(hop))
+        return self._give_up(hop, now, why, seconds, _process(hop))
 
-    def _give_up(self, hop: Hop, now: float, why: str, seconds: float | None = None) -> Verdict:
-        return self._give_up_key(hop.key, now, why, seconds)
-
-    def _give_up_key(
-        self, key: HopKey, now: float, why: str, seconds: float | None = None, process: Process | None = None
+    def _give_up(
+        self, hop: Hop, now: float, why: str, seconds: float | None = None, process: Process | None = None
     ) -> Verdict:
         """This peer is not used for a while; its session is let go."""
         if seconds is not None:
             # Longer than the next attempts wait, so that they go elsewhere, however soon it promises room.
             seconds = max(seconds, self._config.retry_base * 2 ** min(self.setbacks, 7))
-        peer_id, _ = key
-        self._trust.peers.add(peer_id, now, seconds, why, process=process)
-        return Verdict({key: Parting.DROPPED if seconds is None else Parting.CLOSED})
+        self._trust.peers.add(hop.peer_id, now, seconds, why, process=process)
+        return Verdict({hop.key: Parting.DROPPED if seconds is None else Parting.CLOSED})
 
     def _count_failure(self, error: SwarmError) -> SwarmError | None:
         """What fails again and again on the same step is no server's fault: it ends."""

@@ -52,7 +52,7 @@ def misfit(
         return Misfit(record, "is still loading" if record.state is ServerState.JOINING else "is leaving")
     avoided = trust.peers.active(now).get(record.peer_id)
     if avoided is not None:
-        return Misfit(record, f"{avoided.why}; tried again in {avoided.until - now:.0f} s")
+        return Misfit(record, f"{avoided.why}; tried again in {max(avoided.spared - now, 0.0):.0f} s")
     wanted = tuple(prints.get(block, b"") for block in record.span)
     other = record.contract.difference(replace(asked.on(record.span), fingerprints=wanted))
     return Misfit(record, other) if other is not None else None

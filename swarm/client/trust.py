@@ -5,6 +5,7 @@ Pure: the time is passed in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -34,11 +35,12 @@ class Process:
 @dataclass(frozen=True, slots=True)
 class Avoided:
     """Until when something is avoided, by the loop's clock, and the last reason. `process`: what was not there; another
-    may be. None: that does not matter."""
+    may be. None: that does not matter. `spared`: until when also where there is nothing else."""
 
     until: float
     why: str
     process: Process | None = None
+    spared: float = math.inf
 
 
 class Avoidance(Generic[T]):
@@ -71,7 +73,10 @@ class Avoidance(Generic[T]):
         until = known.until if known else 0.0
         if known is not None and known.process is None and until > now:
             process = None  # what was wrong before is not made good by that
-        self._avoided[thing] = Avoided(max(until, now + wait), why, process)
+        # How often it was not there says little of whether it is, and it did not ask for more time.
+        spared = now + min(wait, first) if process is not None and seconds is None else now + wait
+        spared = max(spared, known.spared if known is not None and until > now else 0.0)
+        self._avoided[thing] = Avoided(max(until, now + wait), why, process, spared)
 
     def forgive(self, thing: T) -> None:
         """It worked: the next failure counts as a first one."""
@@ -88,6 +93,10 @@ class Avoidance(Generic[T]):
         """What is to be kept away from at `now`."""
         self._avoided = {thing: avoided for thing, avoided in self._avoided.items() if avoided.until > now}
         return self._avoided
+
+    def spared(self, now: float) -> Mapping[T, Avoided]:
+        """What is to be kept away from at `now` also where there is nothing else."""
+        return {thing: avoided for thing, avoided in self.active(now).items() if avoided.spared > now}
 
 
 Excess = tuple[str, int, int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -165,8 +166,14 @@ class View:
         return [] if any(info.key == self.model.key for info in models) else models
 
     def conditions(
-        self, needs: Needs, pins: Mapping[int, bytes], apart: Mapping[PeerId, float] = MappingProxyType({})
+        self,
+        needs: Needs,
+        pins: Mapping[int, bytes],
+        apart: Mapping[PeerId, float] = MappingProxyType({}),
+        *,
+        needy: bool = False,
     ) -> Conditions:
+        """`needy`: there is no route without whom one would rather keep away from."""
         now = asyncio.get_running_loop().time()
         small = [peer for peer, limits in self.trust.limits.items() if limits.exceeded(needs) is not None]
         small += [record.peer_id for record in self.records if record.contract.places < needs.places]
@@ -178,7 +185,7 @@ class View:
         return Conditions(
             rtt_ms=self.rtt_ms,
             default_rtt_ms=min(self.rtt_ms.values(), default=50.0),
-            avoid_peers=frozenset([*self._avoided(now), *small]),
+            avoid_peers=frozenset([*self._avoided(now, needy=needy), *small]),
             avoid_links=frozenset(self.trust.links.active(now)),
             pins=pins,
             positions=needs.positions,
@@ -198,8 +205,9 @@ class View:
             except InvalidInput as error:
                 log.warning("%s", error)
 
-    def _avoided(self, now: float) -> frozenset[PeerId]:
-        return self.trust.integrity.convicted.union(self.trust.peers.active(now))
+    def _avoided(self, now: float, *, needy: bool = False) -> frozenset[PeerId]:
+        peers = self.trust.peers
+        return self.trust.integrity.convicted.union(peers.spared(now) if needy else peers.active(now))
 
     def route(
         self,
@@ -214,7 +222,9 @@ class View:
         Raises MissingBlocks with what is known of the servers that there are, NoServerFits where waiting is in vain.
         """
         try:
-            return find_route(self.seen(), span, self.conditions(needs, pins, apart), rng=self._rng)
+            with contextlib.suppress(MissingBlocks):
+                return find_route(self.seen(), span, self.conditions(needs, pins, apart), rng=self._rng)
+            return find_route(self.seen(), span, self.conditions(needs, pins, apart, needy=True), rng=self._rng)
         except MissingBlocks as missing:
             narrower = self._narrower(span, needs, pins)
             if narrower is not None:

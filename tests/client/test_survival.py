@@ -63,6 +63,46 @@ def hop(session: Session, index: int) -> str:
     return session.route.hops[index].peer_id
 
 
+@pytest.mark.parametrize("silent", [True, False])
+@pytest.mark.parametrize("seconds", [20.0, 400.0])
+def test_whoever_was_not_there_for_long_is_used_soon_after_it_is_back(seconds: float, silent: bool) -> None:
+    """The client's own network goes, and there is nobody else: who failed often is not kept away from for as long."""
+    times: list[float] = []
+
+    def now() -> float:
+        return asyncio.get_running_loop().time()
+
+    async def main() -> float:
+        world = World()
+        for name, span in SPANS.items():
+            await world.add(name, span)
+        session = world.session(name="home")
+        back = 0.0
+
+        async def gone() -> None:
+            nonlocal back
+            for name in SPANS:
+                world.network.cut("home", name, silent=silent)
+            back = now() + seconds
+            asyncio.get_running_loop().call_later(seconds, mended)
+
+        def mended() -> None:
+            for name in SPANS:
+                world.network.mend("home", name)
+
+        def on_token(index: int) -> Awaitable[None] | None:
+            times.append(now())
+            return gone() if index == 20 else None
+
+        assert await generate(session, PROMPT, 40, on_token=on_token) == reference(PROMPT, 40)
+        await session.close()
+        await asyncio.sleep(60.0)
+        await world.close()
+        return next(at for at in times if at > back) - back
+
+    assert run(main()) < 25.0
+
+
 @pytest.mark.parametrize("index", range(3))
 def test_a_hop_killed_before_every_token(index: int) -> None:
     async def kill(world: World, session: Session) -> None:

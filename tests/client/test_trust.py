@@ -57,6 +57,18 @@ def test_who_was_not_there_and_is_started_again_is_tried_at_once() -> None:
     assert avoidance.active(2.0)["peer"].until == 22.0, "it failed before"
 
 
+def test_who_was_not_there_is_spared_for_the_first_time_alone_where_there_is_nobody_else() -> None:
+    avoidance, now = Avoidance[str](10.0, 300.0), 0.0
+    for _ in range(6):
+        avoidance.add("absent", now, process=Process(1, 100.0))
+        avoidance.add("wrong", now)
+        avoidance.add("busy", now, 200.0, process=Process(1, 100.0))
+        now += 5.0
+    assert avoidance.spared(now).keys() == {"absent", "wrong", "busy"}
+    assert avoidance.spared(now + 10.0).keys() == {"wrong", "busy"}
+    assert avoidance.active(now + 200.0).keys() == {"absent", "wrong"}
+
+
 def test_who_did_wrong_is_avoided_also_when_it_is_started_again() -> None:
     avoidance = Avoidance[str](10.0, 60.0)
     avoidance.add("peer", 0.0, 30.0)
