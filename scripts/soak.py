@@ -9,7 +9,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -17,7 +19,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from scripts.soaking.faults import Faults
+from scripts.soaking.faults import Faults, Servers
 from scripts.soaking.homes import homes, impossible
 from scripts.soaking.machine import Scene, machine, sweep
 from scripts.soaking.work import Work
@@ -47,17 +49,27 @@ def main(minutes: float, clients: int, seed: int | None, field: bool, log: bool)
     own = tempfile.TemporaryDirectory(prefix="soak-")
     os.environ["TMPDIR"] = tempfile.tempdir = own.name  # what others put there is not counted
     scene = homes(clients, rng) if field else machine(clients)
-    work, faults, hung, running = soak(scene, minutes * 60, seed, rng)
+    came = soak(scene, minutes * 60, seed, rng)
     sweep()
     left = sorted(path.name for path in Path(own.name).iterdir() if not path.name.startswith("torchinductor_"))
-    print(table(seed, work, faults, hung, left, running))
-    sys.exit(bool(work.wrong or work.failed or hung or left or running))
+    print(table(seed, came, left))
+    sys.exit(bool(came.work.wrong or came.work.failed or came.hung or came.running or left))
 
 
-def soak(
-    scene: AbstractContextManager[Scene], seconds: float, seed: int, rng: random.Random
-) -> tuple[Work, Faults, int, list[int]]:
-    """Work and faults for so long; then how many generations hung, and what processes are left."""
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it. `gave_up`: servers that ended by themselves; `hung`: generations that did not; `running`: ids of
+    processes that are left."""
+
+    work: Work
+    faults: Faults
+    gave_up: int
+    hung: int
+    running: list[int]
+
+
+def soak(scene: AbstractContextManager[Scene], seconds: float, seed: int, rng: random.Random) -> Outcome:
+    """Work and faults for so long."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -73,37 +85,51 @@ def soak(
         faults = Faults(there.kinds, rng)
         while time.monotonic() < work.end:
             time.sleep(rng.uniform(*there.pause))
+            there.servers.tend()
             faults.next()
             work.look()
         faults.restore()
-        over = time.monotonic() + HUNG
-        for thread in threads:
-            thread.join(max(0.0, over - time.monotonic()))
-        hung = sum(thread.is_alive() for thread in threads)
+        hung = waited(threads, there.servers)
         kept = list(there.members.processes.values())
-    return work, faults, hung, [process.pid for process in kept if psutil.pid_exists(process.pid)]
+    running = [process.pid for process in kept if psutil.pid_exists(process.pid)]
+    return Outcome(work, faults, there.servers.gave_up, hung, running)
 
 
-def table(seed: int, work: Work, faults: Faults, hung: int, left: list[str], running: list[int]) -> str:
-    """What came of it, a line each."""
+def waited(threads: list[threading.Thread], servers: Servers) -> int:
+    """Wait for those that generate; how many do not end."""
+    over = time.monotonic() + HUNG
+    while time.monotonic() < over and any(thread.is_alive() for thread in threads):
+        servers.tend()
+        time.sleep(1.0)
+    return sum(thread.is_alive() for thread in threads)
+
+
+def table(seed: int, came: Outcome, left: list[str]) -> str:
+    """A line each."""
+    work = came.work
     lines = [
         ("seed", seed),
         ("generations", work.right + work.wrong),
         ("tokens", work.tokens),
-        ("faults", ", ".join(f"{count} × {name}" for name, count in sorted(faults.count.items()))),
-        ("told", ", ".join(f"{count} × {kind}" for kind, count in sorted(work.notices.items()))),
+        ("faults", _counted(came.faults.count)),
+        ("servers that gave up at their start", came.gave_up),
+        ("told", _counted(work.notices)),
         ("longest generation", f"{work.longest:.0f} s"),
         ("wrong", work.wrong),
-        ("failed", ", ".join(f"{count} × {name}" for name, count in work.failed.items()) or 0),
-        ("hung", hung),
+        ("failed", _counted(work.failed) or 0),
+        ("hung", came.hung),
         ("client: growth of memory", f"{work.growth(0) / 1e6:.1f} MB"),
         ("client: growth of descriptors", f"{work.growth(1):.0f}"),
         ("client: growth of threads", f"{work.growth(2):.0f}"),
         ("files left over", ", ".join(left) or 0),
-        ("processes left over", ", ".join(map(str, running)) or 0),
+        ("processes left over", ", ".join(map(str, came.running)) or 0),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)
+
+
+def _counted(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} × {name}" for name, count in sorted(counter.items()))
 
 
 if __name__ == "__main__":

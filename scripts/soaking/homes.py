@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from scripts.soaking.faults import Kind, Mend, of_servers
+from scripts.soaking.faults import Kind, Mend, Servers
 from scripts.soaking.machine import Scene
 from tests.field.homes import LINE, Homes, impossible
 
@@ -49,7 +49,9 @@ def homes(clients: int, rng: random.Random) -> Iterator[Scene]:
             for name in using:
                 with members.lab.at(name):  # its loop and its p2pd stay there
                     swarms.append(stack.enter_context(connect(list(members.peers.values()))))
-            yield Scene(members, members.model, swarms, _kinds(members, [*SERVERS, *using], rng), PAUSE)
+            servers = Servers(members, [*SERVERS], partial(_start, members))
+            kinds = {**servers.kinds(), **_kinds(members, [*SERVERS, *using], rng)}
+            yield Scene(members, servers, members.model, swarms, kinds, PAUSE)
 
 
 def _start(members: Homes, name: str) -> None:
@@ -77,7 +79,6 @@ def _kinds(members: Homes, at: list[str], rng: random.Random) -> dict[str, Kind]
         return partial(members.start_bootstrap, name)
 
     return {
-        **of_servers(members, [*SERVERS], partial(_start, members)),
         "link cut": Kind(3, [*routers], cut, BLINK),
         "Wi-Fi gone": Kind(2, [*routers], cut, WIFI),
         "router renumbered": Kind(3, [*routers], renumbered),

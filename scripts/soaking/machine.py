@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.soaking.faults import PAUSE, Kind, Members, of_servers
+from scripts.soaking.faults import PAUSE, Kind, Members, Servers
 from swarm.demo.local_swarm import LocalSwarm
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
@@ -21,6 +21,7 @@ class Scene:
     """What a soak happens to. `swarms`: what each client has joined; `pause`: seconds between two faults."""
 
     members: Members
+    servers: Servers
     model: Path
     swarms: Sequence[Any]
     kinds: dict[str, Kind]
@@ -44,10 +45,10 @@ def machine(clients: int) -> Iterator[Scene]:
             (processes.folder / "addresses").unlink(missing_ok=True)
             processes.start_bootstrap("--host-maddrs", f"/ip4/127.0.0.1/tcp/{port}")
 
-        kinds = of_servers(processes, [*SPANS], lambda name: processes.start_server(name, SPANS[name]))
-        kinds["bootstrap restarted"] = Kind(1, ["bootstrap"], restarted)
+        servers = Servers(processes, [*SPANS], lambda name: processes.start_server(name, SPANS[name]))
+        kinds = {**servers.kinds(), "bootstrap restarted": Kind(1, ["bootstrap"], restarted)}
         with connect([processes.peer]) as swarm:
-            yield Scene(processes, MODEL, [swarm] * clients, kinds)
+            yield Scene(processes, servers, MODEL, [swarm] * clients, kinds)
 
 
 def sweep() -> None:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -106,7 +107,11 @@ class LocalSwarm:
     def wait_until_online(self, *names: str) -> None:
         """Until each of these servers has said that it serves."""
         for name in names:
-            self._wait_until_said(name, "serving")
+            self._wait_for(partial(self.is_online, name), name)
+
+    def is_online(self, name: str) -> bool:
+        """Whether a server has said that it serves, since it was started."""
+        return "serving" in self.log(name).read_text()
 
     def wait_until_ready(self, *names: str) -> None:
         """Until each of these query nodes has said that it is ready."""

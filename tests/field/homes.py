@@ -124,7 +124,11 @@ class Homes:
 
     def wait_until_online(self, name: str) -> None:
         """Until a server has said that it serves."""
-        self.wait(lambda: "online: serving" in self.out(name).read_text(), name, 2 * PATIENCE)
+        self.wait(lambda: self.is_online(name), name, 2 * PATIENCE)
+
+    def is_online(self, name: str) -> bool:
+        """Whether a server has said that it serves, since it was started."""
+        return "online: serving" in self.out(name).read_text()
 
     def kill(self, name: str) -> None:
         """SIGKILL for a program and all that it started."""
