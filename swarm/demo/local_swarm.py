@@ -11,10 +11,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from swarm.errors import ProcessFailed
 
@@ -76,14 +77,7 @@ class LocalSwarm:
         own = ["--host-maddrs", LOOPBACK, "--identity-path", str(self.folder / f"{name}.key")]
         # A process that was started is known here, whenever somebody presses Ctrl-C.
         with self.log(name).open("wb") as log, uninterrupted():
-            self.processes[name] = subprocess.Popen(
-                [*_run(module), *arguments, *own],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,
-            )
+            self.processes[name] = launch(module, [*arguments, *own], log, environment)
 
     def log(self, name: str) -> Path:
         """What the process printed."""
@@ -163,6 +157,20 @@ class LocalSwarm:
             for process in self.processes.values():
                 process.wait()
             self._folder.cleanup()
+
+
+def launch(
+    module: str, arguments: Sequence[str], output: IO[bytes], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Run a command in a session of its own; what it prints goes to `output`."""
+    return subprocess.Popen(
+        [*_run(module), *arguments],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def _run(module: str) -> list[str]:

@@ -10,36 +10,34 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from swarm.wire import messages
 from swarm.wire import swarm_pb2 as pb
 from tests.net.browsers import Browser
+from tests.processes.warm import Warm
 
 pytestmark = pytest.mark.processes
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-llama"
 LOOPBACK = ("--host-maddrs", "/ip4/127.0.0.1/tcp/0")
+Launch = Callable[[str, Sequence[str], IO[bytes], Mapping[str, str]], subprocess.Popen[bytes]]
 PATIENCE = 120.0
 """Seconds until something that should happen is taken not to happen."""
 
 
 class Command:
-    """A running swarm command whose output is read from a file."""
+    """A running swarm command whose output is read from a file. `launch`: how it is started."""
 
-    def __init__(self, folder: Path, name: str, *arguments: str) -> None:
+    def __init__(self, launch: Launch, folder: Path, name: str, *arguments: str) -> None:
         self.output = folder / f"{name}-{time.monotonic_ns()}.log"
-        with self.output.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", f"swarm.cli.{name}", *arguments],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=dict(os.environ, XDG_STATE_HOME=str(folder / "state"), OMP_NUM_THREADS="1"),
-            )
+        environment = dict(os.environ, XDG_STATE_HOME=str(folder / "state"), OMP_NUM_THREADS="1")
+        with self.output.open("wb") as log:
+            self.process = launch(f"swarm.cli.{name}", arguments, log, environment)
 
     def text(self) -> str:
         return self.output.read_text()
@@ -67,17 +65,22 @@ class Command:
 class Commands:
     """Starts commands, and ends what a test left running."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warm: Warm) -> None:
         self.folder = folder
+        self.warm = warm
         self.running: list[Command] = []
 
     def start(self, name: str, *arguments: str) -> Command:
-        self.running.append(Command(self.folder, name, *arguments))
+        """As a server that has long been imported."""
+        return self._start(self.warm.start, name, *arguments)
+
+    def _start(self, launch: Launch, name: str, *arguments: str) -> Command:
+        self.running.append(Command(launch, self.folder, name, *arguments))
         return self.running[-1]
 
     def result(self, name: str, *arguments: str) -> tuple[int, str]:
-        """Run a command to its end."""
-        command = self.start(name, *arguments)
+        """Run a command to its end, as users do."""
+        command = self._start(cold, name, *arguments)
         return command.process.wait(PATIENCE), command.text()
 
     def bootstrap(self, *arguments: str) -> tuple[Command, str]:
@@ -92,9 +95,17 @@ class Commands:
         return command, file.read_text().splitlines()[0]
 
 
+def cold(
+    module: str, arguments: Sequence[str], output: IO[bytes], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """As somebody at a terminal starts it."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+
 @pytest.fixture
-def commands(tmp_path: Path) -> Iterator[Commands]:
-    running = Commands(tmp_path)
+def commands(tmp_path: Path, warm: Warm) -> Iterator[Commands]:
+    running = Commands(tmp_path, warm)
     yield running
     for command in running.running:
         command.kill()
