@@ -120,6 +120,31 @@ def test_a_server_is_found_though_enough_others_name_its_model() -> None:
     asyncio.run(main())
 
 
+def test_where_nobody_answers_it_does_not_say_that_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor before who does not answer is struck off, which hivemind does in tasks of its own."""
+
+    async def later(*given: Any, **named: Any) -> None:
+        pass
+
+    async def main() -> None:
+        bootstrap, _ = await join(CONFIG)
+        joined = replace(CONFIG, initial_peers=tuple(bootstrap.host.addresses))
+        one, _ = await join(joined)
+        two, directory = await join(joined)
+        assert await directory.lookup(MODEL.key, 4) == [], "somebody says so"
+        await bootstrap.close()
+        await one.close()
+        monkeypatch.setattr(directory._node.protocol, "update_routing_table", later)
+        try:
+            for _ in range(2):
+                with pytest.raises(NetworkError, match="none of its peers answers"):
+                    await directory.lookup(MODEL.key, 4)
+        finally:
+            await two.close()
+
+    asyncio.run(main())
+
+
 def test_a_bootstrap_peer_that_comes_back_is_found_and_finds_everybody(tmp_path: Path) -> None:
     async def main() -> None:
         soon = replace(CONFIG, rejoin=0.3, refresh=0.3)

@@ -220,14 +220,17 @@ class HivemindDirectory(SignedDirectory):
 
     async def _get(self, keys: Sequence[str]) -> Mapping[str, Any]:
         """What is stored under keys, None where nothing is. Raises NetworkError when there is nobody to ask."""
-        for again in (True, False):
-            found: Mapping[str, Any] = await self._node.get_many(keys, sufficient_expiration_time=_NEVER_ENOUGH)
-            if not self._initial or any(found.values()) or self._node.protocol.routing_table.uid_to_peer_id:
-                return found
-            # Whoever does not answer is struck off. It was found empty because nobody was asked.
-            if again:
-                await self._greet()
-        raise NetworkError("none of its peers answers")
+        found = await self._find(keys)
+        if any(found.values()) or not self._initial:
+            return found
+        # Nothing may be there, or nobody may have answered: hivemind does not tell, and strikes off later who did not.
+        if not await self._greet():
+            raise NetworkError("none of its peers answers")
+        return await self._find(keys)
+
+    async def _find(self, keys: Sequence[str]) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = await self._node.get_many(keys, sufficient_expiration_time=_NEVER_ENOUGH)
+        return found
 
     def _check_daemon(self) -> None:
         """hivemind would wait for answers, or find nothing. Raises DaemonFailed when p2pd is dead."""
@@ -251,10 +254,11 @@ class HivemindDirectory(SignedDirectory):
             await asyncio.sleep(self._config.rejoin)
             await self._greet()
 
-    async def _greet(self) -> None:
-        """Tell the initial peers that we are here, and be told so by those that answer."""
+    async def _greet(self) -> bool:
+        """Tell the initial peers that we are here, and be told so by those that answer. Whether any does."""
         pings = (self._node.protocol.call_ping(peer) for peer in self._initial)
-        await asyncio.gather(*pings, return_exceptions=True)
+        answers = await asyncio.gather(*pings, return_exceptions=True)
+        return any(isinstance(answer, DHTID) for answer in answers)
 
     async def close(self) -> None:
         """Take no more part in the directory. May be called twice."""
