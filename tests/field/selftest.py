@@ -13,8 +13,19 @@ import time
 from tests.field.lab import NATS, Lab
 from tests.field.line import Line, die_with_parent, possible
 
+_made: list[socket.socket] = []
+
 
 def selftest() -> None:
+    """As `_look`; all sockets are closed."""
+    try:
+        _look()
+    finally:
+        while _made:
+            _made.pop().close()
+
+
+def _look() -> None:
     """Delay, rate, loss, who reaches whom behind which NAT, cut, mend, renumber, forget. Raises AssertionError."""
     with Lab("selftest") as lab:
         lab.host("one")
@@ -82,6 +93,7 @@ def selftest() -> None:
 def _udp(lab: Lab, name: str, port: int = 0) -> socket.socket:
     with lab.at(name):
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    _made.append(made)
     made.bind((lab.address(name), port))
     return made
 
@@ -117,6 +129,7 @@ def _tcp_rate(lab: Lab, source: str, target: str, seconds: float) -> float:
         listening = socket.create_server((lab.address(target), 0))
     with lab.at(source):
         sending = socket.create_connection(listening.getsockname())
+    _made.extend((listening, sending))
     pid = os.fork()
     if pid == 0:
         die_with_parent()
