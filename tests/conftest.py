@@ -46,6 +46,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    config.option.loadscopereorder = False  # it would begin with the file of the most tests
     return Lanes(config, log)
 
 
