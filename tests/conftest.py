@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 os.environ["SWARM_LAN"] = "0"
 """Nobody else's network is asked; tests of that turn it on."""
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; commands in tests hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("swarm", derandomize=True, deadline=None)
 settings.load_profile("swarm")

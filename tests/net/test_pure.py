@@ -21,6 +21,7 @@ from swarm.net.base import Stream
 from swarm.net.hivemind.host import create_host
 from swarm.net.identity import Identity
 from swarm.net.pure.host import PureHost, create_pure_host
+from swarm.tasks import ended
 from swarm.wire import messages
 
 pytestmark = pytest.mark.processes
@@ -133,7 +134,12 @@ def test_a_connection_over_which_nothing_comes_any_more_is_dropped_and_made_anew
         await one.serve(PROTOCOL, echo)
         frozen = asyncio.Event()
         port = int(one.addresses[0].split("/")[4])
-        router = await asyncio.start_server(lambda *ends: carry(port, frozen, *ends), "127.0.0.1", 0)
+        carriers: set[asyncio.Task[None]] = set()
+
+        def begin(*ends: Any) -> None:
+            carriers.add(asyncio.ensure_future(carry(port, frozen, *ends)))
+
+        router = await asyncio.start_server(begin, "127.0.0.1", 0)
         through = f"/ip4/127.0.0.1/tcp/{router.sockets[0].getsockname()[1]}"
         stream = await two.open_stream(one.peer_id, PROTOCOL, [through])
         await stream.send(b"x")
@@ -147,6 +153,7 @@ def test_a_connection_over_which_nothing_comes_any_more_is_dropped_and_made_anew
         await again.send(b"y")
         assert await again.receive(10) == b"y"
         router.close()
+        await ended(*carriers)
 
     scenario(main)
 
@@ -160,9 +167,11 @@ async def carry(port: int, frozen: asyncio.Event, reader: StreamReader, writer: 
             if not frozen.is_set():
                 target.write(data)
 
-    await asyncio.gather(copy(reader, there[1]), copy(there[0], writer), return_exceptions=True)
-    for end in (writer, there[1]):
-        end.transport.abort()
+    try:
+        await asyncio.gather(copy(reader, there[1]), copy(there[0], writer), return_exceptions=True)
+    finally:
+        for end in (writer, there[1]):
+            end.transport.abort()
 
 
 def test_the_network_falls_back_to_it_and_says_so(

@@ -7,6 +7,7 @@ that one is: keys and values of other blocks, positions that others have selecte
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +37,8 @@ def joined_blocks(config: PretrainedConfig, form: Form = Form.TEXT) -> tuple[Spa
     """Runs of at least two blocks between which a model of this configuration cannot be cut, in order. Empty where
     there are none, and where the outline does not run without numbers: the checks at load then say so."""
     try:
-        return runs(_read(outline(model_class(config, form), config, form)))
+        own = copy.deepcopy(config)  # how it attends is changed
+        return runs(_read(outline(model_class(own, form), own, form)))
     except Exception as error:  # each model that looks at numbers says in its own way that there are none
         log.debug("which blocks belong together is seen at load: %r", error)
         return ()

@@ -38,6 +38,13 @@ def test_most_models_can_be_cut_anywhere(kind: str) -> None:
     assert joined_blocks(small_config(kind)) == ()
 
 
+def test_the_configuration_stays_as_it_was() -> None:
+    config = small_config("falcon")
+    before = vars(config).copy()
+    joined_blocks(config)
+    assert vars(config) == before
+
+
 def test_who_attends_to_what_others_have_selected_stays_with_them() -> None:
     assert [str(run) for run in joined_blocks(small_config("glm_moe_dsa"))] == ["0:2", "3:6"]
 
