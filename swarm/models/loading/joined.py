@@ -8,10 +8,12 @@ that one is: keys and values of other blocks, positions that others have selecte
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,9 +38,24 @@ MADE_IN = "_swarm_made_in"
 def joined_blocks(config: PretrainedConfig, form: Form = Form.TEXT) -> tuple[Span, ...]:
     """Runs of at least two blocks between which a model of this configuration cannot be cut, in order. Empty where
     there are none, and where the outline does not run without numbers: the checks at load then say so."""
+    return _found(_Model(type(config), config.to_json_string(use_diff=False), form, config))
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What is asked of, by its text: opening the same model again, as many do, need not run it again."""
+
+    kind: type[PretrainedConfig]
+    text: str
+    form: Form
+    config: PretrainedConfig = field(compare=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _found(model: _Model) -> tuple[Span, ...]:
     try:
-        own = copy.deepcopy(config)  # how it attends is changed
-        return runs(_read(outline(model_class(own, form), own, form)))
+        own = copy.deepcopy(model.config)  # how it attends is changed
+        return runs(_read(outline(model_class(own, model.form), own, model.form)))
     except Exception as error:  # each model that looks at numbers says in its own way that there are none
         log.debug("which blocks belong together is seen at load: %r", error)
         return ()
