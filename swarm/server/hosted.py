@@ -128,8 +128,8 @@ class Hosted:
 
     @property
     def trains(self) -> bool:
-        """Whether it gives gradients: in float16 they overflow."""
-        return self.config.training_bytes > 0 and self.contract.dtype != "float16" and not self.contract.joined
+        """Whether it gives gradients."""
+        return self.config.training_bytes > 0 and self.engine.runner.trains
 
     def statistics(self) -> HostedStatistics:
         """As of now."""

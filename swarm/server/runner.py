@@ -25,6 +25,10 @@ class Runner(Protocol):
     def rollback(self) -> int:
         """How many positions can be forgotten, where that is not so, of a sequence whose segments say `rollback`."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether gradients go through these blocks."""
+
     on_block: Callable[[], None] | None
     """Called after each block of a pass: the heartbeat."""
 

@@ -40,6 +40,7 @@ class ExactRunner(PastRunner):
     """Computes blocks as hashes. Raises when a sequence does not go on exactly where it ended."""
 
     can_rollback: bool = True
+    trains = True
 
     def __init__(self) -> None:
         super().__init__()

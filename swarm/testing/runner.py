@@ -33,6 +33,7 @@ class ByteRunner(abc.ABC):
     go back as far as they like, at no cost."""
 
     rollback = 0
+    trains = False
 
     def put(self, rows: Buffer, count: int) -> ByteRows:
         """Bytes of `count` rows."""

@@ -260,6 +260,7 @@ class Doubling(ByteRunner):
     """Gradients are twice as large before as after; whoever asks for 13 gets an error. Forward adds one."""
 
     can_rollback = True
+    trains = True
     on_block: Callable[[], None] | None = None
 
     def __init__(self) -> None:

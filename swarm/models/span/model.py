@@ -187,6 +187,11 @@ class SpanModel:
         ]
         return self._passes.run(lanes, job.rows.unsqueeze(0))[0]
 
+    @property
+    def trains(self) -> bool:
+        """Whether gradients go through these blocks: in float16 they overflow."""
+        return self.dtype != torch.float16 and not self.proven.tokens and not self.proven.joined
+
     def _check_afresh(self, job: Afresh[torch.Tensor] | Backward[torch.Tensor]) -> None:
         self._check_rows(job.positions, job.inputs)
         longest = max(job.counts, default=0)

@@ -95,5 +95,6 @@ def test_a_query_nodes_ends_give_the_same_logits(folder: Path) -> None:
 
 def test_blocks_that_look_at_tokens_give_no_gradients(tmp_path: Path) -> None:
     span: Any = load_span(save(tmp_path, "deepseek_v4"), Span(0, 1), progress=False)
+    assert not span.trains
     with pytest.raises(UnsupportedModel, match="no gradients"):
         span.run(Afresh(Span(0, 1), (3,), torch.zeros(3, span.hidden_size)))
