@@ -476,13 +476,13 @@ def test_a_settling_that_is_cancelled_disturbs_nobody() -> None:
 
 def in_a_thread(body: Callable[[ThreadEngine, WatchedRunner], Any], runner: WatchedRunner | None = None) -> None:
     async def main() -> None:
-        watched = runner or WatchedRunner()
+        watched, before = runner or WatchedRunner(), set(threading.enumerate())
         engine = ThreadEngine(watched)
         try:
             await asyncio.wait_for(body(engine, watched), 30.0)
         finally:
             await engine.close()
-        assert not any(thread.name == "swarm-engine" for thread in threading.enumerate())
+        assert not any(thread.name == "swarm-engine" for thread in set(threading.enumerate()) - before)
 
     asyncio.run(main())
 
