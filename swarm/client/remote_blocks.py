@@ -17,6 +17,7 @@ from swarm.client.training_parts import Found, Passed
 from swarm.client.view import View
 from swarm.types import ModelInfo, Route, Rows, Span
 from swarm.wire import swarm_pb2 as pb
+from swarm.wire.splitting import begin_split
 
 ROWS = 256
 """Rows that share a session; servers need not hold more sequences for one. Further rows have sessions of their own."""
@@ -73,21 +74,7 @@ class SpreadSession:
     def begin(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> Callable[[], list[bytes]]:
         """Issue the step of each session; returns what waits for all outputs, in the order of `rows`."""
         self._settle(rows, operations)
-        homes = [self._home[row.sequence] for row in rows]
-        steps: dict[int, tuple[list[Rows], list[pb.Operation]]] = {}
-        for operation in operations:
-            steps.setdefault(self._home[operation.source], ([], []))[1].append(operation)
-            if operation.kind != pb.Operation.FORK:
-                self._home.pop(operation.source)
-        for row, home in zip(rows, homes, strict=True):
-            steps.setdefault(home, ([], []))[0].append(row)
-        waits = {home: self._sessions[home].begin(*step) for home, step in steps.items()}
-
-        def wait() -> list[bytes]:
-            outputs = {home: iter(each()) for home, each in waits.items()}
-            return [next(outputs[home]) for home in homes]
-
-        return wait
+        return begin_split(self._sessions, self._home, rows, operations)
 
     def _settle(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> None:
         """Give each sequence that is new a session."""

@@ -8,8 +8,7 @@ from swarm.errors import InvalidInput
 from swarm.models.ends.remote_cache import RemoteSession
 from swarm.types import Rows
 from swarm.wire import swarm_pb2 as pb
-
-Steps = tuple[list[Rows], list[pb.Operation]]
+from swarm.wire.splitting import begin_split
 
 
 class MixedSession:
@@ -35,24 +34,10 @@ class MixedSession:
 
     def begin(self, rows: Sequence[Rows], operations: Sequence[pb.Operation]) -> Callable[[], list[bytes]]:
         """Issue the step of each session; returns what waits for all outputs, in the order of `rows`."""
-        steps: dict[int, Steps] = {}
         for operation in operations:
-            home = self._home[operation.source]
-            steps.setdefault(home, ([], []))[1].append(operation)
             if operation.kind != pb.Operation.FREE:
-                self._put(operation.target, home)
-            if operation.kind != pb.Operation.FORK:
-                del self._home[operation.source]
-        homes = [self._home[row.sequence] for row in rows]
-        for row, home in zip(rows, homes, strict=True):
-            steps.setdefault(home, ([], []))[0].append(row)
-        waits = {home: self._sessions[home].begin(*step) for home, step in steps.items()}
-
-        def wait() -> list[bytes]:
-            outputs = {home: iter(each()) for home, each in waits.items()}
-            return [next(outputs[home]) for home in homes]
-
-        return wait
+                self._put(operation.target, self._home[operation.source])
+        return begin_split(self._sessions, self._home, rows, operations)
 
     def close(self) -> None:
         """End all; may be called twice, and from any thread."""
